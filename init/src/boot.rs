@@ -20,6 +20,7 @@ use tokio::{
 };
 
 use alknet_provisioning::ConsoleDocument;
+use alknet_vault::slots::OpenAlkv;
 
 use crate::{
     InitError, clock,
@@ -233,15 +234,19 @@ fn prepare(mut facts: Facts, keeper: Arc<Keeper>, log: &Log) -> Booted {
     }
 }
 
-/// One attempt, with what somebody typed.
+/// One attempt, with what somebody typed. The stack on which the vault was open is overwritten.
 pub(crate) fn open(keeper: &Keeper, offer: Offer, log: &Log) -> Opened {
+    wipe::after(|| attempt(keeper, offer, log))
+}
+
+fn attempt(keeper: &Keeper, offer: Offer, log: &Log) -> Opened {
     let access = Access {
         keeper,
         offer: &offer,
         log,
     };
     let mut prepared = data::prepare(access);
-    let words = prepared.words.take();
+    let vault = prepared.vault.take();
     let data_dir = settings::data_dir(&prepared.state.mode, &prepared.state_dir);
     let clock = match clock::settle(data_dir.as_deref()) {
         Ok(source) => Clock::Local(source),
@@ -250,13 +255,12 @@ pub(crate) fn open(keeper: &Keeper, offer: Offer, log: &Log) -> Opened {
             Clock::Unset
         }
     };
+    let pasted = offer.pasted.as_ref().map(ConsoleDocument::copied);
+    let words = vault.as_ref().map(OpenAlkv::entropy);
+    let settings = Settings::read(data_dir.as_deref(), keeper, words, pasted);
+    let prepared = data::conclude(prepared, vault, &settings, access);
     Opened {
-        settings: Settings::read(
-            data_dir.as_deref(),
-            keeper,
-            words.as_ref(),
-            offer.pasted.as_ref().map(ConsoleDocument::copied),
-        ),
+        settings,
         prepared,
         clock,
         offer,

@@ -13,6 +13,8 @@ use crate::vault::{Ask, Sources, Waiting};
 #[derive(Debug)]
 pub(crate) struct Media {
     pub(crate) vault: VaultSection,
+    /// The node keeps nothing, and makes a key at each start.
+    pub(crate) stateless: bool,
     /// What the machine is called.
     pub(crate) name: Option<String>,
     pub(crate) secrets: Secrets,
@@ -45,6 +47,7 @@ impl Media {
         }
         Ok(Self {
             vault: loaded.config.vault,
+            stateless: loaded.config.node.stateless,
             name: loaded.config.node.name,
             secrets: loaded.secrets,
         })

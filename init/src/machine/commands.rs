@@ -73,7 +73,8 @@ impl Machine {
         let keeper = Arc::clone(&self.keeper);
         let log = self.log.clone();
         let audit = self.state_dir.join(AUDIT_DIR);
-        self.blocking(PART, move || {
+        // What failed is told by `command_failed`.
+        self.blocking(PART, Event::Tick, move || {
             let place = Place {
                 audit: &audit,
                 device: &device,
@@ -92,7 +93,8 @@ impl Machine {
         if !matches!(outcome, Outcome::Wants(..)) {
             self.forget_shares();
         }
-        if self.keeper.is_locked() && self.waiting.is_some() && session.needs_open() {
+        let is_closed = !self.keeper.is_open() && self.waiting.is_some();
+        if is_closed && session.needs_open() && !matches!(outcome, Outcome::Refused(_)) {
             // Locked meanwhile: nothing of it is shown.
             self.asking.wait_for(self.waiting.as_ref());
         } else {

@@ -22,5 +22,6 @@ mod reach;
 mod rescue;
 mod secure_boot;
 mod sources;
+mod stolen;
 mod tpm;
 mod vault;

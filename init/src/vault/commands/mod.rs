@@ -218,7 +218,7 @@ impl Session {
     }
 
     fn attempt(&mut self, place: &Place<'_>) -> Outcome {
-        if self.command.needs_open() && place.keeper.is_locked() {
+        if self.command.needs_open() && !place.keeper.is_open() {
             return Outcome::Refused("the vault is locked; open it first".to_owned());
         }
         let done = match self.command {

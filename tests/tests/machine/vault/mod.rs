@@ -184,6 +184,39 @@ fn new_words_are_shown_once_and_a_factory_reset_makes_another_node() {
     node.end();
 }
 
+/// The power goes while the machine is still on its way down: what the owner gave away the next day would open for
+/// its new owner.
+#[test]
+fn a_factory_reset_goes_on_after_a_power_cut() {
+    let bench = Bench::new();
+    let mut node = bench.snapshot(Boot::MicrovmErofs).restore();
+    let identity = node.identity().to_owned();
+    let mark = node.vm().console().mark();
+    let send = |text: &str| {
+        node.vm()
+            .console()
+            .send(text)
+            .expect("the console takes it")
+    };
+    send("v");
+    shown(node.vm(), "factory-reset");
+    send("factory-reset\r");
+    shown(node.vm(), "type RESET to go on");
+    send("RESET\r");
+    let line = "alknet: going down (Reboot) because of a factory reset";
+    let said = node.vm().wait_for_after(mark, line, DONE_WITHIN);
+    said.unwrap_or_else(|error| panic!("{error}"));
+    node.vm_mut()
+        .cut_power()
+        .unwrap_or_else(|error| panic!("{error}"));
+    drop(node);
+    let node = bench.machine(Boot::MicrovmErofs).boot();
+    assert_ne!(node.identity(), identity, "it is the node that was reset");
+    let info = node.info();
+    assert_eq!(info["problems"], json!([]), "{info:#}");
+    node.end();
+}
+
 /// A damaged vault is no reason to be somebody else: nothing is served, and the disk stays as it is.
 #[test]
 fn a_vault_with_both_copies_damaged_serves_nothing_and_is_left_alone() {
