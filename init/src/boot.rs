@@ -234,12 +234,8 @@ fn prepare(mut facts: Facts, keeper: Arc<Keeper>, log: &Log) -> Booted {
     }
 }
 
-/// One attempt, with what somebody typed. The stack on which the vault was open is overwritten.
+/// One attempt, with what somebody typed.
 pub(crate) fn open(keeper: &Keeper, offer: Offer, log: &Log) -> Opened {
-    wipe::after(|| attempt(keeper, offer, log))
-}
-
-fn attempt(keeper: &Keeper, offer: Offer, log: &Log) -> Opened {
     let access = Access {
         keeper,
         offer: &offer,
