@@ -398,11 +398,16 @@ fn unlock(
         _ => Ok(()),
     };
     let opened = vault::open_if(found, keeper, offer, &media, log, &permits);
-    let open = opened.map_err(|waiting| waits(disk, waiting))?;
-    if found.damaged.is_some() || found.other.is_some() {
+    let mut open = opened.map_err(|waiting| waits(disk, waiting))?;
+    let is_worn = found.damaged.is_some() || found.other.is_some();
+    let is_changed = vault::cover(&mut open, keeper, offer, log);
+    if is_worn || is_changed {
         match disk.copies().save(&open) {
-            Ok(()) => log.warn("a copy of the vault was damaged or old, and is written again"),
-            Err(error) => log.error(format_args!("a copy of the vault is damaged: {error}")),
+            Ok(()) if is_worn => {
+                log.warn("a copy of the vault was damaged or old, and is written again");
+            }
+            Ok(()) => {}
+            Err(error) => log.error(format_args!("the vault cannot be written: {error}")),
         }
     }
     Ok(open)

@@ -327,7 +327,12 @@ pub(super) fn cost(cap_kib: u32) -> Result<Argon2Params, SlotError> {
 }
 
 fn no_tpm(error: &TpmError) -> Waiting {
-    let hint = "give the machine a TPM 2.0, or leave tpm2 out of vault.unlock";
+    let hint = match error {
+        TpmError::FromBeside => {
+            "remove the options of the firmware's boot entry, and files beside the image, and restart"
+        }
+        _ => "give the machine a TPM 2.0, or leave tpm2 out of vault.unlock",
+    };
     let text = format!("the TPM does not take the key: {error}");
     Waiting::new(Ask::Nothing, "vault-waits", text, hint)
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 
+use crate::choice::BESIDE_THE_IMAGE;
 use crate::codes::{alg, cc};
 use crate::crypto::{self, DIGEST};
 use crate::limits::PCRS;
@@ -18,6 +19,9 @@ pub(crate) const NO_SELECTION: &[u8] = &[0; 4];
 const MASK: usize = 3;
 /// How many values `TPM2_PCR_Read` answers at once (`TPML_DIGEST`, part 2, section 10.9.2).
 const VALUES_AT_ONCE: usize = 8;
+
+/// What a PCR holds that nothing was measured into.
+pub(crate) const EMPTY: [u8; DIGEST] = [0; DIGEST];
 
 /// Values of PCRs in the SHA-256 bank, by number.
 pub type PcrValues = BTreeMap<u8, [u8; DIGEST]>;
@@ -131,9 +135,31 @@ impl<T: Read + Write> Tpm<T> {
         if !open.is_empty() {
             values.extend(self.pcr_values_by(parent, &open)?);
         }
-        match values.iter().find(|(_, value)| **value == [0; DIGEST]) {
+        // Each slot would take such a command line for the image's own from then on.
+        if values
+            .get(&BESIDE_THE_IMAGE)
+            .is_some_and(|value| *value != EMPTY)
+        {
+            return Err(TpmError::FromBeside);
+        }
+        // The stub that measured the image would have measured something from beside it as well: of a
+        // start with PCR 11, none in PCR 12 is a value like any other.
+        let may_be_empty = |pcr: u8| pcr == BESIDE_THE_IMAGE && values.contains_key(&11);
+        let unmeasured = values
+            .iter()
+            .find(|(pcr, value)| **value == EMPTY && !may_be_empty(**pcr));
+        match unmeasured {
             Some((pcr, _)) => Err(TpmError::NotMeasured(*pcr)),
             None => Ok(values),
+        }
+    }
+
+    /// Refuses a machine whose command line did not come from the image alone.
+    pub(crate) fn nothing_from_beside(&mut self, parent: &Parent) -> Result<(), TpmError> {
+        let values = self.pcr_values_by(parent, &[BESIDE_THE_IMAGE])?;
+        match values.get(&BESIDE_THE_IMAGE) {
+            Some(&EMPTY) => Ok(()),
+            _ => Err(TpmError::FromBeside),
         }
     }
 }

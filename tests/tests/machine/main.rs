@@ -1,6 +1,8 @@
 //! The booted appliance and its machine: disks, networks, power, and what breaks.
 
 mod beside;
+mod boot_entry;
+mod chip;
 mod computing;
 mod configuration;
 mod console;

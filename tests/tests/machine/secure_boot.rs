@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use alknet_qemu::{Owner, Vm};
-use alknet_tests::tools::{tool, tool_says};
+use alknet_tests::tools::{tool, tool_says, variable};
 use alknet_tests::{Bench, Boot};
 use serde_json::{Value, json};
 
 /// Names the folder of Python packages that nobody here wrote.
-const PACKAGES_VARIABLE: &str = "ALKNET_TEST_PYTHONPATH";
+pub(crate) const PACKAGES_VARIABLE: &str = "ALKNET_TEST_PYTHONPATH";
 /// From power-on until the firmware, or the console, said what it has to say.
 const SAID_WITHIN: Duration = Duration::from_secs(30);
 
@@ -77,11 +77,8 @@ fn refused(vm: &Vm) {
 
 /// Variables of the firmware that let it start what this owner signed.
 fn enrolled(bench: &Bench, owner: &Owner, name: &str) -> PathBuf {
-    let packages = std::env::var_os(PACKAGES_VARIABLE).unwrap_or_else(|| {
-        panic!("{PACKAGES_VARIABLE} is not set; run these tests with `cargo xtask test`")
-    });
     let variables = bench.path().join(name);
-    let enrolled = owner.enroll(&variables, packages.as_ref());
+    let enrolled = owner.enroll(&variables, variable(PACKAGES_VARIABLE).as_ref());
     enrolled.unwrap_or_else(|error| panic!("{error}"));
     variables
 }

@@ -40,7 +40,7 @@ fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
     let node = served(&bench, vm);
     let identity = node.identity().to_owned();
     let status = node.call("vault/status", &Value::Null);
-    let slot = json!({ "slot": 0, "pcrs": [4, 11], "pin": false,
+    let slot = json!({ "slot": 0, "pcrs": [4, 11, 12], "pin": false,
                        "protection": "measured, not enforced" });
     for (key, value) in [
         ("sealed", json!(true)),
@@ -214,7 +214,7 @@ fn slots(node: &Node) -> Value {
 }
 
 /// The image on a machine with UEFI, this chip, and variables that stay. Firmware measures it here.
-fn measured<'a>(bench: &'a Bench, chip: &str) -> Machine<'a> {
+pub(crate) fn measured<'a>(bench: &'a Bench, chip: &str) -> Machine<'a> {
     bench.machine(Boot::UefiRaw).measured(chip)
 }
 
@@ -223,7 +223,7 @@ fn after_firmware<'a>(bench: &'a Bench, chip: &str) -> Machine<'a> {
     measured(bench, chip).after_firmware()
 }
 
-fn served(bench: &Bench, vm: Vm) -> Node {
+pub(crate) fn served(bench: &Bench, vm: Vm) -> Node {
     Node::new(vm, Boot::UefiRaw, bench.admin().clone())
 }
 
@@ -262,25 +262,25 @@ fn set_reserved(disk: &Path, byte: u8) {
 }
 
 /// Waits until the console asks for that, with nobody at it.
-fn asked(vm: &Vm, what: &str) {
+pub(crate) fn asked(vm: &Vm, what: &str) {
     let line = format!("alknet: asks: {what}");
     let waited = vm.wait_for(&line, ASKED_WITHIN);
     waited.unwrap_or_else(|error| panic!("{error}"));
 }
 
 /// Waits until the console said that in one line.
-fn says(vm: &Vm, what: &str) {
+pub(crate) fn says(vm: &Vm, what: &str) {
     let waited = vm.wait_line(what, ASKED_WITHIN);
     waited.unwrap_or_else(|error| panic!("{error}"));
 }
 
 /// Waits until the live console shows that.
-fn shown(vm: &Vm, what: &str) {
+pub(crate) fn shown(vm: &Vm, what: &str) {
     let waited = vm.wait_for_after(Mark::default(), what, DONE_WITHIN);
     waited.unwrap_or_else(|error| panic!("{error}"));
 }
 
-fn type_line(vm: &Vm, line: &str) {
+pub(crate) fn type_line(vm: &Vm, line: &str) {
     let sent = vm.console().send(&format!("{line}\r"));
     sent.unwrap_or_else(|error| panic!("{error}"));
 }
