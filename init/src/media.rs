@@ -2,8 +2,8 @@
 
 use alknet_core::config::VaultSection;
 use alknet_provisioning::{
-    ConsoleDocument, KernelMounter, Paths, PutSeedKeyError, Secrets, Source, load, load_console,
-    put_seed_key,
+    ConsoleDocument, KernelMounter, Paths, Programs, ProvisioningError, PutSeedKeyError, Secrets,
+    Source, load, load_console, programs, put_seed_key,
 };
 use alknet_vault::slots::{Alkv, SeedKey, SlotType};
 
@@ -74,6 +74,10 @@ impl Sources for SystemSources {
 
     fn put(&self, key: &SeedKey, boot: bool) -> Result<Source, PutSeedKeyError> {
         put_seed_key(&paths(), &KernelMounter, key, boot)
+    }
+
+    fn programs(&self) -> Result<Programs, ProvisioningError> {
+        programs(&paths(), &KernelMounter)
     }
 }
 

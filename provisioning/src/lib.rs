@@ -22,6 +22,7 @@ mod error;
 mod file;
 mod label;
 mod mount;
+mod programs;
 mod secrets;
 mod source;
 mod sources;
@@ -36,6 +37,7 @@ use toml::de::DeTable;
 pub use error::ProvisioningError;
 pub use label::{FileSystem, VolumeLabel, volume_label};
 pub use mount::{KernelMounter, Mounted, Mounter};
+pub use programs::{NEXT, PROGRAM_BYTES_MAX, Programs, programs};
 pub use secrets::{
     FoundCredential, FoundSeedKey, Place, PutSeedKeyError, SECRET_BYTES_MAX, Secrets, Words, erase,
     put_seed_key,

@@ -7,6 +7,7 @@ use tempfile::TempDir;
 use super::*;
 
 mod media;
+mod updates;
 mod words;
 
 const FILE: &str = "a writable directory";

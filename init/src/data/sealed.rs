@@ -30,8 +30,8 @@ use super::prepared::stateless;
 use super::volume::{Volume, mount_data, repair};
 use super::{Access, Prepared, Stop, device, refuse, unreadable};
 use crate::log::Log;
-use crate::media::Media;
-use crate::vault::{self, Ask, First, Keeper, Offer, Waiting};
+use crate::media::{Media, SystemSources};
+use crate::vault::{self, Ask, First, Keeper, Offer, Sources, Waiting};
 
 /// The device that holds the data.
 pub(super) struct Disk<'a> {
@@ -201,8 +201,38 @@ fn open_sealed(disk: &Disk<'_>, access: Access<'_>) -> Result<Prepared, Stop> {
     let options = fresh_mapping();
     let mapped = sealed.map(&key, &options).map_err(failed)?;
     let mut prepared = mount(disk, &mapped, access)?;
+    newest(disk, &prepared.state_dir, &found, &open, access)?;
     prepared.vault = Some(open);
     Ok(prepared)
+}
+
+/// An older copy that was put back is closed again, unless its owner shows that it is wanted.
+fn newest(
+    disk: &Disk<'_>,
+    state_dir: &Path,
+    found: &VaultFound,
+    open: &OpenAlkv,
+    access: Access<'_>,
+) -> Result<(), Stop> {
+    let Access { keeper, offer, log } = access;
+    let medium_has_words = || {
+        let secrets = SystemSources.secrets();
+        let mut words = secrets.words.iter().chain(&secrets.other_words);
+        words.any(|words| words.entropy == *open.entropy())
+    };
+    let proof = || vault::newest::is_proven(found, open, offer, keeper, medium_has_words);
+    let checked = vault::newest::check(state_dir, open, false, proof, log);
+    checked.map_err(|mut waiting| {
+        keeper.lock();
+        if offer.passphrase.is_some() || offer.pin.is_some() {
+            let why = &waiting.problem.text;
+            waiting.problem.text = format!("what was typed does not open it; {why}");
+        }
+        if let Err(error) = super::close() {
+            log.error(format_args!("the data stays mounted: {error}"));
+        }
+        waits(disk, waiting)
+    })
 }
 
 /// Ends a change of the master key that a power cut interrupted. What it costs is spent only where
@@ -342,6 +372,8 @@ fn make(disk: &Disk<'_>, open: OpenAlkv, access: Access<'_>) -> Result<Prepared,
     formatted.or_else(|error| unreadable(disk.found, &error))?;
     prepared.finish().map_err(failed)?;
     let mut prepared = mount(disk, &mapped, access)?;
+    let made = vault::newest::check(&prepared.state_dir, &open, true, || true, access.log);
+    made.map_err(|waiting| waits(disk, waiting))?;
     prepared.vault = Some(open);
     Ok(prepared)
 }

@@ -72,7 +72,8 @@ impl Machine {
         self.working = true;
         let keeper = Arc::clone(&self.keeper);
         let log = self.log.clone();
-        let audit = self.state_dir.join(AUDIT_DIR);
+        let state_dir = self.state_dir.clone();
+        let audit = state_dir.join(AUDIT_DIR);
         // What failed is told by `command_failed`.
         self.blocking(PART, Event::Tick, move || {
             let place = Place {
@@ -80,6 +81,7 @@ impl Machine {
                 device: &device,
                 keeper: &keeper,
                 log: &log,
+                state_dir: &state_dir,
                 sources: &SystemSources,
             };
             let outcome = session.run(&place);

@@ -19,6 +19,7 @@ use crate::{
     facts::Clock,
     helper,
     stage::boot_ms,
+    tpm,
     vault::{self, For, Offer, Step, Waiting},
 };
 
@@ -226,6 +227,9 @@ impl Machine {
         // A node that was asked to has locked it already, and says so now.
         let was_open = self.keeper.is_open() || self.waiting.is_none();
         self.keeper.lock();
+        if hard && !self.keeper.facts().tpm2.is_empty() {
+            self.close_tpm();
+        }
         let end = hard.then(|| self.supervisor.idle(now)).flatten();
         // What is locked is locked again only where the keys of a node go as well.
         if self.keeper.is_locked() && (was_open || end.is_some()) {
@@ -243,6 +247,18 @@ impl Machine {
             self.obey(order, now);
         }
         self.vault_changed();
+    }
+
+    /// Whoever breaks into a machine whose vault is locked hard gets no key from the TPM either.
+    fn close_tpm(&self) {
+        tpm::begin_closing();
+        let log = self.log.clone();
+        self.blocking("closing the TPM", move || {
+            if let Err(error) = tpm::close() {
+                log.error(format_args!("the TPM still opens the vault: {error}"));
+            }
+            Event::Tick
+        });
     }
 
     /// The owner of the hypervisor gets a console as well.

@@ -80,7 +80,7 @@ pub(crate) fn cover(open: &mut OpenAlkv, keeper: &Keeper, offer: &Offer, log: &L
         return false;
     }
     let pin = pin(offer.pin.as_ref()).ok().flatten();
-    let done = alknet_tpm::Tpm::open()
+    let done = tpm::open()
         .map_err(Into::into)
         .and_then(|mut tpm| tpm.cover_slots(open, pin.as_ref()));
     let kind = SlotType::Tpm2;

@@ -16,6 +16,7 @@ mod credentials;
 mod escrow;
 mod events;
 mod first;
+pub(crate) mod newest;
 mod open;
 mod randomness;
 mod words;

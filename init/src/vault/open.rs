@@ -9,7 +9,7 @@ use alknet_vault::audit::{Event, SlotName};
 use alknet_vault::slots::{Found, Key, OpenAlkv, Pending, SlotError, SlotType, memory_cap_kib};
 
 use super::{Ask, Keeper, Offer, Waiting, by_tpm};
-use crate::{log::Log, stage::boot_ms};
+use crate::{log::Log, stage::boot_ms, tpm};
 
 /// In which order slots are tried that need nobody.
 pub(super) const UNATTENDED: [SlotType; 4] = [
@@ -105,6 +105,8 @@ pub(crate) fn open_if(
     waiting.retries |= kms || slots(SlotType::Provisioning).next().is_some();
     if kms && waiting.ask == Ask::Nothing {
         waiting.problem.hint = HINT_KMS.to_owned();
+    } else if tpm::is_closed() && waiting.ask == Ask::Nothing {
+        waiting.problem.hint = HINT_CLOSED.to_owned();
     }
     Err(waiting)
 }
@@ -112,6 +114,9 @@ pub(crate) fn open_if(
 /// What to do where another node keeps a share of the key, and nothing can be typed.
 const HINT_KMS: &str = "the node that keeps a share of the key is asked again by itself; an administrator \
                         of it sees who waits with 'alknet escrow list'";
+
+/// What to do where the TPM opens it, and nothing can be typed.
+const HINT_CLOSED: &str = "restart the machine";
 
 /// Opens it by what somebody typed, which waits where wrong passphrases came before, and is written
 /// down where it is wrong.

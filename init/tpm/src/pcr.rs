@@ -9,7 +9,7 @@ use crate::crypto::{self, DIGEST};
 use crate::limits::PCRS;
 use crate::primary::Parent;
 use crate::session::{Kind, Session, protect};
-use crate::tpm::{Command, Tpm};
+use crate::tpm::{Command, Target, Tpm};
 use crate::wire::{Reader, Writer};
 use crate::{PcrChoice, TpmError};
 
@@ -22,6 +22,11 @@ const VALUES_AT_ONCE: usize = 8;
 
 /// What a PCR holds that nothing was measured into.
 pub(crate) const EMPTY: [u8; DIGEST] = [0; DIGEST];
+
+/// A PCR that every slot is bound to.
+const OF_ALL_SLOTS: u8 = 11;
+/// What is measured into it when nothing more is to be opened.
+const CLOSED: &[u8] = b"alknet: closed until the machine restarts";
 
 /// Values of PCRs in the SHA-256 bank, by number.
 pub type PcrValues = BTreeMap<u8, [u8; DIGEST]>;
@@ -83,6 +88,34 @@ impl<T: Read + Write> Tpm<T> {
             return Err(TpmError::BadPcrs("1 to 8 of the numbers 0 to 23 are read"));
         }
         self.with_parent(None, |tpm, parent| tpm.pcr_values_by(parent, pcrs))
+    }
+
+    /// Extends PCR 11: until the machine restarts the TPM opens no slot that is bound to what was booted, to
+    /// no program, whatever else that has.
+    ///
+    /// # Errors
+    /// Those of a command, and `Malformed` where the PCR is as before.
+    pub fn close_slots(&mut self) -> Result<(), TpmError> {
+        let before = self.pcr_values(&[OF_ALL_SLOTS])?;
+        let target = u32::from(OF_ALL_SLOTS);
+        let name = target.to_be_bytes();
+        let command = Command {
+            code: cc::PCR_EXTEND,
+            targets: &[Target {
+                handle: target,
+                name: &name,
+            }],
+            parameters: Writer::new()
+                .u32(1)
+                .u16(alg::SHA256)
+                .bytes(&crypto::sha256(&[CLOSED])),
+            makes: false,
+        };
+        self.run_open(&command)?;
+        if self.pcr_values(&[OF_ALL_SLOTS])? == before {
+            return Err(TpmError::Malformed("it extended a PCR, which is as before"));
+        }
+        Ok(())
     }
 
     pub(crate) fn pcr_values_by(

@@ -17,6 +17,7 @@ mod imports;
 mod media;
 mod memory;
 mod network;
+mod older;
 mod power;
 mod provision;
 mod randomness;

@@ -21,7 +21,7 @@ const OTHER_KEYS: &str = "PCR 7 (Secure Boot or its keys)";
 
 /// Where the EFI system partition begins on the disk, as mtools has it, and our program there.
 const BOOT_AT: &str = "1M";
-const PROGRAM: &str = "::/EFI/BOOT/BOOTX64.EFI";
+pub(crate) const PROGRAM: &str = "::/EFI/BOOT/BOOTX64.EFI";
 
 #[test]
 fn only_what_the_owner_signed_starts_and_opens_the_vault() {
@@ -96,7 +96,7 @@ pub(super) fn boot_partition(bench: &Bench) -> String {
 }
 
 /// The program that the disk came with.
-fn program(bench: &Bench) -> PathBuf {
+pub(crate) fn program(bench: &Bench) -> PathBuf {
     let program = bench.path().join("unsigned");
     let disk = boot_partition(bench);
     let arguments = ["-i", &disk, PROGRAM, &program.display().to_string()];
@@ -106,8 +106,13 @@ fn program(bench: &Bench) -> PathBuf {
 
 /// Puts another in its place.
 fn install(bench: &Bench, program: &Path) {
+    put(bench, program, PROGRAM);
+}
+
+/// Puts a file on the boot partition of the disk.
+pub(crate) fn put(bench: &Bench, file: &Path, to: &str) {
     let disk = boot_partition(bench);
-    let arguments = ["-o", "-i", &disk, &program.display().to_string(), PROGRAM];
+    let arguments = ["-o", "-i", &disk, &file.display().to_string(), to];
     let done = tool("mcopy", &arguments);
     assert!(done.status.success(), "{done:?}");
 }

@@ -15,12 +15,12 @@ mod wanting;
 
 use std::path::Path;
 
-use alknet_provisioning::{PutSeedKeyError, Secrets, Source};
+use alknet_provisioning::{Programs, ProvisioningError, PutSeedKeyError, Secrets, Source};
 use alknet_vault::audit::{Event, Exported, SlotName};
 use alknet_vault::slots::{Alkv, Consent, OpenAlkv, SeedKey, Slot, SlotError, SlotId};
 use alknet_vault::{Reason, SecretArr, SecretStr, VaultError};
 
-use super::{Keeper, by_tpm};
+use super::{Keeper, by_tpm, newest};
 use crate::{data, log::Log};
 
 pub(crate) use command::{COMMANDS, Command};
@@ -33,6 +33,9 @@ pub(crate) trait Sources {
 
     /// Puts a key on one that can be written; on the boot partition only if `boot` says so.
     fn put(&self, key: &SeedKey, boot: bool) -> Result<Source, PutSeedKeyError>;
+
+    /// The program that firmware starts, and the one that is to be started next.
+    fn programs(&self) -> Result<Programs, ProvisioningError>;
 }
 
 /// Where a command works.
@@ -43,6 +46,8 @@ pub(crate) struct Place<'a> {
     pub(crate) device: &'a Path,
     pub(crate) keeper: &'a Keeper,
     pub(crate) log: &'a Log,
+    /// Where the node's state is kept.
+    pub(crate) state_dir: &'a Path,
     pub(crate) sources: &'a dyn Sources,
 }
 
@@ -226,8 +231,10 @@ impl Session {
             Command::Passwd => self.passwd(place),
             Command::Rekey => self.rekey(place),
             Command::SlotAdd(kind) => self.slot_add(place, kind),
+            Command::SlotAddNext => self.slot_add_next(place),
             Command::SlotAddPin => self.slot_add_pin(place),
             Command::SlotRemove(id) => self.slot_remove(place, id),
+            Command::SlotRenew(id) => self.slot_renew(place, id),
             Command::SlotTest(id) => self.slot_test(place, id),
             Command::Slots => list(place),
             Command::Status => status(place),
@@ -301,6 +308,7 @@ fn newest(place: &Place<'_>) -> Attempt<Alkv> {
 fn save(place: &Place<'_>, open: &OpenAlkv) -> Attempt<()> {
     data::copies(place.device).save(open)?;
     place.keeper.note(open.alkv());
+    newest::note(place.state_dir, open.alkv(), place.log);
     Ok(())
 }
 

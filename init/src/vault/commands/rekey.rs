@@ -15,8 +15,8 @@ use alknet_vault::{SecretArr, SecretStr};
 use super::{Attempt, Halt, Place, Session, Want, name, newest};
 use crate::data::{self, DataKeys};
 use crate::tpm;
-use crate::vault::by_tpm;
 use crate::vault::open::memory_kib;
+use crate::vault::{by_tpm, newest};
 
 /// What opens the slots that stay.
 struct Keys {
@@ -65,6 +65,7 @@ impl Session {
         let next = old.rekey(&mut keep, &lose, consent)?;
         change(place, old, &next)?;
         place.keeper.note(next.alkv());
+        newest::note(place.state_dir, next.alkv(), place.log);
         let events = place.keeper.events();
         events.add(Event::Rekeyed);
         let gone = alkv.slots().iter().filter(|slot| is_lost(slot.id()));

@@ -68,6 +68,7 @@ impl Machine {
             device: &self.device(),
             keeper: &self.keeper,
             log: &self.log,
+            state_dir: self.dir.path(),
             sources: self,
         })
     }
@@ -164,6 +165,10 @@ impl Sources for Machine {
         std::fs::create_dir_all(&folder).expect("writable");
         std::fs::write(folder.join("raw"), key.to_text().expose()).expect("writable");
         Ok(Source::FwCfg)
+    }
+
+    fn programs(&self) -> Result<Programs, ProvisioningError> {
+        alknet_provisioning::programs(&self.paths(), &KernelMounter)
     }
 }
 
@@ -478,4 +483,23 @@ fn nothing_that_was_typed_is_shown_by_accident() {
     session.give(new("hunter3"));
     let shown = format!("{session:?} {:?}", new("hunter4"));
     assert!(!shown.contains("hunter"), "{shown}");
+}
+
+#[test]
+fn an_image_that_is_nowhere_and_a_slot_that_is_no_tpms_are_named() {
+    let machine = Machine::new();
+    let refused = machine.refused("slot add tpm2 next", Vec::new());
+    assert!(refused.contains("no alknet-next.efi"), "{refused}");
+    for (line, wrong) in [
+        ("slot renew 7", "no slot"),
+        ("slot renew 0", "another type"),
+    ] {
+        let refused = machine.refused(line, Vec::new());
+        // Where the tests run there may be no TPM.
+        assert!(
+            refused.contains(wrong) || refused.contains("no TPM"),
+            "{refused}"
+        );
+    }
+    assert_eq!(machine.slots(), [(0, SlotType::None)]);
 }
