@@ -5,11 +5,17 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use alknet_tpm::predict::Update;
-use alknet_tpm::{AddSlotError, Expected, PcrChoice, Pin, Tpm, TpmError, TpmSource, choose};
+use alknet_tpm::{
+    AddSlotError, Expected, PcrChoice, Pin, StorageKey, Tpm, TpmError, TpmSource, choose,
+};
 use alknet_vault::slots::{Kek, OpenAlkv, SlotId, Tpm2Params};
 
 use crate::log::Log;
 
+/// Where the kernel says what it was started with.
+const COMMAND_LINE: &str = "/proc/cmdline";
+/// The word of the command line that names the storage key of the TPM.
+const REQUIRED: &str = "alknet.tpm=";
 /// Where the firmware says whether it enforces signatures.
 const EFI_VARIABLES: &str = "/sys/firmware/efi/efivars";
 
@@ -44,9 +50,33 @@ pub(crate) fn close() -> Result<(), TpmError> {
     }
 }
 
-/// The TPM of this machine.
+/// The TPM of this machine: the one that the image names, if it names one.
 pub(crate) fn connect() -> Result<Tpm<File>, TpmError> {
-    Tpm::open()
+    let line = std::fs::read_to_string(COMMAND_LINE).map_err(TpmError::Transport)?;
+    let required = required(&line)?;
+    let tpm = Tpm::open()?;
+    Ok(match required {
+        Some(key) => tpm.require(key),
+        None => tpm,
+    })
+}
+
+/// The storage key that a command line names. Who builds the image for one machine puts it there.
+fn required(line: &str) -> Result<Option<StorageKey>, TpmError> {
+    let mut keys = line
+        .split_whitespace()
+        .filter_map(|word| word.strip_prefix(REQUIRED));
+    let key = keys.next().map(str::parse).transpose()?;
+    // Which of them counts would depend on who reads.
+    match keys.next() {
+        None => Ok(key),
+        Some(_) => Err(TpmError::BadStorageKey),
+    }
+}
+
+/// Which storage key the TPM has.
+pub(crate) fn storage_key() -> Result<StorageKey, TpmError> {
+    connect()?.storage_key()
 }
 
 /// Whether this machine has one.
@@ -110,4 +140,28 @@ fn choice() -> PcrChoice {
 /// Answers for slots of type `tpm2`.
 pub(crate) fn source(pin: Option<Pin>) -> Result<TpmSource<File>, TpmError> {
     Ok(TpmSource::new(open()?, pin))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_names_one_storage_key_or_none() {
+        let name = "0123456789abcdef".repeat(4);
+        let word = format!("alknet.tpm={name}");
+        assert_eq!(required("quiet panic=10\n").expect("none"), None);
+        let key = required(&format!("quiet {word} panic=10\n")).expect("a name");
+        assert_eq!(key.map(|key| key.to_string()), Some(name.clone()));
+        for bad in [
+            "alknet.tpm=".to_owned(),
+            word[..word.len() - 1].to_owned(),
+            format!("{word}0"),
+            word.to_uppercase().replace("ALKNET.TPM", "alknet.tpm"),
+            format!("{word} quiet {word}"),
+        ] {
+            let refused = required(&bad);
+            assert!(matches!(refused, Err(TpmError::BadStorageKey)), "{bad}");
+        }
+    }
 }

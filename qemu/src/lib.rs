@@ -64,4 +64,5 @@ pub use record::{Cut, Recorder, Recording};
 pub use scratch::Scratch;
 pub use secure_boot::Owner;
 pub use tools::{FIRMWARE_VARIABLE, QEMU_VARIABLE, cache_dir, version};
+pub use tpm::Interposer;
 pub use vm::{Exit, Forward, LOGS_VARIABLE, Vm};

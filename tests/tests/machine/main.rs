@@ -14,6 +14,7 @@ mod faults;
 mod handover;
 mod http;
 mod imports;
+mod interposer;
 mod media;
 mod memory;
 mod network;

@@ -16,12 +16,13 @@ mod wanting;
 use std::path::Path;
 
 use alknet_provisioning::{Programs, ProvisioningError, PutSeedKeyError, Secrets, Source};
+use alknet_tpm::TpmError;
 use alknet_vault::audit::{Event, Exported, SlotName};
 use alknet_vault::slots::{Alkv, Consent, OpenAlkv, SeedKey, Slot, SlotError, SlotId};
 use alknet_vault::{Reason, SecretArr, SecretStr, VaultError};
 
 use super::{Keeper, by_tpm, newest};
-use crate::{data, log::Log};
+use crate::{data, log::Log, tpm};
 
 pub(crate) use command::{COMMANDS, Command};
 pub(crate) use wanting::{Given, Wanting};
@@ -349,6 +350,11 @@ fn status(place: &Place<'_>) -> Attempt<Vec<String>> {
     let kept = if facts.words_kept { "yes" } else { "no" };
     lines.push(format!("words kept  {kept}"));
     lines.push(format!("slots       {}", alkv.slots().len()));
+    match tpm::storage_key() {
+        Ok(key) => lines.push(format!("alknet.tpm={key}")),
+        Err(TpmError::Absent) => {}
+        Err(error) => lines.push(format!("TPM         {error}")),
+    }
     if !alkv.is_sealed() {
         lines.push("UNSEALED: whoever copies the disk has the keys".to_owned());
     }
