@@ -192,7 +192,7 @@ fn read(
     let has_secrets = offer.words.is_some() || offer.seed_key.is_some();
     if kind == Kind::NoCloud {
         let meta_data = of_volume(root, "meta-data", CONFIG_BYTES_MAX)?;
-        // A stick that only opens the vault is no half of a NoCloud volume.
+        // A drive that only opens the vault is no half of a NoCloud volume.
         let is_key_only = has_secrets && meta_data.is_none() && offer.document.is_none();
         if !is_key_only {
             missing(

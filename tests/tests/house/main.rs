@@ -1,4 +1,5 @@
 //! Rules about the code and the program, whatever they do.
 
 mod architecture;
+mod hardware;
 mod static_binary;

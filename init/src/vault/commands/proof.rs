@@ -1,7 +1,7 @@
 //! Who may see the words, or add what opens the vault.
 //!
 //! Being at the machine is enough where that is enough to read its disk, and for new words until the owner
-//! confirmed them or was reminded before a restart. Else a TPM or a stick would open the vault for a thief of the
+//! confirmed them or was reminded before a restart. Else a TPM or a drive would open the vault for a thief of the
 //! machine: the console then asks for what only its owner has.
 
 use alknet_vault::SecretStr;

@@ -151,7 +151,7 @@ impl Session {
             Err(PutSeedKeyError::OnlyBoot(source)) => {
                 let lines = [
                     format!(
-                        "There is no stick: the key would lie on the boot partition, {source}."
+                        "There is no other drive: the key would lie on the boot partition, {source}."
                     ),
                     "Where that is on the disk of the data, whoever copies it has both.".to_owned(),
                 ];
