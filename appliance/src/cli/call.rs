@@ -429,7 +429,8 @@ pub(crate) fn of_dial_kind(error: &alknet_core::DialError) -> Failure {
         Kind::TimedOut => (Exit::Timeout, "TIMEOUT"),
         _ => (Exit::Unreachable, "UNAVAILABLE"),
     };
-    Failure::new(exit, code, error)
+    // The other side may have said why.
+    Failure::new(exit, code, output::one_line(&error.to_string()))
 }
 
 fn of_dial(error: &DialError) -> Failure {
@@ -442,12 +443,12 @@ fn of_dial(error: &DialError) -> Failure {
         DialError::TimedOut { .. } => (Exit::Timeout, "TIMEOUT"),
         _ => (Exit::Unreachable, "UNAVAILABLE"),
     };
-    Failure::new(exit, code, error)
+    Failure::new(exit, code, output::one_line(&error.to_string()))
 }
 
 /// What a call failed with, for the person at the keyboard.
 pub(crate) fn of_call(error: CallError) -> Failure {
-    let mut message = error.message.clone();
+    let mut message = output::one_line(&error.message).into_owned();
     if let Some(details) = &error.details {
         message.push_str(&format!(" {details}"));
     }
@@ -458,7 +459,7 @@ fn show(value: &Value, json: bool) -> Result<(), Failure> {
     if json {
         return output::json_line(value);
     }
-    output::line(&serde_json::to_string_pretty(value).map_err(Failure::local)?)
+    output::json_pretty(value)
 }
 
 /// The input as written, from standard input, or from a file.

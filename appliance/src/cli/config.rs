@@ -56,7 +56,7 @@ pub(crate) fn run(verb: ConfigVerb, json: bool) -> Result<Exit, Failure> {
         ConfigVerb::Check { file } => check(&file, json),
         ConfigVerb::Schema => {
             let schema = serde_json::to_string_pretty(&NodeConfig::json_schema());
-            output::line(&schema.map_err(Failure::local)?)?;
+            output::text(&schema.map_err(Failure::local)?)?;
             Ok(Exit::Ok)
         }
     }

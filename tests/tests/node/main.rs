@@ -9,6 +9,7 @@ mod here;
 mod hostile;
 mod identities;
 mod iroh;
+mod lying;
 mod node_key;
 mod promotion;
 mod recording;
