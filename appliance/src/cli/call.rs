@@ -374,11 +374,14 @@ impl Reach {
             .build();
         let runtime =
             runtime.map_err(|e| Failure::local(format!("cannot start the runtime: {e}")))?;
-        runtime.block_on(async {
+        let result = runtime.block_on(async {
             let result = work(self).await;
             self.dialer.close().await;
             result
-        })
+        });
+        // Where it was interrupted, a thread may still wait for a line of standard input.
+        runtime.shutdown_background();
+        result
     }
 
     /// Dials, runs `work`, says goodbye.
@@ -389,7 +392,14 @@ impl Reach {
     ) -> Result<T, Failure> {
         let connection = self.dialled(target, ALPN, self.carriage).await?;
         let client = CallClient::without_operations().attach(connection, None);
-        let result = work(&client).await;
+        let result = tokio::select! {
+            biased;
+            result = work(&client) => result,
+            // The node is told: over UDP it would notice by silence alone, and work until then.
+            _ = tokio::signal::ctrl_c() => {
+                Err(Failure::new(Exit::Aborted, "ABORTED", "interrupted"))
+            }
+        };
         client.close(alknet_core::CloseCode::Normal, "");
         result
     }
@@ -429,7 +439,6 @@ pub(crate) fn of_dial_kind(error: &alknet_core::DialError) -> Failure {
         Kind::TimedOut => (Exit::Timeout, "TIMEOUT"),
         _ => (Exit::Unreachable, "UNAVAILABLE"),
     };
-    // The other side may have said why.
     Failure::new(exit, code, output::one_line(&error.to_string()))
 }
 
@@ -443,6 +452,7 @@ fn of_dial(error: &DialError) -> Failure {
         DialError::TimedOut { .. } => (Exit::Timeout, "TIMEOUT"),
         _ => (Exit::Unreachable, "UNAVAILABLE"),
     };
+    // The other side may have said why.
     Failure::new(exit, code, output::one_line(&error.to_string()))
 }
 

@@ -18,6 +18,7 @@ mod metrics;
 mod ops;
 mod own_key;
 mod people;
+mod place;
 mod powers;
 mod reload;
 mod rotate;
@@ -71,6 +72,7 @@ pub(crate) use escrow::errand;
 pub(crate) use host::{Configured, Overlay, ServeFile, serve};
 pub(crate) use join::problems as join_problems;
 pub(crate) use keep::{last_good_of, read as read_document};
+pub(crate) use place::StateLock;
 pub(crate) use reload::refusal;
 pub(crate) use supervised::supervised;
 
@@ -239,6 +241,7 @@ impl Node {
             dialer: certificates.dialer,
             own: key.public(),
             reached,
+            unwanted: Default::default(),
         });
         let node = Self {
             hub,
@@ -338,6 +341,7 @@ impl Node {
             .chain(self.web.problems())
             .chain(self.imports.problems())
             .chain(guesses(&self.server))
+            .chain(self.joins.problems())
             .collect()
     }
 

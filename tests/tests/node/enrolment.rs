@@ -172,6 +172,19 @@ fn a_worker_that_dialled_out_is_called_through_the_hub() {
     peer(&bench, &hub, &id, "removed");
     let gone = info(admin, &hub.target, &["--peer", &id]);
     assert_eq!(gone.code(), "NOT_FOUND", "{gone:?}");
+
+    // The worker's own administrators are told, and its health is its own.
+    eventually("the worker says that its hub put it out", || {
+        let status = run(admin, &["status", &worker.target]);
+        let info: Value = serde_json::from_str(&status.output).ok()?;
+        let problems = info["problems"].as_array()?.clone();
+        let found = problems.iter().find(|one| one["code"] == "hub-refuses")?;
+        assert!(
+            found["text"].as_str()?.contains("does not take this node"),
+            "{found}"
+        );
+        Some(())
+    });
 }
 
 #[test]

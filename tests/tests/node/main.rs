@@ -17,6 +17,7 @@ mod rotation;
 mod services;
 mod serving;
 mod shaders;
+mod stopping;
 mod strangers;
 mod tensors;
 mod tokens;

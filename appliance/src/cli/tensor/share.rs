@@ -13,7 +13,7 @@ use clap::Args;
 
 use super::super::serve::ServeArgs;
 use super::super::{Exit, Failure, output, serve};
-use crate::node::{ServeFile, tensor_store};
+use crate::node::{StateLock, tensor_store};
 
 /// How the names of tensor files end.
 const ENDINGS: [&str; 2] = ["mt", "safetensors"];
@@ -39,7 +39,8 @@ struct Shared {
 /// Fills the store, then serves until it is told to stop.
 pub(super) fn run(args: ShareArgs, json: bool) -> Result<Exit, Failure> {
     let state_dir = args.serve.state_dir()?;
-    alone(&state_dir)?;
+    // Two that write to one store would not know of each other.
+    let lock = StateLock::take(&state_dir)?;
     let store = tensor_store(&state_dir).map_err(|error| of_serve(&state_dir, &error))?;
     let shared = share(&store, &args.folder)?;
     drop(store);
@@ -47,25 +48,7 @@ pub(super) fn run(args: ShareArgs, json: bool) -> Result<Exit, Failure> {
         let Shared { files, unchanged } = shared;
         output::line(&format!("{files} files, {unchanged} of them as before"))?;
     }
-    serve::run(args.serve, json)
-}
-
-/// Two that write to one store would not know of each other.
-fn alone(state_dir: &Path) -> Result<(), Failure> {
-    match ServeFile::read(state_dir) {
-        Ok(file) if Path::new("/proc").join(file.pid.to_string()).exists() => {
-            Err(Failure::usage(format!(
-                "process {} serves from {} already: store files there with tensor/put, or give \
-                 another --state",
-                file.pid,
-                state_dir.display()
-            )))
-        }
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(Failure::local(format!(
-            "{error}; delete it if no node serves from there"
-        ))),
-        Ok(_) | Err(_) => Ok(()),
-    }
+    serve::run_locked(args.serve, lock, json)
 }
 
 /// Puts every tensor file below a folder into the store.
