@@ -2,4 +2,5 @@
 
 mod architecture;
 mod hardware;
+mod problems;
 mod static_binary;

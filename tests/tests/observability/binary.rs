@@ -153,7 +153,7 @@ async fn log_metrics_and_problems_of_a_node_hold_no_secret() {
     // What cannot be served is a problem, and what is served says until when.
     let info = served.wait_for_problems();
     let problem = &info["problems"][0];
-    assert_eq!(problem["code"], "tls_cert_reload_failed", "{info:#}");
+    assert_eq!(problem["code"], "tls-cert-reload-failed", "{info:#}");
     let text = problem["text"].as_str().unwrap_or_default();
     assert!(
         text.contains("bad.test.pem") && problem["hint"] != "",
