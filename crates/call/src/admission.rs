@@ -184,7 +184,7 @@ pub(crate) fn passed<'a>(
 /// Refuses an input that its operation does not take.
 pub(crate) fn check_schema(operation: &Compiled, input: &Body) -> Result<(), CallError> {
     if operation.checks_input() {
-        operation.check_input(input.try_value()?)?;
+        operation.check_input(input)?;
     }
     Ok(())
 }
@@ -275,11 +275,9 @@ fn check_access(
     if access.is_open() {
         return Ok(None);
     }
-    // A stranger is turned away without a look at the input.
-    let resource_id = match identity {
-        Some(_) => operation.resource_id(input)?,
-        None => None,
-    };
+    // Whoever lacks the scopes is turned away without a look at the input.
+    access.check_scopes(identity).into_result()?;
+    let resource_id = operation.resource_id(input)?;
     access
         .check(
             identity,
@@ -287,7 +285,7 @@ fn check_access(
             link.dispatcher.ownership.as_deref(),
         )
         .into_result()?;
-    Ok(resource_id.map(|id| id.into()))
+    Ok(resource_id)
 }
 
 fn input(body: &FrameBody, payload: &Payload<'_>) -> Body {

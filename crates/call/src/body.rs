@@ -1,17 +1,18 @@
 //! What goes into an operation and what comes out of it.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use base64::Engine;
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use serde_json::value::RawValue;
 
 use crate::error::CallError;
+use crate::json;
+use crate::memory::InputMemory;
+use crate::tape::{Node, Size, TREE_BYTES_FREE, TREE_FACTOR, Tape};
 use crate::text;
 
 /// A received value: its JSON text, parsed when somebody asks, and the binary data its
@@ -21,6 +22,8 @@ pub struct Body {
     raw: Bytes,
     tail: Bytes,
     value: OnceLock<Value>,
+    /// What it counts against.
+    memory: Option<Arc<dyn InputMemory>>,
 }
 
 impl Body {
@@ -30,7 +33,24 @@ impl Body {
             raw,
             tail,
             value: OnceLock::new(),
+            memory: None,
         }
+    }
+
+    /// The same, and what is made of it counts against `memory`.
+    #[must_use]
+    pub fn counted(mut self, memory: Option<Arc<dyn InputMemory>>) -> Self {
+        self.memory = memory;
+        self
+    }
+
+    pub(crate) fn memory(&self) -> Option<&Arc<dyn InputMemory>> {
+        self.memory.as_ref()
+    }
+
+    /// Looks at the value without a tree.
+    pub(crate) fn look<T>(&self, look: impl FnOnce(Node<'_>) -> T) -> Result<T, CallError> {
+        Tape::look(&self.raw, self.memory(), look)
     }
 
     /// JSON text that was checked.
@@ -81,21 +101,51 @@ impl Body {
         &self.tail
     }
 
-    /// The value, parsed once. Text with numbers beyond what `f64` can hold reads as `null`.
+    /// The value, parsed once. Text with numbers beyond what `f64` can hold reads as `null`. Of what others sent,
+    /// an operation takes [`try_value`](Self::try_value): a tree may have 75 times the bytes of its text.
     #[must_use]
     pub fn value(&self) -> &Value {
         self.value
             .get_or_init(|| serde_json::from_slice(&self.raw).unwrap_or(Value::Null))
     }
 
-    /// The value, or `INVALID_INPUT` where the text holds a number beyond `f64`.
-    pub(crate) fn try_value(&self) -> Result<&Value, CallError> {
+    /// The value as a tree, for what needs one; counted as long as the body is kept.
+    ///
+    /// # Errors
+    /// `INVALID_INPUT` where the text holds a number beyond `f64`, or so many values that their tree has more
+    /// than four times its bytes, and 2 MiB; what it counts against may have no room.
+    pub fn try_value(&self) -> Result<&Value, CallError> {
         if self.value.get().is_none() {
+            let size = Size::of(&self.raw)?;
+            let bytes = size.tree_bytes();
+            if bytes > TREE_BYTES_FREE.max(TREE_FACTOR * self.raw.len()) {
+                return Err(CallError::invalid_input(
+                    "the input has too many values for its length; send long lists as binary data",
+                ));
+            }
+            if let Some(memory) = &self.memory {
+                memory.take(bytes)?;
+            }
             let value = serde_json::from_slice(&self.raw)
                 .map_err(|error| CallError::invalid_input(error.to_string()))?;
             let _ = self.value.set(value);
         }
         Ok(self.value())
+    }
+
+    /// The value as a tree of its own.
+    ///
+    /// # Errors
+    /// As [`try_value`](Self::try_value).
+    pub fn try_into_value(self) -> Result<Value, CallError> {
+        self.try_value()?;
+        Ok(self.value.into_inner().unwrap_or_default())
+    }
+
+    /// Whether it is `null`, as the input of a call without one.
+    #[must_use]
+    pub fn is_null(&self) -> bool {
+        self.raw.trim_ascii() == b"null"
     }
 
     /// The value as `T`.
@@ -114,12 +164,9 @@ impl Body {
     /// point into. `None` where there is no such member, or no object.
     #[must_use]
     pub fn member(&self, name: &str) -> Option<Self> {
-        let members: HashMap<String, &RawValue> = serde_json::from_slice(&self.raw).ok()?;
-        let text = members.get(name)?.get().as_bytes();
-        Some(Self::from_parts(
-            self.raw.slice_ref(text),
-            self.tail.clone(),
-        ))
+        let text = json::member(&self.raw, name)?.get().as_bytes();
+        let member = Self::from_parts(self.raw.slice_ref(text), self.tail.clone());
+        Some(member.counted(self.memory.clone()))
     }
 
     /// The bytes a `{"$bin":[offset,length]}` stands for, if `value` is one and they exist.

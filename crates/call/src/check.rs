@@ -1,12 +1,14 @@
 //! Values checked against their schemas.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use jsonschema::{PatternOptions, Validator};
 use serde_json::{Map, Value, json};
 
 use crate::error::{CallError, ErrorCode};
-use crate::limits::{INVALID_DETAILS_MAX, PATTERN_BYTES_MAX};
+use crate::limits::{INVALID_DETAILS_BYTES, INVALID_DETAILS_MAX, PATTERN_BYTES_MAX};
+use crate::memory::InputMemory;
+use crate::tape::{Node, Tape, TapeJson};
 
 /// Keywords that say nothing about `null` (JSON Schema 2020-12, validation): they describe, or
 /// bind objects only.
@@ -29,7 +31,7 @@ const SILENT_ON_NULL: [&str; 11] = [
 pub(crate) struct Check {
     takes: Takes,
     /// Compiled when first needed; the error is what the compiler says.
-    validator: OnceLock<Result<Validator, String>>,
+    validator: OnceLock<Result<Validator<TapeJson>, String>>,
 }
 
 /// What is known of a schema without compiling it.
@@ -69,26 +71,37 @@ impl Check {
         self.validator(schema).map(|_| ()).map_err(str::to_owned)
     }
 
-    /// Fails with `code` where `value` breaks the schema.
+    /// Whether the text is one that needs no look at the schema.
+    fn takes(&self, text: &[u8]) -> bool {
+        self.takes_everything() || (self.takes == Takes::Null && text.trim_ascii() == b"null")
+    }
+
+    /// Fails with `code` where the value of `text` breaks the schema. What that takes counts against `memory`.
     pub(crate) fn check(
         &self,
         schema: &Value,
-        value: &Value,
+        text: &[u8],
+        memory: Option<&Arc<dyn InputMemory>>,
         code: ErrorCode,
     ) -> Result<(), CallError> {
-        if self.takes_everything() || (value.is_null() && self.takes == Takes::Null) {
+        if self.takes(text) {
             return Ok(());
         }
         let validator = self.validator(schema).map_err(|reason| {
             CallError::internal(format!("the operation has an invalid schema: {reason}"))
         })?;
-        if validator.is_valid(value) {
-            return Ok(());
-        }
-        Err(violations(validator, value, code))
+        Tape::look(text, memory, |value| {
+            if validator.is_valid(value) {
+                return Ok(());
+            }
+            Err(match text.len() <= INVALID_DETAILS_BYTES {
+                true => violations(validator, value, code),
+                false => too_long_for_details(code),
+            })
+        })?
     }
 
-    fn validator(&self, schema: &Value) -> Result<&Validator, &str> {
+    fn validator(&self, schema: &Value) -> Result<&Validator<TapeJson>, &str> {
         let compiled = self.validator.get_or_init(|| compile(schema));
         compiled.as_ref().map_err(String::as_str)
     }
@@ -105,8 +118,8 @@ fn takes_null(keywords: &Map<String, Value>) -> bool {
 }
 
 /// Compiles a schema without any access to files or the network.
-fn compile(schema: &Value) -> Result<Validator, String> {
-    jsonschema::options()
+fn compile(schema: &Value) -> Result<Validator<TapeJson>, String> {
+    jsonschema::options_for()
         .offline()
         .with_pattern_options(PatternOptions::regex().size_limit(PATTERN_BYTES_MAX))
         .should_validate_formats(false)
@@ -114,7 +127,7 @@ fn compile(schema: &Value) -> Result<Validator, String> {
         .map_err(|error| error.to_string())
 }
 
-fn violations(validator: &Validator, value: &Value, code: ErrorCode) -> CallError {
+fn violations(validator: &Validator<TapeJson>, value: Node<'_>, code: ErrorCode) -> CallError {
     let details: Vec<_> = validator
         .iter_errors(value)
         .take(INVALID_DETAILS_MAX)
@@ -131,6 +144,18 @@ fn violations(validator: &Validator, value: &Value, code: ErrorCode) -> CallErro
         _ => "the output does not match the schema; report it",
     };
     CallError::new(code, message).with_details(details.into())
+}
+
+/// To say what is wrong takes many times the bytes of what is.
+fn too_long_for_details(code: ErrorCode) -> CallError {
+    let message = match code {
+        ErrorCode::InvalidInput => format!(
+            "the input does not match the schema; where is said of inputs up to \
+             {INVALID_DETAILS_BYTES} bytes"
+        ),
+        _ => "the output does not match the schema; report it".to_owned(),
+    };
+    CallError::new(code, message)
 }
 
 #[cfg(test)]
@@ -152,16 +177,14 @@ mod tests {
         ] {
             let check = Check::new(&schema);
             let compiled = compile(&schema).expect("it is a schema");
+            let valid = Tape::look(b"null", None, |null| compiled.is_valid(null));
+            let valid = valid.expect("JSON");
             if check.takes != Takes::Unknown {
-                assert!(compiled.is_valid(&Value::Null), "{schema}");
+                assert!(valid, "{schema}");
             }
-            assert_eq!(
-                check
-                    .check(&schema, &Value::Null, ErrorCode::InvalidInput)
-                    .is_ok(),
-                compiled.is_valid(&Value::Null),
-                "{schema}"
-            );
+            let code = ErrorCode::InvalidInput;
+            let checked = check.check(&schema, b" null ", None, code);
+            assert_eq!(checked.is_ok(), valid, "{schema}");
         }
         let usual = json!({"type": ["object", "null"], "properties": {"a": false}});
         assert_eq!(Check::new(&usual).takes, Takes::Null);

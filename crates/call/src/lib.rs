@@ -57,6 +57,7 @@ mod lane;
 mod layers;
 mod link;
 mod local;
+mod memory;
 mod outbound;
 mod outgoing;
 mod outlet;
@@ -73,6 +74,7 @@ mod session;
 mod spec;
 mod standing;
 mod sync;
+mod tape;
 mod text;
 mod unread;
 mod watch;
@@ -98,6 +100,7 @@ pub use import::{
 };
 pub use json::read_object;
 pub use local::{Events, Gate, Incoming, LocalEvent, ProvedBy, Refused};
+pub use memory::InputMemory;
 pub use outbound::Event;
 pub use peers::{
     Imported, NameSet, Onward, PeerRef, PeerState, Peers, ReExport, RoutingPolicy, ScopedPeerEnv,

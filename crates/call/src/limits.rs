@@ -40,6 +40,9 @@ pub const GUEST_LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
 pub const GUEST_RECHECK: Duration = Duration::from_secs(1);
 /// Validation failures listed in one error.
 pub const INVALID_DETAILS_MAX: usize = 10;
+/// Bytes of the longest value of which is said where it breaks its schema: each violation that a validator finds
+/// has some hundred bytes, and a value of two bytes may be one.
+pub const INVALID_DETAILS_BYTES: usize = 64 << 10;
 /// Compiled size of a schema's regular expression, in bytes: no schema may exhaust memory.
 pub const PATTERN_BYTES_MAX: usize = 1 << 20;
 

@@ -27,6 +27,7 @@ use crate::handler::{HandlerKind, OnceHandler};
 use crate::lane::Lane;
 use crate::limits::LOCAL_EVENTS_AHEAD;
 use crate::link::Link;
+use crate::memory::InputMemory;
 use crate::pump::{self, Reader};
 use crate::request::{Request, panicked};
 use crate::spec::OperationSpec;
@@ -62,6 +63,8 @@ pub struct Incoming<'a> {
     pub operation: &'a str,
     /// JSON text that was checked; `None` stands for `null`.
     pub input: Option<Bytes>,
+    /// What the input counts against, as long as it is kept.
+    pub memory: Option<Arc<dyn InputMemory>>,
     /// Who asks.
     pub identity: Option<Arc<Identity>>,
     /// The token that says so, which subscriptions ask about again as long as they run; `None` where
@@ -89,6 +92,7 @@ impl<'a> Incoming<'a> {
             id,
             operation,
             input: None,
+            memory: None,
             identity: None,
             token: None,
             proved_by: None,
@@ -306,12 +310,16 @@ impl Gate {
         let Incoming {
             id,
             input,
+            memory,
             identity,
             proved_by,
             ..
         } = incoming;
         let checked = admission::check_key(&payload).and_then(|()| {
-            let input = || input.map_or_else(Body::null, Body::from_text);
+            let input = || {
+                let input = input.map_or_else(Body::null, Body::from_text);
+                input.counted(memory)
+            };
             admission::passed(&self.link, id, &payload, now, |_| Ok(identity), input)
         });
         let mut checked = checked.map_err(|error| {

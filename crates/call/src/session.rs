@@ -87,8 +87,9 @@ pub(crate) fn registration() -> Registration {
 
 fn run(input: &Body, ctx: &Ctx) -> Result<Value, CallError> {
     // The schema was checked, and its errors mask values: a token is in no message.
-    let token = input.value()["token"].as_str().unwrap_or_default();
-    let identity = authenticate(&ctx.caller().link, token)?;
+    let token = input.member("token").and_then(|token| token.parse().ok());
+    let token: String = token.unwrap_or_default();
+    let identity = authenticate(&ctx.caller().link, &token)?;
     Ok(json!({ "id": identity.id, "scopes": identity.scopes }))
 }
 

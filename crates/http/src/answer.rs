@@ -1,8 +1,12 @@
 //! Answers that every path may give.
 
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
 use alknet_core::MountBody;
 use alknet_core::config::Decoy;
-use alknet_gateway::{ApiError, RequestId};
+use alknet_gateway::{ApiError, Lease, RequestId};
 use axum::body::Body;
 use bytes::Bytes;
 use http::header::{
@@ -10,6 +14,8 @@ use http::header::{
     WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use http::{HeaderName, HeaderValue, Method, Response, StatusCode};
+use http_body::{Frame, SizeHint};
+use http_body_util::Full;
 
 use crate::settings::Settings;
 
@@ -30,6 +36,46 @@ pub(crate) fn api(status: StatusCode, kind: HeaderValue, body: Bytes) -> Respons
     headers.insert(CONTENT_TYPE, kind);
     private(&mut response);
     response
+}
+
+/// The same, whose body counts against `lease` until the client has taken it.
+pub(crate) fn kept(
+    status: StatusCode,
+    kind: HeaderValue,
+    body: Bytes,
+    lease: Lease,
+) -> Response<Body> {
+    let kept = Kept {
+        body: Full::new(body),
+        _lease: lease,
+    };
+    api(status, kind, Bytes::new()).map(|_| Body::new(kept))
+}
+
+/// A body that is counted as long as it is there.
+struct Kept {
+    body: Full<Bytes>,
+    _lease: Lease,
+}
+
+impl http_body::Body for Kept {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// Nobody keeps it, and no browser takes it for a page.

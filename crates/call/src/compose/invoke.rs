@@ -213,7 +213,7 @@ impl Env {
         }
         let running = Running::new(child)?;
         if operation.checks_input() {
-            operation.check_input(input.try_value()?)?;
+            operation.check_input(&input)?;
         }
         Ok(running.follow(Arc::clone(handler), input))
     }
@@ -286,7 +286,7 @@ impl Env {
         }
         let running = Running::new(child)?;
         if operation.checks_input() {
-            operation.check_input(input.try_value()?)?;
+            operation.check_input(&input)?;
         }
         match options.on_abort {
             OnAbort::AbortDependents => running.run(handler, input).await,

@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::caller::Caller;
 use crate::error::{ApiError, Code};
 use crate::limits::{BATCH_CALLS_MAX, BATCH_ID_BYTES_MAX, BATCH_PARALLEL, BATCH_TIMEOUT};
+use crate::memory::Lease;
 use crate::room::{Account, Place, Quota, Room};
 use crate::wire::{BatchMode, BatchResult, Description, Invocation, Page, Query, Summary};
 
@@ -201,7 +202,8 @@ impl Gateway {
     }
 
     /// Calls several. The results come in the order of the calls; those that could not begin in time, or
-    /// not after another failed, say `NOT_RUN`.
+    /// not after another failed, say `NOT_RUN`. Outputs count against `answers`; one for which there is no room is
+    /// an error in its place.
     ///
     /// # Errors
     /// There are too many calls, or their ids are wrong.
@@ -210,6 +212,7 @@ impl Gateway {
         caller: &Caller,
         calls: Vec<(String, Result<Invocation, ApiError>)>,
         mode: BatchMode,
+        answers: &Lease,
     ) -> Result<Vec<BatchResult>, ApiError> {
         check_ids(&calls)?;
         let deadline = tokio::time::Instant::from_std(Instant::now() + BATCH_TIMEOUT);
@@ -228,7 +231,7 @@ impl Gateway {
                     Ok(call) => self.invoke(caller, call).await,
                     Err(error) => Err(error),
                 };
-                (n, outcome)
+                (n, outcome.and_then(|output| kept(output, answers)))
             });
         let mut runs = stream::iter(runs).buffer_unordered(at_once);
         while let Ok(Some((n, outcome))) = tokio::time::timeout_at(deadline, runs.next()).await {
@@ -249,6 +252,24 @@ impl Gateway {
                 outcome: outcome.unwrap_or_else(|| Err(not_run())),
             })
             .collect())
+    }
+
+    /// Memory for what the caller sends and is sent, of which nothing is taken yet.
+    #[must_use]
+    pub fn lease(&self, caller: &Caller) -> Lease {
+        self.room.lease(&self.counted(caller))
+    }
+
+    /// The same for whom an account is.
+    #[must_use]
+    pub fn lease_of(&self, account: &Arc<Account>) -> Lease {
+        self.room.lease(account)
+    }
+
+    /// Bytes of requests and answers that are under way.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.room.bytes()
     }
 
     /// Starts a subscription. Dropping it ends the work behind it.
@@ -308,6 +329,7 @@ fn too_many(refused: CallError) -> ApiError {
 fn incoming<'a>(caller: &'a Caller, call: &'a Invocation, request_id: &'a str) -> Incoming<'a> {
     Incoming {
         input: call.input.clone(),
+        memory: call.memory.clone(),
         identity: caller.identity.clone(),
         token: caller.token.as_deref(),
         proved_by: caller.proved_by,
@@ -320,6 +342,20 @@ fn incoming<'a>(caller: &'a Caller, call: &'a Invocation, request_id: &'a str) -
 
 fn refuse(caller: &Caller, refused: Refused) -> ApiError {
     ApiError::of_call(refused, caller.identity.is_some(), &caller.request_id)
+}
+
+/// An output as the text that is sent, which counts twice: it is also copied into the whole answer.
+fn kept(output: Output, answers: &Lease) -> Result<Output, ApiError> {
+    let text = match output {
+        Output::Raw(text) => text,
+        other => {
+            let mut text = Vec::new();
+            other.append_to(&mut text);
+            text.into()
+        }
+    };
+    answers.answer(2 * text.len())?;
+    Ok(Output::Raw(text))
 }
 
 fn check_ids(calls: &[(String, Result<Invocation, ApiError>)]) -> Result<(), ApiError> {

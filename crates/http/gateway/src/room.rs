@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 
 use crate::error::ApiError;
 use crate::limits;
+use crate::memory::{Lease, Most};
 
 /// What the configuration allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +30,10 @@ pub struct Quota {
     pub calls_each: usize,
     /// Streams of events at once for one identity.
     pub streams_each: usize,
+    /// Bytes of requests and answers that are under way at once for the whole node.
+    pub bytes: usize,
+    /// And for one identity.
+    pub bytes_each: usize,
 }
 
 impl Default for Quota {
@@ -41,11 +46,25 @@ impl Default for Quota {
             calls: limits::CALLS_PER_NODE,
             calls_each: limits::CALLS_PER_IDENTITY,
             streams_each: limits::STREAMS_PER_IDENTITY,
+            bytes: limits::BYTES_PER_NODE,
+            bytes_each: limits::BYTES_PER_NODE / limits::BYTES_SHARE,
         }
     }
 }
 
 impl Quota {
+    /// The same on a machine with so much memory.
+    #[must_use]
+    pub fn for_memory(self, memory_bytes: u64) -> Self {
+        let part = usize::try_from(memory_bytes / limits::MEMORY_PART).unwrap_or(usize::MAX);
+        let bytes = part.clamp(limits::BYTES_PER_NODE_MIN, limits::BYTES_PER_NODE);
+        Self {
+            bytes,
+            bytes_each: bytes / limits::BYTES_SHARE,
+            ..self
+        }
+    }
+
     /// Requests a second on average, and at once.
     fn requests(&self, known: bool) -> (u32, u32) {
         match known {
@@ -67,9 +86,10 @@ enum Who {
 
 /// What runs for somebody.
 #[derive(Debug, Default)]
-struct Load {
+pub(crate) struct Load {
     calls: AtomicU32,
     streams: AtomicU32,
+    pub(crate) bytes: AtomicUsize,
 }
 
 /// What one identity, or the unknown peers of one network, asked for. Whoever serves a connection keeps it from one
@@ -89,6 +109,10 @@ struct Spent {
 }
 
 impl Account {
+    pub(crate) fn load(&self) -> &Load {
+        &self.load
+    }
+
     fn spent(&self) -> MutexGuard<'_, Spent> {
         self.spent.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -242,6 +266,22 @@ impl Room {
         Ok(place)
     }
 
+    /// Memory for a request, of which nothing is taken yet.
+    pub(crate) fn lease(&self, account: &Arc<Account>) -> Lease {
+        let quota = self.quota.load();
+        let most = Most {
+            node: quota.bytes,
+            each: quota.bytes_each,
+        };
+        Lease::new(Arc::clone(account), Arc::clone(&self.all), most)
+    }
+
+    /// Bytes that are counted now.
+    #[must_use]
+    pub(crate) fn bytes(&self) -> usize {
+        self.all.bytes.load(Ordering::Acquire)
+    }
+
     /// Calls and streams that run now.
     #[must_use]
     pub(crate) fn running(&self) -> (u32, u32) {
@@ -279,7 +319,46 @@ mod tests {
             calls: 3,
             calls_each: 2,
             streams_each: 1,
+            bytes: 64 * limits::SMALL_BYTES,
+            bytes_each: 32 * limits::SMALL_BYTES,
         })
+    }
+
+    #[test]
+    fn bytes_are_counted_for_the_node_and_for_each_and_given_back() {
+        let room = room();
+        let account = |name: &str| room.account(Some(&name.parse().expect("an id")), None);
+        let (ada, bob, eve) = (account("ada"), account("bob"), account("eve"));
+        let small = limits::SMALL_BYTES;
+        let first = room.lease(&ada);
+        first.more(30 * small).expect("room");
+        let code = |refused: Result<(), ApiError>| refused.expect_err("refused").status.as_u16();
+        assert_eq!(code(room.lease(&ada).more(3 * small)), 429, "of ada's");
+        assert_eq!(code(room.lease(&bob).more(33 * small)), 413, "never");
+        let second = room.lease(&bob);
+        second.more(18 * small).expect("room");
+        assert_eq!(
+            code(room.lease(&eve).more(small + 1)),
+            429,
+            "kept for small ones"
+        );
+        let third = room.lease(&eve);
+        for _ in 0..16 {
+            third.more(small / 16).expect("room");
+        }
+        assert_eq!(room.bytes(), 49 * small);
+        first.less(10 * small);
+        room.lease(&eve).more(2 * small).expect("room again");
+        drop((first, second, third));
+        assert_eq!(room.bytes(), 0);
+    }
+
+    #[test]
+    fn a_machine_with_less_memory_takes_less() {
+        let bytes = |memory: u64| Quota::default().for_memory(memory).bytes;
+        assert_eq!(bytes(512 << 20), 64 << 20);
+        assert_eq!(bytes(0), limits::BYTES_PER_NODE_MIN);
+        assert_eq!(bytes(u64::MAX), limits::BYTES_PER_NODE);
     }
 
     #[test]

@@ -4,7 +4,6 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alknet_gateway::limits::CALL_BYTES_MAX;
 use alknet_gateway::{ApiError, Caller, Code, RequestId, Subscription};
 use axum::body::Body;
 use bytes::Bytes;
@@ -14,7 +13,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use serde_json::json;
 
-use super::{invocation, key};
+use super::{invocation, key, room};
 use crate::access::Line;
 use crate::answer::{self, JSON};
 use crate::limits::EVENT_BYTES_MAX;
@@ -44,7 +43,7 @@ pub(super) async fn subscribe(
         ));
     }
     let key = key(&parts.headers)?;
-    let body = upload::json(&parts.headers, body, CALL_BYTES_MAX).await?;
+    let body = upload::json(&parts.headers, body, room(shared, caller)).await?;
     let call = invocation(&body, key)?;
     line.calls([call.operation.as_str()]);
     if !later {
@@ -54,7 +53,7 @@ pub(super) async fn subscribe(
     // Whoever may not call gets no ticket.
     shared.gateway.find(caller, &call.operation)?;
     let time = shared.tickets.time().as_secs();
-    let bytes = body.len();
+    let bytes = body.text.len();
     let name = shared.tickets.make((caller.clone(), call), bytes)?;
     let told = json!({ "url": format!("{TICKET}{name}"), "expires_in": time });
     Ok(answer::api(

@@ -107,7 +107,7 @@ impl Script {
 
     fn input<'a>(&self, input: &'a Body) -> Result<&'a Value, CallError> {
         match input.tail().is_empty() {
-            true => Ok(input.value()),
+            true => input.try_value(),
             false => Err(CallError::invalid_input("a script takes no bytes as input")),
         }
     }
