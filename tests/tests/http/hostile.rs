@@ -214,21 +214,49 @@ async fn streams_reset_at_once_end_the_connection() {
     for _ in 0..4 {
         let mut raw = Raw::open(&web, H2).await;
         raw.preface().await;
-        for burst in 0..400 {
-            let mut bytes = Vec::new();
-            for n in 0..50 {
-                let stream = (burst * 50 + n) * 2 + 1;
-                bytes.extend(frame(1, 5, stream, &head("localhost")));
-                bytes.extend(frame(3, 0, stream, &8u32.to_be_bytes()));
-            }
-            if !raw.say(&bytes).await {
-                break;
-            }
-        }
-        // Either all 20,000 were taken in stride, or the node ended the connection.
-        raw.hear().await;
+        let ends = resets(&mut raw, 20_000, 50).await;
+        assert!(ends, "20,000 resets were taken in stride");
     }
     survives(&web, before);
+}
+
+/// Each request is answered before its stream is reset: the library of the node finds nothing wrong with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_reset_one_by_one_end_the_connection() {
+    let bench = Bench::new();
+    let web = Web::start(&bench, "");
+    let before = resident(&web);
+    let mut raw = Raw::open(&web, H2).await;
+    raw.preface().await;
+    let ends = resets(&mut raw, 20_000, 1).await;
+    assert!(ends, "20,000 resets were taken in stride");
+    survives(&web, before);
+}
+
+/// Sends so many requests, each of which it resets, so many at a time; whether the node ended the connection.
+async fn resets(raw: &mut Raw, most: u32, at_once: u32) -> bool {
+    let mut answers = vec![0; 64 << 10];
+    for first in (0..most).step_by(at_once as usize) {
+        let mut bytes = Vec::new();
+        for n in first..first + at_once {
+            let stream = n * 2 + 1;
+            bytes.extend(frame(1, 5, stream, &head("localhost")));
+            bytes.extend(frame(3, 0, stream, &8u32.to_be_bytes()));
+        }
+        // A ping is answered when what came before it was read.
+        bytes.extend(frame(6, 0, 0, &[7; 8]));
+        if !raw.say(&bytes).await {
+            return true;
+        }
+        let mut heard: Vec<u8> = Vec::new();
+        while !heard.windows(8).any(|part| part == [7; 8]) {
+            match within(raw.recv.read(&mut answers)).await {
+                Ok(0) | Err(_) => return true,
+                Ok(read) => heard.extend(&answers[..read]),
+            }
+        }
+    }
+    false
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -303,4 +331,292 @@ async fn nonsense_is_refused_and_nothing_else_stops() {
         assert!(ok, "{text:?}: {told}");
     }
     survives(&web, before);
+}
+
+/// Bytes of the longest body.
+const BODY_BYTES: usize = 8 << 20;
+
+/// Bytes of requests that one identity may have under way, as docs/http.md has it.
+fn share() -> u64 {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").expect("the kernel says");
+    let total = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = total.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    let part = (kib.expect("a number") << 10) / 8;
+    part.clamp(4 << 20, 256 << 20) / 2
+}
+
+/// The most that the node had of memory until now.
+fn peak(web: &Web) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{}/status", web.node.pid()));
+    let text = text.expect("the node runs");
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    kib.and_then(|kib| kib.parse::<u64>().ok())
+        .expect("a number")
+        << 10
+}
+
+/// Writes a file of curl's with one transfer for each of these paths, and the arguments for all of them.
+fn transfers(bench: &Bench, web: &Web, name: &str, paths: &[String], options: &str) -> String {
+    let each = paths.iter().map(|path| {
+        format!(
+            "url = \"{}\"\noutput = \"/dev/null\"\n{options}",
+            web.url(path)
+        )
+    });
+    let text = each.collect::<Vec<_>>().join("next\n");
+    let file = bench.path().join(name);
+    std::fs::write(&file, text).expect("the folder is ours");
+    file.display().to_string()
+}
+
+/// Runs them at the same time; their statuses.
+fn all_at_once(file: &str) -> Vec<u16> {
+    let within = alknet_tests::whole_seconds(Duration::from_secs(300));
+    let said = alknet_tests::tools::tool_says(
+        "curl",
+        &[
+            "--silent",
+            "--parallel",
+            "--parallel-max",
+            "300",
+            "--max-time",
+            &within,
+            "-K",
+            file,
+        ],
+    );
+    said.lines()
+        .filter_map(|line| line.trim().parse().ok())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hundred_bodies_at_once_cost_little_and_others_are_served() {
+    let bench = Bench::new();
+    let web = Web::start(&bench, "[http]\nrequests_burst = 1000\n");
+    let body = bench.path().join("body");
+    let call =
+        |text: &str| format!(r#"{{"operation":"/services/list","input":{{"prefix":"{text}"}}}}"#);
+    std::fs::write(&body, call(&"x".repeat(BODY_BYTES - call("").len()))).expect("room");
+    let options = format!(
+        "insecure\nhttp2\nlimit-rate = \"2M\"\nwrite-out = \"%{{http_code}}\\n\"\n\
+         header = \"Authorization: Bearer {}\"\nheader = \"Content-Type: application/json\"\n\
+         data-binary = \"@{}\"\n",
+        web.reader,
+        body.display()
+    );
+    let paths = vec!["/call".to_owned(); 200];
+    let file = transfers(&bench, &web, "bodies", &paths, &options);
+    let before = peak(&web);
+    let attack = tokio::task::spawn_blocking(move || all_at_once(&file));
+    let mut asked = 0;
+    while !attack.is_finished() {
+        let told =
+            block_in_place(|| web.post(&web.admin, "/call", r#"{"operation":"/node/info"}"#));
+        assert_eq!(told.status, 200, "{}", told.text());
+        asked += 1;
+    }
+    let statuses = attack.await.expect("it runs");
+    assert!(asked > 1, "nobody else asked meanwhile");
+    assert_eq!(statuses.len(), 200);
+    assert!(
+        statuses.iter().all(|status| [200, 429].contains(status)),
+        "{statuses:?}"
+    );
+    assert!(statuses.contains(&200), "{statuses:?}");
+    let grown = peak(&web) - before;
+    assert!(grown < share() + GROWTH_BYTES, "{grown} bytes more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_of_short_values_cost_no_trees() {
+    let bench = Bench::new();
+    let web = Web::start(&bench, "");
+    let file = bench.path().join("body");
+    let data = format!("@{}", file.display());
+    let list = |bytes: usize| format!("[{}0]", "0,".repeat(bytes / 2));
+    let tool = |arguments: &str| {
+        format!(
+            r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"call","arguments":{arguments}}}}}"#
+        )
+    };
+    let (long, shorter) = (list(BODY_BYTES - 200), list((4 << 20) - 500));
+    let names: Vec<_> = (0..600_000).map(|n| format!("\"{n:x}\":0")).collect();
+    let names = names.join(",");
+    let before = peak(&web);
+    for (path, body, status) in [
+        (
+            "/call",
+            format!(r#"{{"operation":"/services/list","input":{long}}}"#),
+            422,
+        ),
+        (
+            "/call",
+            format!(r#"{{"operation":"/services/list","input":{{"x":{long}}}}}"#),
+            0,
+        ),
+        (
+            "/call",
+            format!(r#"{{"operation":"/services/schema","input":{{"name":"x",{names}}}}}"#),
+            0,
+        ),
+        (
+            "/call",
+            format!(r#"{{"operation":"/none/such","input":{long}}}"#),
+            404,
+        ),
+        (
+            "/call",
+            format!(r#"{{"operation":"/services/list","inputs":{long}}}"#),
+            400,
+        ),
+        ("/call", format!(r#"{{{names}}}"#), 400),
+        ("/batch", format!(r#"{{"calls":{long}}}"#), 400),
+        (
+            "/mcp",
+            tool(&format!(
+                r#"{{"operation":"/services/list","input":{shorter}}}"#
+            )),
+            200,
+        ),
+        (
+            "/mcp",
+            tool(&format!(
+                r#"{{"operation":"/none/such","inputs":{shorter}}}"#
+            )),
+            200,
+        ),
+        ("/mcp", tool(&shorter), 413),
+        ("/mcp", shorter.clone(), 413),
+    ] {
+        std::fs::write(&file, &body).expect("room");
+        let arguments = [
+            "--header",
+            "Content-Type: application/json",
+            "--header",
+            "Accept: application/json, text/event-stream",
+            "--data-binary",
+            &data,
+        ];
+        let told = block_in_place(|| web.curl_as(&web.reader, path, &arguments));
+        let shown: String = body.chars().take(80).collect();
+        let fine = told.status == status || (status == 0 && [200, 404, 422].contains(&told.status));
+        assert!(fine, "{} for {path} {shown}: {}", told.status, told.text());
+        let grown = peak(&web) - before;
+        // Four times the longest, and once itself.
+        assert!(
+            grown < 5 * BODY_BYTES as u64 + (16 << 20),
+            "{grown} for {path} {shown}"
+        );
+    }
+}
+
+/// Bytes that the node has read of files and sockets.
+fn read(web: &Web) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{}/io", web.node.pid()));
+    let text = text.expect("the node runs");
+    let line = text.lines().find_map(|line| line.strip_prefix("rchar: "));
+    line.and_then(|line| line.parse().ok()).expect("a number")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_file_is_not_read_before_it_is_sent() {
+    let bench = Bench::new();
+    let folder = bench.path().join("www");
+    std::fs::create_dir(&folder).expect("room");
+    let large = std::fs::File::create(folder.join("large.bin")).expect("room");
+    large.set_len(300 << 20).expect("a file with holes");
+    let web = Web::start(
+        &bench,
+        &format!("[http]\nsite = \"{}\"\n", folder.display()),
+    );
+    let options = "insecure\nhttp2\nrange = \"0-9\"\nwrite-out = \"%{http_code}\\n\"\n";
+    let paths = vec!["/large.bin".to_owned(); 480];
+    let file = transfers(&bench, &web, "first", &paths, options);
+    let before = read(&web);
+    let statuses = block_in_place(|| all_at_once(&file));
+    assert!(
+        statuses.len() == 480 && statuses.iter().all(|status| *status == 206),
+        "{statuses:?}"
+    );
+    let read = read(&web) - before;
+    assert!(read < 100 << 20, "{read} bytes were read for 4,800");
+}
+
+/// A request for the path, by the static table and literals that are not kept.
+fn asks(path: &str) -> Vec<u8> {
+    let mut block = vec![0x82, 0x87, 0x04, path.len() as u8];
+    block.extend(path.as_bytes());
+    block.extend([0x01, 9]);
+    block.extend(b"localhost");
+    block
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_are_not_taken_end_and_cost_little() {
+    const CONNECTIONS: usize = 20;
+    const STREAMS: u32 = 120;
+    let bench = Bench::new();
+    let folder = bench.path().join("www");
+    std::fs::create_dir(&folder).expect("room");
+    std::fs::write(folder.join("large.bin"), vec![7; 1 << 20]).expect("room");
+    let web = Web::start(
+        &bench,
+        &format!("[http]\nsite = \"{}\"\n", folder.display()),
+    );
+    let before = resident(&web);
+    let mut all = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let mut raw = Raw::open(&web, H2).await;
+        raw.say(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+        // A window of one byte for each stream: SETTINGS_INITIAL_WINDOW_SIZE (RFC 9113 section 6.5.2).
+        raw.frame(4, 0, 0, &[0, 4, 0, 0, 0, 1]).await;
+        for n in 0..STREAMS {
+            raw.frame(1, 5, n * 2 + 1, &asks("/large.bin")).await;
+        }
+        all.push(raw);
+    }
+    let resets = all.into_iter().map(|mut raw| async move {
+        let mut heard = Vec::new();
+        let mut piece = vec![0; 64 << 10];
+        let (mut answers, mut resets) = (0, 0);
+        loop {
+            // Heads of answers, and what ends them.
+            while let Some((kind, rest)) = next_frame(&heard) {
+                answers += u32::from(kind == 1);
+                resets += u32::from(kind == 3);
+                heard.drain(..rest);
+            }
+            if resets == STREAMS {
+                return answers;
+            }
+            match within(raw.recv.read(&mut piece)).await {
+                Ok(0) | Err(_) => return answers,
+                Ok(read) => heard.extend(&piece[..read]),
+            }
+        }
+    });
+    let held = async {
+        tokio::time::sleep(deadline(Duration::from_secs(5))).await;
+        resident(&web)
+    };
+    let (held, answers) = tokio::join!(held, futures_util::future::join_all(resets));
+    let grown = held.saturating_sub(before);
+    let chunks = CONNECTIONS as u64 * u64::from(STREAMS) * (32 << 10);
+    assert!(grown < chunks + GROWTH_BYTES, "{grown} bytes are held");
+    assert!(
+        answers.iter().all(|answers| *answers == STREAMS),
+        "{answers:?}"
+    );
+    survives(&web, before);
+}
+
+/// The kind of the first frame, and where the next begins.
+fn next_frame(heard: &[u8]) -> Option<(u8, usize)> {
+    let [a, b, c, kind] = *heard.first_chunk()?;
+    let end = 9 + u32::from_be_bytes([0, a, b, c]) as usize;
+    (heard.len() >= end).then_some((kind, end))
 }

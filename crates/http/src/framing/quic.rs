@@ -3,6 +3,7 @@
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use alknet_core::{CloseCode, Connection, HandlerError};
 use axum::body::Body;
@@ -150,10 +151,12 @@ async fn request(resolver: RequestResolver<Streams, Bytes>, conn: Arc<Conn>, can
         return;
     };
     let body = Asked { stream: recv, left };
-    let request = request.map(|()| Body::new(Timed::new(body, conn.patience())));
+    let patience = conn.patience();
+    let request = request.map(|()| Body::new(Timed::new(body, patience)));
+    let patience = patience.reader;
     let work = async {
         let Ok(response) = answer(conn, request).await;
-        respond(&mut send, response).await
+        respond(&mut send, response, patience).await
     };
     let done = tokio::select! {
         done = work => done,
@@ -167,6 +170,7 @@ async fn request(resolver: RequestResolver<Streams, Bytes>, conn: Arc<Conn>, can
 async fn respond(
     send: &mut RequestStream<Sending, Bytes>,
     response: Response<Body>,
+    patience: Duration,
 ) -> Result<(), ()> {
     let (head, mut body) = response.into_parts();
     let gone = |_| ();
@@ -178,7 +182,13 @@ async fn respond(
             tracing::debug!("an answer over HTTP/3 broke off: {error}");
         })?;
         match frame.into_data() {
-            Ok(data) => send.send_data(data).await.map_err(gone)?,
+            // Whoever takes nothing of one answer may go on with others: it is this one that ends.
+            Ok(data) => {
+                let bytes = data.len() as u64;
+                let time = patience + Duration::from_secs(bytes / limits::BODY_BYTES_PER_SECOND);
+                let sent = tokio::time::timeout(time, send.send_data(data)).await;
+                sent.map_err(drop)?.map_err(gone)?;
+            }
             Err(frame) => {
                 if let Ok(trailers) = frame.into_trailers() {
                     return send.send_trailers(trailers).await.map_err(gone);
