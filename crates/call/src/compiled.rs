@@ -9,13 +9,13 @@ use bytes::Bytes;
 use jsonschema::json::Node as _;
 
 use crate::body::{Body, Output};
-use crate::check::Check;
 use crate::compose::{CompositionAuthority, Provenance};
 use crate::error::{CallError, ErrorCode};
 use crate::handler::{HandlerKind, OnSlow};
 use crate::peers::ScopedPeerEnv;
 use crate::registry::Registration;
 use crate::rules::{self, RegistryError};
+use crate::schema::{Check, SchemaError};
 use crate::spec::{self, OperationSpec, Visibility};
 
 /// An operation ready to be called.
@@ -121,14 +121,25 @@ impl Compiled {
         Ok(output)
     }
 
+    /// Refuses schemas that take too much, without compiling them.
+    pub(crate) fn admit(&self) -> Result<(), RegistryError> {
+        self.each_schema(Check::admit)
+    }
+
     pub(crate) fn compile(&self) -> Result<(), RegistryError> {
+        self.each_schema(Check::compile)
+    }
+
+    fn each_schema(
+        &self,
+        does: impl Fn(&Check, &Value) -> Result<(), SchemaError>,
+    ) -> Result<(), RegistryError> {
         let spec = &self.spec;
-        let input = self.input.compile(&spec.input_schema);
-        input
-            .and_then(|()| self.output.compile(&spec.output_schema))
+        does(&self.input, &spec.input_schema)
+            .and_then(|()| does(&self.output, &spec.output_schema))
             .map_err(|reason| RegistryError::Schema {
                 name: spec.name.clone(),
-                reason,
+                reason: reason.to_string(),
             })
     }
 

@@ -19,7 +19,8 @@ use crate::sync::lock;
 pub(crate) struct Overlay(HashMap<Box<str>, Arc<Compiled>>);
 
 impl Overlay {
-    /// Compiles every operation but its schemas, which wait until a value has to be checked.
+    /// Compiles every operation but its schemas, which wait until a value has to be checked; those that
+    /// take too much are refused now.
     pub(crate) fn new(registrations: Vec<Registration>) -> Result<Self, RegistryError> {
         let mut overlay = Self::default();
         for registration in registrations {
@@ -34,6 +35,7 @@ impl Overlay {
 
     fn insert(&mut self, registration: Registration) -> Result<(), RegistryError> {
         let compiled = Compiled::new(registration)?;
+        compiled.admit()?;
         let name = compiled.spec.name.as_str().into();
         match self.0.insert(name, Arc::new(compiled)) {
             None => Ok(()),

@@ -35,7 +35,6 @@ mod access;
 mod admission;
 mod batch;
 mod body;
-mod check;
 mod client;
 mod compiled;
 mod compose;
@@ -68,6 +67,7 @@ mod registry;
 mod request;
 mod retry;
 mod rules;
+mod schema;
 mod serve;
 mod services;
 mod session;
@@ -108,6 +108,7 @@ pub use peers::{
 pub use reconnect::{OnConnect, Reconnecting, Resuming};
 pub use registry::{Registration, Registry, RegistryBuilder};
 pub use rules::RegistryError;
+pub use schema::{Misfit, Schema, SchemaError};
 pub use serve::{ALPN, CallHandler};
 pub use services::{Listing, OperationSummary, Protocol};
 pub use spec::{

@@ -44,7 +44,21 @@ pub const INVALID_DETAILS_MAX: usize = 10;
 /// has some hundred bytes, and a value of two bytes may be one.
 pub const INVALID_DETAILS_BYTES: usize = 64 << 10;
 /// Compiled size of a schema's regular expression, in bytes: no schema may exhaust memory.
-pub const PATTERN_BYTES_MAX: usize = 1 << 20;
+pub const PATTERN_BYTES_MAX: usize = 256 << 10;
+/// What matching one regular expression may remember, in bytes.
+pub const PATTERN_CACHE_BYTES_MAX: usize = 256 << 10;
+/// Regular expressions of one schema: each takes up to [`PATTERN_BYTES_MAX`].
+pub const SCHEMA_PATTERNS_MAX: u64 = 64;
+/// Values in one schema, counting again what `unevaluatedProperties` and `unevaluatedItems` make the
+/// compiler compile again. As many take it a tenth of a second.
+pub const SCHEMA_VALUES_MAX: u64 = 20_000;
+/// Schemas within schemas and references after references at one place of a check: each takes stack.
+pub const SCHEMA_DEPTH_MAX: usize = 512;
+/// Steps of checking one value against its schema: keywords applied, values and texts compared. Nothing
+/// else runs on the thread meanwhile, which as many occupy for some 50 ms.
+pub const SCHEMA_STEPS_MAX: u64 = 1_000_000;
+/// Steps up to which a check that fails says where: each violation takes memory.
+pub const SCHEMA_DETAIL_STEPS_MAX: u64 = 20_000;
 
 /// Calls of operations by operations, one below the other: deeper is a circle.
 pub const COMPOSITION_DEPTH_MAX: usize = 16;

@@ -4,14 +4,13 @@ use std::sync::Arc;
 
 use alknet_call::{
     Body, CallError, Ctx, ErrorDef, HandlerKind, OperationSpec, OperationType, Registration,
-    SessionError,
+    Schema, SessionError,
 };
 use alknet_runtime::{Code, Kind, OpError};
 use futures_util::{Stream, stream};
 use serde_json::{Value, json};
 
 use super::failure::{declared_errors, to_call_error};
-use super::reach::compile;
 use super::session::{Entrance, Following};
 use crate::wire::Offer;
 
@@ -25,7 +24,8 @@ pub(super) fn registration(entrance: &Entrance, offer: Offer) -> Result<Registra
     }
     // The registry compiles them when a value has to be checked; the script is told now.
     for (what, schema) in [("input", &offer.input), ("output", &offer.output)] {
-        compile(schema).map_err(|error| refusal(&format!("the schema of the {what}: {error}")))?;
+        let compiled = Schema::new(schema);
+        compiled.map_err(|error| refusal(&format!("the schema of the {what}: {error}")))?;
     }
     let kind = match offer.kind {
         Kind::Mutation => OperationType::Mutation,

@@ -327,3 +327,42 @@ async fn a_service_calls_only_in_the_course_of_a_call() {
     // The timer may fire while `end` runs, and then there is somebody to call for.
     assert!([json!("ABORTED"), json!(1)].contains(&later), "{later}");
 }
+
+/// A schema that no value could be checked against is refused when it is registered, and a check that
+/// would take too long when it is asked for. Others are served meanwhile, or this would never end.
+#[tokio::test(flavor = "multi_thread")]
+async fn schemas_that_take_too_long_are_refused() {
+    let lab = Lab::new();
+    let register = "await ops.register({ name: 'a', kind: 'query', input: schema }, () => 1);";
+    let chain = "const $defs = { d40: { type: 'string' } };
+        for (let i = 0; i < 40; i++) {
+            const next = { $ref: '#/$defs/d' + (i + 1) };
+            $defs['d' + i] = { allOf: [next, next] };
+        }
+        const schema = { $ref: '#/$defs/d0', $defs };";
+    let deep = "let schema = { type: 'string' };
+        for (let i = 0; i < 40; i++) schema = { unevaluatedProperties: schema };";
+    for bomb in [chain, deep] {
+        assert_eq!(
+            refusal(lab.run(spec(&format!("{bomb} {register}"))).await),
+            "INVALID_INPUT",
+            "{bomb}"
+        );
+    }
+    let twice = "const a = { anyOf: [{ $ref: '#/$defs/a' }, { $ref: '#/$defs/a' }] };
+        const schema = { $ref: '#/$defs/a', $defs: { a: { items: a } } };
+        let v = 1; for (let i = 0; i < 60; i++) v = [v];";
+    let numbers =
+        "const schema = { items: { enum: Array.from({ length: 9000 }, (_, i) => i + 0.5) } };
+        const v = new Array(40000).fill(7);";
+    for bomb in [twice, numbers] {
+        let source = format!("{bomb} {register} export default await ops.call('js/a', v)");
+        assert_eq!(
+            refusal(lab.run(spec(&source)).await),
+            "INVALID_INPUT",
+            "{bomb}"
+        );
+    }
+    let source = "export default await ops.call('test/echo', 1)";
+    assert_eq!(value(&lab, source).await, json!(1));
+}

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use alknet_call::Schema;
 use alknet_runtime::{
     BoxFuture, CallOptions, Host, Items, Level, OpError, Operation, Registration, Reply,
 };
@@ -140,15 +141,8 @@ impl Host for Side {
     }
 
     fn check(&self, schema: &Value, value: &Value) -> Result<(), String> {
-        let patterns =
-            jsonschema::PatternOptions::regex().size_limit(alknet_call::limits::PATTERN_BYTES_MAX);
-        let validator = jsonschema::options()
-            .with_pattern_options(patterns)
-            .build(schema);
-        let validator = validator.map_err(|error| format!("the schema is none: {error}"))?;
-        validator
-            .validate(value)
-            .map_err(|error| format!("{}: {error}", error.instance_path()))
+        let schema = Schema::new(schema).map_err(|error| format!("the schema is none: {error}"))?;
+        schema.validate(value).map_err(|misfit| misfit.to_string())
     }
 }
 

@@ -1,12 +1,13 @@
-//! Values checked against their schemas.
+//! Inputs and outputs checked against the schemas of their operations.
 
 use std::sync::{Arc, OnceLock};
 
-use jsonschema::{PatternOptions, Validator};
+use jsonschema::Validator;
 use serde_json::{Map, Value, json};
 
+use super::{Compiled, Misfit, SchemaError, size};
 use crate::error::{CallError, ErrorCode};
-use crate::limits::{INVALID_DETAILS_BYTES, INVALID_DETAILS_MAX, PATTERN_BYTES_MAX};
+use crate::limits::{INVALID_DETAILS_BYTES, INVALID_DETAILS_MAX, SCHEMA_DETAIL_STEPS_MAX};
 use crate::memory::InputMemory;
 use crate::tape::{Node, Tape, TapeJson};
 
@@ -31,7 +32,7 @@ const SILENT_ON_NULL: [&str; 11] = [
 pub(crate) struct Check {
     takes: Takes,
     /// Compiled when first needed; the error is what the compiler says.
-    validator: OnceLock<Result<Validator<TapeJson>, String>>,
+    compiled: OnceLock<Result<Compiled<TapeJson>, SchemaError>>,
 }
 
 /// What is known of a schema without compiling it.
@@ -54,7 +55,7 @@ impl Check {
         };
         Self {
             takes,
-            validator: OnceLock::new(),
+            compiled: OnceLock::new(),
         }
     }
 
@@ -63,12 +64,24 @@ impl Check {
         self.takes == Takes::Everything
     }
 
-    /// Compiles the schema now.
-    pub(crate) fn compile(&self, schema: &Value) -> Result<(), String> {
+    /// Refuses a schema that takes too much, without compiling it. Of what else is wrong with it, the
+    /// first value to be checked tells: one operation of a peer must not cost all the others.
+    pub(crate) fn admit(&self, schema: &Value) -> Result<(), SchemaError> {
         if self.takes_everything() {
             return Ok(());
         }
-        self.validator(schema).map(|_| ()).map_err(str::to_owned)
+        match size::admit(schema) {
+            Err(error @ SchemaError::TooMuch(_)) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Compiles the schema now.
+    pub(crate) fn compile(&self, schema: &Value) -> Result<(), SchemaError> {
+        if self.takes_everything() {
+            return Ok(());
+        }
+        self.compiled(schema).map(drop).map_err(Clone::clone)
     }
 
     /// Whether the text is one that needs no look at the schema.
@@ -87,23 +100,24 @@ impl Check {
         if self.takes(text) {
             return Ok(());
         }
-        let validator = self.validator(schema).map_err(|reason| {
+        let compiled = self.compiled(schema).map_err(|reason| {
             CallError::internal(format!("the operation has an invalid schema: {reason}"))
         })?;
         Tape::look(text, memory, |value| {
-            if validator.is_valid(value) {
+            let misfit = |misfit: Misfit| CallError::new(code.clone(), misfit.to_string());
+            let steps = compiled.steps(schema, &value).map_err(misfit)?;
+            if compiled.validator.is_valid(value) {
                 return Ok(());
             }
-            Err(match text.len() <= INVALID_DETAILS_BYTES {
-                true => violations(validator, value, code),
-                false => too_long_for_details(code),
-            })
+            let few = steps <= SCHEMA_DETAIL_STEPS_MAX && text.len() <= INVALID_DETAILS_BYTES;
+            let validator = Some(&compiled.validator).filter(|_| few);
+            Err(violations(validator, value, code))
         })?
     }
 
-    fn validator(&self, schema: &Value) -> Result<&Validator<TapeJson>, &str> {
-        let compiled = self.validator.get_or_init(|| compile(schema));
-        compiled.as_ref().map_err(String::as_str)
+    fn compiled(&self, schema: &Value) -> Result<&Compiled<TapeJson>, &SchemaError> {
+        let compiled = self.compiled.get_or_init(|| Compiled::new(schema));
+        compiled.as_ref()
     }
 }
 
@@ -117,17 +131,22 @@ fn takes_null(keywords: &Map<String, Value>) -> bool {
     names_null && others.all(|keyword| SILENT_ON_NULL.contains(&keyword.as_str()))
 }
 
-/// Compiles a schema without any access to files or the network.
-fn compile(schema: &Value) -> Result<Validator<TapeJson>, String> {
-    jsonschema::options_for()
-        .offline()
-        .with_pattern_options(PatternOptions::regex().size_limit(PATTERN_BYTES_MAX))
-        .should_validate_formats(false)
-        .build(schema)
-        .map_err(|error| error.to_string())
-}
-
-fn violations(validator: &Validator<TapeJson>, value: Node<'_>, code: ErrorCode) -> CallError {
+/// Lists what is wrong. All of it is collected first, which takes many times the bytes of what is wrong, so
+/// there is no list for a large value.
+fn violations(
+    validator: Option<&Validator<TapeJson>>,
+    value: Node<'_>,
+    code: ErrorCode,
+) -> CallError {
+    let direction = match code {
+        ErrorCode::InvalidInput => "input",
+        _ => "output",
+    };
+    let Some(validator) = validator else {
+        let message =
+            format!("the {direction} does not match the schema; it is too large to say where");
+        return CallError::new(code, message);
+    };
     let details: Vec<_> = validator
         .iter_errors(value)
         .take(INVALID_DETAILS_MAX)
@@ -144,18 +163,6 @@ fn violations(validator: &Validator<TapeJson>, value: Node<'_>, code: ErrorCode)
         _ => "the output does not match the schema; report it",
     };
     CallError::new(code, message).with_details(details.into())
-}
-
-/// To say what is wrong takes many times the bytes of what is.
-fn too_long_for_details(code: ErrorCode) -> CallError {
-    let message = match code {
-        ErrorCode::InvalidInput => format!(
-            "the input does not match the schema; where is said of inputs up to \
-             {INVALID_DETAILS_BYTES} bytes"
-        ),
-        _ => "the output does not match the schema; report it".to_owned(),
-    };
-    CallError::new(code, message)
 }
 
 #[cfg(test)]
@@ -176,7 +183,8 @@ mod tests {
             json!(false),
         ] {
             let check = Check::new(&schema);
-            let compiled = compile(&schema).expect("it is a schema");
+            let compiled = Compiled::<TapeJson>::new(&schema).expect("it is a schema");
+            let compiled = compiled.validator;
             let valid = Tape::look(b"null", None, |null| compiled.is_valid(null));
             let valid = valid.expect("JSON");
             if check.takes != Takes::Unknown {
