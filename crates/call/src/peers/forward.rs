@@ -4,11 +4,9 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use alknet_core::{BoxFuture, Identity, PeerId};
-use data_encoding::HEXLOWER;
 use futures_util::{StreamExt, stream};
 use serde_json::json;
 use serde_json::value::RawValue;
-use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use crate::body::{Body, Item, Output};
@@ -18,6 +16,7 @@ use crate::envelope::ForwardedFor;
 use crate::error::{CallError, ErrorCode};
 use crate::handler::{BoxStream, HandlerKind, OnceHandler, StreamHandler};
 use crate::import::Disclose;
+use crate::keyed::key_for;
 use crate::limits::{FORWARDING_HOPS_MAX, HOP_MARGIN};
 use crate::link::{Forwarding, Link};
 use crate::outbound::Event;
@@ -217,16 +216,6 @@ fn onward_key(ctx: &Ctx) -> Option<String> {
         (None, key) => key?.to_string(),
     };
     Some(key_for(&caller, key))
-}
-
-/// As long as a key may be.
-fn key_for(caller: &str, key: &str) -> String {
-    let mut hash = Sha256::new();
-    // Neither a peer id nor a key string has this byte, so no two pairs are the same text.
-    hash.update(caller);
-    hash.update([0u8]);
-    hash.update(key);
-    HEXLOWER.encode(&hash.finalize())
 }
 
 fn item(event: Event) -> Item {

@@ -335,6 +335,7 @@ fn options(name: &str, opts: &Opts) -> Result<InvokeOptions, CallError> {
             .map_err(|_| CallError::not_found(name))?
             .map(PeerRef::Specific),
         timeout: own.timeout_ms.map(Duration::from_millis),
+        idempotency_key: own.idempotency_key.clone(),
         ..InvokeOptions::default()
     })
 }

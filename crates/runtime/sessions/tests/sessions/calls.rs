@@ -1,9 +1,11 @@
 //! What sessions may call, and as whom.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use alknet_call::{HandlerKind, Idempotence, OperationSpec, Registration};
 use alknet_runtime::{Code, Failure, Mode};
-use alknet_sessions::{Grant, Grants, Peer, Ran};
+use alknet_sessions::{Config, Grant, Grants, Peer, Ran};
 use serde_json::{Value, json};
 
 use crate::support::{Lab, code, export, identity, main, soon, spec, until};
@@ -44,6 +46,22 @@ async fn values_cross_unchanged() {
     assert_eq!(value(&lab, source).await, json!(3_000_000));
     let source = "await ops.call('test/big', 5000000)";
     assert_eq!(refusal(lab.run(spec(source)).await), "INVALID_OUTPUT");
+}
+
+/// A script that does not know whether its call arrived asks again under the same key.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_key_of_a_call_reaches_it() {
+    let mut spec_of_pay = OperationSpec::mutation("test/pay", "Runs once for a key.").internal();
+    spec_of_pay.idempotent = Idempotence::Keyed;
+    let paid = Arc::new(AtomicU64::new(0));
+    let pay = HandlerKind::once(move |_, _| {
+        let paid = Arc::clone(&paid);
+        async move { Ok(json!(paid.fetch_add(1, Ordering::SeqCst) + 1)) }
+    });
+    let lab = Lab::with(Config::default(), vec![Registration::new(spec_of_pay, pay)]);
+    let source = "const pay = (idempotencyKey) => ops.call('test/pay', {}, { idempotencyKey });
+        export default [await pay('a'), await pay('a'), await pay('b'), await pay()]";
+    assert_eq!(value(&lab, source).await, json!([1, 1, 2, 3]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
