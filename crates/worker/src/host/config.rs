@@ -196,8 +196,9 @@ pub struct CallLimits {
     pub wall: Duration,
     /// Of processor time.
     pub cpu: Option<Duration>,
-    /// Of time on the GPU: in role gpu the whole call counts, in role js+gpu what the worker says it
-    /// is busy.
+    /// Of time on the GPU: in role gpu the call counts from its start, in role js+gpu from when the worker
+    /// says that it is busy; in both, what it says that it is not busy does not count. It may lie about
+    /// that up to the wall time.
     pub gpu: Option<Duration>,
 }
 

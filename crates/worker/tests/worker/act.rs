@@ -11,6 +11,8 @@ pub(crate) enum Act {
     Abort,
     /// Touches this many bytes of new memory and keeps them.
     Allocate(u64),
+    /// Waits this many milliseconds in which it says that the GPU does nothing for the call.
+    Compile(u64),
     /// Calls the host and answers with what it said.
     Ask(String),
     /// SIGBUS: reads a map behind the end of its memory.

@@ -94,6 +94,29 @@ fn a_gpu_worker_is_killed_at_its_gpu_time() {
     assert_eq!(ended(Err(error)), (Cause::Gpu, true));
 }
 
+/// As is compiling what the node brings along, which nobody asked for.
+#[test]
+fn what_is_no_work_of_the_gpu_is_no_time_on_it() {
+    let workers = workers();
+    let most = deadline(MS_300);
+    let budget = CallLimits {
+        wall: long(),
+        cpu: None,
+        gpu: Some(most),
+    };
+    for role in [Role::Gpu, Role::JsGpu] {
+        let session = open(&workers, role, "a");
+        let longer = u64::try_from(5 * most.as_millis()).expect("short");
+        let call = session.call(request(&Act::Compile(longer)), budget, None);
+        call.wait().expect("an answer");
+        // And what the GPU does after that counts.
+        if role == Role::Gpu {
+            let call = session.call(request(&Act::Sleep(600_000)), budget, None);
+            assert_eq!(ended(call.wait()), (Cause::Gpu, true));
+        }
+    }
+}
+
 #[test]
 fn a_worker_without_heartbeats_is_lost() {
     let mut config = crate::host::config();

@@ -7,7 +7,7 @@ use crate::frame::channel::Read;
 use crate::host::Answer;
 use crate::host::worker::State;
 use crate::limits::{CALLS_OUT_MAX, LEAVING_MAX, LOG_BYTES_PER_S};
-use crate::{CallError, CallStats, FromWorker, Reason, Reply, Role};
+use crate::{CallError, CallStats, FromWorker, Reason, Reply};
 
 /// A worker did what it must not.
 pub(super) struct Wrong(pub(super) Reason, pub(super) String);
@@ -115,7 +115,7 @@ impl Supervisor {
     fn gpu(&mut self, number: u64, id: u64, busy: bool) {
         let now = self.now();
         if let Some(worker) = self.workers.get_mut(&number)
-            && worker.role == Role::JsGpu
+            && worker.role.uses_gpu()
             && let Some(running) = worker.calls.get_mut(&id)
         {
             running.watch.gpu(now, busy);

@@ -147,6 +147,18 @@ fn perform(guest: &Guest, call: &GuestCall, act: Act, seen: &Inside) -> Option<O
         Act::Ask(op) => return Some(ask(guest, call, op)),
         Act::Bus => tricks::bus(),
         Act::CloseChannel => tricks::close_channel(),
+        Act::Compile(ms) => {
+            let busy = |busy| FromWorker::Gpu {
+                sid: call.sid(),
+                id: call.id(),
+                busy,
+            };
+            guest
+                .send(&busy(false), Vec::new())
+                .expect("the host reads");
+            std::thread::sleep(std::time::Duration::from_millis(ms));
+            guest.send(&busy(true), Vec::new()).expect("the host reads");
+        }
         Act::Echo(body) => return Some(Ok(body)),
         Act::Exit(status) => std::process::exit(status),
         Act::Flood(count) => (0..count).for_each(|id| send_call(guest, call, id, "flood")),
