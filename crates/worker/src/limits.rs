@@ -71,6 +71,10 @@ pub const STACK_BYTES: u64 = 8 << 20;
 /// What a worker's address space may hold beyond its memory limit, bytes: allocators reserve far
 /// more than they use, and files are mapped.
 pub const ADDRESS_SPACE_EXTRA: u64 = 16 << 30;
+/// What a worker holds beside what its sessions were granted, bytes.
+pub const MEMORY_REST: u64 = 64 << 20;
+/// What all workers may hold together, in hundredths of the machine's memory, unless said.
+pub const MEMORY_PERCENT: u64 = 75;
 /// What a dying worker wrote last, bytes kept of it.
 pub const LAST_WORDS_BYTES: usize = 2 << 10;
 /// How long after a limit a worker that did not stop at it may still run; what took longer is counted.

@@ -150,7 +150,7 @@ impl Sessions {
         let reach = Reach::new(&spec.grants)?;
         let layer = layer(env, &spec)?;
         let place = self.admit(&tenant, &spec)?;
-        let mut lease = Lease::new(self.config.role, tenant);
+        let mut lease = Lease::new(self.config.role, tenant).granted(spec.memory());
         if spec.alone {
             lease = lease.alone();
         }

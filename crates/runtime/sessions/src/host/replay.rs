@@ -53,7 +53,7 @@ impl Sessions {
         let place = self.admit(&tenant, &spec)?;
         let worker = self
             .workers
-            .open(Lease::new(self.config.role, tenant))
+            .open(Lease::new(self.config.role, tenant).granted(spec.memory()))
             .await;
         let mut worker = worker.map_err(|error| of_worker(&error))?;
         let (told, fds) =
