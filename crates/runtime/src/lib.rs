@@ -26,6 +26,7 @@ pub use declarations::declarations;
 pub use error::{Code, Failure, OpError, Place};
 pub use host::{BoxFuture, CallOptions, Host, Items, Kind, Level, Operation, Registration, Reply};
 pub use isolate::{ENGINE, Gauge, Grants, Isolate, Mode, Outcome, Remote, Spec, Stats, Work};
+pub use json::weight;
 pub use limits::Limits;
 pub use modules::{Language, ModuleSet};
 pub use ops::{

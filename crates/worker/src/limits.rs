@@ -50,6 +50,8 @@ pub const CALLS_IN_MAX: usize = 256;
 pub const LOG_BYTES_PER_S: u64 = 64 << 10;
 /// Messages of one session that wait for its owner. A worker that sends more floods its host.
 pub const MESSAGES_WAITING_MAX: usize = 256;
+/// Bytes of these. What is large travels beside its frame.
+pub const MESSAGES_WAITING_BYTES_MAX: usize = 2 << 20;
 /// Bytes that wait for a worker to read them.
 pub const OUT_BYTES_MAX: usize = 8 << 20;
 /// Bytes read from one worker before another gets its turn.

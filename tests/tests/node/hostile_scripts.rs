@@ -1,14 +1,66 @@
-//! Scripts that are written against the node itself and not against their own limits: what they make it check
-//! must cost the node little time.
+//! Scripts that are written against the node itself and not against their own limits: what they hand over
+//! the border must cost the node little memory, and what they make it check little time.
 
 use std::fs;
 use std::thread;
 
-use alknet_tests::{Bench, Cli};
+use alknet_tests::{Bench, Cli, HostNode};
 use serde_json::{Value, json};
 
-/// Sessions at once, each of an identity of its own.
+/// What a script may cost the node, and what all scripts together may, in bytes: docs/sessions.md.
+const SESSION_BYTES: u64 = 8 << 20;
+const ALL_BYTES: u64 = 64 << 20;
+/// What the rest of the node may grow by meanwhile: connections, their frames, the allocator's own.
+const REST_BYTES: u64 = 24 << 20;
+
+/// Sessions at once, each of an identity of its own: eight of them may have all that there is.
 const AT_ONCE: usize = 12;
+
+/// How scripts try it, each with how often it says that it was refused.
+const HOARDERS: [(&str, &str); 7] = [
+    (
+        "an array of holes",
+        "await tries(() => ops.call('node/info', new Array(2e6)))",
+    ),
+    (
+        "arrays of holes in an array",
+        "await tries(() => ops.call('node/info', Array.from({ length: 1000 }, () => new Array(2000))))",
+    ),
+    (
+        "an object of empty objects",
+        "const o = {}; for (let i = 0; i < 2e5; i++) o[i] = {};
+         await tries(() => ops.call('node/info', o))",
+    ),
+    (
+        "a text of which each character is six in JSON",
+        "await tries(() => ops.call('node/info', '\\u0001'.repeat(3e6)))",
+    ),
+    (
+        "a schema with an enum of nulls",
+        "await tries(() => ops.register({
+             name: 'a', kind: 'query', input: { enum: new Array(4e5).fill(null) } }, () => 1))",
+    ),
+    (
+        "many schemas with an enum of nulls",
+        "for (let i = 0; i < 200; i++) await tries(() => ops.register({
+             name: 'a' + i, kind: 'query', input: { enum: new Array(9e3).fill(null) } }, () => 1))",
+    ),
+    (
+        "many calls at once",
+        "await Promise.all(Array.from({ length: 64 }, () =>
+             tries(() => ops.call('node/info', 'x'.repeat(1 << 20)))))",
+    ),
+];
+
+fn hoarder(attack: &str) -> Value {
+    let source = format!(
+        "let refused = 0;
+         const tries = async (what) => {{ try {{ await what(); }} catch {{ refused += 1; }} }};
+         {attack};
+         export default refused"
+    );
+    json!({ "source": source })
+}
 
 fn people(people: &[(String, Cli)], scopes: &[&str]) -> String {
     let peer = |(name, who): &(String, Cli)| {
@@ -23,6 +75,59 @@ fn crowd(bench: &Bench) -> Vec<(String, Cli)> {
     names
         .map(|name| (name.clone(), bench.somebody(&name)))
         .collect()
+}
+
+/// A line of the kernel's about the node's memory, in bytes.
+fn memory(node: &HostNode, name: &str) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{}/status", node.pid())).expect("the node runs");
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kib.expect("the kernel says it") << 10
+}
+
+/// By how much `work` made the node grow while it was done.
+fn growth(node: &HostNode, work: impl FnOnce()) -> u64 {
+    // From now on the peak is that of the work.
+    fs::write(format!("/proc/{}/clear_refs", node.pid()), "5").expect("it is our process");
+    let before = memory(node, "VmRSS:");
+    work();
+    memory(node, "VmHWM:").saturating_sub(before)
+}
+
+#[test]
+fn values_of_scripts_cost_the_node_little_memory() {
+    let bench = Bench::new();
+    let crowd = crowd(&bench);
+    let node = bench.host_with(&people(&crowd, &["runtime:debug", "node:read"]));
+    let evaluate = |who: &Cli, attack: &str| {
+        let ran = who.call(node.target(), "runtime/eval", &hoarder(attack), &[]);
+        let refused = ran.json()["value"].as_u64();
+        assert!(refused.is_some_and(|times| times > 0), "{attack}: {ran:?}");
+    };
+    // The first makes what stays: a worker, tables, threads.
+    for (_, who) in &crowd {
+        evaluate(who, "await tries(() => ops.call('node/info', NaN))");
+    }
+    for (name, attack) in HOARDERS {
+        let grown = growth(&node, || evaluate(&crowd[0].1, attack));
+        println!("figure {name}: {} KiB", grown >> 10);
+        assert!(grown < SESSION_BYTES + REST_BYTES, "{name}: {grown} bytes");
+    }
+    let grown = growth(&node, || {
+        thread::scope(|scope| {
+            for (at, (_, who)) in crowd.iter().enumerate() {
+                let (_, attack) = HOARDERS[at % HOARDERS.len()];
+                scope.spawn(move || evaluate(who, attack));
+            }
+        });
+    });
+    println!("figure {AT_ONCE} at once: {} KiB", grown >> 10);
+    assert!(grown < ALL_BYTES + REST_BYTES, "{grown} bytes");
+    // A result is refused as well, by its code, and the node is there.
+    let input = json!({ "source": "export default new Array(2e6)" });
+    let answer = crowd[0].1.call(node.target(), "runtime/eval", &input, &[]);
+    assert_eq!(answer.code(), "INVALID_OUTPUT");
+    assert_eq!(node.call("node/info", &Value::Null)["problems"], json!([]));
 }
 
 /// Schemas that take a validator longer than anybody lives, and values that make them.

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use super::replay::{Recorded, RecordedBytes};
 use super::secret::Marks;
 use crate::error::OpError;
-use crate::limits::{RECORDED_BYTES_MAX, RECORDED_MAX};
+use crate::json::weight;
+use crate::limits::{RECORDED_BYTES_MAX, RECORDED_MAX, RECORDED_MEMORY_FACTOR};
 
 /// Writes down calls and their answers, in the order in which they began, without what the schemas
 /// of the called operations mark as secret. Clones write to the same.
@@ -120,7 +121,7 @@ impl Noted {
         self.grow(|call, marks| {
             let mut output = output.clone();
             marks.redact_output(&mut output);
-            let mut more = text_len(&output);
+            let mut more = size_of_value(&output);
             if let Some(bytes) = bytes {
                 // What nothing points to any more may have been a secret.
                 let mut kept = Vec::new();
@@ -138,7 +139,7 @@ impl Noted {
         self.grow(|call, marks| {
             let mut item = item.clone();
             marks.redact_output(&mut item);
-            let more = text_len(&item) + 1;
+            let more = size_of_value(&item) + 1;
             let items = call.output.get_or_insert_with(|| json!([]));
             items.as_array_mut()?.push(item);
             Some(more)
@@ -161,7 +162,7 @@ impl Noted {
         self.grow(|call, marks| {
             let mut error = error.clone();
             marks.redact_error(&mut error);
-            let more = text_len(&error);
+            let more = text_len(&error).max(size_of_value(&error.details));
             call.error = Some(error);
             Some(more)
         });
@@ -202,7 +203,7 @@ impl Noted {
 
 impl Kept {
     fn begin(&mut self, call: Recorded, marks: Option<Marks>) -> Option<usize> {
-        let bytes = text_len(&call);
+        let bytes = text_len(&call).max(size_of_value(&call.input));
         let fits = self.entries.len() < RECORDED_MAX && self.bytes + bytes <= RECORDED_BYTES_MAX;
         if self.ended || !fits {
             self.left_out += 1;
@@ -252,6 +253,11 @@ fn gather(value: &mut Value, bytes: &[u8], kept: &mut Vec<u8>) -> Option<()> {
             .try_for_each(|member| gather(member, bytes, kept)),
         _ => Some(()),
     }
+}
+
+/// What a value counts for: its text, or its memory where that is far more.
+fn size_of_value(value: &Value) -> usize {
+    text_len(value).max(weight::of(value) / RECORDED_MEMORY_FACTOR)
 }
 
 /// How long the text of bytes is.

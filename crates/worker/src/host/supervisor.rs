@@ -11,6 +11,7 @@ mod opening;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -77,6 +78,8 @@ struct Open {
     /// Bytes that it was granted.
     granted: u64,
     inbox: mpsc::Sender<(FromWorker, Vec<OwnedFd>)>,
+    /// Bytes that wait in it.
+    unread: Arc<AtomicUsize>,
     /// Calls and subscriptions of the worker's that the host has not ended.
     calls_out: HashSet<u64>,
     /// Bytes that may still be logged, and when that was worked out.

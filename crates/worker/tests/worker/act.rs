@@ -47,6 +47,8 @@ pub(crate) enum Act {
     Sleep(u64),
     /// Works; ends early when told to, if it obeys.
     Spin { obeys: bool },
+    /// Sends this many messages of this many bytes at once.
+    Tell(u64, usize),
     /// Tries a system call and tells the error number; zero means that it worked.
     Try(Call),
     /// Sends a value this large back, in sealed memory where that is due.

@@ -78,6 +78,7 @@ fn what_is_no_message_ends_the_worker() {
         (Act::ManyDescriptors, Reason::Protocol),
         (Act::ResultUnasked, Reason::Protocol),
         (Act::Flood(65), Reason::Flood),
+        (Act::Tell(3, 900_000), Reason::Flood),
         (Act::CloseChannel, Reason::ClosedChannel),
     ] {
         let session = open(&workers, Role::Js, "hostile");

@@ -11,11 +11,16 @@ use futures_util::{Stream, stream};
 use serde_json::{Value, json};
 
 use super::failure::{declared_errors, to_call_error};
+use super::memory::Held;
 use super::session::{Entrance, Following};
 use crate::wire::Offer;
 
 /// The operation `js/<name>`, which calls the script.
-pub(super) fn registration(entrance: &Entrance, offer: Offer) -> Result<Registration, OpError> {
+pub(super) fn registration(
+    entrance: &Entrance,
+    offer: Offer,
+    held: Held,
+) -> Result<Registration, OpError> {
     let name = format!("js/{}", offer.name);
     if !alknet_call::is_operation_name(&name) {
         let text = "a name that is called has one to three parts of 1 to 63 characters, each \
@@ -46,6 +51,7 @@ pub(super) fn registration(entrance: &Entrance, offer: Offer) -> Result<Registra
         entrance: entrance.clone(),
         name: offer.name,
         declares,
+        _held: held,
     });
     let handler = match offer.kind {
         Kind::Subscription => HandlerKind::stream(move |input, ctx| follow(&script, input, &ctx)),
@@ -95,6 +101,8 @@ struct Script {
     entrance: Entrance,
     name: String,
     declares: Arc<[String]>,
+    /// For as long as the operation is registered.
+    _held: Held,
 }
 
 impl Script {

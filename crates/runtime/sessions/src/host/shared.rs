@@ -9,6 +9,7 @@ use alknet_runtime::{Code, Mode};
 use alknet_worker::CallStats;
 
 use super::lock;
+use super::memory::Share;
 
 /// Operations whose calls are counted by name; more are counted together.
 const PATHS_MAX: usize = 64;
@@ -146,10 +147,11 @@ pub struct SessionInfo {
 #[derive(Debug)]
 pub(super) struct Shared {
     info: Mutex<SessionInfo>,
+    memory: Share,
 }
 
 impl Shared {
-    pub(super) fn new(id: u64, tenant: &str, mode: Mode) -> Self {
+    pub(super) fn new(id: u64, tenant: &str, mode: Mode, memory: Share) -> Self {
         let info = SessionInfo {
             id,
             tenant: tenant.to_owned(),
@@ -169,7 +171,13 @@ impl Shared {
         };
         Self {
             info: Mutex::new(info),
+            memory,
         }
+    }
+
+    /// What its values may take of the node's memory.
+    pub(super) fn memory(&self) -> &Share {
+        &self.memory
     }
 
     pub(super) fn id(&self) -> u64 {

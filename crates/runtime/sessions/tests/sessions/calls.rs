@@ -64,6 +64,53 @@ async fn the_key_of_a_call_reaches_it() {
     assert_eq!(value(&lab, source).await, json!([1, 1, 2, 3]));
 }
 
+/// What a script hands over is measured by what it takes in the node's memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_takes_too_much_memory_does_not_cross() {
+    let lab = Lab::new();
+    let tries = "const tries = async (what) => {
+            try { await what(); return 'done'; } catch (error) { return error.code; } };";
+    let large = [
+        "new Array(2e6)",
+        "Array.from({ length: 1000 }, () => new Array(100))",
+        "Object.fromEntries(Array.from({ length: 4e4 }, (_, i) => [i, {}]))",
+        "'\\u0001'.repeat(1e6)",
+        "'x'.repeat(4 << 20)",
+    ];
+    for value in large {
+        let calls = format!(
+            "{tries} const v = {value};
+             export default [await tries(() => ops.call('test/echo', v)),
+                 await tries(() => ops.register({{ name: 'a', kind: 'query', input: {{ const: v }} }},
+                     () => 1))]"
+        );
+        let told = self::value(&lab, &calls).await;
+        assert_eq!(told, json!(["E_ENCODE", "E_ENCODE"]), "{value}");
+        let failure = lab.run(spec(&format!("export default {value}"))).await;
+        assert_eq!(code(failure), Code::Encode, "{value}");
+    }
+    // What crosses alone does not cross many times at once, and is given back.
+    let many = format!(
+        "{tries} const text = 'x'.repeat(1 << 20), given = new AbortController();
+         const hang = () => tries(() => ops.call('test/hang', text, {{ signal: given.signal }}));
+         const refused = await Promise.race(Array.from({{ length: 8 }}, hang));
+         given.abort();
+         let again;
+         do again = await tries(() => ops.call('test/echo', text)); while (again !== 'done');
+         export default refused"
+    );
+    assert_eq!(value(&lab, &many).await, json!("QUOTA_EXCEEDED"));
+    // Registered schemas stay, and count as long.
+    let many = format!(
+        "{tries} const input = {{ enum: new Array(4000).fill(null) }}, codes = new Set();
+         for (let i = 0; i < 100; i++) {{
+             codes.add(await tries(() => ops.register({{ name: 'a' + i, kind: 'query', input }}, () => 1)));
+         }}
+         export default [...codes].sort()"
+    );
+    assert_eq!(value(&lab, &many).await, json!(["QUOTA_EXCEEDED", "done"]));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn errors_of_operations_arrive_whole() {
     let lab = Lab::new();

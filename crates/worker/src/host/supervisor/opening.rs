@@ -1,6 +1,8 @@
 //! Sessions into workers, and workers for sessions.
 
 use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -255,10 +257,12 @@ impl Supervisor {
         worker.granted = worker.granted.saturating_add(granted);
         worker.allow_memory(self.config.memory_of(worker.role, worker.granted));
         let (inbox, messages) = mpsc::channel(MESSAGES_WAITING_MAX);
+        let unread = Arc::<AtomicUsize>::default();
         let opened = Opened {
             sid,
             pid: worker.pid(),
             inbox: messages,
+            unread: Arc::clone(&unread),
             waiting: worker.waiting.clone(),
             sandbox: self
                 .sandboxes
@@ -270,6 +274,7 @@ impl Supervisor {
             worker: number,
             granted,
             inbox,
+            unread,
             calls_out: HashSet::new(),
             log: (LOG_BYTES_PER_S, now),
         };

@@ -201,6 +201,16 @@ fn perform(guest: &Guest, call: &GuestCall, act: Act, seen: &Inside) -> Option<O
                 ..Fault::default()
             }));
         }
+        Act::Tell(count, bytes) => {
+            for _ in 0..count {
+                let tell = FromWorker::Tell {
+                    sid: call.sid(),
+                    body: Body::from_cbor(vec![0; bytes]),
+                };
+                // A host that has had enough reads no more.
+                let _ = guest.send(&tell, Vec::new());
+            }
+        }
         Act::Try(attempt) => return say(&Said::Errno(tricks::attempt(attempt))),
         Act::Value(bytes) => return Some(Ok(Body::from_cbor(vec![0x5a; bytes]))),
         Act::Write(path) => {

@@ -5,14 +5,15 @@ use std::os::fd::OwnedFd;
 use alknet_runtime::{OpError, Reply};
 use alknet_worker::{Blob, Fault, FrameError, Mapped};
 use bytes::Bytes;
+use serde_json::Value;
 
 use crate::wire::{self, Answer};
 
 /// The isolate's form of an answer.
 pub(super) fn answered(blob: Blob, fds: &[OwnedFd]) -> Result<Reply, OpError> {
-    let answer: Answer = wire::open(blob, fds).map_err(|error| unsendable(&error))?;
+    let answer: Answer<Value> = wire::open(blob, fds).map_err(|error| unsendable(&error))?;
     Ok(match answer {
-        Answer::Json(value) => Reply::Json(value.0),
+        Answer::Json(value) => Reply::Json(value),
         Answer::Mixed(value, tail) => {
             let sealed = tail.sealed(fds).map_err(|error| unsendable(&error))?;
             let bytes = match sealed {
@@ -25,14 +26,14 @@ pub(super) fn answered(blob: Blob, fds: &[OwnedFd]) -> Result<Reply, OpError> {
                     .map_err(|error| unsendable(&error))?
                     .into(),
             };
-            Reply::Mixed(value.0, bytes)
+            Reply::Mixed(value, bytes)
         }
         Answer::File(value, at) => {
             let fd = fds.get(at).ok_or_else(gone)?.try_clone();
             let fd = fd.map_err(|error| unsendable(&error.into()))?;
             let mapped = Mapped::of_file(fd).map_err(|error| unsendable(&error))?;
             let bytes = Bytes::from_owner(mapped);
-            let mut value = value.0;
+            let mut value = value;
             if let Some(members) = value.as_object_mut() {
                 // `tensor.open` looks for the whole file here.
                 let whole = serde_json::json!({ "$bin": [0, bytes.len()] });

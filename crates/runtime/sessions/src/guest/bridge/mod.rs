@@ -46,12 +46,23 @@ struct State {
     open: HashMap<u64, Open>,
     registering: VecDeque<oneshot::Sender<Result<(), OpError>>>,
     /// Items that may be sent, by the host's call that asked for them.
-    serving: HashMap<u64, Arc<Semaphore>>,
+    serving: HashMap<u64, Serving>,
     lines: Vec<(Level, String)>,
     lines_bytes: usize,
-    unheard: usize,
+    /// Bytes of each frame that the host has not taken.
+    unheard: VecDeque<usize>,
+    unheard_bytes: usize,
     queue: VecDeque<Waiting>,
     closed: bool,
+}
+
+/// Items of a call of the host's.
+#[derive(Debug)]
+struct Serving {
+    /// What may still be sent before the host has taken something.
+    room: Arc<Semaphore>,
+    /// What each item took of it that the host has not taken.
+    sent: VecDeque<u32>,
 }
 
 /// The host's answer, with its descriptors.
@@ -118,7 +129,9 @@ impl Bridge {
         let mut state = lock(&self.state);
         match told {
             Down::Heard(frames) => {
-                state.unheard = state.unheard.saturating_sub(frames);
+                let heard = frames.min(state.unheard.len());
+                let bytes: usize = state.unheard.drain(..heard).sum();
+                state.unheard_bytes -= bytes;
                 self.send_waiting(&mut state);
             }
             Down::Registered(outcome) => {
@@ -127,8 +140,9 @@ impl Bridge {
                 }
             }
             Down::Taken(entry) => {
-                if let Some(room) = state.serving.get(&entry) {
-                    room.add_permits(1);
+                if let Some(serving) = state.serving.get_mut(&entry) {
+                    let permits = serving.sent.pop_front().unwrap_or_default();
+                    serving.room.add_permits(permits as usize);
                 }
             }
         }
@@ -136,14 +150,17 @@ impl Bridge {
 
     /// A call of the host's may yield items from now on.
     pub(super) fn serves(&self, entry: u64) {
-        let room = Arc::new(Semaphore::new(UNACKNOWLEDGED));
-        lock(&self.state).serving.insert(entry, room);
+        let serving = Serving {
+            room: Arc::new(Semaphore::new(UNACKNOWLEDGED)),
+            sent: VecDeque::new(),
+        };
+        lock(&self.state).serving.insert(entry, serving);
     }
 
     /// It is over.
     pub(super) fn served(&self, entry: u64) {
-        if let Some(room) = lock(&self.state).serving.remove(&entry) {
-            room.close();
+        if let Some(serving) = lock(&self.state).serving.remove(&entry) {
+            serving.room.close();
         }
     }
 

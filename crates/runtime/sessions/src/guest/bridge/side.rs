@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use alknet_call::Schema;
 use alknet_runtime::{
-    BoxFuture, CallOptions, Host, Items, Level, OpError, Operation, Registration, Reply,
+    BoxFuture, CallOptions, Host, Items, Level, OpError, Operation, Registration, Reply, weight,
 };
-use alknet_worker::FromWorker;
+use alknet_worker::{Body, FrameError, FromWorker};
 use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::oneshot;
@@ -15,7 +15,7 @@ use super::answer::{answered, gone, op_error, unsendable};
 use super::following::Following;
 use super::{Bridge, Replied};
 use crate::guest::lock;
-use crate::limits::LINES_BYTES;
+use crate::limits::{ITEM_BYTES, LINES_BYTES, OWN_BYTES_MAX, UNACKNOWLEDGED};
 use crate::wire::{self, Json, Offer, Opts, Up};
 
 /// What the isolate holds is the bridge itself.
@@ -94,9 +94,9 @@ impl Host for Side {
         script: [u8; 32],
     ) -> BoxFuture<Result<(), OpError>> {
         let offer: Offer = registration;
-        let spec = match wire::body(&offer) {
+        let spec = match frameable(&offer) {
             Ok(spec) => spec,
-            Err(error) => return Box::pin(std::future::ready(Err(unsendable(&error)))),
+            Err(error) => return Box::pin(std::future::ready(Err(error))),
         };
         let (waits, answer) = oneshot::channel();
         let mut state = lock(&self.0.state);
@@ -116,17 +116,23 @@ impl Host for Side {
 
     fn emit(&self, entry: u64, item: Value) -> BoxFuture<Result<(), OpError>> {
         let bridge = Arc::clone(&self.0);
-        let room = lock(&self.0.state).serving.get(&entry).cloned();
+        let serving = |state: &super::State| Some(Arc::clone(&state.serving.get(&entry)?.room));
+        let room = serving(&lock(&self.0.state));
+        let permits = (weight::of(&item) / ITEM_BYTES).clamp(1, UNACKNOWLEDGED);
+        let permits = u32::try_from(permits).unwrap_or(1);
         Box::pin(async move {
             let Some(room) = room else { return Err(gone()) };
-            let Ok(permit) = room.acquire().await else {
+            let Ok(permit) = room.acquire_many(permits).await else {
                 return Err(gone());
             };
             // Given back when the host says that an item was taken.
             permit.forget();
+            let item = frameable(&Json(item))?;
             let mut state = lock(&bridge.state);
+            let serving = state.serving.get_mut(&entry).ok_or_else(gone)?;
+            serving.sent.push_back(permits);
             bridge.flush_locked(&mut state);
-            bridge.tell(&mut state, &Up::Item(entry, Json(item)));
+            bridge.tell(&mut state, &Up::Item(entry, item));
             Ok(())
         })
     }
@@ -143,6 +149,15 @@ impl Host for Side {
     fn check(&self, schema: &Value, value: &Value) -> Result<(), String> {
         let schema = Schema::new(schema).map_err(|error| format!("the schema is none: {error}"))?;
         schema.validate(value).map_err(|misfit| misfit.to_string())
+    }
+}
+
+/// What goes within a frame.
+fn frameable<T: serde::Serialize>(value: &T) -> Result<Body, OpError> {
+    let body = wire::body(value).map_err(|error| unsendable(&error))?;
+    match body.as_bytes().len() {
+        0..=OWN_BYTES_MAX => Ok(body),
+        bytes => Err(unsendable(&FrameError::TooLong(bytes))),
     }
 }
 

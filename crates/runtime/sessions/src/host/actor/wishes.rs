@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use alknet_call::Env;
 use alknet_runtime::{Code, Failure, Noted, OpError};
-use alknet_worker::{Body, Hash, Reply, Told};
+use alknet_worker::{Blob, Body, Hash, Reply, Told};
 use serde_json::Value;
 
 use super::{Actor, LIES, Next, ON};
 use crate::host::acts;
 use crate::host::failure::{op_error, op_fault};
+use crate::host::memory::{Held, Refused};
 use crate::host::offered;
 use crate::host::outgoing::{self, Said, Wish};
 use crate::wire::{self, Down, Offer, Opts};
@@ -28,23 +29,27 @@ impl Actor {
         if self.outgoing.has(id) {
             return LIES;
         }
-        let Ok(opts) = wire::read::<Opts>(&opts) else {
+        let Ok(mut opts) = wire::read::<Opts>(&opts) else {
             return LIES;
         };
         let name = op.trim_start_matches('/');
         self.sessions.count_call_out();
         let calls = self.shared.count_out(name);
-        let Ok(input) = wire::open::<wire::Json>(input, &fds) else {
-            if let Some(record) = &self.record {
-                record.leave_out();
+        let read = self.input(input, &mut opts, &fds);
+        let (input, tail, held) = match read {
+            Ok(read) => read,
+            Err(refused) => {
+                if let Some(record) = &self.record {
+                    record.leave_out();
+                }
+                return self.refuse(id, &refused.error("input"), None);
             }
-            let error = OpError::new("INVALID_INPUT", "the input is larger than an input may be");
-            return self.refuse(id, &error, None);
         };
         let course = self.course();
         let env = course.map(|(_, env)| env.clone());
         let call = course.map_or(0, |(call, _)| call);
-        let noted = self.note(env.as_ref(), name, &input.0, &opts);
+        let has_bytes = tail.is_some() || opts.map;
+        let noted = self.note(env.as_ref(), name, &input.0, &opts, has_bytes);
         if calls > self.calls_max {
             let error = OpError::new("QUOTA_EXCEEDED", "the calls of the session are used up");
             return self.refuse(id, &error, noted.as_ref());
@@ -55,7 +60,7 @@ impl Actor {
         };
         let peer = opts.options.peer.as_deref();
         let is_act = acts::is_act(name);
-        if is_act && (subscribes || peer.is_some() || opts.tail.is_some() || opts.map) {
+        if is_act && (subscribes || peer.is_some() || has_bytes) {
             let error = OpError::new("INVALID_INPUT", "an act is called here, with JSON alone");
             return self.refuse(id, &error, noted.as_ref());
         }
@@ -69,7 +74,8 @@ impl Actor {
             name: name.to_owned(),
             input: input.0,
             opts,
-            fds,
+            tail,
+            held,
             env,
             capabilities: is_act.then(|| self.capabilities.clone()),
             noted,
@@ -78,11 +84,41 @@ impl Actor {
         ON
     }
 
+    /// Reads an input, with the bytes beside it. It is held as the value that grants are checked with, and
+    /// as the text that it is passed on as.
+    fn input(
+        &self,
+        input: Blob,
+        opts: &mut Opts,
+        fds: &[OwnedFd],
+    ) -> Result<(wire::Json, Option<Vec<u8>>, Vec<Held>), Refused> {
+        let memory = self.shared.memory();
+        let (input, mut held) = memory.open::<wire::Json>(input, fds)?;
+        held.twice()?;
+        let mut all = vec![held];
+        let tail = match opts.tail.take() {
+            Some(tail) => {
+                let (bytes, held) = memory.bytes(tail, fds)?;
+                all.push(held);
+                Some(bytes)
+            }
+            None => None,
+        };
+        Ok((input, tail, all))
+    }
+
     /// Writes a wish down where the session is recorded, without what the operation's schemas mark as
     /// secret.
-    fn note(&self, env: Option<&Env>, name: &str, input: &Value, opts: &Opts) -> Option<Noted> {
+    fn note(
+        &self,
+        env: Option<&Env>,
+        name: &str,
+        input: &Value,
+        opts: &Opts,
+        has_bytes: bool,
+    ) -> Option<Noted> {
         let record = self.record.as_ref()?;
-        if opts.tail.is_some() || opts.map {
+        if has_bytes {
             record.leave_out();
             return None;
         }
@@ -150,15 +186,17 @@ impl Actor {
     }
 
     pub(super) fn register(&mut self, spec: &Body, _script: Hash) -> Next {
-        let Ok(offer) = wire::read::<Offer>(spec) else {
-            return LIES;
+        let registered = match self.shared.memory().keep::<Offer>(spec.as_bytes()) {
+            Err(Refused::Wrong) => return LIES,
+            Err(refused) => Err(refused.error("specification")),
+            Ok((offer, held)) => {
+                let name = format!("js/{}", offer.name);
+                offered::registration(&self.entrance, offer, held)
+                    .and_then(|one| self.layer.replace(one).map_err(offered::refused))
+                    .map(|()| self.offered.insert(name))
+                    .map(drop)
+            }
         };
-        let name = format!("js/{}", offer.name);
-        let registered = offered::registration(&self.entrance, offer)
-            .and_then(|registration| self.layer.replace(registration).map_err(offered::refused));
-        if registered.is_ok() {
-            self.offered.insert(name);
-        }
         match self.tell(&Down::Registered(registered)) {
             Ok(()) => ON,
             Err(()) => LIES,
