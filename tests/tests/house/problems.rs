@@ -16,7 +16,7 @@ const SOURCES: [&str; 5] = [
 ];
 
 /// Words of those programs that have the spelling of a code and are none.
-const NO_CODES: [&str; 38] = [
+const NO_CODES: [&str; 42] = [
     "a5b5d94b-6cb1-4e0e-9b1c-5d3c8d1f0a02",
     "aes-256-xts",
     "aes-xts-plain64",
@@ -33,8 +33,11 @@ const NO_CODES: [&str; 38] = [
     "factory-reset",
     "handler-hang",
     "handler-panic",
+    "housekeep-panic",
     "init-hang",
+    "init-housekeep-panic",
     "init-net-panic",
+    "init-open-panic",
     "init-orphans",
     "init-panic",
     "meta-data",
@@ -45,6 +48,7 @@ const NO_CODES: [&str; 38] = [
     "node-panic",
     "node-segv",
     "node-start",
+    "open-panic",
     "random-read",
     "random-write",
     "read-only",
