@@ -106,6 +106,8 @@ fn settle(
     if let (true, Some(device)) = (changed, &prepared.vault_at) {
         let saved = sealed::copies(device).save(&open);
         saved.map_err(|error| unwritten(&error))?;
+        // A copy from before permits more.
+        vault::newest::note(&prepared.state_dir, open.alkv(), access.log);
     }
     keeper.set_pending(open.pending());
     Ok(())

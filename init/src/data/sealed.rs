@@ -84,12 +84,23 @@ pub(crate) fn reopen(
 ///
 /// # Errors
 /// The vault cannot be opened without somebody typing, or not be written.
-pub(crate) fn conclude(device: &Path, ended: Pending, keeper: &Keeper) -> Result<Pending, String> {
+pub(crate) fn conclude(
+    device: &Path,
+    state_dir: &Path,
+    ended: Pending,
+    keeper: &Keeper,
+    log: &Log,
+) -> Result<Pending, String> {
     let mut copies = copies(device);
     let found = copies.load().map_err(|error| error.to_string())?;
     let found = found.ok_or_else(|| "there is no vault any more".to_owned())?;
     let media = Media::secrets_for(&found.newest);
-    wipe::after(|| vault::conclude(&found, ended, keeper, &media, |open| copies.save(open)))
+    vault::conclude(&found, ended, keeper, &media, |open| {
+        copies.save(open)?;
+        // A copy from before permits more.
+        vault::newest::note(state_dir, open.alkv(), log);
+        Ok(())
+    })
 }
 
 /// Writes the mark that a factory reset has begun, and returns when it is on the disk: whatever happens after
@@ -191,7 +202,7 @@ fn open_sealed(disk: &Disk<'_>, access: Access<'_>) -> Result<Prepared, Stop> {
             "a copy of the data partition's header is damaged: {error}"
         )),
     }
-    let open = unlock(disk, &found, access, Front::Sealed)?;
+    let mut open = unlock(disk, &found, access, Front::Sealed)?;
     if open.pending().partition {
         // The power went between the header and the end of the first boot.
         show_again(disk, &open, access)?;
@@ -202,8 +213,22 @@ fn open_sealed(disk: &Disk<'_>, access: Access<'_>) -> Result<Prepared, Stop> {
     let mapped = sealed.map(&key, &options).map_err(failed)?;
     let mut prepared = mount(disk, &mapped, access)?;
     newest(disk, &prepared.state_dir, &found, &open, access)?;
+    cover(disk, &prepared.state_dir, &mut open, access);
     prepared.vault = Some(open);
     Ok(prepared)
+}
+
+/// Makes slots anew that open whatever command line the firmware's boot entry has. Only in the newest vault: each
+/// change raises its generation, by which an older one is known.
+fn cover(disk: &Disk<'_>, state_dir: &Path, open: &mut OpenAlkv, access: Access<'_>) {
+    let Access { keeper, offer, log } = access;
+    if !vault::cover(open, keeper, offer, log) {
+        return;
+    }
+    match disk.copies().save(open) {
+        Ok(()) => vault::newest::note(state_dir, open.alkv(), log),
+        Err(error) => log.error(format_args!("the vault cannot be written: {error}")),
+    }
 }
 
 /// An older copy that was put back is closed again, unless its owner shows that it is wanted.
@@ -430,15 +455,10 @@ fn unlock(
         _ => Ok(()),
     };
     let opened = vault::open_if(found, keeper, offer, &media, log, &permits);
-    let mut open = opened.map_err(|waiting| waits(disk, waiting))?;
-    let is_worn = found.damaged.is_some() || found.other.is_some();
-    let is_changed = vault::cover(&mut open, keeper, offer, log);
-    if is_worn || is_changed {
+    let open = opened.map_err(|waiting| waits(disk, waiting))?;
+    if found.damaged.is_some() || found.other.is_some() {
         match disk.copies().save(&open) {
-            Ok(()) if is_worn => {
-                log.warn("a copy of the vault was damaged or old, and is written again");
-            }
-            Ok(()) => {}
+            Ok(()) => log.warn("a copy of the vault was damaged or old, and is written again"),
             Err(error) => log.error(format_args!("the vault cannot be written: {error}")),
         }
     }

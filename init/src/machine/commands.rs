@@ -63,8 +63,13 @@ impl Machine {
         }
     }
 
-    fn try_command(&mut self, mut session: Session) {
+    pub(super) fn try_command(&mut self, mut session: Session) {
         self.timers.session = None;
+        if self.working {
+            // Two changes of the vault at once would lose one of them.
+            self.session = Some(session);
+            return;
+        }
         let Some(device) = self.vault_at.clone() else {
             let text = "this machine has no vault on a data disk";
             return self.asking.tell(vec![text.to_owned()]);

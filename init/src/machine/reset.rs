@@ -37,8 +37,15 @@ impl Machine {
         self.go_down_to_reset(now);
     }
 
-    /// The same where the disk does not answer in time.
-    pub(super) fn go_down_to_reset(&mut self, now: u64) {
+    /// The disk does not answer in time.
+    pub(super) fn reset_marked_too_late(&mut self, now: u64) {
+        self.log.error(
+            "factory reset: the disk does not answer; if the machine comes back as it was, reset it again",
+        );
+        self.go_down_to_reset(now);
+    }
+
+    fn go_down_to_reset(&mut self, now: u64) {
         if self.timers.reset.take().is_some() {
             self.go_down(PowerAction::Reboot, "a factory reset", now);
         }

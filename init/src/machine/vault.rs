@@ -107,7 +107,7 @@ impl Machine {
             self.open();
         }
         if self.timers.reset.is_some_and(|at| now >= at) {
-            self.go_down_to_reset(now);
+            self.reset_marked_too_late(now);
         }
         self.conclude_now();
         self.ask_other_nodes(now);
@@ -253,7 +253,8 @@ impl Machine {
     fn close_tpm(&self) {
         tpm::begin_closing();
         let log = self.log.clone();
-        self.blocking("closing the TPM", move || {
+        // Nothing waits for it.
+        self.blocking("closing the TPM", Event::Tick, move || {
             if let Err(error) = tpm::close() {
                 log.error(format_args!("the TPM still opens the vault: {error}"));
             }

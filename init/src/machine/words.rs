@@ -107,9 +107,11 @@ impl Machine {
         // The vault is not changed by anything else meanwhile.
         self.working = true;
         let keeper = Arc::clone(&self.keeper);
+        let log = self.log.clone();
+        let state_dir = self.state_dir.clone();
         let failed = Event::Concluded(Err("it failed; the log says why".to_owned()));
         self.blocking(CONCLUDING, failed, move || {
-            Event::Concluded(data::conclude_vault(&at, ended, &keeper))
+            Event::Concluded(data::conclude_vault(&at, &state_dir, ended, &keeper, &log))
         });
     }
 
@@ -121,6 +123,10 @@ impl Machine {
             Err(why) => self.log.info(format_args!(
                 "that the first boot has ended is noted in the vault at the next start: {why}"
             )),
+        }
+        // What was typed before the question was taken back waited.
+        if let Some(session) = self.session.take() {
+            self.try_command(session);
         }
         self.vault_changed();
     }
