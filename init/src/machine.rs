@@ -33,6 +33,7 @@ use crate::{
     data::Prepared,
     errand,
     facts::Facts,
+    link_status::LinkStatus,
     log::Log,
     network::{Network, News},
     reap::End,
@@ -154,6 +155,7 @@ pub(crate) struct Machine {
     node: Option<Node>,
     life: u64,
     network: Network,
+    link_status: LinkStatus,
     watchdog: Option<Watchdog>,
     shutdown: Option<Shutdown>,
     /// The device to be erased on the way down.
@@ -221,6 +223,7 @@ impl Machine {
         Self {
             log,
             network: Network::new(events.clone()),
+            link_status: LinkStatus::default(),
             events,
             told: MachineFacts::default(),
             console: None,
@@ -349,6 +352,7 @@ impl Machine {
         if self.timers.network.is_some_and(|at| now >= at) {
             self.start_network(now);
         }
+        self.tell_link();
         self.tell();
     }
 
@@ -393,6 +397,14 @@ impl Machine {
             self.timers.network = Some(now + PART_PAUSE_MS);
         }
         self.command_failed(part);
+    }
+
+    /// Neighbours hear why the machine serves nothing, as long as it serves nothing.
+    fn tell_link(&mut self) {
+        let is_closed = self.node.is_none() && self.shutdown.is_none();
+        let waiting = self.waiting.as_ref().filter(|_| is_closed);
+        let code = waiting.map(|waiting| waiting.problem.code.as_str());
+        self.link_status.say(code);
     }
 
     /// Tells the node and the console what changed.

@@ -2,13 +2,14 @@
 //! before. Each says so on the console and in `node/info`.
 
 use std::fs::{self, File};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
-use alknet_qemu::{Disk, Vm};
+use alknet_qemu::{Dhcp4, Disk, Lan, LanSettings, Nic, Vm};
 use alknet_tests::tools::{RAW_DATA_AT, assert_clean, debugfs, tool_says};
-use alknet_tests::{Bench, Boot, Node, READY};
+use alknet_tests::{Bench, Boot, Node, READY, eventually};
 use serde_json::{Value, json};
 
 /// The console speaks of a problem right after it says that the node serves, if not before.
@@ -25,6 +26,10 @@ const SUPER_AT: u64 = 1024;
 const GROUPS_AT: u64 = 4096;
 /// A partition table and its backup: 34 sectors at the front, 33 at the end.
 const TABLE_BYTES: usize = 34 * 512;
+/// Where a closed machine answers its neighbours, and the node of an open one nobody.
+const STATUS_PORT: u16 = 7474;
+/// Pause between two questions of a neighbour.
+const ASK_EVERY: Duration = Duration::from_millis(300);
 
 /// Without its disk it does not know its key. One that it made instead would be another node's: it is not shown to
 /// anybody, until the disk is there.
@@ -87,12 +92,53 @@ fn a_stateless_node_needs_no_disk_and_takes_none_that_holds_something() {
 fn two_disks_of_that_name_serve_nothing() {
     let bench = Bench::new();
     let other = Disk::file(bench.disk("other", SMALL_BYTES)).data();
-    let vm = bench.machine(Boot::MicrovmErofs).disk(other).start();
+    let address = Ipv4Addr::new(10, 9, 0, 20);
+    let lan = Lan::new(LanSettings {
+        dhcp4: Some(Dhcp4::of(address)),
+        ..LanSettings::default()
+    });
+    let machine = bench.machine(Boot::MicrovmErofs).disk(other);
+    let vm = machine.nic(Nic::lan(&lan)).start();
     closed(
         &vm,
         "data-ambiguous",
         "several disks call themselves alk-data",
     );
+    neighbours_hear(&vm, &lan, address, "data-ambiguous");
+}
+
+/// Asks a closed machine from its link why it is closed. From an address that a router would pass on, it does not answer.
+fn neighbours_hear(vm: &Vm, lan: &Lan, address: Ipv4Addr, code: &str) {
+    let is_on_link = |address: IpAddr| match address {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    let on_link = lan.wait_neighbour(is_on_link, vm.scale(CLOSED_WITHIN));
+    let on_link = on_link.unwrap_or_else(|| panic!("no address of the link\n{}", vm.report()));
+    let [from_afar, beside] = [address.into(), on_link].map(|address: IpAddr| {
+        let forward = lan.forward((address, STATUS_PORT).into());
+        asking(forward.unwrap_or_else(|error| panic!("{error}")))
+    });
+    let answer = eventually("the status of the link", || {
+        for socket in [&from_afar, &beside] {
+            socket.send(b"?").expect("a port of this host");
+        }
+        let mut answer = [0; 512];
+        let bytes = beside.recv(&mut answer).ok()?;
+        Some(String::from_utf8_lossy(&answer[..bytes]).into_owned())
+    });
+    assert_eq!(answer, format!("alknet: closed: {code}\n"));
+    // The questions from afar were there first.
+    let answered = from_afar.recv(&mut [0; 512]);
+    assert!(answered.is_err(), "it answers more than its link");
+}
+
+/// A client of one port of this host, that waits a moment for each answer.
+fn asking(to: SocketAddr) -> UdpSocket {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    let waits = socket.set_read_timeout(Some(ASK_EVERY));
+    waits.and_then(|()| socket.connect(to)).expect("a socket");
+    socket
 }
 
 /// An attacker who puts a plain partition in the place of a sealed one gets no node that takes it for its own.
