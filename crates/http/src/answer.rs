@@ -1,6 +1,5 @@
 //! Answers that every path may give.
 
-use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -45,27 +44,34 @@ pub(crate) fn kept(
     body: Bytes,
     lease: Lease,
 ) -> Response<Body> {
-    let kept = Kept {
-        body: Full::new(body),
-        _lease: lease,
-    };
-    api(status, kind, Bytes::new()).map(|_| Body::new(kept))
+    api(status, kind, Bytes::new()).map(|_| counted(Full::new(body), lease))
 }
 
-/// A body that is counted as long as it is there.
-struct Kept {
-    body: Full<Bytes>,
+/// A body that counts against `lease` until the client has taken it.
+pub(crate) fn counted<B>(body: B, lease: Lease) -> Body
+where
+    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<axum::BoxError>,
+{
+    Body::new(Counted {
+        body,
+        _lease: lease,
+    })
+}
+
+struct Counted<B> {
+    body: B,
     _lease: Lease,
 }
 
-impl http_body::Body for Kept {
-    type Data = Bytes;
-    type Error = Infallible;
+impl<B: http_body::Body + Unpin> http_body::Body for Counted<B> {
+    type Data = B::Data;
+    type Error = B::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         Pin::new(&mut self.body).poll_frame(cx)
     }
 

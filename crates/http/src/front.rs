@@ -18,7 +18,7 @@ use tower::ServiceExt;
 
 use crate::access::Line;
 use crate::connection::{Conn, Session};
-use crate::limits::{HEADER_FIELDS_MAX, MCP_BYTES_MAX, SESSIONS_MAX, URL_BYTES_MAX};
+use crate::limits::{HEADER_FIELDS_MAX, MCP_BYTES_MAX, SESSIONS_MAX, URL_BYTES_MAX, VIEW_BYTES};
 use crate::routes::{self, ACME, Kind};
 use crate::settings::Settings;
 use crate::{answer, api, cors, framing, upload, ws};
@@ -276,8 +276,9 @@ impl Asked<'_> {
                         let caller = caller.clone().via(Via::Mcp);
                         let mut request = with(request, &caller);
                         request.extensions_mut().insert(upload);
+                        let lease = shared.gateway.lease(&caller);
                         let response = mcp.respond(request, caller).await;
-                        let mut response = answer::mounted(response);
+                        let mut response = self.counted(answer::mounted(response), lease);
                         answer::private(&mut response);
                         response
                     }
@@ -292,6 +293,22 @@ impl Asked<'_> {
             _ => return Told::plain(self.nothing(&arrived.parts).await),
         };
         Told::api(response)
+    }
+
+    /// The answer of a part that makes all of it before the first byte is sent, counted until it is taken.
+    fn counted(&self, response: Response<Body>, lease: Lease) -> Response<Body> {
+        match lease.answer(length(&response)) {
+            Ok(()) => response.map(|body| answer::counted(body, lease)),
+            Err(error) => answer::error(&error, &self.id),
+        }
+    }
+
+    /// The answer of a part that reads on as the client takes it.
+    fn viewed(&self, response: Response<Body>, lease: Lease) -> Response<Body> {
+        match lease.more(length(&response).min(VIEW_BYTES)) {
+            Ok(()) => response.map(|body| answer::counted(body, lease)),
+            Err(error) => answer::error(&error, &self.id),
+        }
     }
 
     /// Reads the body for a part that is given all of it.
@@ -364,8 +381,10 @@ impl Asked<'_> {
                 remote: caller.remote,
                 request_id: caller.request_id.as_str().into(),
             };
+            let lease = shared.gateway.lease(caller);
             let response = Arc::clone(mount).respond(request, who).await;
-            return self.in_time(&late, answer::mounted(response));
+            let response = self.viewed(answer::mounted(response), lease);
+            return self.in_time(&late, response);
         }
         let caller = caller.clone().via(Via::Custom("route"));
         let request = with(request.map(Body::new), &caller);
@@ -477,6 +496,11 @@ impl Late {
             error.into()
         }))
     }
+}
+
+/// Bytes that an answer is known to have.
+fn length(response: &Response<Body>) -> usize {
+    usize::try_from(response.body().size_hint().lower()).unwrap_or(usize::MAX)
 }
 
 /// What HEAD gets: everything but the body.

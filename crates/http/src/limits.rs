@@ -67,6 +67,9 @@ pub const SITE_NAMES: usize = 4096;
 pub const SITE_LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Bytes read at once of a file that is not. Each answer under way holds as many.
 pub const SITE_CHUNK: usize = 32 << 10;
+/// Bytes that are counted for an answer of another part that reads on as the client takes it: one block under way,
+/// and the next.
+pub const VIEW_BYTES: usize = 512 << 10;
 /// Names of a static site that are looked up on disk at once.
 pub const SITE_LOOKS: usize = 16;
 /// Ranges of one request for a file.

@@ -147,7 +147,10 @@ impl Coming {
 
     /// All of it. What was counted and did not come is given back.
     fn end(self) -> Upload {
-        let kept = self.first.as_ref().map_or(self.more.capacity(), Bytes::len);
+        let kept = self
+            .first
+            .as_ref()
+            .map_or_else(|| self.more.capacity(), Bytes::len);
         self.lease.less(self.counted.saturating_sub(kept));
         Upload {
             text: self.first.unwrap_or_else(|| self.more.freeze()),

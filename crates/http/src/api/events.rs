@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alknet_gateway::{ApiError, Caller, Code, RequestId, Subscription};
+use alknet_gateway::{ApiError, Caller, Code, Lease, RequestId, Subscription};
 use axum::body::Body;
 use bytes::Bytes;
 use futures_util::stream;
@@ -133,6 +133,9 @@ struct Reading {
     subscription: Option<Subscription>,
     id: RequestId,
     sent: u64,
+    /// Counts what came last until the client has taken it.
+    lease: Lease,
+    counted: usize,
     /// A comment is sent when nothing else is for so long.
     ping: Duration,
 }
@@ -141,6 +144,8 @@ struct Reading {
 fn events(shared: &Shared, subscription: Subscription) -> Response<Body> {
     let reading = Reading {
         id: subscription.caller().request_id,
+        lease: shared.gateway.lease(subscription.caller()),
+        counted: 0,
         subscription: Some(subscription),
         sent: 0,
         ping: shared.settings().patience.event_ping,
@@ -159,6 +164,7 @@ fn events(shared: &Shared, subscription: Subscription) -> Response<Body> {
 
 impl Reading {
     async fn next(&mut self) -> Option<Bytes> {
+        self.lease.less(std::mem::take(&mut self.counted));
         let subscription = self.subscription.as_mut()?;
         let event = tokio::time::timeout(self.ping, subscription.next()).await;
         let Ok(event) = event else {
@@ -168,23 +174,31 @@ impl Reading {
             Some(Ok(event)) => {
                 let mut data = Vec::new();
                 event.output.append_to(&mut data);
-                if data.len() <= EVENT_BYTES_MAX {
-                    self.sent += 1;
-                    return Some(frame(Some(self.sent), "data", &data));
+                match self.room(data.len()) {
+                    Ok(()) => {
+                        self.sent += 1;
+                        return Some(frame(Some(self.sent), "data", &data));
+                    }
+                    Err(error) => failed(&error, &self.id),
                 }
-                let message = format!(
-                    "an event has {} bytes, and {EVENT_BYTES_MAX} fit",
-                    data.len()
-                );
-                let status = StatusCode::PAYLOAD_TOO_LARGE;
-                let error = ApiError::new(status, Code::PayloadTooLarge, message);
-                failed(&error, &self.id)
             }
             Some(Err(error)) => failed(&error, &self.id),
             None => frame(None, "completed", b"{}"),
         };
         self.subscription = None;
         Some(frame)
+    }
+
+    /// Counts the bytes of an event.
+    fn room(&mut self, bytes: usize) -> Result<(), ApiError> {
+        if bytes > EVENT_BYTES_MAX {
+            let message = format!("an event has {bytes} bytes, and {EVENT_BYTES_MAX} fit");
+            let status = StatusCode::PAYLOAD_TOO_LARGE;
+            return Err(ApiError::new(status, Code::PayloadTooLarge, message));
+        }
+        self.lease.more(bytes)?;
+        self.counted = bytes;
+        Ok(())
     }
 }
 

@@ -191,7 +191,7 @@ fn search(shared: &Shared, caller: &Caller, parts: &Parts) -> Result<Response<Bo
         return Ok(unchanged);
     }
     let page = shared.gateway.list(caller, &query);
-    Ok(described(shared, caller, &page))
+    described(shared, caller, &page)
 }
 
 fn schema(shared: &Shared, caller: &Caller, parts: &Parts) -> Result<Response<Body>, ApiError> {
@@ -211,7 +211,7 @@ fn schema(shared: &Shared, caller: &Caller, parts: &Parts) -> Result<Response<Bo
     if let Some(unchanged) = unchanged(shared, caller, parts) {
         return Ok(unchanged);
     }
-    Ok(described(shared, caller, &description))
+    described(shared, caller, &description)
 }
 
 /// Name and value of a member of a query string.
@@ -231,13 +231,19 @@ fn members(parts: &Parts) -> Result<Vec<Member<'_>>, ApiError> {
     Ok(members)
 }
 
-fn described(shared: &Shared, caller: &Caller, value: &impl serde::Serialize) -> Response<Body> {
+fn described(
+    shared: &Shared,
+    caller: &Caller,
+    value: &impl serde::Serialize,
+) -> Result<Response<Body>, ApiError> {
     let text = serde_json::to_vec(value).unwrap_or_default();
-    let mut response = answer::api(StatusCode::OK, JSON, text.into());
+    let lease = shared.gateway.lease(caller);
+    lease.more(text.capacity())?;
+    let mut response = answer::kept(StatusCode::OK, JSON, text.into(), lease);
     if let Ok(etag) = HeaderValue::from_str(&shared.gateway.etag(caller)) {
         response.headers_mut().insert(ETAG, etag);
     }
-    response
+    Ok(response)
 }
 
 /// 304 where the caller has what it asks for (RFC 9110 section 13.1.2).
@@ -289,5 +295,7 @@ async fn metrics(
         return Err(ApiError::new(status, Code::Internal, message));
     };
     let kind = HeaderValue::from_str(&kind).unwrap_or(JSON);
-    Ok(answer::api(StatusCode::OK, kind, text.into()))
+    let lease = shared.gateway.lease(caller);
+    lease.answer(text.len())?;
+    Ok(answer::kept(StatusCode::OK, kind, text.into(), lease))
 }

@@ -16,11 +16,13 @@ use axum::body::Body;
 use bytes::Bytes;
 use futures_util::stream;
 use http::HeaderValue;
+use http_body_util::Full;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use sha2::{Digest, Sha256};
 
 use super::PACKED;
+use crate::answer;
 use crate::limits::{
     SITE_CACHE_BYTES, SITE_CHUNK, SITE_FILE_BYTES, SITE_LOOK_AGAIN, SITE_LOOKS, SITE_NAMES,
 };
@@ -346,14 +348,16 @@ impl Found {
         self.kept.version.len
     }
 
-    /// These bytes of it. What it holds of a file on disk counts against `lease` until the client has taken it.
+    /// These bytes of it. What it holds of them counts against `lease` until the client has taken it: also what
+    /// is kept in memory, for that may be forgotten there meanwhile and read again for the next.
     ///
     /// # Errors
     /// There is no memory for one more.
     pub(super) fn body(self, range: Range<u64>, lease: Lease) -> Result<Body, ApiError> {
         if let Some(content) = &self.kept.content {
             let part = range.start as usize..range.end as usize;
-            return Ok(Body::from(content.slice(part)));
+            lease.more(part.len())?;
+            return Ok(answer::counted(Full::new(content.slice(part)), lease));
         }
         let Some(file) = self.file else {
             return Ok(Body::empty());
