@@ -116,21 +116,26 @@ impl Body {
     /// than four times its bytes, and 2 MiB; what it counts against may have no room.
     pub fn try_value(&self) -> Result<&Value, CallError> {
         if self.value.get().is_none() {
-            let size = Size::of(&self.raw)?;
-            let bytes = size.tree_bytes();
-            if bytes > TREE_BYTES_FREE.max(TREE_FACTOR * self.raw.len()) {
-                return Err(CallError::invalid_input(
-                    "the input has too many values for its length; send long lists as binary data",
-                ));
-            }
-            if let Some(memory) = &self.memory {
-                memory.take(bytes)?;
-            }
+            self.weigh()?;
             let value = serde_json::from_slice(&self.raw)
                 .map_err(|error| CallError::invalid_input(error.to_string()))?;
             let _ = self.value.set(value);
         }
         Ok(self.value())
+    }
+
+    /// Counts what a tree of the text takes, before there is one.
+    fn weigh(&self) -> Result<(), CallError> {
+        let bytes = Size::of(&self.raw)?.tree_bytes();
+        if bytes > TREE_BYTES_FREE.max(TREE_FACTOR * self.raw.len()) {
+            return Err(CallError::invalid_input(
+                "the input has too many values for its length; send long lists as binary data",
+            ));
+        }
+        match &self.memory {
+            Some(memory) => memory.take(bytes),
+            None => Ok(()),
+        }
     }
 
     /// The value as a tree of its own.
@@ -148,14 +153,21 @@ impl Body {
         self.raw.trim_ascii() == b"null"
     }
 
-    /// The value as `T`.
+    /// The value as `T`. An input that counts against memory is held to what a tree of it may have: lists of
+    /// small structures grow as much.
     ///
     /// # Errors
-    /// `INVALID_INPUT` when it is none.
+    /// `INVALID_INPUT` when it is none; as [`try_value`](Self::try_value) where it counts against memory.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, CallError> {
         let parsed = match self.value.get() {
             Some(value) => T::deserialize(value),
-            None => serde_json::from_slice(&self.raw),
+            None => {
+                // Frames of connections are short, and answers are what this node asked for.
+                if self.memory.is_some() {
+                    self.weigh()?;
+                }
+                serde_json::from_slice(&self.raw)
+            }
         };
         parsed.map_err(|error| CallError::invalid_input(error.to_string()))
     }
@@ -377,5 +389,28 @@ mod tests {
         assert_eq!(body.value(), &json!([1, 2]));
         assert_eq!(body.parse::<Vec<u8>>().expect("numbers"), [1, 2]);
         assert!(body.parse::<String>().is_err());
+    }
+
+    #[derive(Debug)]
+    struct Endless;
+
+    impl InputMemory for Endless {
+        fn take(&self, _: usize) -> Result<(), CallError> {
+            Ok(())
+        }
+
+        fn give_back(&self, _: usize) {}
+    }
+
+    #[test]
+    fn nothing_large_is_made_of_a_list_of_short_values() {
+        let of = |text: String| Body::from_text(text.into()).counted(Some(Arc::new(Endless)));
+        let long = of(format!("[{}0]", "0,".repeat(1 << 20)));
+        assert!(long.parse::<Vec<u8>>().is_err());
+        assert!(long.try_value().is_err());
+        let short = of(format!("[{}0]", "0,".repeat(14_000)));
+        assert!(short.parse::<Vec<u8>>().is_ok());
+        let one = of(format!("[\"{}\"]", "x".repeat(8 << 20)));
+        assert!(one.parse::<Vec<String>>().is_ok());
     }
 }
