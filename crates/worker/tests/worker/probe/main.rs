@@ -1,6 +1,7 @@
-//! A worker that does whatever a test asks of it, most of it hostile; and, by its other verbs, a host
-//! of such workers.
+//! A worker that does whatever a test asks of it, most of it hostile; by its other verbs, a host
+//! of such workers; and as PID 1, a machine with nothing but these.
 
+mod machine;
 mod tricks;
 
 #[path = "../act.rs"]
@@ -22,6 +23,9 @@ fn main() {
         let role = std::env::args().nth(3).unwrap_or_default();
         let role: Role = role.parse().expect("the host names a role");
         work(role);
+    }
+    if std::process::id() == 1 {
+        machine::run();
     }
     let stays = std::env::args().nth(1).as_deref() == Some("host");
     host(stays);
@@ -187,6 +191,9 @@ fn perform(guest: &Guest, call: &GuestCall, act: Act, seen: &Inside) -> Option<O
             guest.send(&result, Vec::new()).expect("the host reads");
         }
         Act::Segv => tricks::segv(),
+        Act::Share(bytes) => {
+            return say(&Said::Errno(tricks::share(bytes)));
+        }
         Act::Silence => return say(&Said::Errno(tricks::silence())),
         Act::Sleep(ms) => std::thread::sleep(std::time::Duration::from_millis(ms)),
         Act::Spin { obeys } => {
@@ -211,6 +218,7 @@ fn perform(guest: &Guest, call: &GuestCall, act: Act, seen: &Inside) -> Option<O
                 let _ = guest.send(&tell, Vec::new());
             }
         }
+        Act::Threads(count) => return say(&Said::Text(tricks::threads(count).to_string())),
         Act::Try(attempt) => return say(&Said::Errno(tricks::attempt(attempt))),
         Act::Value(bytes) => return Some(Ok(Body::from_cbor(vec![0x5a; bytes]))),
         Act::Write(path) => {
