@@ -39,6 +39,7 @@ pub(crate) async fn admit(
     event: &Envelope<'_>,
 ) -> Result<(), End> {
     link.wait_until_read().await;
+    link.asked();
     Counters::add(&link.dispatcher.counters.requests);
     if !link.may_be_peers(&event.id) {
         return Err(End::Protocol("id of the other side"));
@@ -50,8 +51,9 @@ pub(crate) async fn admit(
         Ok(admitted) => start(admitted).await,
         Err(error) => {
             Counters::add(&link.dispatcher.counters.errors);
-            lane.out
-                .push(|out| envelope::append_error(out, &event.id, &error));
+            lane.out.push_waiting(&link.unread, |out| {
+                envelope::append_error(out, &event.id, &error);
+            });
         }
     }
     Ok(())

@@ -201,6 +201,9 @@ async fn read_loop(link: &Arc<Link>, lane: &Arc<Lane>, recv: &mut RecvStream) ->
         while let Some(frame) = frames.next_frame(link.frame_bytes())? {
             begun = None;
             link.receive(lane, frame).await?;
+            // Requests of ours and what ends them count here, which are no answers.
+            let room = |out: &Outlet| out.backlog() < link.limits().queued_bytes;
+            lane.out.wait_room(room).await;
             turn += 1;
             if turn % FRAMES_PER_TURN == 0 {
                 tokio::task::yield_now().await;

@@ -163,7 +163,8 @@ pub struct PeerLimits {
     /// Subscriptions among them.
     pub subscriptions: usize,
     /// Bytes of answers and events waiting to be read on all streams of the connection before anything
-    /// more is begun that makes some. What was begun before may add as many again; then it is refused.
+    /// more is begun that makes some. What was begun before may add as many again; then it is refused. Also
+    /// bytes of requests passed on to the peer that wait to be read; then they are refused.
     pub queued_bytes: usize,
 }
 

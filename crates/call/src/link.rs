@@ -12,6 +12,7 @@ use alknet_core::{
 };
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -44,6 +45,10 @@ pub(crate) struct Link {
     pub(crate) session: Session,
     /// What the peer has yet to take of what it asked for.
     pub(crate) unread: Arc<Unread>,
+    /// What it has yet to take of what it is asked.
+    pub(crate) unsent: Arc<Unread>,
+    /// When the peer last asked something, or something that it had asked was over.
+    asked: Mutex<Instant>,
     /// What is known of the peer's operations.
     pub(crate) known: Known,
     lanes: Mutex<Vec<Weak<Lane>>>,
@@ -129,6 +134,8 @@ impl Link {
             connection,
             session: Session::default(),
             unread: Arc::default(),
+            unsent: Arc::default(),
+            asked: Mutex::new(Instant::now()),
             known: Known::default(),
             dispatcher,
             lanes: Mutex::default(),

@@ -28,7 +28,7 @@ use crate::lane::Lane;
 use crate::limits::LOCAL_EVENTS_AHEAD;
 use crate::link::Link;
 use crate::memory::InputMemory;
-use crate::pump::{self, Reader};
+use crate::pump::{self, Given, Reader};
 use crate::request::{Request, panicked};
 use crate::spec::OperationSpec;
 
@@ -463,7 +463,7 @@ impl Reader for Channel<'_> {
         self.reader.is_closed()
     }
 
-    fn give(&self, item: Item, dropped: u64) -> bool {
+    fn give(&self, item: Item, dropped: u64) -> Given {
         let Item { output, cursor, .. } = item;
         let event = self.request.operation().checked(output.inlined());
         let fit = event.is_ok();
@@ -473,7 +473,10 @@ impl Reader for Channel<'_> {
             dropped,
         });
         let event = event.map_err(|error| self.request.operation().visible(error));
-        self.reader.try_send(event).is_ok() && fit
+        match self.reader.try_send(event).is_ok() && fit {
+            true => Given::Taken,
+            false => Given::Over,
+        }
     }
 }
 

@@ -115,8 +115,8 @@ impl Encoded {
 }
 
 /// Writes frames on `lane`, all at once; ends it where it carries one request only.
-pub(crate) fn send(lane: &Lane, frames: Vec<u8>) -> Result<(), CallError> {
-    let taken = lane.out.push(|out| {
+pub(crate) fn send(link: &Link, lane: &Lane, frames: Vec<u8>) -> Result<(), CallError> {
+    let taken = lane.out.push_waiting(&link.unsent, |out| {
         if out.is_empty() {
             *out = frames;
         } else {

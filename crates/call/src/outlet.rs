@@ -97,6 +97,17 @@ impl State {
     }
 }
 
+/// What was appended to a queue whose bytes are counted.
+#[derive(Debug, Default)]
+pub(crate) struct Appended<'a, R> {
+    /// What to return.
+    pub(crate) result: R,
+    /// What follows the appended bytes.
+    pub(crate) tail: Option<&'a Bytes>,
+    /// Bytes that are counted already.
+    pub(crate) claimed: usize,
+}
+
 /// What the writer does next.
 #[derive(Debug)]
 pub(crate) enum Work {
@@ -106,43 +117,66 @@ pub(crate) enum Work {
 }
 
 impl Outlet {
-    /// Queues what `encode` appends. `false` when the stream takes no more.
+    /// Queues what `encode` appends. `None` when the stream takes no more.
     pub(crate) fn push<R>(&self, encode: impl FnOnce(&mut Vec<u8>) -> R) -> Option<R> {
-        self.push_counted(None, None, |out| (encode(out), None))
+        let mut state = lock(&self.state);
+        if state.ended || state.finish {
+            return None;
+        }
+        let before = state.queued();
+        let result = encode(&mut state.buffer);
+        state.pushed += (state.queued() - before) as u64;
+        drop(state);
+        self.work.notify_one();
+        Some(result)
     }
 
-    /// As [`push`](Self::push), counting the bytes in `unread`, and in `meter`, until they are written. What
-    /// `encode` returns beside its result follows what it appends.
+    /// As [`push`](Self::push), counting the bytes in `unread` until they are written.
+    pub(crate) fn push_waiting(
+        &self,
+        unread: &Arc<Unread>,
+        encode: impl FnOnce(&mut Vec<u8>),
+    ) -> Option<()> {
+        self.push_counted(unread, None, |out| {
+            encode(out);
+            Appended::default()
+        })
+    }
+
+    /// As [`push_waiting`](Self::push_waiting), counting the bytes in `meter`, too.
     pub(crate) fn push_counted<'a, R>(
         &self,
-        unread: Option<&Arc<Unread>>,
+        unread: &Arc<Unread>,
         meter: Option<&Arc<AtomicUsize>>,
-        encode: impl FnOnce(&mut Vec<u8>) -> (R, Option<&'a Bytes>),
+        encode: impl FnOnce(&mut Vec<u8>) -> Appended<'a, R>,
     ) -> Option<R> {
         let mut state = lock(&self.state);
         if state.ended || state.finish {
             return None;
         }
         let before = state.queued();
-        let (result, tail) = encode(&mut state.buffer);
+        let Appended {
+            result,
+            tail,
+            claimed,
+        } = encode(&mut state.buffer);
         if let Some(tail) = tail {
             state.append(tail);
         }
         let bytes = state.queued() - before;
         state.pushed += bytes as u64;
-        if let Some(unread) = unread {
-            unread.add(bytes);
-            if let Some(meter) = meter {
-                meter.fetch_add(bytes, Ordering::AcqRel);
-            }
-            let end = state.pushed;
-            state.marks.push_back(Mark {
-                end,
-                bytes,
-                meter: meter.cloned(),
-                unread: Arc::clone(unread),
-            });
+        unread.add(bytes);
+        unread.taken(claimed);
+        if let Some(meter) = meter {
+            meter.fetch_add(bytes, Ordering::AcqRel);
         }
+        let end = state.pushed;
+        state.marks.push_back(Mark {
+            end,
+            bytes,
+            meter: meter.cloned(),
+            unread: Arc::clone(unread),
+        });
         drop(state);
         self.work.notify_one();
         Some(result)
@@ -320,9 +354,9 @@ mod tests {
         let outlet = Outlet::default();
         let (unread, meter) = (Arc::default(), Arc::new(AtomicUsize::new(0)));
         let push = |meter: Option<&Arc<AtomicUsize>>, text: &[u8]| {
-            outlet.push_counted(Some(&unread), meter, |out| {
+            outlet.push_counted(&unread, meter, |out| {
                 out.extend_from_slice(text);
-                ((), None)
+                Appended::<()>::default()
             });
         };
         let counted = || (meter.load(Ordering::Acquire), unread.bytes());
@@ -352,11 +386,18 @@ mod tests {
         let short = Bytes::from_static(b"short");
         let push = |head: &'static [u8], tail: &Bytes| {
             let unread = Arc::<Unread>::default();
-            outlet.push_counted(Some(&unread), None, |out| {
+            let claimed = head.len() + tail.len();
+            assert_eq!(unread.claim(claimed, |waiting| waiting == 0), Ok(()));
+            assert_eq!(unread.claim(1, |waiting| waiting == 0), Err(claimed));
+            outlet.push_counted(&unread, None, |out| {
                 out.extend_from_slice(head);
-                ((), Some(tail))
+                Appended {
+                    result: (),
+                    tail: Some(tail),
+                    claimed,
+                }
             });
-            assert_eq!(unread.bytes(), head.len() + tail.len());
+            assert_eq!(unread.bytes(), claimed);
         };
         push(b"a", &short);
         assert!(!outlet.is_bulk());

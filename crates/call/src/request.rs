@@ -25,6 +25,8 @@ use crate::handler::OnceHandler;
 use crate::lane::Lane;
 use crate::limits::OVERLOAD_RETRY_MS;
 use crate::link::Link;
+use crate::outlet::Appended;
+use crate::pump::Given;
 use crate::spec::OperationType;
 use crate::standing::Standing;
 
@@ -191,31 +193,33 @@ impl Request {
         }
     }
 
-    /// Sends one event of a subscription. `false` when it became the terminal error instead, or
+    /// Sends one event of a subscription. It is over when the event became the terminal error instead, or
     /// the stream is gone.
-    pub(crate) fn event(&self, mut item: Item, dropped: u64) -> bool {
+    pub(crate) fn event(&self, mut item: Item, dropped: u64) -> Given {
         if self.aborted.load(Ordering::SeqCst) {
-            return false;
+            return Given::Over;
         }
         match self.checked(item.output) {
-            Ok(output) => {
-                item.output = output;
-                self.push_output(&item, dropped)
-            }
+            Ok(output) => item.output = output,
             Err(error) => {
                 self.fail(error);
-                false
+                return Given::Over;
             }
+        }
+        match self.push_output(&item, dropped) {
+            Pushed::NoRoom => Given::Not(item),
+            Pushed::Queued => Given::Taken,
+            Pushed::Refused => Given::Over,
         }
     }
 
     /// Ends a subscription well.
     pub(crate) fn complete(&self) {
         if !self.is_over() {
-            self.lane.out.push(|out| {
+            self.lane.out.push_waiting(&self.link.unread, |out| {
                 envelope::append_event(out, EventKind::Completed, self.id(), |out| {
                     out.extend_from_slice(b"{}");
-                })
+                });
             });
         }
     }
@@ -225,7 +229,7 @@ impl Request {
         let error = self.operation.visible(error);
         if !self.is_over() {
             Counters::add(&self.link.dispatcher.counters.errors);
-            self.lane.out.push(|out| {
+            self.lane.out.push_waiting(&self.link.unread, |out| {
                 envelope::append_error(out, self.id(), &error);
             });
         }
@@ -245,28 +249,40 @@ impl Request {
         self.operation.checked(output)
     }
 
-    fn push_output(&self, item: &Item, dropped: u64) -> bool {
+    fn push_output(&self, item: &Item, dropped: u64) -> Pushed {
         let most = self.link.peer_frame_bytes();
-        let unread = &self.link.unread;
-        let waiting = unread.bytes();
         let push = |out: &mut Vec<u8>| {
             let start = out.len();
             let (len, tail) = append_output(out, self.id(), item, dropped);
-            let refused = if len > most {
-                too_large(len, most)
-            } else if !self.is_subscription() && !self.link.may_leave_unread(waiting, len) {
-                self.too_much_unread(waiting)
+            let claimed = if len > most {
+                Err(too_large(len, most))
             } else {
-                return (true, tail);
+                let claimed = self.link.claim_unread(self.is_subscription(), len);
+                claimed.map_err(|waiting| self.too_much_unread(waiting))
+            };
+            let Err(refused) = claimed else {
+                return Appended {
+                    result: Pushed::Queued,
+                    tail,
+                    claimed: len,
+                };
             };
             out.truncate(start);
-            self.answered.store(true, Ordering::SeqCst);
-            envelope::append_error(out, self.id(), &refused);
-            (false, None)
+            let result = if len <= most && self.is_subscription() {
+                Pushed::NoRoom
+            } else {
+                self.answered.store(true, Ordering::SeqCst);
+                envelope::append_error(out, self.id(), &refused);
+                Pushed::Refused
+            };
+            Appended {
+                result,
+                ..Appended::default()
+            }
         };
-        let out = &self.lane.out;
-        let pushed = out.push_counted(Some(unread), self.queued.as_ref(), push);
-        pushed.unwrap_or(false)
+        let (unread, meter) = (&self.link.unread, self.queued.as_ref());
+        let pushed = self.lane.out.push_counted(unread, meter, push);
+        pushed.unwrap_or_default()
     }
 
     /// The answer is there, and the peer does not read those before it.
@@ -290,6 +306,17 @@ impl Request {
         let queued = self.queued.as_ref();
         queued.map_or(0, |queued| queued.load(Ordering::Acquire))
     }
+}
+
+/// What became of an answer or event.
+#[derive(Debug, Default)]
+enum Pushed {
+    /// The peer has to read before the event can be queued. Answers are refused then.
+    NoRoom,
+    Queued,
+    /// An error took its place, or the stream takes no more.
+    #[default]
+    Refused,
 }
 
 fn too_large(len: usize, most: usize) -> CallError {
@@ -401,6 +428,7 @@ impl Drop for InFlight {
             request.operation.leave();
         }
         request.link.inbound.forget(request);
+        request.link.asked();
         // Work the handler spawned may still run: a request that ended is over for it, too.
         if let Some(token) = request.token.get() {
             token.cancel();

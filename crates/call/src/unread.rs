@@ -1,11 +1,12 @@
-//! Bytes of answers and events that the peer of a connection has yet to take, on all of its streams.
+//! Bytes that the peer of a connection has yet to take, on all of its streams: of answers and events, or of
+//! requests.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 
-/// How many there are. Requests of the peer are not begun while there are too many: what they would be
-/// answered with had to be kept, too.
+/// How many there are. Requests of the peer are not begun while too many bytes of answers wait: what they would
+/// be answered with had to be kept, too.
 #[derive(Debug, Default)]
 pub(crate) struct Unread {
     bytes: AtomicUsize,
@@ -20,6 +21,17 @@ impl Unread {
 
     pub(crate) fn add(&self, bytes: usize) {
         self.bytes.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    /// Adds `bytes` where `may` holds for those that wait already, in one step: answers that are ready at the
+    /// same time on several streams do not all find room for themselves. Returns how many wait where it does
+    /// not hold.
+    pub(crate) fn claim(&self, bytes: usize, may: impl Fn(usize) -> bool) -> Result<(), usize> {
+        let add = |waiting: usize| may(waiting).then(|| waiting.saturating_add(bytes));
+        let added = self
+            .bytes
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
+        added.map(drop)
     }
 
     pub(crate) fn taken(&self, bytes: usize) {

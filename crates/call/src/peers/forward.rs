@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use crate::body::{Body, Item, Output};
-use crate::client::{CallOptions, Caller};
+use crate::client::{CallOptions, Caller, Subscription};
 use crate::context::Ctx;
 use crate::envelope::ForwardedFor;
 use crate::error::{CallError, ErrorCode};
@@ -20,6 +20,7 @@ use crate::keyed::key_for;
 use crate::limits::{FORWARDING_HOPS_MAX, HOP_MARGIN};
 use crate::link::{Forwarding, Link};
 use crate::outbound::Event;
+use crate::outgoing::Pending;
 use crate::peers::attach::peer_of;
 use crate::spec::OperationType;
 
@@ -117,16 +118,43 @@ impl Forward {
     }
 
     async fn once(&self, input: Body, ctx: Ctx) -> Result<Output, CallError> {
+        let (_counted, pending) = self.begin(input, &ctx).await?;
+        Ok(pending.outcome().await?.into())
+    }
+
+    /// Sends the request. Its input is not kept while the peer works.
+    async fn begin(&self, input: Body, ctx: &Ctx) -> Result<(Forwarding, Pending), CallError> {
         let input = json_text(&input)?;
-        let mut link = self.link(&ctx)?;
+        let mut link = self.link(ctx)?;
         loop {
             // For each connection: waiting for a connection that ended has used some of what was left.
-            let options = self.options(&ctx)?;
-            let _counted = Forwarding::new(&link);
+            let options = self.options(ctx)?;
+            let counted = Forwarding::new(&link);
+            let _queued = link.claim_unsent(input.get().len())?;
             let caller = Caller::new(Arc::clone(&link));
             match caller.begin(&self.remote, &*input, &options).await {
-                Ok(pending) => return Ok(pending.outcome().await?.into()),
-                Err(error) => link = self.other(&ctx, &link, error)?,
+                Ok(pending) => return Ok((counted, pending)),
+                Err(error) => link = self.other(ctx, &link, error)?,
+            }
+        }
+    }
+
+    /// The same for a subscription.
+    async fn subscribe(
+        &self,
+        input: Body,
+        ctx: &Ctx,
+    ) -> Result<(Forwarding, Subscription), CallError> {
+        let input = json_text(&input)?;
+        let mut link = self.link(ctx)?;
+        loop {
+            let options = self.options(ctx)?;
+            let counted = Forwarding::new(&link);
+            let _queued = link.claim_unsent(input.get().len())?;
+            let caller = Caller::new(Arc::clone(&link));
+            match caller.subscribe_with(&self.remote, &*input, &options).await {
+                Ok(events) => return Ok((counted, events)),
+                Err(error) => link = self.other(ctx, &link, error)?,
             }
         }
     }
@@ -136,17 +164,7 @@ impl Forward {
         input: Body,
         ctx: Ctx,
     ) -> Result<BoxStream<Result<Item, CallError>>, CallError> {
-        let input = json_text(&input)?;
-        let mut link = self.link(&ctx)?;
-        let (counted, events) = loop {
-            let options = self.options(&ctx)?;
-            let counted = Forwarding::new(&link);
-            let caller = Caller::new(Arc::clone(&link));
-            match caller.subscribe_with(&self.remote, &*input, &options).await {
-                Ok(events) => break (counted, events),
-                Err(error) => link = self.other(&ctx, &link, error)?,
-            }
-        };
+        let (counted, events) = self.subscribe(input, &ctx).await?;
         Ok(Box::pin(events.map(move |event| {
             let _counted = &counted;
             event.map(item)
