@@ -366,6 +366,7 @@ impl Link {
         match self.dispatcher.by_token(token) {
             Some(identity) => {
                 Counters::add(&counters.tokens_ok);
+                self.connection.authenticated(&identity.id);
                 Ok(identity)
             }
             None => {

@@ -180,9 +180,9 @@ impl Gate {
         left.map(CallError::too_many_guesses)
     }
 
-    /// A token was right: the connection is no unknown peer's from here on.
-    pub fn authenticated(&self) {
-        self.link.connection.authenticated();
+    /// A token of `who` was right: the connection is no unknown peer's from here on.
+    pub fn authenticated(&self, who: &Identity) {
+        self.link.connection.authenticated(&who.id);
     }
 
     /// Counts a guess against the network that it came from.

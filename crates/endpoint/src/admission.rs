@@ -108,21 +108,21 @@ pub(crate) enum Full {
     All,
     /// For unknown peers of this network.
     Network(Network),
-    /// For unknown peers.
-    Strangers,
+    /// For unknown peers. The one that came is of this network.
+    Strangers(Network),
 }
 
 impl Full {
     /// The limit that was reached.
     pub(crate) const fn limit(self) -> Limit {
         match self {
-            Self::All | Self::Strangers => Limit::Connections,
+            Self::All | Self::Strangers(_) => Limit::Connections,
             Self::Network(_) => Limit::ConnectionsPerAddress,
         }
     }
 }
 
-/// Who pays for a handshake.
+/// Who pays for a handshake, and has one of those at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Payer {
     /// An address at which a known peer was seen: it does not pay for its neighbours.
@@ -137,12 +137,17 @@ pub(crate) struct Admission {
     tcp: Handshakes,
     proven: Handshakes,
     unproven: HashSet<Ticket>,
+    /// Handshakes begun without proof.
+    begun: Window,
     retries: Window,
     /// Connections of everybody.
     connections: u32,
     /// Those of unknown peers among them.
     strangers: HashMap<ConnId, Network>,
     by_network: HashMap<Network, u32>,
+    /// Those of peers that were unknown until they showed a token.
+    token_holders: HashMap<ConnId, PeerId>,
+    by_token: HashMap<PeerId, u32>,
     peers: Places,
     penalties: PenaltyBox,
     buckets: HashMap<(Carriage, Payer), Bucket>,
@@ -157,10 +162,13 @@ impl Admission {
             tcp: Handshakes::default(),
             proven: Handshakes::default(),
             unproven: HashSet::new(),
+            begun: Window::default(),
             retries: Window::default(),
             connections: 0,
             strangers: HashMap::new(),
             by_network: HashMap::new(),
+            token_holders: HashMap::new(),
+            by_token: HashMap::new(),
             peers: Places::default(),
             penalties: PenaltyBox::default(),
             known_addresses: HashMap::new(),
@@ -179,7 +187,13 @@ impl Admission {
         if address == Address::Proven {
             return self.validated_quic(carriage, from, now);
         }
-        let full = self.unproven.len() >= self.limits.unvalidated_handshakes_max as usize;
+        let mut full = self.unproven.len() >= self.limits.unvalidated_handshakes_max as usize;
+        if !full && address == Address::Unproven {
+            // A client can give its handshake up, and a forger do so in its name, after the signature that it cost
+            // and before it is charged to anybody. Those that begin are counted, too.
+            let most = self.limits.unvalidated_handshakes_per_second_max;
+            full = !self.begun.take(most, now);
+        }
         // A network that used up its rate, or one that somebody else forges: its proof tells.
         let spent = self.is_spent(carriage, from, now);
         if full || spent || address == Address::Unanswerable {
@@ -214,9 +228,9 @@ impl Admission {
         if !self.charge(carriage, from, now) {
             return Quic::Refuse(Limit::HandshakeRate);
         }
-        let ticket = self.ticket();
+        let (ticket, payer) = (self.ticket(), self.payer(from));
         let most = self.limits.validated_handshakes_max;
-        let evict = self.proven.enter(ticket, Network::of(from), u32::MAX, most);
+        let evict = self.proven.enter(ticket, payer, u32::MAX, most);
         Quic::Accept {
             ticket,
             evict,
@@ -229,12 +243,12 @@ impl Admission {
         if self.is_full_of_peers() {
             return Tcp::Refuse(Limit::Connections);
         }
-        let ticket = self.ticket();
+        let (ticket, payer) = (self.ticket(), self.payer(from));
         let (each, all) = (
             self.limits.tcp_handshakes_per_address_max,
             self.limits.tcp_handshakes_max,
         );
-        let evict = self.tcp.enter(ticket, Network::of(from), each, all);
+        let evict = self.tcp.enter(ticket, payer, each, all);
         Tcp::Accept { ticket, evict }
     }
 
@@ -320,7 +334,7 @@ impl Admission {
                 return Err(Full::Network(network));
             }
             if full || self.strangers.len() >= self.limits.strangers_max() as usize {
-                return Err(Full::Strangers);
+                return Err(Full::Strangers(network));
             }
         }
         self.connect_for(conn, from, known);
@@ -338,8 +352,25 @@ impl Admission {
         }
     }
 
-    /// The peer of a counted connection has proved who it is.
-    pub(crate) fn authenticated(&mut self, conn: ConnId) {
+    /// The peer of a counted connection has shown a token of `who`. Returns whether it has a known peer's place
+    /// now. It has not where the token has as many already as all unknown peers of a network may have, or all
+    /// tokens have half of the places: whoever holds the least token cannot keep an administrator out.
+    pub(crate) fn authenticated(&mut self, conn: ConnId, who: &PeerId) -> bool {
+        if !self.strangers.contains_key(&conn) {
+            return true;
+        }
+        let own = self.by_token.get(who).copied().unwrap_or(0);
+        let all = self.token_holders.len();
+        if own >= self.limits.per_address_max || all >= self.limits.token_holders_max() as usize {
+            return false;
+        }
+        self.leave_strangers(conn);
+        self.token_holders.insert(conn, who.clone());
+        *self.by_token.entry(who.clone()).or_default() += 1;
+        true
+    }
+
+    fn leave_strangers(&mut self, conn: ConnId) {
         if let Some(network) = self.strangers.remove(&conn) {
             decrement(&mut self.by_network, &network);
         }
@@ -360,7 +391,10 @@ impl Admission {
     /// A counted connection ended.
     pub(crate) fn disconnect(&mut self, conn: ConnId, peer: Option<&PeerId>) {
         self.connections = self.connections.saturating_sub(1);
-        self.authenticated(conn);
+        self.leave_strangers(conn);
+        if let Some(who) = self.token_holders.remove(&conn) {
+            decrement(&mut self.by_token, &who);
+        }
         if let Some(peer) = peer {
             self.peers.leave(peer, conn);
         }

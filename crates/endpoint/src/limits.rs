@@ -7,7 +7,8 @@ use std::time::Duration;
 pub struct Limits {
     /// Connections served at once.
     pub connections_max: u32,
-    /// Connections served at once for the unknown peers of one network: a /24 of IPv4 or a /56 of IPv6.
+    /// Connections served at once for the unknown peers of one network: a /24 of IPv4 or a /56 of IPv6. As many
+    /// have a known peer's place by one token.
     pub per_address_max: u32,
     /// Connections served at once for one peer, over all its keys and protocols, unless its entry
     /// has a number of its own.
@@ -18,6 +19,8 @@ pub struct Limits {
     pub tcp_handshakes_per_address_max: u32,
     /// QUIC handshakes at once with addresses that may be forged; further ones must prove theirs.
     pub unvalidated_handshakes_max: u32,
+    /// QUIC handshakes begun in one second with addresses that may be forged; further ones must prove theirs.
+    pub unvalidated_handshakes_per_second_max: u32,
     /// QUIC handshakes at once with proven addresses; one more ends the oldest of the network that has the
     /// most.
     pub validated_handshakes_max: u32,
@@ -50,6 +53,12 @@ impl Limits {
         self.connections_max - self.connections_max / Self::RESERVED
     }
 
+    /// Connections that have a known peer's place by a token.
+    #[must_use]
+    pub const fn token_holders_max(&self) -> u32 {
+        self.connections_max / 2
+    }
+
     /// The limits of a machine with `memory_bytes`: connections take a quarter of it at most.
     #[must_use]
     pub fn for_memory(memory_bytes: u64) -> Self {
@@ -70,6 +79,7 @@ impl Default for Limits {
             tcp_handshakes_max: 256,
             tcp_handshakes_per_address_max: 64,
             unvalidated_handshakes_max: 64,
+            unvalidated_handshakes_per_second_max: 256,
             validated_handshakes_max: 256,
             retries_per_second_max: 16_384,
             handshake_burst: 60,

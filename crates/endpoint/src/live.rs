@@ -17,8 +17,7 @@ use crate::metrics::{AlpnMeters, Open};
 /// Close code and constant reason for ending a connection from outside its handler.
 pub(crate) type End = (CloseCode, &'static str);
 
-/// How long no byte has gone over a connection that is taken for idle. Only idle ones are ended for other
-/// unknown peers; for known peers any of an unknown peer is, and idle ones first.
+/// How long no byte has gone over a connection that is taken for idle. Idle ones are ended first.
 const IDLE: Duration = Duration::from_secs(5);
 
 /// One connection being served, for status displays.
@@ -128,7 +127,8 @@ impl Live {
 
     /// Ends one connection of an unknown peer, so that another one has its place; whether there was one
     /// that may be ended. Idle ones go first, then those of the network that has the most, then the one
-    /// idle for longest: a single unknown peer keeps its place beside a network that takes all it gets.
+    /// idle for longest: a single unknown peer keeps its place beside a network that takes all it gets. For
+    /// another unknown peer, one that is not idle goes only where its network has more than the other's would.
     pub(crate) fn evict(&self, full: Full, end: End) -> bool {
         let table = self.lock();
         let unknown = || table.values().filter(|entry| entry.is_unknown());
@@ -142,7 +142,10 @@ impl Live {
             let may_go = match full {
                 Full::All => true,
                 Full::Network(here) => idle && network == here,
-                Full::Strangers => idle,
+                Full::Strangers(other) => {
+                    let others = counts.get(&other).copied().unwrap_or(0);
+                    idle || counts[&network] > others + 1
+                }
             };
             may_go.then_some(((idle, counts[&network], quiet), entry))
         });

@@ -473,10 +473,9 @@ impl<'a> Place<'a> {
             peer: None,
         };
         let watching = Arc::downgrade(shared);
-        connection.on_authenticated(move || {
-            if let Some(shared) = watching.upgrade() {
-                shared.admission().authenticated(conn);
-            }
+        connection.on_authenticated(move |who| {
+            let shared = watching.upgrade();
+            shared.is_some_and(|shared| shared.admission().authenticated(conn, who))
         });
         Ok(place)
     }

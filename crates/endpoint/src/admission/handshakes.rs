@@ -2,29 +2,28 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use alknet_core::Network;
-
-use super::Ticket;
+use super::{Payer, Ticket};
 
 /// Those of one kind, oldest first.
 #[derive(Debug, Default)]
-pub(super) struct Handshakes(BTreeMap<Ticket, Network>);
+pub(super) struct Handshakes(BTreeMap<Ticket, Payer>);
 
 impl Handshakes {
     /// Adds one. Returns the one that ends for it: the oldest of the same network where that has `each`,
     /// or, where there are `all`, the oldest of the network that has the most. So a client whose network
-    /// has few is not ended for those of a network that has many.
+    /// has few is not ended for those of a network that has many, and a client at an address at which a known
+    /// peer was seen is not ended for those of any number of networks.
     pub(super) fn enter(
         &mut self,
         ticket: Ticket,
-        from: Network,
+        from: Payer,
         each: u32,
         all: u32,
     ) -> Option<Ticket> {
         let evict = if self.of(from).count() >= each as usize {
             self.of(from).next()
         } else if self.0.len() >= all as usize {
-            self.most().and_then(|network| self.of(network).next())
+            self.most().and_then(|payer| self.of(payer).next())
         } else {
             None
         };
@@ -40,14 +39,15 @@ impl Handshakes {
         self.0.remove(&ticket).is_some()
     }
 
-    fn of(&self, network: Network) -> impl Iterator<Item = Ticket> {
-        let same = self.0.iter().filter(move |(_, from)| **from == network);
+    fn of(&self, payer: Payer) -> impl Iterator<Item = Ticket> {
+        let same = self.0.iter().filter(move |(_, from)| **from == payer);
         same.map(|(ticket, _)| *ticket)
     }
 
-    /// The network that has the most; of those that have as many the one with the oldest.
-    fn most(&self) -> Option<Network> {
-        let mut counts: HashMap<Network, u32> = HashMap::new();
+    /// The network that has the most; of those that have as many the one with the oldest. An address of a known
+    /// peer only where there is nothing else.
+    fn most(&self) -> Option<Payer> {
+        let mut counts: HashMap<Payer, u32> = HashMap::new();
         for from in self.0.values() {
             *counts.entry(*from).or_default() += 1;
         }
@@ -56,7 +56,7 @@ impl Handshakes {
             .values()
             .rev()
             .copied()
-            .max_by_key(|from| counts[from])
+            .max_by_key(|from| (matches!(from, Payer::Network(_)), counts[from]))
     }
 
     #[cfg(test)]

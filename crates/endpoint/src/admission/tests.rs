@@ -6,6 +6,10 @@ fn v4(last: u8) -> IpAddr {
     Ipv4Addr::new(192, 0, 2, last).into()
 }
 
+fn peer(name: &str) -> PeerId {
+    name.parse().expect("a peer id")
+}
+
 fn admission() -> (Admission, Limits, Instant) {
     let limits = Limits::default();
     (Admission::new(limits), limits, Instant::now())
@@ -84,6 +88,32 @@ fn a_network_that_used_up_its_rate_proves_its_address_and_is_refused() {
     assert!(matches!(asked, Quic::Accept { .. }));
 }
 
+/// Each is given up at once, by the client or by a forger in its name.
+#[test]
+fn handshakes_without_proof_have_a_rate_of_all() {
+    let (mut admission, limits, now) = admission();
+    let begin = |admission: &mut Admission, n, now| {
+        let asked = admission.quic(Carriage::Quic, elsewhere(n), Address::Unproven, now);
+        if let Quic::Accept { ticket, .. } = asked {
+            admission.finish(ticket);
+        }
+        asked
+    };
+    for n in 0..limits.unvalidated_handshakes_per_second_max {
+        assert!(matches!(
+            begin(&mut admission, n, now),
+            Quic::Accept { .. }
+        ));
+    }
+    let retry = Quic::Retry(Some(Limit::HandshakesUnproven));
+    assert_eq!(begin(&mut admission, 1, now), retry);
+    let later = now + Duration::from_secs(1);
+    assert!(matches!(
+        begin(&mut admission, 1, later),
+        Quic::Accept { .. }
+    ));
+}
+
 #[test]
 fn finished_handshakes_make_room() {
     let (mut admission, limits, now) = admission();
@@ -138,6 +168,24 @@ fn silent_tcp_connections_from_everywhere_are_bounded() {
     assert_eq!(admission.tcp.len(), limits.tcp_handshakes_max as usize);
 }
 
+/// Thousands of networks, each with one that stalls.
+#[test]
+fn an_address_of_a_known_peer_keeps_its_place_among_silent_ones() {
+    let (mut admission, limits, now) = admission();
+    admission.remember(v4(1), now);
+    let Tcp::Accept { ticket: known, .. } = admission.tcp(v4(1)) else {
+        panic!("refused");
+    };
+    for i in 0..1000u32 {
+        let Tcp::Accept { evict, .. } = admission.tcp(elsewhere(i)) else {
+            panic!("refused");
+        };
+        assert_ne!(evict, Some(known));
+        assert_eq!(evict.is_some(), i >= limits.tcp_handshakes_max - 1);
+    }
+    assert!(admission.tcp.leave(known));
+}
+
 #[test]
 fn a_prefix_has_a_burst_and_earns_it_back() {
     let (mut admission, limits, now) = admission();
@@ -189,13 +237,41 @@ fn addresses_of_one_network_count_as_one() {
         assert_eq!(admission.connect(conn(3), network[2], false), Err(full));
         // A known peer behind the same network is none of them, nor one that proves itself later.
         assert_eq!(admission.connect(conn(4), network[2], true), Ok(()));
-        admission.authenticated(conn(1));
+        assert!(admission.authenticated(conn(1), &peer("a")));
         assert_eq!(admission.connect(conn(3), network[2], false), Ok(()));
         for n in 1..=4 {
             admission.disconnect(conn(n), None);
         }
     }
     assert_eq!((admission.connections, admission.by_network.len()), (0, 0));
+    assert!(admission.token_holders.is_empty() && admission.by_token.is_empty());
+}
+
+/// By one token of the least scope, and by many.
+#[test]
+fn tokens_take_no_more_than_half_of_the_places() {
+    let limits = Limits {
+        connections_max: 16,
+        per_address_max: 4,
+        ..Limits::default()
+    };
+    let mut admission = Admission::new(limits);
+    let mut connect = |n: u64, who: &str| {
+        let place = admission.connect(ConnId(n), elsewhere(n as u32), false);
+        place.is_ok() && admission.authenticated(ConnId(n), &peer(who))
+    };
+    for n in 0..4 {
+        assert!(connect(n, "one"));
+    }
+    assert!(!connect(4, "one"), "it stays one of the unknown ones");
+    for n in 5..9 {
+        assert!(connect(n, "two"));
+    }
+    assert!(!connect(9, "three"));
+    admission.disconnect(ConnId(0), None);
+    assert!(admission.authenticated(ConnId(4), &peer("one")));
+    assert!(admission.authenticated(ConnId(4), &peer("one")));
+    assert_eq!(admission.by_token[&peer("one")], 4);
 }
 
 #[test]
@@ -214,7 +290,8 @@ fn a_share_of_the_places_is_for_known_peers() {
     }
     let one_more =
         |admission: &mut Admission, known| admission.connect(ConnId(9), elsewhere(9), known);
-    assert_eq!(one_more(&mut admission, false), Err(Full::Strangers));
+    let full = Full::Strangers(Network::of(elsewhere(9)));
+    assert_eq!(one_more(&mut admission, false), Err(full));
     for n in 6..8 {
         assert_eq!(admission.connect(ConnId(n), elsewhere(1), true), Ok(()));
     }
@@ -230,7 +307,7 @@ fn a_share_of_the_places_is_for_known_peers() {
     }
     // Nothing can be made room for: nobody need try.
     assert_eq!(admission.tcp(elsewhere(9)), Tcp::Refuse(Limit::Connections));
-    let peer: PeerId = "a".parse().expect("a peer id");
+    let peer = peer("a");
     let identify =
         |admission: &mut Admission, n, own| admission.identify(&peer, ConnId(n), false, own);
     assert_eq!(identify(&mut admission, 6, None), Entry::Welcome);

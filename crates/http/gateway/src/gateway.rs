@@ -89,7 +89,7 @@ impl Gateway {
         let token = AuthToken::new(token.to_owned());
         match gate.whom(&token) {
             Ok(identity) => {
-                gate.authenticated();
+                gate.authenticated(&identity);
                 Ok(Known {
                     identity: Some(identity),
                     token: Some(Arc::new(token)),

@@ -391,9 +391,9 @@ impl Asked<'_> {
     }
 
     fn caller_of(&self, proof: &Proof, identity: Option<Arc<Identity>>) -> Caller {
-        if identity.is_some() {
+        if let Some(identity) = &identity {
             // Its connection is no unknown peer's.
-            self.caller.gate.authenticated();
+            self.caller.gate.authenticated(identity);
         }
         Caller {
             identity,
