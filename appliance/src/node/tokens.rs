@@ -255,7 +255,7 @@ pub(crate) fn list(people: People) -> Registration {
                     "note": { "type": "string" },
                     "created_by": { "type": "string" }, "created": { "type": "string" },
                     "maker_gone": { "const": true,
-                        "description": "Whoever made it is not let in any more: it stands for nobody" },
+                        "description": "Its maker is not let in any more, or holds less than it: it is refused" },
                     "last_used": { "type": "string", "description": "A day, YYYY-MM-DD" },
                 } } } }
         }))
@@ -288,7 +288,7 @@ fn listed(identities: &Identities) -> Value {
             "expired": over(key.expires).then_some(true),
             "note": key.description,
             "created_by": key.created_by,
-            "maker_gone": (!over(key.expires) && !identities.stands(id.as_str())).then_some(true),
+            "maker_gone": (!over(key.expires) && identities.by_id(&id).is_none()).then_some(true),
             "created": key.created.and_then(moment),
             "last_used": day(key_id),
         })));

@@ -177,14 +177,15 @@ impl Inner {
         self.is_let_in(index, holder, MAKERS_MAX).then(identity)
     }
 
-    /// Whether a holder is let in now, and whoever made it, where it is a token that somebody made. At most
-    /// `makers` of them are looked at.
+    /// Whether a holder is let in now. A token that was made while the node ran is as long as its maker is, and
+    /// holds everything that the token does. At most `makers` of them are looked at, one behind the other.
     fn is_let_in(&self, index: &Index, holder: &Holder, makers: usize) -> bool {
         let by_itself = holder.enabled && !is_expired(holder.expires, &*self.clock);
         let Some(maker) = holder.maker.as_ref().filter(|_| by_itself) else {
             return by_itself;
         };
-        let maker = index.maker(maker).filter(|_| makers > 0);
+        let holds = |maker: &&Holder| maker.identity.scopes.covers(&holder.identity.scopes);
+        let maker = index.maker(maker).filter(|_| makers > 0).filter(holds);
         maker.is_some_and(|maker| self.is_let_in(index, maker, makers - 1))
     }
 
@@ -259,15 +260,12 @@ impl IdentityProvider for Identities {
     }
 
     fn by_id(&self, id: &PeerId) -> Option<Arc<Identity>> {
-        let index = self.0.index.load();
-        self.0.current(&index, index.by_id(id.as_str())?)
+        self.by_id_text(id.as_str())
     }
 
-    fn stands(&self, id: &str) -> bool {
+    fn by_id_text(&self, id: &str) -> Option<Arc<Identity>> {
         let index = self.0.index.load();
-        index
-            .by_id(id)
-            .is_some_and(|holder| self.0.is_let_in(&index, holder, MAKERS_MAX))
+        self.0.current(&index, index.by_id(id)?)
     }
 
     fn watch(&self) -> watch::Receiver<u64> {

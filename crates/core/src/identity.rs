@@ -357,9 +357,10 @@ pub trait IdentityProvider: Send + Sync + 'static {
         None
     }
 
-    /// Whether somebody of this id is let in now: a peer, an administrator or the token of a program.
-    fn stands(&self, _id: &str) -> bool {
-        false
+    /// As [`by_id`](Self::by_id) for an id that was kept as text: the token of a program has one that no
+    /// [`PeerId`] can be parsed from.
+    fn by_id_text(&self, _id: &str) -> Option<Arc<Identity>> {
+        None
     }
 
     /// How long `token` still stands for somebody, where its end is known: nobody announces that it

@@ -130,6 +130,15 @@ impl Desk {
         }
         check_labels(&own_labels(&invitation.role))?;
         let _turn = self.turn.lock().await;
+        // The inviter may have been removed since its call was let through. An invitation that it made after its
+        // removal would be newer than that, and good again once it is let in again.
+        if !self.may_give(
+            &invitation.made_by,
+            invitation.made_by_key.as_ref(),
+            &invitation.role,
+        ) {
+            return Err(InviteError::Maker);
+        }
         self.forget_old_tokens(now).await?;
         let token = EnrolToken::generate()?;
         let record = TokenRecord {
@@ -183,21 +192,31 @@ impl Desk {
         let record = self.tokens.get(token.name()).await?;
         let record = record.filter(|record| record.hash.matches(&token.hash()));
         let record = record.ok_or(EnrolError::Invalid)?;
-        let made_by_somebody = match &record.made_by_key {
-            Some(key) => self.peers.by_key(key).is_some(),
-            None => self.peers.stands(&record.made_by),
-        };
-        if !made_by_somebody {
-            // An invitation ends with who made it.
+        // An invitation ends with its maker, and with the maker's right to give its role.
+        if !self.may_give(&record.made_by, record.made_by_key.as_ref(), &record.role) {
             return Err(EnrolError::Invalid);
         }
-        let held = self.holder(&key).await?;
-        if held.is_some_and(|peer| !peer.enabled && !record.is_newer_than(&peer)) {
+        let all = self.peers.list().await?;
+        let outlived = |peer: &PeerEntry| {
+            let removed = peer.removal.is_some() || !peer.enabled;
+            removed && !record.is_newer_than(peer)
+        };
+        // Also of a peer that came back by a newer invitation: what it was given before it was removed is gone.
+        if all.iter().any(|peer| peer.keys.contains(&key) && outlived(peer)) {
             return Err(EnrolError::Invalid);
         }
         match record.judge(&key, now_s) {
             Verdict::Invalid => Err(EnrolError::Invalid),
             Verdict::Repeat(at) => self.again(record, at).await,
+            // The removal of a peer closes its invitations after it shut the peer out. Where the machine stopped
+            // in between they are not closed.
+            Verdict::Fresh
+                if all
+                    .iter()
+                    .any(|peer| outlived(peer) && record.is_of(&peer.peer_id)) =>
+            {
+                Err(EnrolError::Invalid)
+            }
             Verdict::Fresh => {
                 self.fresh(record, key, wish, now_s.unwrap_or_default())
                     .await
@@ -403,6 +422,16 @@ impl Desk {
     #[must_use]
     pub fn peer_named(&self, name: &str) -> Option<PeerId> {
         self.peers.by_name(name)
+    }
+
+    /// Whether the maker of an invitation is let in, and holds everything that it gives. The key is that of an
+    /// administrator.
+    fn may_give(&self, made_by: &str, key: Option<&PeerKey>, role: &Role) -> bool {
+        let maker = match key {
+            Some(key) => self.peers.by_key(key),
+            None => self.peers.by_id_text(made_by),
+        };
+        maker.is_some_and(|maker| maker.scopes.covers(&role.scopes))
     }
 
     /// The peer of the store that holds a key, let in or not.

@@ -122,6 +122,12 @@ impl TokenRecord {
         self.removals.is_some_and(counted)
     }
 
+    /// Whether the peer has its text: it joined by it, or made it.
+    #[must_use]
+    pub fn is_of(&self, peer: &PeerId) -> bool {
+        self.made_by == peer.as_str() || self.uses.iter().any(|used| used.peer == *peer)
+    }
+
     /// Uses that are left.
     #[must_use]
     pub fn uses_left(&self) -> u32 {

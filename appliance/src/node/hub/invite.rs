@@ -190,6 +190,7 @@ fn of_invite(error: &InviteError) -> CallError {
         InviteError::Name(_) | InviteError::Ttl | InviteError::Uses => {
             CallError::invalid_input(message)
         }
+        InviteError::Maker => CallError::new(ErrorCode::Forbidden, message),
         InviteError::Clock => CallError::new(ErrorCode::Unavailable, message),
         InviteError::TooMany => CallError::new(ErrorCode::Overloaded, message),
         _ => CallError::internal(message),

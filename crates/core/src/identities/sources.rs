@@ -179,6 +179,12 @@ impl Sources {
         if self.all_peers().any(held) {
             return Err(StoreError::TokenTaken(key.token.key_id));
         }
+        // Removed while it made the token, which would be good again once the peer is let in again.
+        let maker = key.created_by.as_deref();
+        let maker = maker.and_then(|id| self.peers.get(id));
+        if let Some(gone) = maker.filter(|peer| !peer.enabled && key.created_by_key.is_none()) {
+            return Err(StoreError::Unknown(gone.peer_id.clone()));
+        }
         Ok((vec![StoreChange::PutApiKey(key)], ()))
     }
 

@@ -116,11 +116,15 @@ fn a_token_stands_for_its_peer_or_for_itself() {
 
 #[test]
 fn a_token_ends_with_who_made_it() {
-    let mut lent = peer("lent", &[1]);
+    let maker = |name: &str, keys: &[u8]| PeerEntry {
+        scopes: ["fs:read:*", "metrics:*"].into_iter().collect(),
+        ..peer(name, keys)
+    };
+    let mut lent = maker("lent", &[1]);
     lent.expires = Some(1000);
     let (all, clock) = of(vec![lent]);
     clock.0.store(500, Ordering::Relaxed);
-    now(all.put(peer("stored", &[2]))).expect("a new peer");
+    now(all.put(maker("stored", &[2]))).expect("a new peer");
     let made_by = |maker: &str, admin: Option<PeerKey>| {
         let token = AuthToken::generate().expect("randomness");
         now(all.put_api_key(ApiKey {
@@ -154,9 +158,23 @@ fn a_token_ends_with_who_made_it() {
         enabled: Some(enabled),
         ..PeerPatch::default()
     };
+    let scopes = |scopes: &[&str]| PeerPatch {
+        scopes: Some(scopes.iter().collect()),
+        ..PeerPatch::default()
+    };
+    now(all.patch(id("stored"), scopes(&["fs:read:*"]))).expect("a peer");
+    assert!(!good(&by_stored) && !good(&by_token), "more than it holds");
+    now(all.patch(id("stored"), scopes(&["metrics:*"]))).expect("a peer");
+    assert!(good(&by_stored) && good(&by_token));
     now(all.patch(id("stored"), enabled(false))).expect("a peer");
+    let late = AuthToken::generate().expect("randomness");
+    let late = now(all.put_api_key(ApiKey {
+        created_by: Some("stored".to_owned()),
+        ..api_key(&late)
+    }));
+    assert!(late.is_err(), "it was removed meanwhile");
     now(all.patch(id("stored"), enabled(true))).expect("a peer");
-    assert!(all.stands("stored") && !good(&by_stored) && !good(&by_token));
+    assert!(all.by_id_text("stored").is_some() && !good(&by_stored) && !good(&by_token));
     let chain = (0..=MAKERS_MAX).fold(made_by("stored", None), |maker, _| {
         made_by(&name(&maker), None)
     });

@@ -136,6 +136,9 @@ pub enum InviteError {
         "the clock of the hub is not set, so that nothing it makes would end: wait for the network"
     )]
     Clock,
+    /// The inviter is not let in any more, or does not hold what the role gives.
+    #[error("you are not let in any more, or do not hold what the role gives")]
+    Maker,
     /// A label breaks a rule.
     #[error(transparent)]
     Name(#[from] NameError),

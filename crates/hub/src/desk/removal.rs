@@ -25,8 +25,7 @@ impl Desk {
         self.peers.patch(peer.clone(), tombstone).await?;
         let mut closed = Vec::new();
         for mut record in self.tokens.list().await? {
-            let used = record.uses.iter().any(|used| used.peer == *peer);
-            if record.closed || !(used || record.made_by == peer.as_str()) {
+            if record.closed || !record.is_of(peer) {
                 continue;
             }
             record.closed = true;

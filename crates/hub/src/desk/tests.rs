@@ -177,44 +177,81 @@ async fn a_removal_outlives_every_invitation_made_before_it() {
     let newer = request(Some(&newer), None);
     let back = hub.enrol(1, &newer, NOW).await.expect("taken");
     assert_eq!(back.peer_id, joined.peer_id);
+    // It does not change its rights by an older one either.
+    assert_eq!(hub.code(1, &other, NOW).await, "ENROLL_INVALID");
     hub.desk.remove(&back.peer_id).await.expect("a peer");
     assert_eq!(hub.code(1, &newer, NOW).await, "ENROLL_INVALID");
+}
+
+/// The power fails after the peer is shut out and before its invitations are closed.
+#[tokio::test]
+async fn a_removal_that_was_cut_off_closes_invitations_all_the_same() {
+    let hub = hub(EnrolMode::Token);
+    let token = hub.token(TokenKind::Many(5), worker()).await;
+    let ask = request(Some(&token), None);
+    let joined = hub.enrol(1, &ask, NOW).await.expect("taken");
+    let tombstone = PeerPatch {
+        enabled: Some(false),
+        removal: Some(1),
+        ..PeerPatch::default()
+    };
+    let cut_off = hub.peers.patch(joined.peer_id, tombstone);
+    cut_off.await.expect("a peer");
+    for n in [1, 2] {
+        assert_eq!(hub.code(n, &ask, NOW).await, "ENROLL_INVALID");
+    }
 }
 
 #[tokio::test]
 async fn an_invitation_ends_with_who_made_it() {
     let hub = hub(EnrolMode::Token);
-    let role = || Role {
-        scopes: ["hub:invite"].into_iter().collect(),
+    let role = Role {
+        scopes: ["hub:invite", "relay:accept"].into_iter().collect(),
         ..worker()
     };
-    let token = hub.token(TokenKind::Once, role()).await;
+    let token = hub.token(TokenKind::Once, role).await;
     let inviter = hub.enrol(1, &request(Some(&token), None), NOW).await;
     let inviter = inviter.expect("taken").peer_id;
-    let made_by = |made_by: &str, made_by_key| Invitation {
-        role: worker(),
-        kind: TokenKind::Many(5),
-        ttl_s: 3600,
-        made_by: made_by.to_owned(),
-        made_by_key,
-    };
-    let mut tokens = Vec::new();
-    for invitation in [
-        made_by(inviter.as_str(), None),
-        made_by("admin", Some(key(100))),
-        made_by("nobody", None),
-    ] {
+    let invite = async |made_by: &str, made_by_key| {
+        let invitation = Invitation {
+            role: worker(),
+            kind: TokenKind::Many(5),
+            ttl_s: 3600,
+            made_by: made_by.to_owned(),
+            made_by_key,
+        };
         let made = hub.desk.invite(invitation, Some(NOW)).await;
-        tokens.push(made.expect("a token").0);
-    }
+        made.map(|(token, _)| token)
+    };
+    let tokens = [
+        invite(inviter.as_str(), None).await.expect("a token"),
+        invite("admin", Some(key(100))).await.expect("a token"),
+        invite(inviter.as_str(), None).await.expect("a token"),
+    ];
+    let nobody = invite("nobody", None).await;
+    assert!(matches!(nobody, Err(InviteError::Maker)));
     let code = async |n: u8, token: usize| {
         let ask = request(Some(&tokens[token]), None);
         hub.code(n, &ask, NOW).await
     };
     assert_eq!(code(2, 0).await, "taken");
+    // With the right to give its role, too.
+    let scopes = |scopes: &[&str]| PeerPatch {
+        scopes: Some(scopes.iter().collect()),
+        ..PeerPatch::default()
+    };
+    let fewer = hub.peers.patch(inviter.clone(), scopes(&["hub:invite"]));
+    fewer.await.expect("a peer");
     assert_eq!(code(3, 2).await, "ENROLL_INVALID");
+    let fewer = invite(inviter.as_str(), None).await;
+    assert!(matches!(fewer, Err(InviteError::Maker)));
+    let all = hub.peers.patch(inviter.clone(), scopes(&["*"]));
+    all.await.expect("a peer");
     let closed = hub.desk.remove(&inviter).await.expect("a peer");
     assert!(closed.contains(&tokens[0].name()));
+    // It calls once more in the moment of its removal.
+    let late = invite(inviter.as_str(), None).await;
+    assert!(matches!(late, Err(InviteError::Maker)));
     assert_eq!(code(3, 0).await, "ENROLL_INVALID");
     // Another administrator has the name of the one who made it.
     hub.peers.replace_config(Entries {
