@@ -121,26 +121,39 @@ impl Compiled {
         Ok(output)
     }
 
-    /// Refuses schemas that take too much, without compiling them.
-    pub(crate) fn admit(&self) -> Result<(), RegistryError> {
-        self.each_schema(Check::admit)
+    /// Refuses schemas that take too much, without compiling them: those that values are checked against
+    /// here. The steps of the least check of each are taken from `left`.
+    pub(crate) fn admit(&self, left: &mut u64) -> Result<(), RegistryError> {
+        let (input, output) = (&self.spec.input_schema, &self.spec.output_schema);
+        for (check, schema, is_checked) in [
+            (&self.input, input, self.check_input),
+            (&self.output, output, self.check_output),
+        ] {
+            if is_checked {
+                let steps = check.admit(schema).map_err(|error| self.refused(&error))?;
+                *left = left.checked_sub(steps).ok_or_else(|| {
+                    self.refused(&SchemaError::TooMuch(
+                        "evaluating it and the other schemas that come with it takes too many steps",
+                    ))
+                })?;
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn compile(&self) -> Result<(), RegistryError> {
-        self.each_schema(Check::compile)
+        let spec = &self.spec;
+        let input = self.input.compile(&spec.input_schema);
+        input
+            .and_then(|()| self.output.compile(&spec.output_schema))
+            .map_err(|error| self.refused(&error))
     }
 
-    fn each_schema(
-        &self,
-        does: impl Fn(&Check, &Value) -> Result<(), SchemaError>,
-    ) -> Result<(), RegistryError> {
-        let spec = &self.spec;
-        does(&self.input, &spec.input_schema)
-            .and_then(|()| does(&self.output, &spec.output_schema))
-            .map_err(|reason| RegistryError::Schema {
-                name: spec.name.clone(),
-                reason: reason.to_string(),
-            })
+    fn refused(&self, error: &SchemaError) -> RegistryError {
+        RegistryError::Schema {
+            name: self.spec.name.clone(),
+            reason: error.to_string(),
+        }
     }
 
     /// Whether input has to be parsed to be checked.
@@ -239,8 +252,8 @@ mod tests {
         );
         assert_eq!(id(json!({"disk": {"id": null}})), None);
         assert_eq!(id(json!({})), None);
-        let text = bytes::Bytes::from_static(br#"{"disk":{"id":"sda"},"x":1e999}"#);
-        let unreadable = Body::from_parts(text, bytes::Bytes::new());
+        let text = Bytes::from_static(br#"{"disk":{"id":"sda"},"x":1e999}"#);
+        let unreadable = Body::from_parts(text, Bytes::new());
         assert!(operation.resource_id(&unreadable).is_err());
     }
 

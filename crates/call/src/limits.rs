@@ -46,12 +46,21 @@ pub const INVALID_DETAILS_BYTES: usize = 64 << 10;
 /// Compiled size of a schema's regular expression, in bytes: no schema may exhaust memory.
 pub const PATTERN_BYTES_MAX: usize = 256 << 10;
 /// What matching one regular expression may remember, in bytes.
-pub const PATTERN_CACHE_BYTES_MAX: usize = 256 << 10;
+pub const PATTERN_CACHE_BYTES_MAX: usize = 64 << 10;
 /// Regular expressions of one schema: each takes up to [`PATTERN_BYTES_MAX`].
 pub const SCHEMA_PATTERNS_MAX: u64 = 64;
+/// Bytes that the patterns of one schema take once they are compiled.
+pub const SCHEMA_PATTERN_BYTES_MAX: usize = 4 << 20;
 /// Values in one schema, counting again what `unevaluatedProperties` and `unevaluatedItems` make the
 /// compiler compile again. As many take it a tenth of a second.
 pub const SCHEMA_VALUES_MAX: u64 = 20_000;
+/// The same, with the target of each reference, which the compiler compiles once more.
+pub const SCHEMA_BUILT_MAX: u64 = 2 * SCHEMA_VALUES_MAX;
+/// Bytes of the paths to all of these, which the compiler keeps as texts, and of their own texts.
+pub const SCHEMA_PATH_BYTES_MAX: u64 = 4 << 20;
+/// Steps of the least checks of everything that one peer or imported server offers, together: that many are
+/// counted when it comes.
+pub const SCHEMAS_STEPS_MAX: u64 = 10 * SCHEMA_STEPS_MAX;
 /// Schemas within schemas and references after references at one place of a check: each takes stack.
 pub const SCHEMA_DEPTH_MAX: usize = 512;
 /// Steps of checking one value against its schema: keywords applied, values and texts compared. Nothing

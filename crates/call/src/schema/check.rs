@@ -5,9 +5,10 @@ use std::sync::{Arc, OnceLock};
 use jsonschema::Validator;
 use serde_json::{Map, Value, json};
 
-use super::{Compiled, Misfit, SchemaError, size};
+use super::turn::{self, WAITING_MAX};
+use super::{Compiled, Fit, Misfit, SchemaError, size};
 use crate::error::{CallError, ErrorCode};
-use crate::limits::{INVALID_DETAILS_BYTES, INVALID_DETAILS_MAX, SCHEMA_DETAIL_STEPS_MAX};
+use crate::limits::{INVALID_DETAILS_BYTES, INVALID_DETAILS_MAX};
 use crate::memory::InputMemory;
 use crate::tape::{Node, Tape, TapeJson};
 
@@ -26,6 +27,9 @@ const SILENT_ON_NULL: [&str; 11] = [
     "required",
     "title",
 ];
+
+/// What [`Misfit::Busy`] counts.
+const CHECKS: &str = "large values wait to be checked against their schemas";
 
 /// What the values of one schema are checked with. The schema itself stays with its owner, who
 /// gives the same one each time.
@@ -66,13 +70,16 @@ impl Check {
 
     /// Refuses a schema that takes too much, without compiling it. Of what else is wrong with it, the
     /// first value to be checked tells: one operation of a peer must not cost all the others.
-    pub(crate) fn admit(&self, schema: &Value) -> Result<(), SchemaError> {
+    ///
+    /// Answers with the steps that the least check takes.
+    pub(crate) fn admit(&self, schema: &Value) -> Result<u64, SchemaError> {
         if self.takes_everything() {
-            return Ok(());
+            return Ok(0);
         }
-        match size::admit(schema) {
+        match turn::aside(|| size::admit(schema)) {
+            Ok(admitted) => Ok(admitted.steps),
             Err(error @ SchemaError::TooMuch(_)) => Err(error),
-            _ => Ok(()),
+            Err(_) => Ok(0),
         }
     }
 
@@ -104,19 +111,25 @@ impl Check {
             CallError::internal(format!("the operation has an invalid schema: {reason}"))
         })?;
         Tape::look(text, memory, |value| {
-            let misfit = |misfit: Misfit| CallError::new(code.clone(), misfit.to_string());
-            let steps = compiled.steps(schema, &value).map_err(misfit)?;
-            if compiled.validator.is_valid(value) {
-                return Ok(());
-            }
-            let few = steps <= SCHEMA_DETAIL_STEPS_MAX && text.len() <= INVALID_DETAILS_BYTES;
-            let validator = Some(&compiled.validator).filter(|_| few);
+            let fit = compiled.fits(schema, &value).map_err(|misfit| match misfit {
+                Misfit::Busy => CallError::overloaded(CHECKS, WAITING_MAX),
+                misfit => CallError::new(code.clone(), misfit.to_string()),
+            })?;
+            let told = match fit {
+                Fit::Yes => return Ok(()),
+                Fit::No => text.len() <= INVALID_DETAILS_BYTES,
+                Fit::NoAndLarge => false,
+            };
+            let validator = told.then_some(&compiled.validator);
             Err(violations(validator, value, code))
         })?
     }
 
     fn compiled(&self, schema: &Value) -> Result<&Compiled<TapeJson>, &SchemaError> {
-        let compiled = self.compiled.get_or_init(|| Compiled::new(schema));
+        let compiled = self.compiled.get().unwrap_or_else(|| {
+            // Others who call the same operation wait here as well.
+            turn::aside(|| self.compiled.get_or_init(|| Compiled::new(schema)))
+        });
         compiled.as_ref()
     }
 }

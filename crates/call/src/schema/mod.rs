@@ -2,12 +2,14 @@
 //!
 //! Schemas come from scripts, peers and imported servers, and the library that evaluates them can be
 //! neither interrupted nor limited: a few references are enough for 2^40 steps. So the steps that it would
-//! take are counted first ([`steps`]), and what would take too many is refused.
+//! take are counted first ([`steps`]), and what would take too many is refused. What compiling one makes is
+//! counted as well ([`size`]). What takes long all the same has its [`turn`], beside the threads that serve.
 
 mod check;
 mod refs;
 mod size;
 mod steps;
+mod turn;
 
 use std::fmt;
 
@@ -46,14 +48,10 @@ impl Schema {
     /// # Errors
     /// The first place where the value does not fit, or that checking it takes too many steps.
     pub fn validate(&self, value: &Value) -> Result<(), Misfit> {
-        let steps = self.compiled.steps(&self.source, &value)?;
-        let validator = &self.compiled.validator;
-        if validator.is_valid(value) {
-            return Ok(());
-        }
-        let error = match steps <= SCHEMA_DETAIL_STEPS_MAX {
-            true => validator.validate(value).err(),
-            false => None,
+        let error = match self.compiled.fits(&self.source, &value)? {
+            Fit::Yes => return Ok(()),
+            Fit::No => self.compiled.validator.validate(value).err(),
+            Fit::NoAndLarge => None,
         };
         Err(match error {
             Some(error) => Misfit::Violation {
@@ -87,6 +85,9 @@ pub enum SchemaError {
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Misfit {
+    /// As many checks that take long wait for their turn as may.
+    #[error("too many large values are being checked against their schemas; try again")]
+    Busy,
     /// Checking it takes more steps than a check may.
     #[error(
         "checking the value against its schema takes more than {SCHEMA_STEPS_MAX} steps; send a smaller one"
@@ -125,9 +126,26 @@ impl<J: Json> fmt::Debug for Compiled<J> {
     }
 }
 
+/// What a check comes to.
+enum Fit {
+    Yes,
+    No,
+    /// The same for a value that takes many steps: saying where it does not fit would take as many again, and
+    /// much memory.
+    NoAndLarge,
+}
+
 impl<J: Json> Compiled<J> {
     fn new(schema: &Value) -> Result<Self, SchemaError> {
-        let flat = size::admit(schema)?;
+        // As long as this takes for the largest, others are served.
+        turn::aside(|| {
+            let _turn = turn::Turn::wait(usize::MAX);
+            Self::compile(schema)
+        })
+    }
+
+    fn compile(schema: &Value) -> Result<Self, SchemaError> {
+        let flat = size::admit(schema)?.flat;
         let patterns = PatternOptions::regex()
             .size_limit(PATTERN_BYTES_MAX)
             .dfa_size_limit(PATTERN_CACHE_BYTES_MAX);
@@ -140,20 +158,32 @@ impl<J: Json> Compiled<J> {
         Ok(Self { validator, flat })
     }
 
-    /// The steps that it takes to check `value`.
-    fn steps(&self, schema: &Value, value: &J::Node<'_>) -> Result<u64, Misfit> {
-        if let Some(each) = self.flat
-            && let Some(parts) = steps::parts::<J>(value, SCHEMA_STEPS_MAX / each)
-        {
-            return Ok(parts * each);
+    /// Checks a value: a small one here and now, as most are, and a large one in its turn.
+    fn fits(&self, schema: &Value, value: &J::Node<'_>) -> Result<Fit, Misfit> {
+        let is_valid = || self.validator.is_valid(value.clone());
+        if self.takes_at_most(schema, value, SCHEMA_DETAIL_STEPS_MAX) {
+            return Ok(if is_valid() { Fit::Yes } else { Fit::No });
         }
-        steps::count::<J>(schema, value.clone()).map_err(|_| Misfit::TooMuch)
+        turn::aside(|| {
+            let _turn = turn::Turn::wait(turn::WAITING_MAX).ok_or(Misfit::Busy)?;
+            match self.takes_at_most(schema, value, SCHEMA_STEPS_MAX) {
+                true if is_valid() => Ok(Fit::Yes),
+                true => Ok(Fit::NoAndLarge),
+                false => Err(Misfit::TooMuch),
+            }
+        })
+    }
+
+    /// Whether checking `value` takes no more steps than `most`.
+    fn takes_at_most(&self, schema: &Value, value: &J::Node<'_>, most: u64) -> bool {
+        let few = |each: u64| steps::parts::<J>(value, most / each).is_some();
+        self.flat.is_some_and(few) || steps::count::<J>(schema, value.clone(), most).is_ok()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Map, json};
 
     use super::*;
     use crate::limits::{SCHEMA_DEPTH_MAX, SCHEMA_PATTERNS_MAX, SCHEMA_VALUES_MAX};
@@ -217,10 +247,57 @@ mod tests {
         let patterns = (0..=SCHEMA_PATTERNS_MAX).map(|n| json!({ "pattern": format!("a{n}") }));
         let patterns = json!({ "anyOf": patterns.collect::<Vec<_>>() });
         assert!(matches!(refused(&patterns), SchemaError::TooMuch(_)));
+        let twice = vec!["a|b"; SCHEMA_PATTERNS_MAX as usize];
+        let taken: Vec<_> = twice.iter().map(|same| json!({ "pattern": same })).collect();
+        Schema::new(&json!({ "anyOf": taken })).expect("the same pattern again takes nothing");
         let nowhere = json!({ "properties": { "a": { "$ref": "#/$defs/none" } } });
         assert!(matches!(refused(&nowhere), SchemaError::Invalid(_)));
         let nowhere = json!({ "$ref": "#/$defs/none" });
         assert!(matches!(refused(&nowhere), SchemaError::Reference(_)));
+    }
+
+    /// Each of these compiles to gigabytes, or without end.
+    #[test]
+    fn a_schema_that_compiles_to_far_more_than_it_is_is_none() {
+        // The path to each schema is kept with it.
+        let name = "x".repeat(500_000);
+        let many = json!({ "properties": { name: { "anyOf": vec![json!({}); 5_000] } } });
+        assert!(matches!(refused(&many), SchemaError::TooMuch(_)));
+        // So is the identifier that it is in.
+        let id = format!("https://example.org/{}", "x".repeat(500_000));
+        let many = json!({ "$id": id, "anyOf": vec![json!({}); 5_000] });
+        assert!(matches!(refused(&many), SchemaError::TooMuch(_)));
+        // What a reference leads to is compiled again for each that leads around it.
+        let many = json!({ "anyOf": vec![json!({ "items": { "$ref": "#" } }); 3_000] });
+        let mut around = nested(60, |inner| {
+            let inner = if inner.is_object() { inner } else { many.clone() };
+            json!({ "items": inner })
+        });
+        let pointer = |depth: usize| json!({ "$ref": format!("#{}", "/items".repeat(depth)) });
+        around["$defs"] = json!((1..60).map(|n| (n.to_string(), pointer(n))).collect::<Map<_, _>>());
+        assert!(matches!(refused(&around), SchemaError::TooMuch(_)));
+        // There are 2^30 ways from the first resource to the last, and each is compiled for itself.
+        let mut defs = Map::new();
+        for n in 0..30 {
+            for (own, other) in [("a", "b"), ("b", "a")] {
+                let next = |name: &str| json!({ "$ref": format!("https://example.org/{name}{}", n + 1) });
+                let schema = json!({
+                    "$id": format!("https://example.org/{own}{n}"),
+                    "properties": { "one": next(own), "two": next(other) },
+                });
+                defs.insert(format!("{own}{n}"), schema);
+            }
+        }
+        for last in ["a30", "b30"] {
+            let id = format!("https://example.org/{last}");
+            defs.insert(last.to_owned(), json!({ "$id": id }));
+        }
+        let ways = json!({ "$ref": "https://example.org/a0", "$defs": defs });
+        assert!(matches!(refused(&ways), SchemaError::TooMuch(_)));
+        // Each of so few patterns takes a hundred kilobytes.
+        let patterns = (0..60).map(|n| json!({ "pattern": format!("^(a{n}|[^a]{{60}}){{20}}$") }));
+        let patterns = json!({ "anyOf": patterns.collect::<Vec<_>>() });
+        assert!(matches!(refused(&patterns), SchemaError::TooMuch(_)));
     }
 
     #[test]
@@ -250,6 +327,14 @@ mod tests {
             &json!("a".repeat(1 << 20)),
         );
         too_much(&json!({ "uniqueItems": true }), &json!(vec![0; 600_000]));
+        let media = json!({ "contentMediaType": "application/json" });
+        too_much(
+            &json!({
+                "$schema": "http://json-schema.org/draft-07/schema#",
+                "allOf": vec![media; 1_000],
+            }),
+            &json!("1".repeat(1 << 20)),
+        );
     }
 
     #[test]

@@ -39,6 +39,12 @@ impl<'s> Base<'s> {
         }
     }
 
+    /// Tells bases of one schema apart.
+    pub(super) fn place(self) -> (usize, usize) {
+        let address = |schema: &'s Value| std::ptr::from_ref(schema) as usize;
+        (address(self.now), address(self.once))
+    }
+
     fn targets(self) -> Vec<Target<'s>> {
         let target = |schema: &'s Value| Target {
             schema,
@@ -139,7 +145,7 @@ fn address(to: &str) -> &str {
 }
 
 /// Where a schema begins a resource of its own.
-fn identifier<'s>(words: &'s Map<String, Value>, word: &str) -> Option<&'s str> {
+pub(super) fn identifier<'s>(words: &'s Map<String, Value>, word: &str) -> Option<&'s str> {
     let id = words.get(word)?.as_str()?;
     (!id.starts_with('#')).then(|| address(id))
 }

@@ -12,10 +12,12 @@ use jsonschema::json::{Array, Json, Node, NodeIdentity, Object, SerdeJson};
 use serde_json::{Map, Value};
 
 use super::refs::{Base, Found, Names};
-use crate::limits::{PATTERN_BYTES_MAX, SCHEMA_DEPTH_MAX, SCHEMA_STEPS_MAX};
+use crate::limits::{PATTERN_BYTES_MAX, SCHEMA_DEPTH_MAX};
 
 /// Bytes of text that are compared, or counted, in one step.
 const TEXT_BYTES_PER_STEP: u64 = 64;
+/// Steps for as many bytes of a text that is decoded, or read as JSON.
+const DECODING_STEPS: u64 = 8;
 /// States of a pattern that take one byte in one step.
 const STATES_PER_STEP: u64 = 64;
 /// Bytes that one state of a compiled pattern takes, about.
@@ -35,17 +37,21 @@ pub(super) enum Stop {
     Steps,
 }
 
-/// Counts the steps of checking `value`, [`SCHEMA_STEPS_MAX`] at most.
-pub(super) fn count<J: Json>(schema: &Value, value: J::Node<'_>) -> Result<u64, Stop> {
+/// Counts the steps of checking `value`, `most` at most.
+pub(super) fn count<J: Json>(
+    schema: &Value,
+    value: J::Node<'_>,
+    most: u64,
+) -> Result<u64, Stop> {
     let mut counter = Counter {
-        left: SCHEMA_STEPS_MAX,
+        left: most,
         names: Names::new(schema),
         known: HashMap::new(),
         plain_enums: HashMap::new(),
         depth: 0,
     };
     let steps = counter.within(schema, Base::of(schema), &At::<J>::Value(value))?;
-    match steps.valid <= SCHEMA_STEPS_MAX {
+    match steps.valid <= most {
         true => Ok(steps.valid),
         false => Err(Stop::Steps),
     }
@@ -221,6 +227,12 @@ impl<'s> Counter<'s> {
                 if let Some(text) = at.text() {
                     steps.add(matching(pattern, &text));
                 }
+                Ok(())
+            }
+            // Both are checked in some drafts.
+            ("contentEncoding" | "contentMediaType", _) => {
+                let bytes = at.text().map_or(0, |text| text.len());
+                steps.add(text(bytes).saturating_mul(DECODING_STEPS));
                 Ok(())
             }
             ("maxLength" | "minLength", _) => {

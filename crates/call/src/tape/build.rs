@@ -10,6 +10,10 @@ use crate::json::string_end;
 /// Digits of the longest number that cannot be beyond `f64`, without an exponent.
 const SAFE_DIGITS: usize = 300;
 
+/// Characters of the longest number: those of any `f64` written out. A number is read again for each value that it
+/// is compared with.
+const NUMBER_BYTES_MAX: usize = 1_100;
+
 /// What the text has at a place.
 enum Token {
     Open {
@@ -130,6 +134,9 @@ pub(super) fn count(text: &[u8]) -> Result<Size, CallError> {
                 one_more(&mut open);
                 size.values += 1;
                 size.words += 1;
+                if is_number(part) && part.len() > NUMBER_BYTES_MAX {
+                    return Err(CallError::invalid_input("a number has too many digits"));
+                }
                 if is_beyond(part) {
                     return Err(CallError::invalid_input("number out of range"));
                 }
@@ -140,13 +147,14 @@ pub(super) fn count(text: &[u8]) -> Result<Size, CallError> {
     Ok(size)
 }
 
+fn is_number(part: &[u8]) -> bool {
+    matches!(part.first(), Some(b'-' | b'0'..=b'9'))
+}
+
 /// Whether it is a number that `f64` cannot hold.
 fn is_beyond(part: &[u8]) -> bool {
-    let number = part
-        .first()
-        .is_some_and(|byte| matches!(byte, b'-' | b'0'..=b'9'));
-    let large =
-        number && (part.len() > SAFE_DIGITS || part.contains(&b'e') || part.contains(&b'E'));
+    let large = is_number(part)
+        && (part.len() > SAFE_DIGITS || part.contains(&b'e') || part.contains(&b'E'));
     large
         && std::str::from_utf8(part)
             .ok()

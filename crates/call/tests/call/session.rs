@@ -78,7 +78,7 @@ impl IdentityProvider for Racing {
     }
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_token_that_is_revoked_while_it_is_shown_ends_the_connection() {
     for carriage in CARRIAGES {
         let dispatcher = Dispatcher::new(registry(&Arc::default()));
