@@ -39,9 +39,9 @@ pub const MEMORY_OF_SESSION_MAX: usize = 8 << 20;
 pub const MEMORY_OF_TENANT_MAX: usize = 32 << 20;
 /// The same for all sessions of the node.
 pub const MEMORY_MAX: usize = 64 << 20;
-/// How many times the weight of its specification a registered operation takes: read, compiled, and what
-/// vectors grow by.
-pub(crate) const REGISTERED_FACTOR: usize = 6;
+/// How many times the weight of its specification a registered operation takes, with what vectors grow by. Its
+/// schemas are compiled in the worker.
+pub(crate) const REGISTERED_FACTOR: usize = 3;
 /// Weight of the details of an error, at most; an error with more loses them.
 pub(crate) const FAULT_BYTES_MAX: usize = 256 << 10;
 /// Weight of an item that counts as one of [`UNACKNOWLEDGED`]; a heavier one counts as several.

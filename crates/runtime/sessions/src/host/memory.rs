@@ -131,7 +131,7 @@ impl Share {
         self.read_times(bytes, 1)
     }
 
-    /// The same for an operation that stays, with its schemas compiled.
+    /// The same for an operation that stays registered.
     pub(super) fn keep<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<(T, Held), Refused> {
         self.read_times(bytes, REGISTERED_FACTOR)
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use alknet_call::{
     Body, CallError, Ctx, ErrorDef, HandlerKind, OperationSpec, OperationType, Registration,
-    Schema, SessionError,
+    SessionError,
 };
 use alknet_runtime::{Code, Kind, OpError};
 use futures_util::{Stream, stream};
@@ -26,11 +26,6 @@ pub(super) fn registration(
         let text = "a name that is called has one to three parts of 1 to 63 characters, each \
                     beginning with a letter";
         return Err(refusal(text));
-    }
-    // The registry compiles them when a value has to be checked; the script is told now.
-    for (what, schema) in [("input", &offer.input), ("output", &offer.output)] {
-        let compiled = Schema::new(schema);
-        compiled.map_err(|error| refusal(&format!("the schema of the {what}: {error}")))?;
     }
     let kind = match offer.kind {
         Kind::Mutation => OperationType::Mutation,
@@ -60,7 +55,9 @@ pub(super) fn registration(
             async move { script.call(input, ctx).await }
         }),
     };
-    Ok(Registration::new(spec, handler))
+    // The script's worker checks the input: the node compiles and evaluates no schema of a script's, which
+    // may take any memory and time.
+    Ok(Registration::new(spec, handler).schema_is_type())
 }
 
 /// The script's own errors, and those of every script.

@@ -8,10 +8,10 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use alknet_call::{Body, CallError, Env, InvokeOptions, Output, PeerRef};
+use alknet_call::{Body, CallError, Env, InvokeOptions, Output, PeerRef, Resolved};
 use alknet_core::{Capabilities, Identity};
 use alknet_runtime::limits::{JSON_BYTES, RECORDED_BYTES_MAX};
-use alknet_runtime::{Code, Marks, Noted, OpError};
+use alknet_runtime::{Code, Marks, Noted, OpError, Schemas};
 use alknet_worker::{Blob, Event, Reply, Told};
 use futures_util::StreamExt;
 use serde_json::Value;
@@ -353,10 +353,29 @@ fn options(name: &str, opts: &Opts) -> Result<InvokeOptions, CallError> {
 /// What the operation that a call reaches marks as secret; `None` where it reaches none.
 pub(super) fn marks(env: &Env, name: &str, opts: &Opts) -> Option<Marks> {
     let found = env.find(name, &options(name, opts).ok()?)?;
-    let spec = found.spec();
-    let errors = spec.error_schemas.iter();
-    let errors = errors.map(|error| (error.code.as_str(), &error.schema));
-    Some(Marks::of(&spec.input_schema, &spec.output_schema, errors))
+    Some(Marks::within(Arc::new(Found(found))))
+}
+
+/// The schemas of an operation that a call reaches: those of a script's own take the session's memory as long as
+/// this is there.
+#[derive(Debug)]
+struct Found(Resolved);
+
+impl Schemas for Found {
+    fn input(&self) -> &Value {
+        &self.0.spec().input_schema
+    }
+
+    fn output(&self) -> &Value {
+        &self.0.spec().output_schema
+    }
+
+    fn errors(&self) -> Vec<(&str, &Value)> {
+        let errors = self.0.spec().error_schemas.iter();
+        errors
+            .map(|error| (error.code.as_str(), &error.schema))
+            .collect()
+    }
 }
 
 async fn follow(wish: Wish, said: mpsc::UnboundedSender<Said>, room: Arc<Semaphore>) {

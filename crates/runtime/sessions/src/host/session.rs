@@ -400,6 +400,7 @@ mod tests {
     use alknet_test_support::deadline;
     use tokio::time::timeout;
 
+    use super::super::memory::Memory;
     use super::*;
 
     /// The actor ended while a command was put into its queue, which keeps it.
@@ -407,7 +408,7 @@ mod tests {
     async fn a_call_that_the_actor_never_saw_ends_with_it() {
         let (commands, mut queue) = mpsc::unbounded_channel();
         let entrance = Entrance {
-            shared: Arc::new(Shared::new(1, "", Mode::Repl)),
+            shared: Arc::new(Shared::new(1, "", Mode::Repl, Memory::default().share(""))),
             commands: commands.downgrade(),
             limits: CallLimits {
                 wall: Duration::MAX,

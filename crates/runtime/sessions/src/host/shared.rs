@@ -13,6 +13,8 @@ use super::memory::Share;
 
 /// Operations whose calls are counted by name; more are counted together.
 const PATHS_MAX: usize = 64;
+/// Bytes of the longest name of an operation.
+const PATH_BYTES_MAX: usize = 192;
 /// What the rest is counted as.
 const OTHERS: &str = "…";
 
@@ -215,7 +217,9 @@ impl Shared {
     /// A call that the script began. Returns how many there were.
     pub(super) fn count_out(&self, path: &str) -> u64 {
         let mut info = lock(&self.info);
-        let known = info.calls.contains_key(path) || info.calls.len() < PATHS_MAX;
+        // What is no name of an operation may be as long as a frame.
+        let fits = path.len() <= PATH_BYTES_MAX && info.calls.len() < PATHS_MAX;
+        let known = info.calls.contains_key(path) || fits;
         let path = if known { path } else { OTHERS };
         *info.calls.entry(path.to_owned()).or_default() += 1;
         info.calls.values().sum()

@@ -3,10 +3,11 @@
 use std::os::fd::OwnedFd;
 
 use alknet_runtime::{OpError, Reply};
-use alknet_worker::{Blob, Fault, FrameError, Mapped};
+use alknet_worker::{Blob, Body, Fault, FrameError, Mapped};
 use bytes::Bytes;
 use serde_json::Value;
 
+use crate::limits::VALUE_BYTES_MAX;
 use crate::wire::{self, Answer};
 
 /// The isolate's form of an answer.
@@ -42,6 +43,25 @@ pub(super) fn answered(blob: Blob, fds: &[OwnedFd]) -> Result<Reply, OpError> {
             Reply::Mixed(value, bytes)
         }
     })
+}
+
+/// A value in this worker's own memory. The host wrote it into memory that counts as the host's for as long as
+/// it is open here, and a script that computes would leave it there.
+pub(super) fn taken(value: Blob, fds: &mut Vec<OwnedFd>) -> Blob {
+    let Blob::Sealed { at, .. } = value else {
+        return value;
+    };
+    match value.clone().read(fds, VALUE_BYTES_MAX) {
+        Ok(bytes) => {
+            // The host puts it last, so that no other place among them changes.
+            if at + 1 == fds.len() {
+                fds.pop();
+            }
+            Blob::Inline(Body::from_cbor(bytes))
+        }
+        // What is wrong with it is said when it is opened.
+        Err(_) => value,
+    }
 }
 
 pub(super) fn op_error(fault: &Fault) -> OpError {

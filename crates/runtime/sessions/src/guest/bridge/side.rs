@@ -4,16 +4,17 @@ use std::sync::Arc;
 
 use alknet_call::Schema;
 use alknet_runtime::{
-    BoxFuture, CallOptions, Host, Items, Level, OpError, Operation, Registration, Reply, weight,
+    BoxFuture, CallOptions, Code, Host, Items, Level, OpError, Operation, Registration, Reply,
+    weight,
 };
 use alknet_worker::{Body, FrameError, FromWorker};
 use bytes::Bytes;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::answer::{answered, gone, op_error, unsendable};
 use super::following::Following;
-use super::{Bridge, Replied};
+use super::{Bridge, Registering, Replied};
 use crate::guest::lock;
 use crate::limits::{ITEM_BYTES, LINES_BYTES, OWN_BYTES_MAX, UNACKNOWLEDGED};
 use crate::wire::{self, Json, Offer, Opts, Up};
@@ -94,8 +95,9 @@ impl Host for Side {
         script: [u8; 32],
     ) -> BoxFuture<Result<(), OpError>> {
         let offer: Offer = registration;
-        let spec = match frameable(&offer) {
-            Ok(spec) => spec,
+        let ready = compiled(&offer).and_then(|input| Ok((frameable(&offer)?, input)));
+        let (spec, input) = match ready {
+            Ok(ready) => ready,
             Err(error) => return Box::pin(std::future::ready(Err(error))),
         };
         let (waits, answer) = oneshot::channel();
@@ -104,7 +106,11 @@ impl Host for Side {
             return Box::pin(std::future::ready(Err(gone())));
         }
         self.0.flush_locked(&mut state);
-        state.registering.push_back(waits);
+        state.registering.push_back(Registering {
+            name: offer.name,
+            input: Arc::new(input),
+            waits,
+        });
         let message = FromWorker::Register {
             sid: self.0.sid,
             spec,
@@ -150,6 +156,23 @@ impl Host for Side {
         let schema = Schema::new(schema).map_err(|error| format!("the schema is none: {error}"))?;
         schema.validate(value).map_err(|misfit| misfit.to_string())
     }
+}
+
+/// The schema of an operation's inputs, and that of its outputs looked at. They are compiled and evaluated here
+/// and never in the node: a schema is a program of the script's, and so takes the memory and the time of the
+/// script's own worker, which has a limit for both.
+fn compiled(offer: &Offer) -> Result<Schema, OpError> {
+    let schema = |what: &str, schema: &Value| {
+        Schema::new(schema).map_err(|error| OpError {
+            details: Box::new(json!({ "code": Code::Limit.name() })),
+            ..OpError::new(
+                "INVALID_INPUT",
+                format!("the schema of the {what}: {error}"),
+            )
+        })
+    };
+    schema("output", &offer.output)?;
+    schema("input", &offer.input)
 }
 
 /// What goes within a frame.

@@ -16,6 +16,13 @@ use crate::host::offered;
 use crate::host::outgoing::{self, Said, Wish};
 use crate::wire::{self, Down, Offer, Opts};
 
+/// An input with the bytes beside it, and what they take of the node's memory.
+struct Input {
+    value: Value,
+    tail: Option<Vec<u8>>,
+    held: Vec<Held>,
+}
+
 impl Actor {
     /// A call or subscription of the script's.
     pub(super) fn wish(
@@ -23,7 +30,7 @@ impl Actor {
         id: u64,
         op: &str,
         subscribes: bool,
-        (input, opts): (alknet_worker::Blob, Body),
+        (input, opts): (Blob, Body),
         fds: Vec<OwnedFd>,
     ) -> Next {
         if self.outgoing.has(id) {
@@ -36,7 +43,7 @@ impl Actor {
         self.sessions.count_call_out();
         let calls = self.shared.count_out(name);
         let read = self.input(input, &mut opts, &fds);
-        let (input, tail, held) = match read {
+        let Input { value, tail, held } = match read {
             Ok(read) => read,
             Err(refused) => {
                 if let Some(record) = &self.record {
@@ -49,7 +56,7 @@ impl Actor {
         let env = course.map(|(_, env)| env.clone());
         let call = course.map_or(0, |(call, _)| call);
         let has_bytes = tail.is_some() || opts.map;
-        let noted = self.note(env.as_ref(), name, &input.0, &opts, has_bytes);
+        let noted = self.note(env.as_ref(), name, &value, &opts, has_bytes);
         if calls > self.calls_max {
             let error = OpError::new("QUOTA_EXCEEDED", "the calls of the session are used up");
             return self.refuse(id, &error, noted.as_ref());
@@ -65,14 +72,14 @@ impl Actor {
             return self.refuse(id, &error, noted.as_ref());
         }
         let is_own = is_act || peer.is_none() && self.offered.contains(name);
-        if !is_own && let Err(error) = self.reach.check(&env, name, peer, &input.0) {
+        if !is_own && let Err(error) = self.reach.check(&env, name, peer, &value) {
             return self.refuse(id, &op_error(&error, name), noted.as_ref());
         }
         let wish = Wish {
             id,
             call,
             name: name.to_owned(),
-            input: input.0,
+            input: value,
             opts,
             tail,
             held,
@@ -91,7 +98,7 @@ impl Actor {
         input: Blob,
         opts: &mut Opts,
         fds: &[OwnedFd],
-    ) -> Result<(wire::Json, Option<Vec<u8>>, Vec<Held>), Refused> {
+    ) -> Result<Input, Refused> {
         let memory = self.shared.memory();
         let (input, mut held) = memory.open::<wire::Json>(input, fds)?;
         held.twice()?;
@@ -104,7 +111,11 @@ impl Actor {
             }
             None => None,
         };
-        Ok((input, tail, all))
+        Ok(Input {
+            value: input.0,
+            tail,
+            held: all,
+        })
     }
 
     /// Writes a wish down where the session is recorded, without what the operation's schemas mark as
