@@ -131,9 +131,9 @@ impl<T: Read + Write> Tpm<T> {
     /// From now on commands that make use of a storage key fail with `ForeignStorageKey` unless it is this
     /// one: what stands in the place of the TPM has another, and gets nothing that is salted to its own.
     #[must_use]
-    pub fn require(self, key: StorageKey) -> Self {
-        let required = Some(key);
-        Self { required, ..self }
+    pub fn require(mut self, key: StorageKey) -> Self {
+        self.required = Some(key);
+        self
     }
 
     /// Which storage key this TPM has.
