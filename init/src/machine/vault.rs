@@ -20,7 +20,7 @@ use crate::{
     helper,
     stage::boot_ms,
     tpm,
-    vault::{self, For, Offer, Step, Waiting},
+    vault::{For, Offer, Step, Waiting},
 };
 
 /// How often an attempt is made that needs nobody, ms: a medium may be attached any time.

@@ -248,7 +248,7 @@ impl Session {
 
     /// The words, after whoever asks showed once more that they may.
     fn words(&mut self, place: &Place<'_>) -> Attempt<Outcome> {
-        let alkv = newest(place)?;
+        let alkv = on_disk(place)?;
         if has_passphrase(&alkv) || has_pin(&alkv) {
             self.opened_by_typing(place)?;
         } else {
@@ -300,7 +300,7 @@ impl From<Halt> for Outcome {
 }
 
 /// The vault as it lies on the disk.
-fn newest(place: &Place<'_>) -> Attempt<Alkv> {
+fn on_disk(place: &Place<'_>) -> Attempt<Alkv> {
     let found = data::copies(place.device).load()?;
     Ok(found.ok_or(SlotError::Nothing)?.newest)
 }
@@ -334,11 +334,11 @@ fn has_pin(alkv: &Alkv) -> bool {
 }
 
 fn list(place: &Place<'_>) -> Attempt<Vec<String>> {
-    Ok(slots::lines(&newest(place)?, place.keeper.opened_by_slot()))
+    Ok(slots::lines(&on_disk(place)?, place.keeper.opened_by_slot()))
 }
 
 fn status(place: &Place<'_>) -> Attempt<Vec<String>> {
-    let alkv = newest(place)?;
+    let alkv = on_disk(place)?;
     let facts = place.keeper.facts();
     let mut lines = vec![
         format!("vault       {}", alkv.uuid()),

@@ -6,13 +6,13 @@
 
 use alknet_vault::SecretStr;
 
-use super::{Attempt, Halt, Place, Session, Want, has_passphrase, has_pin, newest};
+use super::{Attempt, Halt, Place, Session, Want, has_passphrase, has_pin, on_disk};
 use crate::vault::places;
 
 impl Session {
     /// Asks for the passphrase, else for three of the words, where neither would be a formality.
     pub(super) fn authorised(&mut self, place: &Place<'_>) -> Attempt<()> {
-        let alkv = newest(place)?;
+        let alkv = on_disk(place)?;
         if !alkv.is_sealed() {
             return Ok(());
         }

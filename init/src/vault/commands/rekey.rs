@@ -12,7 +12,7 @@ use alknet_vault::slots::{
 };
 use alknet_vault::{SecretArr, SecretStr};
 
-use super::{Attempt, Halt, Place, Session, Want, name, newest};
+use super::{Attempt, Halt, Place, Session, Want, name, on_disk};
 use crate::data::{self, DataKeys};
 use crate::tpm;
 use crate::vault::open::memory_kib;
@@ -43,7 +43,7 @@ type Lost = (SlotId, String);
 
 impl Session {
     pub(super) fn rekey(&mut self, place: &Place<'_>) -> Attempt<Vec<String>> {
-        let alkv = newest(place)?;
+        let alkv = on_disk(place)?;
         let (mut keys, mut lost) = self.keys(place, &alkv)?;
         if keys.typed.is_empty() && super::has_passphrase(&alkv) {
             // All of them would be lost.

@@ -8,7 +8,7 @@ use alknet_vault::slots::{
     memory_cap_kib,
 };
 
-use super::{Attempt, Halt, Place, Session, Want, find, name, newest, opening, save};
+use super::{Attempt, Halt, Place, Session, Want, find, name, on_disk, opening, save};
 use crate::tpm;
 use crate::vault::by_tpm;
 use crate::vault::first::cost;
@@ -184,7 +184,7 @@ impl Session {
     }
 
     pub(super) fn slot_test(&mut self, place: &Place<'_>, id: SlotId) -> Attempt<Vec<String>> {
-        let slot = find(&newest(place)?, id)?;
+        let slot = find(&on_disk(place)?, id)?;
         match slot.kind() {
             SlotType::Passphrase => {
                 if !self.slot_by_typing(place, id, false)? {
@@ -204,7 +204,7 @@ impl Session {
 
     /// A new passphrase in the place of the one that was typed, in one change of the vault.
     pub(super) fn passwd(&mut self, place: &Place<'_>) -> Attempt<Vec<String>> {
-        if !super::has_passphrase(&newest(place)?) {
+        if !super::has_passphrase(&on_disk(place)?) {
             let text = "no slot is opened by a passphrase; 'slot add passphrase' makes one";
             return Err(Halt::refused(text));
         }
