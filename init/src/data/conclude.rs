@@ -1,6 +1,10 @@
 //! The end of an attempt to get at the data: what must fit together before anything is served, and what a first boot
 //! has to end in the vault.
 
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+
 use alknet_core::config::{NodeConfig, VaultInit};
 use alknet_vault::slots::{OpenAlkv, Pending};
 
@@ -10,6 +14,12 @@ use crate::{
     settings::Settings,
     vault::{self, Waiting},
 };
+
+/// The node's key on a partition that is not sealed, and its length, bytes.
+const KEY: &str = "identity/node.key";
+const KEY_BYTES: u64 = 32;
+/// What the node makes once its key is on the disk.
+const AFTER_KEY: &str = "identity/identity.db";
 
 /// Why a configuration cannot be that of a machine whose data are in this state; `None` where it can.
 pub(crate) fn contradiction(config: &NodeConfig, data: &DataState) -> Option<Problem> {
@@ -57,12 +67,33 @@ pub(crate) fn conclude(
         return shut(Waiting::of(problem), prepared.vault_at, keeper);
     }
     let Some(open) = vault else {
-        return prepared;
+        return match lost_key(&prepared.state_dir) {
+            Some(problem) => shut(Waiting::of(problem).for_good(), None, keeper),
+            None => prepared,
+        };
     };
     match settle(&prepared, open, settings, access) {
         Ok(()) => prepared,
         Err(problem) => shut(Waiting::of(problem).for_good(), prepared.vault_at, keeper),
     }
+}
+
+/// What became of the key of a node without a vault; `None` where it is there, or was never made. The node would make
+/// another.
+fn lost_key(state_dir: &Path) -> Option<Problem> {
+    let has_been_made = fs::symlink_metadata(state_dir.join(AFTER_KEY)).is_ok();
+    let what = match fs::symlink_metadata(state_dir.join(KEY)) {
+        Ok(found) if found.is_file() && found.len() == KEY_BYTES => return None,
+        Ok(_) => "is no key".to_owned(),
+        Err(error) if error.kind() == ErrorKind::NotFound && !has_been_made => return None,
+        Err(error) => format!("cannot be read: {error}"),
+    };
+    Some(Problem {
+        code: "data-damaged".to_owned(),
+        text: format!("the key of this node, {KEY}, {what}"),
+        hint: "put a copy of it back, or blank the first 16 MiB of the disk to start as another node"
+            .to_owned(),
+    })
 }
 
 fn settle(
@@ -123,6 +154,23 @@ mod tests {
             cipher: cipher.map(str::to_owned),
             ..DataState::default()
         }
+    }
+
+    #[test]
+    fn a_key_that_was_made_is_not_made_again() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let lost = || lost_key(dir.path()).map(|problem| problem.text);
+        fs::create_dir(dir.path().join("identity")).expect("writable");
+        assert_eq!(lost(), None, "a first boot");
+        let key = dir.path().join(KEY);
+        fs::write(&key, [7; 32]).expect("writable");
+        assert_eq!(lost(), None);
+        fs::write(dir.path().join(AFTER_KEY), "").expect("writable");
+        assert_eq!(lost(), None);
+        fs::write(&key, [7; 31]).expect("writable");
+        assert!(lost().is_some_and(|text| text.ends_with("is no key")));
+        fs::remove_file(&key).expect("it is there");
+        assert!(lost().is_some_and(|text| text.contains("cannot be read")));
     }
 
     #[test]

@@ -129,6 +129,7 @@ async fn a_configuration_that_came_while_the_machine_runs_is_noted_in_the_vault(
     let keeper = Arc::new(keeper);
     let mut machine = Machine::at_rest(Facts::default(), keeper, settings(None), log, events);
     machine.vault_at = Some(disk.clone());
+    machine.state_dir = dir.path().to_owned();
     machine.kept(0, 1, None);
     machine.conclude_now();
     let outcome = loop {

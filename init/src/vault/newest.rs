@@ -81,6 +81,8 @@ pub(crate) fn check(
 ) -> Result<(), Waiting> {
     let alkv = open.alkv();
     let noted = read(state_dir, log).filter(|note| note.vault == alkv.uuid().to_string());
+    // The power may have gone in the first boot, between the counter and the first note.
+    let made = made || noted.is_none() && open.pending().partition;
     let mut counter = Counter::of(alkv).or_else(|error| {
         if made || proof() {
             log.error(format_args!(

@@ -165,6 +165,10 @@ fn a_plain_partition_is_for_a_node_that_is_configured_for_one() {
     let node = bench.machine(Boot::MicrovmErofs).plain().boot();
     assert_eq!(node.identity(), identity);
     node.end();
+    // Its key was lost with a damaged block: it makes no other.
+    debugfs(&bench.data(), "rm identity/node.key");
+    let vm = bench.machine(Boot::MicrovmErofs).plain().start();
+    closed(&vm, "data-damaged", "identity/node.key, cannot be read");
 }
 
 #[test]
