@@ -1,7 +1,8 @@
 //! An attacker gives the firmware's boot entry a command line, which replaces the image's: it is
 //! measured apart from the image, and the TPM opens nothing.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use alknet_qemu::set_command_line;
@@ -22,6 +23,8 @@ use crate::tpm::{asked, measured, says, served, shown, type_line};
 const LINE: &str =
     "console=ttyS0 quiet panic=10 noreplace-smp rdinit=/init init=/init root=/dev/vda";
 const PASSPHRASE: &str = "correct horse";
+/// Bytes of both copies of the vault, which lie one after the other.
+const COPIES_BYTES: usize = 128 << 10;
 
 /// Neither a slot as they are made now nor one that was made before they covered the boot entry; that one is
 /// made anew as soon as the vault was opened in another way.
@@ -75,6 +78,22 @@ fn a_boot_entry_with_another_command_line_opens_nothing() {
     assert_eq!(status["opened_by"], "tpm2", "{status:#}");
     assert_eq!(node.info()["problems"], json!([]));
     node.end();
+
+    // A vault with such a slot that is put back once the slot was made anew is an older one, whatever would be made
+    // of it.
+    make_former_slot(&bench.raw(), &at("own.tpm"));
+    let disk = File::options().read(true).write(true).open(bench.raw());
+    let disk = disk.expect("the disk is ours");
+    let mut former = vec![0; COPIES_BYTES];
+    let copies_at = RAW_DATA_AT + VAULT_A_AT;
+    disk.read_exact_at(&mut former, copies_at)
+        .expect("the disk is longer");
+    machine().after_firmware().boot().end();
+    disk.write_all_at(&former, copies_at)
+        .expect("the disk is ours");
+    let vm = machine().after_firmware().start();
+    asked(&vm, "passphrase of the vault");
+    says(&vm, "the vault is older than the data beside it");
 }
 
 /// Puts a slot as they were made before, for what the machine started, in the place of its own.

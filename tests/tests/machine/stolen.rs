@@ -13,6 +13,8 @@ use data_encoding::BASE64;
 use serde_json::{Value, json};
 
 use crate::console::{commands, typed};
+use crate::rescue;
+use crate::vault::PHRASE;
 
 /// From power-on until the console says what is wrong; firmware alone takes long when it is emulated.
 const SAID_WITHIN: Duration = Duration::from_secs(60);
@@ -27,8 +29,10 @@ const FORMATTING: &[u8] = b"alknet: this partition is being formatted\n";
 
 /// How the console asks for proof.
 const PROOF: &str = "of its recovery words: _";
-/// What opens the vault in these tests, and nothing else does.
+/// What opens the vault of a machine with a TPM, and nothing else does.
 const TPM: &str = "[vault]\nunlock = [\"tpm2\"]\n";
+/// Of the vault that a medium opens, which lies beside the machine.
+const VAULT: &str = "27209049-2f6c-46bf-a462-c718ee429cc0";
 
 /// The TPM would open this machine for anyone who switches it on. With a header that was blanked, marked as half
 /// formatted, or overwritten, and with a damaged file system, it stays closed; so it does for a medium that names
@@ -57,7 +61,11 @@ fn a_damaged_disk_opens_nothing_and_takes_nobody_in() {
     let blanked = "was blanked or half overwritten";
     for (what, places, told) in [
         ("blank", vec![(0, &zeroes[..])], blanked),
-        ("half formatted", vec![(0, &mark[..])], blanked),
+        (
+            "half formatted",
+            vec![(0, &zeroes[..]), (0, &mark[..])],
+            blanked,
+        ),
         (
             "without headers",
             vec![(0, &garbage[..]), (SECOND_HEADER_AT, &garbage[..])],
@@ -97,13 +105,9 @@ fn a_damaged_disk_opens_nothing_and_takes_nobody_in() {
 #[test]
 fn unconfirmed_words_need_proof_after_the_start_that_reminded_of_them() {
     let bench = Bench::new();
-    let seed = format!(
-        "alknet-seed-1 27209049-2f6c-46bf-a462-c718ee429cc0 {}",
-        BASE64.encode(&[0x5e; 32])
-    );
     let document = document(
         &bench.admin().identity(),
-        &format!("[vault]\nunlock = [\"provisioning\"]\n[secrets]\nseed_key = \"{seed}\"\n"),
+        &format!("[vault]\nunlock = [\"provisioning\"]\n{}", secrets()),
     );
     let boot = || bench.machine(Boot::MicrovmErofs).config(&*document).boot();
     let node = boot();
@@ -131,6 +135,31 @@ fn unconfirmed_words_need_proof_after_the_start_that_reminded_of_them() {
     commands(node.vm());
     typed(node.vm(), "slot add passphrase", PROOF);
     node.end();
+}
+
+/// Who cannot read the encrypted data can damage what is in them: no document of a medium takes the place of the
+/// stored one, although the medium opens the vault.
+#[test]
+fn a_damaged_configuration_is_not_replaced_by_that_of_a_medium() {
+    let bench = Bench::new();
+    let boot = |document: &str| bench.machine(Boot::MicrovmErofs).config(document).start();
+    let provisioned = "[vault]\ninit = \"provisioned\"\nunlock = [\"provisioning\"]\n";
+    let owners = format!("{provisioned}{}words = \"{PHRASE}\"\n", secrets());
+    let owners = document(&bench.admin().identity(), &owners);
+    Node::new(boot(&owners), Boot::MicrovmErofs, bench.admin().clone()).end();
+    let damaged = rescue::damage(&bench, &bench.data(), PHRASE, "admin_keys");
+    assert!(damaged > 0, "the configuration is in the encrypted data");
+
+    let thief = bench.somebody("thief").identity();
+    let vm = boot(&document(&thief, &secrets()));
+    let told = "the stored configuration of this sealed node cannot be read";
+    stays_closed(&vm, "config-lost", told);
+}
+
+/// What a medium has that opens the vault.
+fn secrets() -> String {
+    let key = BASE64.encode(&[0x5e; 32]);
+    format!("[secrets]\nseed_key = \"alknet-seed-1 {VAULT} {key}\"\n")
 }
 
 /// The document of an owner.

@@ -13,6 +13,7 @@ use alknet_tests::{Bench, Boot, Machine, Node};
 use alknet_vault::{Entropy, Purpose, Reason, SecretStr, Vault};
 use serde_json::{Value, json};
 
+use crate::configuration::NO_VAULT;
 use crate::disks::small;
 use crate::rescue;
 
@@ -34,7 +35,7 @@ const APPLIED: usize = 18;
 const APPLIED_BYTES: usize = 60_000;
 
 /// The words of the published tables.
-const PHRASE: &str = "abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon \
+pub(super) const PHRASE: &str = "abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon \
                       abandon about";
 /// The node that they are.
 const IDENTITY: &str = "ed25519:e78c2766a792f09bfccb51493968ac322283e8d021a30063784d806929762ecc";
@@ -283,7 +284,8 @@ fn the_disk_of_a_sealed_machine_tells_nothing() {
             let line = format!("# {round} {MARKER}\n");
             let lines = line.repeat(APPLIED_BYTES / line.len());
             let admin = bench.admin().identity();
-            let document = format!("[node]\nadmin_keys = [\"{admin}\"]\n{lines}");
+            let more = if sealed { "" } else { NO_VAULT };
+            let document = format!("[node]\nadmin_keys = [\"{admin}\"]\n{more}{lines}");
             std::fs::write(&file, document).expect("the folder is ours");
             let mut apply = bench.admin().command(&["config", "apply", &node.target()]);
             apply.arg(&file);
