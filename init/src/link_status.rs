@@ -1,8 +1,8 @@
 //! Why a closed machine serves nothing, for its neighbours on the link.
 //!
-//! A machine that is closed has no key and no port. Somebody who looks for it from beside it, without a console, asks
-//! with any datagram and is answered by one line with the code of the problem. The question is not read: there is
-//! nothing in it to parse, to authenticate, or to get wrong.
+//! A closed machine has no key and no port. A neighbour without access to its console sends any datagram, and the
+//! machine answers with one line that holds the code of the problem. The datagram is not read, so there is nothing to
+//! parse or to authenticate.
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -65,8 +65,8 @@ async fn answer(line: &str) -> io::Result<()> {
     }
 }
 
-/// Whether the question came from the link: routers pass no such address on. One from this very port is no question:
-/// two closed machines would answer each other for ever.
+/// Whether the datagram came from the link: routers forward no link-local address (RFC 4291, section 2.5.6). Port 7474
+/// itself is refused, or a forged datagram would make two closed machines answer each other for ever.
 fn is_neighbour(from: &SocketAddr) -> bool {
     let is_on_link = match from.ip() {
         IpAddr::V4(_) => false,

@@ -218,8 +218,8 @@ fn open_sealed(disk: &Disk<'_>, access: Access<'_>) -> Result<Prepared, Stop> {
     Ok(prepared)
 }
 
-/// Makes slots anew that open whatever command line the firmware's boot entry has. Only in the newest vault: each
-/// change raises its generation, by which an older one is known.
+/// Replaces slots that open under any command line of the firmware's boot entry. The vault was found to be the newest
+/// before: each change raises its generation, which tells an older copy from the newest.
 fn cover(disk: &Disk<'_>, state_dir: &Path, open: &mut OpenAlkv, access: Access<'_>) {
     let Access { keeper, offer, log } = access;
     if !vault::cover(open, keeper, offer, log) {

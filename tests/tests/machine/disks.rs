@@ -26,7 +26,7 @@ const SUPER_AT: u64 = 1024;
 const GROUPS_AT: u64 = 4096;
 /// A partition table and its backup: 34 sectors at the front, 33 at the end.
 const TABLE_BYTES: usize = 34 * 512;
-/// Where a closed machine answers its neighbours, and the node of an open one nobody.
+/// Where a closed machine answers its neighbours.
 const STATUS_PORT: u16 = 7474;
 /// Pause between two questions of a neighbour.
 const ASK_EVERY: Duration = Duration::from_millis(300);
