@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use alknet_call::{ALPN, CallClient};
 use alknet_core::Carriage;
-use alknet_test_support::deadline;
+use alknet_test_support::{deadline, took};
 use alknet_tests::Bench;
 use alknet_tls::{ClientTls, ClientTlsOptions, Place};
 use rustls::ClientConnection;
@@ -204,6 +204,11 @@ async fn scenario(admin: &Path, served: &Served) {
         println!(
             "figure crowd {spread:?}: the administrator got in {times} times, after {} ms at most; {strangers} of the crowd are in",
             longest.as_millis()
+        );
+        took(
+            &format!("an administrator beside {spread:?}"),
+            GETS_IN_WITHIN,
+            longest,
         );
         // Those that were told to leave for others may not have left.
         assert!(strangers <= most + HANDS as f64, "{spread:?}: {strangers}");
