@@ -3,4 +3,5 @@
 mod architecture;
 mod hardware;
 mod problems;
+mod promises;
 mod static_binary;
