@@ -3,9 +3,15 @@
 
 use std::fs;
 use std::thread;
+use std::time::{Duration, Instant};
 
+use alknet_call::{ALPN, CallClient};
+use alknet_endpoint::{Dialer, Target};
+use alknet_test_support::took;
 use alknet_tests::{Bench, Cli, HostNode};
-use serde_json::{Value, json};
+use alknet_tls::NodeKey;
+use serde_json::{Map, Value, json};
+use tokio::runtime::Runtime;
 
 /// What a script may cost the node, and what all scripts together may, in bytes: docs/sessions.md.
 const SESSION_BYTES: u64 = 8 << 20;
@@ -13,11 +19,14 @@ const ALL_BYTES: u64 = 64 << 20;
 /// What the rest of the node may grow by meanwhile: connections, their frames, the allocator's own.
 const REST_BYTES: u64 = 24 << 20;
 
+/// What the node answers within meanwhile.
+const ANSWER_WITHIN: Duration = Duration::from_millis(100);
+
 /// Sessions at once, each of an identity of its own: eight of them may have all that there is.
 const AT_ONCE: usize = 12;
 
 /// How scripts try it, each with how often it says that it was refused.
-const HOARDERS: [(&str, &str); 7] = [
+const HOARDERS: [(&str, &str); 11] = [
     (
         "an array of holes",
         "await tries(() => ops.call('node/info', new Array(2e6)))",
@@ -46,6 +55,28 @@ const HOARDERS: [(&str, &str); 7] = [
              name: 'a' + i, kind: 'query', input: { enum: new Array(9e3).fill(null) } }, () => 1))",
     ),
     (
+        "a schema with many schemas behind long names",
+        "let input = { anyOf: new Array(2000).fill({}) };
+         for (let i = 0; i < 28; i++) input = { properties: { ['x'.repeat(4000)]: input } };
+         await tries(() => ops.register({ name: 'a', kind: 'query', input }, () => 1))",
+    ),
+    (
+        "schemas with patterns that compile to much",
+        "for (let i = 0; i < 20; i++) await tries(() => ops.register({ name: 'a' + i, kind: 'query', input: {
+             anyOf: Array.from({ length: 60 }, (_, n) => ({ pattern: `^(a${n}|[^a]{60}){3}$` })) } }, () => 1))",
+    ),
+    (
+        "recorded calls of an operation with a long schema that marks secrets",
+        "await ops.register({ name: 'a', kind: 'query', input: {
+             'x-secret': true, description: 'x'.repeat(8e5) } }, () => 1);
+         for (let i = 0; i < 300; i++) await ops.call('js/a', i);
+         await tries(() => ops.call('node/info', NaN))",
+    ),
+    (
+        "calls by names that are none",
+        "for (let i = 0; i < 100; i++) await tries(() => ops.call(i + 'x'.repeat(9e5), 1))",
+    ),
+    (
         "many calls at once",
         "await Promise.all(Array.from({ length: 64 }, () =>
              tries(() => ops.call('node/info', 'x'.repeat(1 << 20)))))",
@@ -59,7 +90,7 @@ fn hoarder(attack: &str) -> Value {
          {attack};
          export default refused"
     );
-    json!({ "source": source })
+    json!({ "source": source, "record": true })
 }
 
 fn people(people: &[(String, Cli)], scopes: &[&str]) -> String {
@@ -130,8 +161,35 @@ fn values_of_scripts_cost_the_node_little_memory() {
     assert_eq!(node.call("node/info", &Value::Null)["problems"], json!([]));
 }
 
+/// What a script is granted and uses, bytes: more than a worker has that was granted nothing.
+const GRANTED: u64 = 768 << 20;
+const USED: u64 = 512 << 20;
+
+/// What a caller grants a script it may use: its worker lives on, and so does a neighbour in it.
+#[test]
+fn a_script_uses_the_memory_that_it_was_granted() {
+    let bench = Bench::new();
+    let node = bench.host();
+    let uses = format!(
+        "const all = [];
+         for (let at = 0; at < {USED}; at += 1 << 24) all.push(new Uint8Array(1 << 24).fill(7));
+         // Long enough for the node to look at what the worker holds.
+         await new Promise((done) => setTimeout(done, 1000));
+         export default all.length"
+    );
+    let uses = json!({ "source": uses, "limits": { "heap_bytes": GRANTED, "fuel_ticks": 1_000_000 } });
+    let neighbour = "await new Promise((done) => setTimeout(done, 2000)); export default 'here'";
+    let neighbour = json!({ "source": neighbour });
+    thread::scope(|scope| {
+        let neighbour = scope.spawn(|| node.call("runtime/eval", &neighbour));
+        assert_eq!(node.call("runtime/eval", &uses)["value"], USED >> 24);
+        let neighbour = neighbour.join().expect("no panic");
+        assert_eq!(neighbour["value"], "here", "{neighbour}");
+    });
+}
+
 /// Schemas that take a validator longer than anybody lives, and values that make them.
-const BOMBS: [(&str, &str, &str); 4] = [
+const BOMBS: [(&str, &str, &str); 5] = [
     (
         "a chain of forty, each twice the next",
         "const $defs = { d40: { type: 'string' } };
@@ -144,8 +202,13 @@ const BOMBS: [(&str, &str, &str); 4] = [
     ),
     (
         "a list of many numbers, each one of many",
-        "const schema = { items: { enum: Array.from({ length: 15000 }, (_, i) => i + 0.5) } };",
+        "const schema = { items: { enum: Array.from({ length: 9000 }, (_, i) => i + 0.5) } };",
         "new Array(40000).fill(7)",
+    ),
+    (
+        "a list of more numbers than a schema may have",
+        "const schema = { items: { enum: Array.from({ length: 5e4 }, (_, i) => i + 0.5) } };",
+        "new Array(4e4).fill(7)",
     ),
     (
         "a schema that refers to itself twice at each level",
@@ -192,10 +255,30 @@ fn schemas_of_scripts_cost_the_node_little_time() {
                 assert!(expected.contains(codes), "{name}: {ran}");
             });
         }
-        for _ in 0..10 {
-            assert_eq!(node.call("node/info", &Value::Null)["problems"], json!([]));
-        }
+        let longest = longest_answer(&node, bench.admin(), 200);
+        took("an answer beside hostile schemas", ANSWER_WITHIN, longest);
     });
+    assert_eq!(node.call("node/info", &Value::Null)["problems"], json!([]));
+}
+
+/// The longest that the node takes for one of many calls over one connection.
+fn longest_answer(node: &HostNode, admin: &Cli, calls: usize) -> Duration {
+    let runtime = Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let file = admin.state().join("identity.key");
+        let (key, _) = NodeKey::load_or_create(&file).expect("a key");
+        let dialer = Dialer::new(Some(key));
+        let target: Target = node.target().parse().expect("the node's own target");
+        let connection = dialer.dial(&target, ALPN).await.expect("it serves");
+        let client = CallClient::without_operations().attach(connection, None);
+        let mut longest = Duration::ZERO;
+        for _ in 0..calls {
+            let began = Instant::now();
+            client.call("node/info", &Value::Null).await.expect("served");
+            longest = longest.max(began.elapsed());
+        }
+        longest
+    })
 }
 
 /// Proposing is enough to have a schema evaluated: the tests of what is proposed are run.
@@ -209,18 +292,28 @@ fn schemas_of_proposals_cost_the_node_little_time() {
         let next = json!({ "$ref": format!("#/$defs/d{}", at + 1) });
         defs[format!("d{at}")] = json!({ "allOf": [next, next] });
     }
-    let schema = json!({ "$ref": "#/$defs/d0", "$defs": defs });
+    let chain = json!({ "$ref": "#/$defs/d0", "$defs": defs });
+    let mut properties = Map::new();
+    properties.insert("x".repeat(20_000), json!({ "anyOf": vec![json!({}); 9_000] }));
+    let long_name = json!({ "properties": properties });
+    for (n, schema) in [chain, long_name].iter().enumerate() {
+        propose(&bench, &node, &author[0].1, n, schema);
+    }
+    assert_eq!(node.call("node/info", &Value::Null)["problems"], json!([]));
+}
+
+/// Proposes an operation whose test has a schema for its answer.
+fn propose(bench: &Bench, node: &HostNode, author: &Cli, n: usize, schema: &Value) {
     let operation = json!({
-        "spec": { "name": "bomb", "kind": "query" }, "entry": "./main.js", "export": "run",
+        "spec": { "name": format!("bomb{n}"), "kind": "query" }, "entry": "./main.js", "export": "run",
         "tests": [{ "input": 1, "expect": { "schema": schema } }],
     });
-    let folder = bench.path().join("bomb");
+    let folder = bench.path().join(format!("bomb{n}"));
     fs::create_dir_all(&folder).expect("the folder is ours");
     fs::write(folder.join("operation.json"), operation.to_string()).expect("room");
     fs::write(folder.join("main.js"), "export const run = (n) => n;").expect("room");
-    let mut command = author[0].1.command(&["ops", "propose", node.target()]);
+    let mut command = author.command(&["ops", "propose", node.target()]);
     command.arg(&folder);
-    let answer = author[0].1.run(command);
+    let answer = author.run(command);
     assert_ne!(answer.status, 0, "{answer:?}");
-    assert_eq!(node.call("node/info", &Value::Null)["problems"], json!([]));
 }
