@@ -334,11 +334,12 @@ fn nothing_is_left_running_for_a_client_that_is_gone() {
         let heard = |n: usize| bench.path().join(format!("heard-{round}-{n}"));
         let each = (0..STREAMS_PER_IDENTITY).map(|n| {
             format!(
-                "url = \"{}\"\noutput = \"{}\"\ninsecure\nhttp2\ndata = \"{}\"\n\
+                "url = \"{}\"\noutput = \"{}\"\ninsecure\nhttp2\nno-buffer\nmax-time = {}\ndata = \"{}\"\n\
                  header = \"Authorization: Bearer {}\"\nheader = \"Accept: text/event-stream\"\n\
                  header = \"Content-Type: application/json\"\n",
                 web.url("/subscribe"),
                 heard(n).display(),
+                seconds(Duration::from_secs(300)),
                 follow.replace('"', "\\\""),
                 web.admin,
             )
@@ -347,10 +348,15 @@ fn nothing_is_left_running_for_a_client_that_is_gone() {
         let text = each.collect::<Vec<_>>().join("next\n");
         std::fs::write(&file, text).expect("the folder is ours");
         let mut curl = Command::new("curl")
-            .args(["--silent", "--no-buffer", "--parallel"])
-            .args(["--parallel-max", "300", "--config"])
+            .args([
+                "--silent",
+                "--parallel",
+                "--parallel-max",
+                "300",
+                "--config",
+            ])
             .arg(&file)
-            .args(["--max-time", &seconds(Duration::from_secs(300))])
+            .stderr(Stdio::null())
             .spawn()
             .expect("curl is installed by the set-up");
         eventually("every one hears something", || {
