@@ -383,7 +383,12 @@ impl Supervisor {
                 );
             }
             State::Leaving { by } if now >= by => {
-                self.end(number, Reason::ClosedChannel, "it closed its channel");
+                // One that the kernel kills closes its channel early in its end, and may have much memory to free.
+                if worker.ran_out_of_memory() {
+                    self.end(number, Reason::Memory, "its group had no memory left");
+                } else {
+                    self.end(number, Reason::ClosedChannel, "it closed its channel");
+                }
             }
             State::Ready => {
                 let pid = worker.pid();

@@ -298,17 +298,16 @@ impl Worker {
         }
         match signal.map(Signal::from_named_raw) {
             Some(Some(Signal::SYS)) => own(Reason::Violation),
-            Some(Some(Signal::KILL)) => {
-                let starved = self.leaf.as_ref().is_some_and(Leaf::ran_out_of_memory);
-                own(if starved {
-                    Reason::Memory
-                } else {
-                    Reason::Killed
-                })
-            }
+            Some(Some(Signal::KILL)) if self.ran_out_of_memory() => own(Reason::Memory),
+            Some(Some(Signal::KILL)) => own(Reason::Killed),
             Some(_) => own(Reason::Crash),
             None => own(Reason::Exit),
         }
+    }
+
+    /// Whether the kernel killed it because its group had no memory left.
+    pub(super) fn ran_out_of_memory(&self) -> bool {
+        self.leaf.as_ref().is_some_and(Leaf::ran_out_of_memory)
     }
 
     /// Its cgroup, to be removed.
