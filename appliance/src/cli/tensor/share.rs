@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -155,19 +154,6 @@ mod tests {
             .flat("a", Dtype::U8, &[3], content.into())
             .expect("it fits");
         writer.save().expect("writable");
-    }
-
-    #[test]
-    fn a_node_that_may_serve_from_there_is_not_overlooked() {
-        let folder = tempfile::tempdir().expect("writable");
-        assert!(alone(folder.path()).is_ok());
-        let file = folder.path().join("serve.json");
-        let own = format!("{{\"pid\":{},\"target\":\"x\"}}", std::process::id());
-        fs::write(&file, own).expect("writable");
-        assert_eq!(alone(folder.path()).expect_err("we").exit, Exit::Usage);
-        fs::write(&file, "{").expect("writable");
-        let error = alone(folder.path()).expect_err("nobody knows");
-        assert!(error.message.contains("serve.json"), "{error}");
     }
 
     #[test]
