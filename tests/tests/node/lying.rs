@@ -43,6 +43,10 @@ impl Lying {
         let refuses = HandlerKind::once(|_, _| async {
             Err::<Value, _>(CallError::new(ErrorCode::Conflict, ACTS).with_details(json!([ACTS])))
         });
+        let finds_mistakes = HandlerKind::once(|_, _| async {
+            let error = CallError::new(ErrorCode::InvalidInput, ACTS);
+            Err::<Value, _>(error.with_details(json!({ "errors": [ACTS] })))
+        });
         let follows = HandlerKind::stream(|_, _| {
             let record = json!({ "time": ACTS, "level": ACTS, "target": ACTS, "message": ACTS });
             futures_util::stream::iter([Ok::<_, CallError>(record)])
@@ -61,7 +65,26 @@ impl Lying {
             "value": { "said": ACTS }, "shown": ACTS, "console": [{ "level": "log", "text": ACTS }],
         });
         let link = json!({ "path": path, "ticket": "", "expires_in": 60, "names": [ACTS] });
+        let token = json!({
+            "key_id": ACTS, "holder": ACTS, "source": ACTS, "scopes": [ACTS], "expires": ACTS,
+            "last_used": ACTS, "created_by": ACTS, "note": ACTS,
+        });
+        let of_hub = json!({
+            "peers": [{ "name": ACTS, "state": ACTS, "peer_id": ACTS, "labels": { ACTS: ACTS } }],
+            "waiting": [{ "name": ACTS, "addr": ACTS, "fingerprint": ACTS }],
+            "invitations": [{ "key_id": ACTS, "left": 1, "role": ACTS, "expires": ACTS }],
+        });
+        let share = json!({
+            "id": ACTS, "name": ACTS, "state": ACTS, "released": ACTS, "releases": 1, "from": [ACTS],
+        });
         let registry = Registry::builder()
+            .with(says("token/list", json!({ "tokens": [token] })))
+            .with(says("hub/peers", of_hub))
+            .with(says("escrow/list", json!({ "shares": [share] })))
+            .with(Registration::new(
+                OperationSpec::query("config/apply", ACTS),
+                finds_mistakes,
+            ))
             .with(says("node/info", info))
             .with(says("node/page-ticket", link))
             .with(says("peer/list", peers))
@@ -128,6 +151,9 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
     let cli = Cli::new(folder.path().to_owned());
     let node = Lying::start(PATHS[0]);
     let target = node.target();
+    let document = folder.path().join("document.toml");
+    std::fs::write(&document, "").expect("the folder is ours");
+    let document = document.display().to_string();
     for (arguments, says_much) in [
         (&["status", "@"][..], true),
         (&["call", "@", "node/info"], true),
@@ -140,12 +166,16 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
         (&["js", "run", "@", "-"], true),
         (&["js", "repl", "@"], true),
         (&["vault", "status", "@"], true),
+        (&["token", "list", "@"], true),
+        (&["hub", "peers", "@"], true),
+        (&["escrow", "list", "@"], true),
+        (&["config", "apply", "@", "?"], true),
         (&["open", "--print", "@"], false),
     ] {
         for json in [false, true] {
             let mut all: Vec<_> = arguments
                 .iter()
-                .map(|one| one.replace('@', &target))
+                .map(|one| one.replace('@', &target).replace('?', &document))
                 .collect();
             if json {
                 all.insert(0, "--json".to_owned());

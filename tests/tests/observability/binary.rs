@@ -10,7 +10,7 @@ use alknet_call::{ALPN, Body, CallClient, CallError, CallOptions};
 use alknet_core::AuthToken;
 use alknet_endpoint::{Dialer, Target};
 use alknet_test_support::eventually;
-use alknet_tests::{Bench, Cli, serve};
+use alknet_tests::{Bench, Cli, curl, serve};
 use alknet_tls::NodeKey;
 use data_encoding::{BASE64, HEXLOWER};
 use serde_json::{Value, json};
@@ -159,6 +159,12 @@ async fn log_metrics_and_problems_of_a_node_hold_no_secret() {
         text.contains("bad.test.pem") && problem["hint"] != "",
         "{info:#}"
     );
+
+    // The code alone, to those who need not be anybody.
+    let (_, address) = served.target.split_once('@').expect("where it serves");
+    let health = curl(&format!("https://{address}/healthz"), &[]);
+    let said = (health.status, health.text());
+    assert_eq!(said, (503, "degraded: tls-cert-reload-failed\n".to_owned()));
 
     let stranger = served.bench.somebody("stranger");
     let refused = stranger.call(&served.target, "node/metrics", &Value::Null, &[]);
