@@ -202,7 +202,10 @@ impl Desk {
             removed && !record.is_newer_than(peer)
         };
         // Also of a peer that came back by a newer invitation: what it was given before it was removed is gone.
-        if all.iter().any(|peer| peer.keys.contains(&key) && outlived(peer)) {
+        if all
+            .iter()
+            .any(|peer| peer.keys.contains(&key) && outlived(peer))
+        {
             return Err(EnrolError::Invalid);
         }
         match record.judge(&key, now_s) {

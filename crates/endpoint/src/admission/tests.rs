@@ -100,10 +100,7 @@ fn handshakes_without_proof_have_a_rate_of_all() {
         asked
     };
     for n in 0..limits.unvalidated_handshakes_per_second_max {
-        assert!(matches!(
-            begin(&mut admission, n, now),
-            Quic::Accept { .. }
-        ));
+        assert!(matches!(begin(&mut admission, n, now), Quic::Accept { .. }));
     }
     let retry = Quic::Retry(Some(Limit::HandshakesUnproven));
     assert_eq!(begin(&mut admission, 1, now), retry);
