@@ -10,7 +10,7 @@ use super::architecture::root;
 const MEASURED: &str = "`cargo xtask bench";
 
 /// How a test was judged, at the start of the third column.
-const JUDGED: [&str; 2] = ["seen: ", "read: "];
+const JUDGED: [&str; 3] = ["pending: ", "read: ", "seen: "];
 
 fn page(name: &str) -> String {
     let path = root().join("docs").join(name);
