@@ -35,11 +35,7 @@ impl Overlay {
         self.0.values().map(|operation| &operation.spec)
     }
 
-    fn insert(
-        &mut self,
-        registration: Registration,
-        left: &mut u64,
-    ) -> Result<(), RegistryError> {
+    fn insert(&mut self, registration: Registration, left: &mut u64) -> Result<(), RegistryError> {
         let compiled = Compiled::new(registration)?;
         compiled.admit(left)?;
         let name = compiled.spec.name.as_str().into();

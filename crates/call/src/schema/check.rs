@@ -111,10 +111,12 @@ impl Check {
             CallError::internal(format!("the operation has an invalid schema: {reason}"))
         })?;
         Tape::look(text, memory, |value| {
-            let fit = compiled.fits(schema, &value).map_err(|misfit| match misfit {
-                Misfit::Busy => CallError::overloaded(CHECKS, WAITING_MAX),
-                misfit => CallError::new(code.clone(), misfit.to_string()),
-            })?;
+            let fit = compiled
+                .fits(schema, &value)
+                .map_err(|misfit| match misfit {
+                    Misfit::Busy => CallError::overloaded(CHECKS, WAITING_MAX),
+                    misfit => CallError::new(code.clone(), misfit.to_string()),
+                })?;
             let told = match fit {
                 Fit::Yes => return Ok(()),
                 Fit::No => text.len() <= INVALID_DETAILS_BYTES,

@@ -248,7 +248,10 @@ mod tests {
         let patterns = json!({ "anyOf": patterns.collect::<Vec<_>>() });
         assert!(matches!(refused(&patterns), SchemaError::TooMuch(_)));
         let twice = vec!["a|b"; SCHEMA_PATTERNS_MAX as usize];
-        let taken: Vec<_> = twice.iter().map(|same| json!({ "pattern": same })).collect();
+        let taken: Vec<_> = twice
+            .iter()
+            .map(|same| json!({ "pattern": same }))
+            .collect();
         Schema::new(&json!({ "anyOf": taken })).expect("the same pattern again takes nothing");
         let nowhere = json!({ "properties": { "a": { "$ref": "#/$defs/none" } } });
         assert!(matches!(refused(&nowhere), SchemaError::Invalid(_)));
@@ -270,17 +273,26 @@ mod tests {
         // What a reference leads to is compiled again for each that leads around it.
         let many = json!({ "anyOf": vec![json!({ "items": { "$ref": "#" } }); 3_000] });
         let mut around = nested(60, |inner| {
-            let inner = if inner.is_object() { inner } else { many.clone() };
+            let inner = if inner.is_object() {
+                inner
+            } else {
+                many.clone()
+            };
             json!({ "items": inner })
         });
         let pointer = |depth: usize| json!({ "$ref": format!("#{}", "/items".repeat(depth)) });
-        around["$defs"] = json!((1..60).map(|n| (n.to_string(), pointer(n))).collect::<Map<_, _>>());
+        around["$defs"] = json!(
+            (1..60)
+                .map(|n| (n.to_string(), pointer(n)))
+                .collect::<Map<_, _>>()
+        );
         assert!(matches!(refused(&around), SchemaError::TooMuch(_)));
         // There are 2^30 ways from the first resource to the last, and each is compiled for itself.
         let mut defs = Map::new();
         for n in 0..30 {
             for (own, other) in [("a", "b"), ("b", "a")] {
-                let next = |name: &str| json!({ "$ref": format!("https://example.org/{name}{}", n + 1) });
+                let next =
+                    |name: &str| json!({ "$ref": format!("https://example.org/{name}{}", n + 1) });
                 let schema = json!({
                     "$id": format!("https://example.org/{own}{n}"),
                     "properties": { "one": next(own), "two": next(other) },

@@ -38,11 +38,7 @@ pub(super) enum Stop {
 }
 
 /// Counts the steps of checking `value`, `most` at most.
-pub(super) fn count<J: Json>(
-    schema: &Value,
-    value: J::Node<'_>,
-    most: u64,
-) -> Result<u64, Stop> {
+pub(super) fn count<J: Json>(schema: &Value, value: J::Node<'_>, most: u64) -> Result<u64, Stop> {
     let mut counter = Counter {
         left: most,
         names: Names::new(schema),

@@ -88,7 +88,10 @@ fn shop() -> RegistryBuilder {
                 idempotency_key: key.as_str().map(str::to_owned),
                 ..InvokeOptions::default()
             };
-            let paid = ctx.env().invoke_with("bank/pay", &json!({}), &options).await;
+            let paid = ctx
+                .env()
+                .invoke_with("bank/pay", &json!({}), &options)
+                .await;
             answers.push(match paid {
                 Ok(answer) => answer.value().clone(),
                 Err(error) => json!(error.code.name()),
