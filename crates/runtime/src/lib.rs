@@ -30,7 +30,7 @@ pub use json::weight;
 pub use limits::Limits;
 pub use modules::{Language, ModuleSet};
 pub use ops::{
-    Calls, Marks, Noted, REDACTED, Record, Recorded, RecordedBytes, Replay, Schemas, canonical, redact,
-    tells,
+    Calls, Marks, Noted, REDACTED, Record, Recorded, RecordedBytes, Replay, Room, Schemas,
+    canonical, redact, tells,
 };
 pub use typescript::{Import, Looked, Maker, Via, look};

@@ -14,7 +14,7 @@ use rquickjs::{
 };
 use serde_json::{Value, json};
 
-pub use record::{Calls, Noted, Record};
+pub use record::{Calls, Noted, Record, Room};
 pub use replay::{Recorded, RecordedBytes, Replay};
 pub use secret::{Marks, REDACTED, Schemas, redact, tells};
 pub use test::{Case, CaseReport, Expect, Percentiles, Report, TEST_SEED, TEST_START_MS};

@@ -74,7 +74,11 @@ impl Marks {
     #[must_use]
     pub fn within(schemas: Arc<dyn Schemas>) -> Self {
         let own = [schemas.input(), schemas.output()].into_iter().any(marks);
-        let any = own || schemas.errors().into_iter().any(|(_, schema)| marks(schema));
+        let any = own
+            || schemas
+                .errors()
+                .into_iter()
+                .any(|(_, schema)| marks(schema));
         Self(any.then_some(schemas))
     }
 

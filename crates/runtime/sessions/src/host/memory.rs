@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
-use alknet_runtime::{Code, OpError};
+use alknet_runtime::{Code, OpError, Room};
 use alknet_worker::Blob;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -111,6 +111,15 @@ impl Share {
         }
     }
 
+    /// Takes what a record of calls grows by.
+    pub(super) fn recording(&self) -> Arc<dyn Room> {
+        let none = Held {
+            account: Arc::clone(&self.0),
+            bytes: 0,
+        };
+        Arc::new(Growing(Mutex::new(none)))
+    }
+
     /// Reads a value of a worker's that may lie beside its frame.
     pub(super) fn open<T: DeserializeOwned>(
         &self,
@@ -153,6 +162,18 @@ impl Share {
             .read(fds, VALUE_BYTES_MAX)
             .map_err(|_| Refused::Wrong)?;
         Ok((bytes, held))
+    }
+}
+
+/// What grows piece by piece, as a record of calls does.
+#[derive(Debug)]
+struct Growing(Mutex<Held>);
+
+impl Room for Growing {
+    fn take(&self, bytes: usize) -> bool {
+        let mut held = lock(&self.0);
+        let all = held.bytes.saturating_add(bytes);
+        held.becomes(all).is_ok()
     }
 }
 

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime};
 
+use alknet_call::limits::OPERATION_BYTES_MAX;
 use alknet_runtime::{Code, Mode};
 use alknet_worker::CallStats;
 
@@ -13,8 +14,6 @@ use super::memory::Share;
 
 /// Operations whose calls are counted by name; more are counted together.
 const PATHS_MAX: usize = 64;
-/// Bytes of the longest name of an operation.
-const PATH_BYTES_MAX: usize = 192;
 /// What the rest is counted as.
 const OTHERS: &str = "…";
 
@@ -218,7 +217,7 @@ impl Shared {
     pub(super) fn count_out(&self, path: &str) -> u64 {
         let mut info = lock(&self.info);
         // What is no name of an operation may be as long as a frame.
-        let fits = path.len() <= PATH_BYTES_MAX && info.calls.len() < PATHS_MAX;
+        let fits = path.len() <= OPERATION_BYTES_MAX && info.calls.len() < PATHS_MAX;
         let known = info.calls.contains_key(path) || fits;
         let path = if known { path } else { OTHERS };
         *info.calls.entry(path.to_owned()).or_default() += 1;

@@ -131,7 +131,10 @@ async fn answers_that_a_script_leaves_are_not_the_nodes_memory() {
     let links = open.filter_map(|one| fs::read_link(one.ok()?.path()).ok());
     let shared = links.filter(|link| link.to_string_lossy().contains("memfd"));
     let shared = shared.count();
-    assert!(shared <= SHARED_MAX, "{shared} answers are left in shared memory");
+    assert!(
+        shared <= SHARED_MAX,
+        "{shared} answers are left in shared memory"
+    );
 }
 
 /// The one file of a store, which forgets it when it has handed it out.

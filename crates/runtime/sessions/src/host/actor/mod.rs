@@ -203,7 +203,12 @@ impl Actor {
                     let _ = heard.send(());
                 }
             }
-            Command::Record(record) => self.record = record,
+            Command::Record(record) => {
+                if let Some(record) = &record {
+                    record.keep_in(self.shared.memory().recording());
+                }
+                self.record = record;
+            }
             Command::Start(start) => self.start(*start),
             Command::Taken(id) => {
                 // A worker that cannot be told is about to be lost.

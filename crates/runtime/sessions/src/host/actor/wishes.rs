@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use alknet_call::Env;
+use alknet_call::limits::OPERATION_BYTES_MAX;
 use alknet_runtime::{Code, Failure, Noted, OpError};
 use alknet_worker::{Blob, Body, Hash, Reply, Told};
 use serde_json::Value;
@@ -42,6 +43,11 @@ impl Actor {
         let name = op.trim_start_matches('/');
         self.sessions.count_call_out();
         let calls = self.shared.count_out(name);
+        if name.len() > OPERATION_BYTES_MAX {
+            // It would not fit twice into the frame of the answer.
+            let error = OpError::new("NOT_FOUND", "no operation has a name of that length");
+            return self.refuse(id, &error, None);
+        }
         let read = self.input(input, &mut opts, &fds);
         let Input { value, tail, held } = match read {
             Ok(read) => read,
@@ -93,12 +99,7 @@ impl Actor {
 
     /// Reads an input, with the bytes beside it. It is held as the value that grants are checked with, and
     /// as the text that it is passed on as.
-    fn input(
-        &self,
-        input: Blob,
-        opts: &mut Opts,
-        fds: &[OwnedFd],
-    ) -> Result<Input, Refused> {
+    fn input(&self, input: Blob, opts: &mut Opts, fds: &[OwnedFd]) -> Result<Input, Refused> {
         let memory = self.shared.memory();
         let (input, mut held) = memory.open::<wire::Json>(input, fds)?;
         held.twice()?;
@@ -198,7 +199,6 @@ impl Actor {
 
     pub(super) fn register(&mut self, spec: &Body, _script: Hash) -> Next {
         let registered = match self.shared.memory().keep::<Offer>(spec.as_bytes()) {
-            Err(Refused::Wrong) => return LIES,
             Err(refused) => Err(refused.error("specification")),
             Ok((offer, held)) => {
                 let name = format!("js/{}", offer.name);
