@@ -64,7 +64,7 @@ def told(method, params):
         return {"tools": [{"name": name, "inputSchema": schema} for name, schema in TOOLS.items()]}
     if method == "tools/call":
         return {"content": [{"type": "text", "text": "done"}]}
-    return {}
+    return None
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -98,7 +98,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.say(202, None)
         asked += message["method"] == "tools/call"
         result = told(message["method"], message.get("params", {}))
-        self.say(200, {"jsonrpc": "2.0", "id": message["id"], "result": result})
+        answer = {"error": {"code": -32601, "message": "no such method"}} if result is None else {"result": result}
+        self.say(200, {"jsonrpc": "2.0", "id": message["id"], **answer})
 
     def log_message(self, *_):
         pass

@@ -1,5 +1,5 @@
 //! Peers that speak the protocol by hand: with schemas that are written against the hub, which imports them and
-//! checks with them what others send on; and one that counts what it is asked.
+//! checks with them what its own operations and scripts call; and one that counts what it is asked.
 
 use std::sync::{Arc, Mutex};
 
@@ -25,7 +25,10 @@ fn chain() -> Value {
 /// A name that the library writes before each of the schemas behind it: gigabytes.
 fn long_name() -> Value {
     let mut properties = Map::new();
-    properties.insert("x".repeat(100_000), json!({ "anyOf": vec![json!({}); 9_000] }));
+    properties.insert(
+        "x".repeat(100_000),
+        json!({ "anyOf": vec![json!({}); 9_000] }),
+    );
     json!({ "properties": properties })
 }
 
@@ -91,7 +94,8 @@ async fn answer(
             let operation = operation.trim_start_matches('/').to_owned();
             let output = match operation.as_str() {
                 "services/list" => {
-                    let one = json!({ "name": spec["name"], "namespace": "work", "op_type": "query" });
+                    let one =
+                        json!({ "name": spec["name"], "namespace": "node", "op_type": "query" });
                     json!({ "operations": [one], "registry": "r" })
                 }
                 "services/schema" => json!({ "specs": [spec] }),
@@ -109,14 +113,16 @@ async fn answer(
     }
 }
 
-/// The code, and all of the error, that calling an operation of a peer's through the hub ends with.
-fn invoked(hub: &HostNode, peer: &str, operation: &str, input: &Value) -> (String, String) {
-    let input = json!({ "peer": peer, "operation": operation, "input": input });
-    let answer = hub.try_call("hub/invoke", &input);
-    match answer.status {
-        0 => (String::new(), String::new()),
-        _ => (answer.code(), answer.errors),
-    }
+/// The code and the text that a script's call of an operation of a peer's ends with; nothing where it is answered.
+fn called(hub: &HostNode, peer: &str, input: &str) -> (String, String) {
+    let source = format!(
+        "let told = ['', ''];
+         try {{ await ops.call('node/do', {input}, {{ peer: '{peer}' }}); }}
+         catch (error) {{ told = [error.code, error.message]; }}
+         export default told"
+    );
+    let told = hub.call("runtime/eval", &json!({ "source": source }))["value"].take();
+    serde_json::from_value(told).expect("two texts")
 }
 
 /// The configuration of a hub that knows these peers.
@@ -136,32 +142,32 @@ async fn schemas_of_peers_cost_the_hub_little_time() {
     let people = names.map(|name| bench.somebody(name));
     let hub = bench.host_with(&knows(names.iter().copied().zip(&people)));
     let [fine, chained, named, many] = &people;
-    let does = |schema| OperationSpec::query("work/do", "Works.").with_input(schema);
+    let does = |schema| OperationSpec::query("node/do", "Works.").with_input(schema);
     let fine = Peer::start(&hub, fine, does(json!({ "type": "array" }))).await;
     let chained = Peer::start(&hub, chained, does(chain())).await;
     let named = Peer::start(&hub, named, does(long_name())).await;
     let many = Peer::start(&hub, many, does(numbers())).await;
 
-    let list = json!(vec![7; 40_000]);
+    let list = "new Array(40000).fill(7)";
     for (name, peer) in [("fine", &fine), ("numbers", &many)] {
         eventually(name, || {
-            let (code, _) = invoked(&hub, name, "work/do", &json!([]));
-            (code.is_empty() && peer.asked("work/do") > 0).then_some(())
+            let (code, _) = called(&hub, name, "[]");
+            (code.is_empty() && peer.asked("node/do") > 0).then_some(())
         });
     }
-    assert_eq!(invoked(&hub, "fine", "work/do", &list).0, "");
+    assert_eq!(called(&hub, "fine", list).0, "");
     // What would take hours is refused before it begins, and the peer is not asked.
-    let before = many.asked("work/do");
-    let (code, said) = invoked(&hub, "numbers", "work/do", &list);
+    let before = many.asked("node/do");
+    let (code, said) = called(&hub, "numbers", list);
     assert_eq!(code, "INVALID_INPUT", "{said}");
     assert!(said.contains("steps"), "{said}");
-    assert_eq!(many.asked("work/do"), before);
+    assert_eq!(many.asked("node/do"), before);
     // What no value could be checked against, or compiles to far more than it is, is not imported.
     for (name, peer) in [("chain", &chained), ("name", &named)] {
         eventually(name, || (peer.asked("services/schema") > 0).then_some(()));
-        let (code, said) = invoked(&hub, name, "work/do", &json!("x"));
+        let (code, said) = called(&hub, name, "'x'");
         assert_eq!(code, "NOT_FOUND", "{name}: {said}");
-        assert_eq!(peer.asked("work/do"), 0, "{name}");
+        assert_eq!(peer.asked("node/do"), 0, "{name}");
     }
     assert_eq!(hub.call("node/info", &Value::Null)["problems"], json!([]));
     for peer in [fine, chained, named, many] {
@@ -189,6 +195,10 @@ async fn the_key_of_a_script_s_call_has_it_run_once() {
             ops.call('node/pay', {}, { peer: 'bank', idempotencyKey });
         export default [await pay('a'), await pay('a'), await pay('b'), await pay()];";
     let ran = hub.call("runtime/eval", &json!({ "source": source }));
-    assert_eq!(ran["value"], json!(["done", "done", "done", "done"]), "{ran}");
+    assert_eq!(
+        ran["value"],
+        json!(["done", "done", "done", "done"]),
+        "{ran}"
+    );
     assert_eq!(bank.asked("node/pay"), 3);
 }
