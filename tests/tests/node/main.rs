@@ -7,6 +7,7 @@ mod escrow;
 mod farm;
 mod here;
 mod hostile;
+mod hostile_peers;
 mod hostile_scripts;
 mod identities;
 mod iroh;
