@@ -91,8 +91,9 @@ fn lost_key(state_dir: &Path) -> Option<Problem> {
     Some(Problem {
         code: "data-damaged".to_owned(),
         text: format!("the key of this node, {KEY}, {what}"),
-        hint: "put a copy of it back, or blank the first 16 MiB of the disk to start as another node"
-            .to_owned(),
+        hint:
+            "put a copy of it back, or blank the first 16 MiB of the disk to start as another node"
+                .to_owned(),
     })
 }
 

@@ -334,7 +334,10 @@ fn has_pin(alkv: &Alkv) -> bool {
 }
 
 fn list(place: &Place<'_>) -> Attempt<Vec<String>> {
-    Ok(slots::lines(&on_disk(place)?, place.keeper.opened_by_slot()))
+    Ok(slots::lines(
+        &on_disk(place)?,
+        place.keeper.opened_by_slot(),
+    ))
 }
 
 fn status(place: &Place<'_>) -> Attempt<Vec<String>> {
