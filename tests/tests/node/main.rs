@@ -23,4 +23,5 @@ mod stopping;
 mod strangers;
 mod tensors;
 mod tokens;
+mod unread;
 mod vault;
