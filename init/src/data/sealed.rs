@@ -202,6 +202,10 @@ fn open_sealed(disk: &Disk<'_>, access: Access<'_>) -> Result<Prepared, Stop> {
             "a copy of the data partition's header is damaged: {error}"
         )),
     }
+    // Before the vault opens: the same key decrypts the blocks of one file as a file system of their own.
+    if !sealed.segment().map_err(failed)?.is_standard() {
+        return Err(waits(disk, moved(disk.found.name())));
+    }
     let mut open = unlock(disk, &found, access, Front::Sealed)?;
     if open.pending().partition {
         // The power went between the header and the end of the first boot.
@@ -502,6 +506,15 @@ fn blanked(name: &str) -> Waiting {
 fn overwritten(name: &str) -> Waiting {
     let text = format!(
         "the header of the encrypted data disk {name} was overwritten; its vault is still there, and stays closed"
+    );
+    Waiting::new(Ask::Nothing, "data-damaged", text, HINT_HEADER).for_good()
+}
+
+/// The header places the data elsewhere than this machine does.
+fn moved(name: &str) -> Waiting {
+    let text = format!(
+        "the header of the encrypted data disk {name} places the data where this machine does not put them; its \
+         vault stays closed"
     );
     Waiting::new(Ask::Nothing, "data-damaged", text, HINT_HEADER).for_good()
 }
