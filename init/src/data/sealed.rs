@@ -29,6 +29,7 @@ use super::keyslots::{BY_VAULT, BY_WORDS, DataKeys, unlock_with};
 use super::prepared::stateless;
 use super::volume::{Volume, mount_data, repair};
 use super::{Access, Prepared, Stop, device, refuse, unreadable};
+use crate::control::Problem;
 use crate::log::Log;
 use crate::media::{Media, SystemSources};
 use crate::vault::{self, Ask, First, Keeper, Offer, Sources, Waiting};
@@ -216,7 +217,8 @@ fn open_sealed(disk: &Disk<'_>, access: Access<'_>) -> Result<Prepared, Stop> {
     let options = fresh_mapping();
     let mapped = sealed.map(&key, &options).map_err(failed)?;
     let mut prepared = mount(disk, &mapped, access)?;
-    newest(disk, &prepared.state_dir, &found, &open, access)?;
+    let uncounted = newest(disk, &prepared.state_dir, &found, &open, access)?;
+    prepared.problems.extend(uncounted);
     cover(disk, &prepared.state_dir, &mut open, access);
     prepared.vault = Some(open);
     Ok(prepared)
@@ -242,7 +244,7 @@ fn newest(
     found: &VaultFound,
     open: &OpenAlkv,
     access: Access<'_>,
-) -> Result<(), Stop> {
+) -> Result<Option<Problem>, Stop> {
     let Access { keeper, offer, log } = access;
     let medium_has_words = || {
         let secrets = SystemSources.secrets();
@@ -402,7 +404,8 @@ fn make(disk: &Disk<'_>, open: OpenAlkv, access: Access<'_>) -> Result<Prepared,
     prepared.finish().map_err(failed)?;
     let mut prepared = mount(disk, &mapped, access)?;
     let made = vault::newest::check(&prepared.state_dir, &open, true, || true, access.log);
-    made.map_err(|waiting| waits(disk, waiting))?;
+    let uncounted = made.map_err(|waiting| waits(disk, waiting))?;
+    prepared.problems.extend(uncounted);
     prepared.vault = Some(open);
     Ok(prepared)
 }
