@@ -66,8 +66,8 @@ enum Fit {
 }
 
 impl Fit {
-    /// Of a vault with a slot of this TPM, which was counted when that slot was made. Without the owner's rights
-    /// over the TPM an attacker can remove the counter, and put something else at its handle.
+    /// Of a vault with a slot of this TPM, which was counted when that slot was made. The TPM's owner has no password
+    /// here: an attacker can remove the counter, and put something else at its handle.
     fn of(noted: Option<u64>, index: Index) -> Self {
         match (noted, index) {
             (_, Index::Foreign) => Self::Unknown,
@@ -123,37 +123,42 @@ pub(crate) fn check(
         ));
     }
     let is_noted = noted.is_some_and(|noted| {
-        let counting = counter.as_ref().filter(|counter| !counter.is_foreign());
-        let by = counting.map(|counter| counter.key.to_string());
+        let by = counter.as_ref().map(|counter| counter.key.to_string());
         let counts = noted.counted.map(|counted| counted.tpm) == by;
         counts && noted.generation == alkv.generation()
     });
     if made || why.is_some() || !is_noted {
-        write(state_dir, alkv, counter.as_mut(), log);
+        return Ok(write(state_dir, alkv, counter.as_mut(), log));
     }
-    Ok(counter.filter(Counter::is_foreign).map(|_| uncounted()))
+    Ok(None)
 }
 
 /// Notes a vault that was changed, and has the TPM count it.
 pub(crate) fn note(state_dir: &Path, alkv: &Alkv, log: &Log) {
     match Counter::of(alkv) {
-        Ok(mut counter) => write(state_dir, alkv, counter.as_mut(), log),
+        // It is in the log, and a problem from the next start on.
+        Ok(mut counter) => drop(write(state_dir, alkv, counter.as_mut(), log)),
         Err(error) => log.error(format_args!(
             "the TPM did not count a change of the vault: {error}"
         )),
     }
 }
 
-/// The note first: where the power goes before the TPM has counted, the next start does it.
-fn write(state_dir: &Path, alkv: &Alkv, counter: Option<&mut Counter>, log: &Log) {
+/// The note first: where the power goes before the TPM has counted, the next start does it. Answers with the problem
+/// where the TPM cannot count.
+fn write(
+    state_dir: &Path,
+    alkv: &Alkv,
+    counter: Option<&mut Counter>,
+    log: &Log,
+) -> Option<Problem> {
     let counted = counter.map(Counter::begin);
-    let counted = match counted.transpose() {
-        Ok(counted) => counted,
+    let (counted, problem) = match counted.transpose() {
+        Ok(counted) => (counted, None),
         Err(error) => {
-            log.error(format_args!(
-                "the TPM counts no changes of the vault: {error}"
-            ));
-            None
+            let problem = uncounted(&error);
+            log.error(&problem.text);
+            (None, Some(problem))
         }
     };
     let note = Note {
@@ -170,7 +175,8 @@ fn write(state_dir: &Path, alkv: &Alkv, counter: Option<&mut Counter>, log: &Log
         alknet_durable::replace(&path, &text, 0o600)
     });
     if let Err(error) = written {
-        return log.error(format_args!("{}: {error}", path.display()));
+        log.error(format_args!("{}: {error}", path.display()));
+        return problem;
     }
     if let Some((counter, _)) = counted
         && let Err(error) = counter.advance()
@@ -179,6 +185,7 @@ fn write(state_dir: &Path, alkv: &Alkv, counter: Option<&mut Counter>, log: &Log
             "the TPM did not count a change of the vault: {error}"
         ));
     }
+    problem
 }
 
 fn read(state_dir: &Path, log: &Log) -> Option<Note> {
@@ -243,10 +250,6 @@ impl Counter {
             Err(error) => return Err(error),
         };
         Ok(Some(Self { tpm, key, index }))
-    }
-
-    fn is_foreign(&self) -> bool {
-        self.index == Index::Foreign
     }
 
     /// Why a disk with this note is an older one.
@@ -340,12 +343,12 @@ fn unknown(error: &TpmError) -> Waiting {
     Waiting::new(Ask::Nothing, "vault-old", text, "it is tried again")
 }
 
-/// What an owner can do about a counter that something else is in the place of.
-fn uncounted() -> Problem {
+/// The TPM takes no counter: each later start asks for the owner.
+fn uncounted(error: &TpmError) -> Problem {
     Problem {
         code: "vault-uncounted".to_owned(),
-        text: "the TPM does not count changes of the vault: something else is at its NV index 0x0180414c".to_owned(),
-        hint: "remove that index if it is not yours (tpm2_nvundefine 0x180414c); until then each start asks for \
+        text: format!("the TPM counts no changes of the vault: {error}"),
+        hint: "remove what is in the way of the counter (tpm2_nvundefine 0x180414c); until then each start asks for \
                what only the owner has"
             .to_owned(),
     }
