@@ -5,7 +5,8 @@ use alknet_provisioning::{KernelMounter, Paths, load_with};
 use alknet_sealed::Sealed;
 use alknet_sealed::limits::DATA_AT;
 use alknet_vault::audit::{AuditLog, BootId, Record};
-use alknet_vault::slots::{Key, KmsParams, NewSlot, SlotType};
+use alknet_vault::slots::{Key, KmsParams, NewSlot, NewVault, Pending, SlotType};
+use alknet_vault::{Entropy, WordCount};
 
 use super::*;
 use crate::data::keyslot_tests::{format, vault};
@@ -474,6 +475,35 @@ fn a_locked_vault_is_looked_at_and_not_changed() {
     }
     assert!(machine.done("status", vec![]).contains("locked"));
     assert!(machine.refused("slot rm 9", vec![]).contains("locked"));
+}
+
+/// A vault whose new words are shown without proof says nothing of another disk's, nor of itself once it was locked.
+#[test]
+fn words_are_shown_without_proof_only_by_the_vault_that_permits_it() {
+    let keeper = Keeper::new().expect("memory");
+    let permits = Pending {
+        words: true,
+        ..Pending::default()
+    };
+    let [new, other] = [permits, Pending::default()].map(|pending| {
+        let words = Entropy::generate(WordCount::TwentyFour).expect("random bytes");
+        let vault = NewVault {
+            pending,
+            ..NewVault::new(words, 0)
+        };
+        OpenAlkv::create(vault, NewSlot::None).expect("made")
+    });
+    keeper.admit(&new).expect("it has a place");
+    assert!(keeper.shows_words());
+    keeper.note(other.alkv());
+    assert!(!keeper.shows_words(), "of another vault that is not open");
+    keeper.admit(&new).expect("it is open");
+    assert!(keeper.shows_words());
+    keeper.admit(&other).expect("it is open");
+    assert!(!keeper.shows_words(), "of another vault");
+    keeper.admit(&new).expect("it is open");
+    keeper.lock();
+    assert!(!keeper.shows_words(), "of a vault that was locked");
 }
 
 #[test]
