@@ -138,9 +138,11 @@ struct Typed {
     opening: Option<SecretStr>,
     pin: Option<SecretStr>,
     of_slots: Vec<OfSlot>,
-    /// Places of words that are still to be typed; none was asked for yet if absent.
-    places: Option<Vec<usize>>,
+    /// The words that were asked for were right.
+    proved_words: bool,
     word: Option<SecretStr>,
+    /// Words that were typed and not judged yet.
+    words: Vec<SecretStr>,
 }
 
 /// What was typed for one slot.

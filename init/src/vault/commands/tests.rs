@@ -271,29 +271,39 @@ fn a_medium_gets_a_key_and_the_last_passphrase_goes_with_the_words_only() {
     assert!(!machine.keeper.facts().words_kept);
     let phrase = machine.phrase();
     let mut session = Session::new(Command::SlotAdd(SlotType::None));
-    let mut asked = 0;
+    let mut asked = Vec::new();
+    let wrong = || std::fs::read_to_string(machine.dir.path().join("config/words-wrong")).ok();
     loop {
         match machine.run(&mut session) {
             Outcome::Wants(Want::Word(at), why) => {
-                assert_eq!(why.is_empty(), asked != 1, "{why}");
-                let word = if asked == 0 {
-                    "zoo"
-                } else {
-                    phrase[at - 1].as_str()
-                };
-                let word = if asked == 0 && word == phrase[at - 1] {
-                    "zero"
-                } else {
-                    word
-                };
+                // One that is wrong is not told from the others: nothing is said before the third.
+                assert_eq!(why.is_empty(), asked.len() != 3, "{why}");
+                let right = phrase[at - 1].as_str();
+                let other = if right == "zoo" { "zero" } else { "zoo" };
+                let word = if asked.is_empty() { other } else { right };
                 session.give(Given::Word(SecretStr::from(word)));
-                asked += 1;
+                asked.push(at);
             }
             Outcome::Wants(Want::Confirmation { .. }, _) => break,
             other => panic!("{other:?}"),
         }
+        if asked.len() == 4 {
+            assert_eq!(wrong().as_deref(), Some("1"), "it is on the disk");
+        }
     }
-    assert_eq!(asked, 4, "one was wrong, and three are asked for");
+    assert_eq!(
+        asked.len(),
+        6,
+        "three were wrong, and three right: {asked:?}"
+    );
+    assert_eq!(asked[..3], asked[3..], "always the same");
+    assert_eq!(wrong().as_deref(), Some("0"));
+    // What was wrong before a restart waits after it.
+    std::fs::write(machine.dir.path().join("config/words-wrong"), "4").expect("writable");
+    let three = (0..3).map(|_| Given::Word(SecretStr::from("zoo")));
+    machine.typed("words", three.collect());
+    assert_eq!(machine.keeper.wrong(), 5);
+    assert_eq!(wrong().as_deref(), Some("5"));
     let wants = machine.typed("words", vec![]);
     assert!(
         matches!(wants, Outcome::Wants(Want::Word(_), _)),
