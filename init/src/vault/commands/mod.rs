@@ -135,6 +135,8 @@ struct Typed {
     confirmed: bool,
     has_words: bool,
     new: Option<SecretStr>,
+    /// SHA-256 of the program that was shown.
+    next: Option<[u8; 32]>,
     opening: Option<SecretStr>,
     pin: Option<SecretStr>,
     of_slots: Vec<OfSlot>,

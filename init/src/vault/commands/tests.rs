@@ -19,6 +19,8 @@ struct Machine {
     dir: tempfile::TempDir,
     keeper: Keeper,
     log: Log,
+    /// A program to be started next, that a medium has.
+    next: std::cell::Cell<Option<&'static [u8]>>,
 }
 
 impl Machine {
@@ -28,6 +30,7 @@ impl Machine {
         let machine = Self {
             keeper: Keeper::new().expect("memory"),
             log: Log::default(),
+            next: std::cell::Cell::default(),
             dir,
         };
         let open = vault();
@@ -169,7 +172,14 @@ impl Sources for Machine {
     }
 
     fn programs(&self) -> Result<Programs, ProvisioningError> {
-        alknet_provisioning::programs(&self.paths(), &KernelMounter)
+        match self.next.get() {
+            None => alknet_provisioning::programs(&self.paths(), &KernelMounter),
+            Some(next) => Ok(Programs {
+                started: b"what runs".to_vec(),
+                next: next.to_vec(),
+                next_from: "vdb".to_owned(),
+            }),
+        }
     }
 }
 
@@ -523,6 +533,28 @@ fn nothing_that_was_typed_is_shown_by_accident() {
     session.give(new("hunter3"));
     let shown = format!("{session:?} {:?}", new("hunter4"));
     assert!(!shown.contains("hunter"), "{shown}");
+}
+
+/// A thief attaches a medium while the owner updates the machine, or exchanges it after the owner read the digest.
+#[test]
+fn the_next_program_is_shown_and_is_the_one_that_was_shown() {
+    let machine = Machine::new();
+    machine.next.set(Some(b"next"));
+    let mut session = Session::new(Command::SlotAddNext);
+    let wants = machine.run(&mut session);
+    let Outcome::Wants(Want::Confirmation { lines, word: "ADD" }, _) = &wants else {
+        panic!("{wants:?}");
+    };
+    assert!(lines[1].contains("of vdb, 4 bytes"), "{lines:?}");
+    assert_eq!(lines[2].len(), 64, "its digest: {lines:?}");
+    machine.next.set(Some(b"of a thief"));
+    session.give(Given::Confirmed);
+    let refused = machine.run(&mut session);
+    assert!(
+        matches!(&refused, Outcome::Refused(why) if why.contains("begin again")),
+        "{refused:?}"
+    );
+    assert_eq!(machine.slots(), [(0, SlotType::None)]);
 }
 
 #[test]
