@@ -27,6 +27,7 @@ use crate::limits::OVERLOAD_RETRY_MS;
 use crate::link::Link;
 use crate::outlet::Appended;
 use crate::pump::Given;
+use crate::schema::Share;
 use crate::spec::OperationType;
 use crate::standing::Standing;
 
@@ -246,7 +247,8 @@ impl Request {
         } else {
             output.inlined()
         };
-        self.operation.checked(output)
+        let share = Share::of(self.identity());
+        self.operation.checked(output, share)
     }
 
     fn push_output(&self, item: &Item, dropped: u64) -> Pushed {
