@@ -111,6 +111,9 @@ impl Compiled {
                 Output::Mixed(value, tail) => self
                     .check_output(value.to_string().as_bytes(), share)
                     .map(|()| Output::Mixed(value, tail)),
+                Output::MixedText(text, tail) => self
+                    .check_output(&text, share)
+                    .map(|()| Output::MixedText(text, tail)),
                 // What was written to be looked at is also what is sent.
                 Output::Value(value) => {
                     let text = Bytes::from(value.to_string());

@@ -338,7 +338,7 @@ fn append_output<'a>(
     let kind = EventKind::Responded;
     let payload = |out: &mut Vec<u8>| append_payload(out, item, dropped);
     match &item.output {
-        Output::Mixed(_, tail) => {
+        Output::Mixed(_, tail) | Output::MixedText(_, tail) => {
             let len = envelope::append_mixed_event(out, kind, id, tail.len(), payload);
             (len, Some(tail))
         }
@@ -349,7 +349,7 @@ fn append_output<'a>(
 fn append_payload(out: &mut Vec<u8>, item: &Item, dropped: u64) {
     out.extend_from_slice(b"{\"output\":");
     match &item.output {
-        Output::Raw(text) => out.extend_from_slice(text),
+        Output::MixedText(text, _) | Output::Raw(text) => out.extend_from_slice(text),
         Output::Mixed(value, _) | Output::Value(value) => envelope::append_json(out, value),
     }
     if let Some(cursor) = &item.cursor {
