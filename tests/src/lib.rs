@@ -45,5 +45,5 @@ pub use pem::Pem;
 pub use relay::Relay;
 pub use server::Server;
 pub use snapshot::Snapshot;
-pub use wait::{eventually, whole_seconds};
+pub use wait::{eventually, is_busy, whole_seconds};
 pub use web::{AtOnce, Events, Told, Web, curl};

@@ -4,6 +4,7 @@
 //! name: a machine may have the same thing from elsewhere.
 
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -327,6 +328,9 @@ pub fn install(wanted: &[Package], purpose: Purpose, logs: &Path, row: &Row) -> 
         installer.install(&gone)?;
         still = missing(purpose);
     }
+    if is_container() {
+        settle()?;
+    }
     if still.is_empty() {
         return Ok(());
     }
@@ -352,10 +356,38 @@ fn have_apt() -> bool {
     Path::new("/usr/bin/apt-get").exists()
 }
 
+/// Whether this is a container, as far as its root file system tells.
+fn is_container() -> bool {
+    root_is_overlay(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default())
+}
+
+/// Has everything on the disk that was installed, at once: in a container the package client does not see to each
+/// file. What a power cut finds half installed, this command installs again.
+fn settle() -> Result<(), String> {
+    let mut sync = Command::new("sync");
+    let status = sync.args(["--file-system", "/"]).status();
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("sync --file-system /: {status}")),
+        Err(error) => Err(format!("cannot run sync: {error}")),
+    }
+}
+
+/// Whether the root file system is a layer over another one, as a container's is. `mounts` is
+/// `/proc/self/mountinfo` (proc_pid_mountinfo(5)); the last mount on `/` is the one that is seen.
+fn root_is_overlay(mounts: &str) -> bool {
+    let kind_of_root = |line: &str| {
+        let (place, source) = line.split_once(" - ")?;
+        let is_root = place.split(' ').nth(4) == Some("/");
+        is_root.then(|| source.starts_with("overlay "))
+    };
+    mounts.lines().filter_map(kind_of_root).next_back() == Some(true)
+}
+
 /// Whether this process may install packages, by the kernel's own record.
 fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt;
-    std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
+    fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
 }
 
 /// The package client, its logs and its row on the board.
@@ -410,6 +442,10 @@ impl Installer<'_> {
             ])
             .args(arguments)
             .env("DEBIAN_FRONTEND", "noninteractive");
+        if is_container() {
+            // The package client then waits for no file of its own; see `settle`.
+            command.args(["-o", "DPkg::Options::=--force-unsafe-io"]);
+        }
         self.row.say(what);
         let log = self.logs.join(format!("{log}.log"));
         let status = progress::start_logged(&mut command, &log)
@@ -472,6 +508,21 @@ mod tests {
     fn packages_are_sorted_and_say_why() {
         assert!(PACKAGES.windows(2).all(|pair| pair[0].name < pair[1].name));
         assert!(PACKAGES.iter().all(|package| !package.why.is_empty()));
+    }
+
+    #[test]
+    fn a_container_is_known_by_its_root() {
+        let disk = "23 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw";
+        let layer = "61 23 0:40 / / rw,relatime - overlay overlay rw,lowerdir=/a,upperdir=/b";
+        let elsewhere = "61 23 0:40 / /mnt rw,relatime - overlay overlay rw,lowerdir=/a";
+        assert!(root_is_overlay(layer));
+        assert!(
+            root_is_overlay(&[disk, layer].join("\n")),
+            "the later one covers"
+        );
+        assert!(!root_is_overlay(&[layer, disk].join("\n")));
+        assert!(!root_is_overlay(&[disk, elsewhere].join("\n")));
+        assert!(!root_is_overlay(""));
     }
 
     #[test]

@@ -688,7 +688,7 @@ async fn answers_that_are_not_taken_end_and_cost_little() {
             most = most.max(resident(&web));
             let ended = block_in_place(|| left(&bench, &web, "/three.bin"));
             if ended == CONNECTIONS_THREE * Idle::ANSWERS {
-                return;
+                break;
             }
             assert!(Instant::now() < until, "{ended} answers have ended");
             // Others are served meanwhile, every second.

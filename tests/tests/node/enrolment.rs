@@ -434,9 +434,8 @@ fn hubs_that_forward_to_each_other_stop() {
         keys[0]
     );
     // One connection is enough for both ways.
-    let two = Served::start(&bench, "two", &peers, &ports[1]);
+    let _two = Served::start(&bench, "two", &peers, &ports[1]);
     let one = Served::start(&bench, "one", &join, &ports[0]);
-    peer(&bench, &two, "one", "ready");
     // From the first to the second, back, and so on, and at the end `node/info`.
     let passed_on = |times: usize| {
         let mut call = ("node/info", Value::Null);

@@ -3,7 +3,7 @@
 //! A tree of [`serde_json::Value`] takes 72 bytes for each value, which may have two in the text (`0,`): 8 MiB
 //! became 600. What is looked at before an operation runs is therefore never made into a tree. The table has
 //! four bytes for each value, twelve for each array and object, and eight for each member of an object large
-//! enough to be searched: at most four times the bytes of the text.
+//! enough to be searched: at most four times the bytes of the text, and twelve.
 
 mod build;
 mod node;

@@ -12,16 +12,14 @@ use crate::third_party;
 /// The licence and dependency checker, built once into the cache.
 pub(crate) const DENY_VERSION: &str = "0.20.2";
 
-pub(super) fn run(cx: &Context) -> Result<()> {
-    cx.say("format");
+pub(super) fn format(cx: &Context) -> Result<()> {
     let mut command = cx.cargo("fmt");
-    cx.show(command.args(["--all", "--check"]), "format")?;
-    deny(cx)
+    cx.show(command.args(["--all", "--check"]), "format")
 }
 
 /// Licences, bans and sources need no network. Known vulnerabilities need a database that lies on
 /// a code host; where that cannot be reached, the check says so and is not held against the tree.
-fn deny(cx: &Context) -> Result<()> {
+pub(super) fn dependencies(cx: &Context) -> Result<()> {
     let program = deny_program(cx)?;
     let check = |what: &[&str]| {
         let mut command = Command::new(&program);

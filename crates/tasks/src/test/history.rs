@@ -37,9 +37,11 @@ impl History {
         Self { clock, processors }
     }
 
-    /// Takes in what ran. Parts that did not run stay as they were.
+    /// Takes in what passed. Parts that failed, or did not run, stay as they were: one that hung looks like one
+    /// that sleeps, and one that broke off like a short one.
     pub(super) fn extend(&mut self, ran: &[Ran]) {
-        for Ran { part, outcome, .. } in ran {
+        let passed = ran.iter().filter(|ran| ran.outcome.passed());
+        for Ran { part, outcome, .. } in passed {
             self.clock.insert(part.clone(), outcome.wall_seconds);
             self.processors.insert(part.clone(), outcome.cpu_seconds);
         }
@@ -103,6 +105,17 @@ mod tests {
         ]);
         let slept = ["waits for timers", "boots machines", "is short"];
         assert_eq!(slept.map(|part| history.slept(part)), [true, false, false]);
+    }
+
+    #[test]
+    fn what_hung_counts_as_before() {
+        let mut history = History::default();
+        history.extend(&[ran("a lib", 60.0, 60.0)]);
+        let mut hung = ran("a lib", 1200.0, 1.0);
+        hung.outcome.broken = Some("said nothing".to_owned());
+        history.extend(&[hung]);
+        assert!(!history.slept("a lib"));
+        assert_eq!(history.seconds("a lib"), Some(60.0));
     }
 
     #[test]

@@ -180,10 +180,14 @@ fn all(
     // From here to the end: programs and pages in the mirror stay those of this clone.
     let lock = cx.claim()?;
     null.look(cx, "before the run");
-    let booted = Booted::ensure(cx, &arguments.drivers.vulkan)?;
-    null.look(cx, "after the images were built");
     let selection = selection(cx, arguments)?;
     let scope = Scope::of(arguments, selection.is_some());
+    if scope.checks {
+        // Two seconds, after which half an hour of compiling would be in vain.
+        cx.step("format", |cx| checks::format(cx))?;
+    }
+    let booted = Booted::ensure(cx, &arguments.drivers.vulkan)?;
+    null.look(cx, "after the images were built");
     if !scope.documentation {
         cx.board().print("documentation examples are left out");
     }
@@ -199,7 +203,7 @@ fn all(
         ));
     }
     if scope.checks {
-        jobs.push(("checks", Box::new(|cx| checks::run(cx))));
+        jobs.push(("dependencies", Box::new(|cx| checks::dependencies(cx))));
     }
     cx.parallel(jobs)?;
     null.look(cx, "after the tests were built");

@@ -145,6 +145,42 @@ fn skips_of_each_run_are_its_own() {
     assert_eq!((ran.len(), ran[0].skips.len()), (1, 1));
 }
 
+/// The variable that names a file, when this test is run by itself: it fails while there is none, and makes it.
+const ONCE_CHILD: &str = "ALKNET_TEST_MOD_ONCE_CHILD";
+
+#[test]
+fn a_failed_test_fails_the_run_although_it_passes_alone() {
+    if let Some(file) = std::env::var_os(ONCE_CHILD) {
+        let file = std::path::Path::new(&file);
+        let was_there = file.exists();
+        std::fs::write(file, "").expect("the folder is the parent's");
+        assert!(was_there, "it fails the first time");
+    } else {
+        let name = "test::tests::a_failed_test_fails_the_run_although_it_passes_alone";
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = folder.path().join("ran");
+        let variables: Variables = vec![(ONCE_CHILD, file.clone().into())];
+        let failed = run_with(Some(name), vec![this()], &variables);
+        let failed = failed.expect_err("a test failed").to_string();
+        assert!(failed.contains("1 failed"), "{failed}");
+        // It was run twice: the file is there, and a run of it is green.
+        run_with(Some(name), vec![this()], &variables).expect("it passes");
+
+        let (cx, programs, null) = (
+            Context::in_folder(folder.path()),
+            [this()],
+            NullDevice::new(),
+        );
+        std::fs::remove_file(&file).expect("the child made it");
+        let plan = plan(Some(name), &null);
+        let parts = plan.parts(&programs, &variables).expect("one");
+        let ran = plan.run_all(&cx, &parts, &variables);
+        let failed = plan.failed(&cx, &parts, &ran, &variables);
+        assert_eq!(failed[0].passes_alone, Some(true));
+        assert!(failed[0].text().contains("(passes alone)"));
+    }
+}
+
 #[test]
 fn a_program_that_cannot_be_started_fails_and_the_others_run() {
     let folder = tempfile::tempdir().expect("a temporary folder");

@@ -16,7 +16,7 @@ use super::vault::{VAULT_A_AT, VAULT_B_AT, asked, shown, type_line};
 use secrets::{IDENTITY, SEED, Secrets, VOLUME_KEY};
 
 /// Typed at the console.
-const PASSPHRASE: &str = "correct horse battery staple of this machine";
+const PASSPHRASE: &str = "quagga vexes plumb jinx of nettle wharf dozy";
 /// A node that is ending takes its time, and then the kernel takes its memory back. What stays is named, before
 /// the runner ends a test that says nothing.
 const GONE_WITHIN: Duration = Duration::from_secs(20);

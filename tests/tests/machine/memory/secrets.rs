@@ -8,12 +8,12 @@ use std::path::Path;
 
 use aes_gcm::aead::{Aead, KeyInit, Payload};
 use aes_gcm::{Aes256Gcm, Nonce};
+use aho_corasick::AhoCorasick;
 use alknet_sealed::Sealed;
 use alknet_vault::slots::{Copies, FileArea, Key, OpenAlkv, luks_phrase};
 use alknet_vault::{Curve, DerivationPath, Entropy, SecretStr};
 use argon2::{Algorithm, Argon2, Params, Version};
 use data_encoding::BASE64;
-use memchr::memmem::Finder;
 use serde_json::Value;
 use sha2::Sha512;
 
@@ -88,21 +88,28 @@ impl Secrets {
         Self(secrets)
     }
 
-    /// Which of them are in a file, a line for each place.
+    /// Which of them are in a file, a line for each place: all parts of all secrets, wherever they begin, in one
+    /// pass over the memory.
     pub(super) fn found_in(&self, dump: &Path) -> Vec<(&'static str, String)> {
         let memory = fs::read(dump).expect("the dump is ours");
-        let runs = runs(&memory);
+        let parts: Vec<(&str, &[u8])> = self
+            .0
+            .iter()
+            .flat_map(|(name, secret)| {
+                let is_text = secret.is_ascii();
+                let telling = if is_text { TELLING_TEXT } else { TELLING_KEY };
+                secret.windows(telling).map(move |part| (*name, part))
+            })
+            .collect();
+        let all = AhoCorasick::new(parts.iter().map(|(_, part)| part));
+        let all = all.expect("some hundred parts");
         let mut found = Vec::new();
-        for (name, secret) in &self.0 {
-            let is_text = secret.is_ascii();
-            let telling = if is_text { TELLING_TEXT } else { TELLING_KEY };
-            for part in secret.chunks_exact(telling) {
-                let part = Finder::new(part);
-                for run in &runs {
-                    let places = part.find_iter(&memory[run.clone()]);
-                    found.extend(places.map(|at| (*name, around(&memory, run.start + at))));
-                }
-            }
+        for run in runs(&memory) {
+            let places = all.find_iter(&memory[run.clone()]);
+            found.extend(places.map(|place| {
+                let (name, _) = parts[place.pattern().as_usize()];
+                (name, around(&memory, run.start + place.start()))
+            }));
         }
         found
     }

@@ -138,7 +138,7 @@ fn the_page_tells_the_limits_that_there_are() {
             limits::MEMORY_MAX >> 20
         ),
         format!(
-            "each value in\nit counts {} bytes",
+            "each value in it\ncounts {} bytes",
             alknet_runtime::weight::VALUE
         ),
     ] {
