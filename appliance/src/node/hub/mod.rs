@@ -153,8 +153,7 @@ impl Hub {
 /// caller is refused: its own authority let the call through, which may be more than it was granted for.
 fn asker(ctx: &Ctx) -> Result<&Identity, CallError> {
     if ctx.internal() {
-        let message =
-            "a peer is let in for whoever asks, and not for an operation";
+        let message = "a peer is let in for whoever asks, and not for an operation";
         return Err(CallError::new(ErrorCode::Forbidden, message));
     }
     let who = ctx.identity().ok_or_else(nobody)?;
