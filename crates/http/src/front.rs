@@ -134,13 +134,13 @@ impl Asked<'_> {
             return Told::plain(answer::plain_not_found(misdirected));
         }
         let path = parts.uri.path();
-        let custom = || {
-            let added = shared
-                .paths
-                .iter()
-                .any(|route| routes::matches(route, path));
-            added || routes::mount(&shared.mounts, path).is_some()
-        };
+        // Looked up for the paths of this crate as well: one that is found sooner than a path that is not there is
+        // told from it, where the node hides.
+        let added = shared
+            .paths
+            .iter()
+            .any(|route| routes::matches(route, path));
+        let custom = added | routes::mount(&shared.mounts, path).is_some();
         let kind = match routes::kind(path, custom) {
             Kind::Session if !shared.websocket => Kind::Other,
             kind => kind,
