@@ -20,6 +20,7 @@ use tokio::{
 };
 
 use alknet_provisioning::ConsoleDocument;
+use alknet_vault::slots::OpenAlkv;
 
 use crate::{
     InitError, clock,
@@ -241,7 +242,7 @@ pub(crate) fn open(keeper: &Keeper, offer: Offer, log: &Log) -> Opened {
         log,
     };
     let mut prepared = data::prepare(access);
-    let words = prepared.words.take();
+    let vault = prepared.vault.take();
     let data_dir = settings::data_dir(&prepared.state.mode, &prepared.state_dir);
     let clock = match clock::settle(data_dir.as_deref()) {
         Ok(source) => Clock::Local(source),
@@ -250,13 +251,12 @@ pub(crate) fn open(keeper: &Keeper, offer: Offer, log: &Log) -> Opened {
             Clock::Unset
         }
     };
+    let pasted = offer.pasted.as_ref().map(ConsoleDocument::copied);
+    let words = vault.as_ref().map(OpenAlkv::entropy);
+    let settings = Settings::read(data_dir.as_deref(), keeper, words, pasted);
+    let prepared = data::conclude(prepared, vault, &settings, access);
     Opened {
-        settings: Settings::read(
-            data_dir.as_deref(),
-            keeper,
-            words.as_ref(),
-            offer.pasted.as_ref().map(ConsoleDocument::copied),
-        ),
+        settings,
         prepared,
         clock,
         offer,

@@ -14,8 +14,12 @@ const STACK_BYTES: usize = 16 * 1024;
 pub(crate) enum Fault {
     /// The loop stops: the watchdog's case.
     Hang,
+    /// The next round of housekeeping panics.
+    HousekeepPanic,
     /// The network's task panics.
     NetPanic,
+    /// The next attempt to open the vault panics.
+    OpenPanic,
     /// Thousands of orphans at once.
     Orphans,
     /// A panic while an event is handled.
@@ -26,7 +30,9 @@ impl Fault {
     pub(crate) fn parse(kind: &str) -> Option<Self> {
         Some(match kind {
             "hang" => Self::Hang,
+            "housekeep-panic" => Self::HousekeepPanic,
             "net-panic" => Self::NetPanic,
+            "open-panic" => Self::OpenPanic,
             "orphans" => Self::Orphans,
             "panic" => Self::Panic,
             _ => return None,

@@ -16,6 +16,7 @@ mod facts;
 mod fault;
 mod groups;
 mod helper;
+mod link_status;
 mod log;
 mod machine;
 mod media;

@@ -5,10 +5,12 @@ mod commands;
 mod configuration;
 mod going_down;
 mod node;
+mod reset;
 #[cfg(test)]
 mod tests;
 mod upkeep;
 mod vault;
+mod words;
 
 use std::{
     any::Any,
@@ -18,9 +20,10 @@ use std::{
 };
 
 use alknet_provisioning::ConsoleDocument;
+use alknet_vault::slots::Pending;
 use tokio::sync::mpsc;
 
-use self::configuration::{ConfigChanges, PASTING};
+use self::configuration::ConfigChanges;
 
 use crate::{
     boot::{Booted, Opened},
@@ -30,6 +33,7 @@ use crate::{
     data::Prepared,
     errand,
     facts::Facts,
+    link_status::LinkStatus,
     log::Log,
     network::{Network, News},
     reap::End,
@@ -60,6 +64,8 @@ pub(crate) enum Event {
     Caller(std::os::fd::OwnedFd),
     /// Children may have ended.
     Children,
+    /// Permissions of the first boot were withdrawn: what the vault still permits, or why it permits what it did.
+    Concluded(Result<Pending, String>),
     /// A command about the vault went as far as it could.
     Commanded(Box<(Session, Outcome)>),
     /// The node of this life has ended, and its last lines are in the log.
@@ -84,6 +90,8 @@ pub(crate) enum Event {
     Pasted(Box<(Settings, ConsoleDocument)>),
     /// Somebody pressed the button.
     PowerButton,
+    /// The disk has the mark of a factory reset, or why not.
+    ResetMarked(Result<(), String>),
     /// The node of this life said something.
     Said { life: u64, message: ToInit },
     /// The sources of the configuration were read again.
@@ -97,6 +105,8 @@ pub(crate) enum Event {
     Tick,
     /// The locked vault was opened again, or why not.
     Unlocked(Option<Box<Waiting>>),
+    /// That the owner has the words is on the disk, or why not.
+    WordsNoted(Result<(), String>),
 }
 
 /// The machine, from the end of the boot to its own.
@@ -123,8 +133,13 @@ pub(crate) struct Machine {
     opening: bool,
     /// A command about the vault that waits for somebody.
     session: Option<Session>,
-    /// A command is being tried.
+    /// A command is being tried, or the vault changed for another reason.
     working: bool,
+    /// Permissions of the first boot that are to be withdrawn in the vault.
+    concluding: Pending,
+    /// Faults that were injected: the next attempt to open the vault panics, and the next round of housekeeping.
+    breaks_opening: bool,
+    breaks_housekeeping: bool,
     /// Configurations that came while the machine ran.
     config_changes: ConfigChanges,
     /// What the vault is to be made of anew, once the node has ended.
@@ -140,6 +155,7 @@ pub(crate) struct Machine {
     node: Option<Node>,
     life: u64,
     network: Network,
+    link_status: LinkStatus,
     watchdog: Option<Watchdog>,
     shutdown: Option<Shutdown>,
     /// The device to be erased on the way down.
@@ -161,6 +177,8 @@ struct Timers {
     network: Option<u64>,
     /// Absent while the vault is open, or while it is being opened.
     open: Option<u64>,
+    /// When a factory reset goes on whose mark is not on the disk yet.
+    reset: Option<u64>,
     /// When a command that nobody goes on with is forgotten.
     session: Option<u64>,
     /// When words that nobody confirmed are forgotten.
@@ -205,6 +223,7 @@ impl Machine {
         Self {
             log,
             network: Network::new(events.clone()),
+            link_status: LinkStatus::default(),
             events,
             told: MachineFacts::default(),
             console: None,
@@ -220,6 +239,9 @@ impl Machine {
             opening: false,
             session: None,
             working: false,
+            concluding: Pending::default(),
+            breaks_opening: false,
+            breaks_housekeeping: false,
             config_changes: ConfigChanges::default(),
             anew: None,
             vault_at: None,
@@ -239,6 +261,7 @@ impl Machine {
                 reread: None,
                 network: None,
                 open: None,
+                reset: None,
                 session: None,
                 words: None,
             },
@@ -274,6 +297,7 @@ impl Machine {
             self.supervisor.deadline(),
             self.shutdown.as_ref().and_then(Shutdown::deadline),
             timers.open,
+            timers.reset,
             timers.session,
             timers.words,
             self.errand_due(),
@@ -289,6 +313,7 @@ impl Machine {
             Event::Caller(fd) => self.called(fd),
             Event::Came(of, outcome) => self.came(&of, outcome, now),
             Event::Children => self.collect(),
+            Event::Concluded(outcome) => self.concluded(outcome),
             Event::Commanded(done) => self.commanded(done.0, done.1, now),
             Event::Ended { life, end } => self.ended(life, end, now),
             Event::Failed { part, why } => self.failed(part, &why, now),
@@ -298,6 +323,7 @@ impl Machine {
             Event::Opened(opened) => self.opened(*opened, now),
             Event::PowerButton => self.go_down(PowerAction::Poweroff, "the power button", now),
             Event::Kept { life, n, error } => self.kept(life, n, error),
+            Event::ResetMarked(outcome) => self.reset_marked(outcome, now),
             Event::Said { life, message } if self.is_current(life) => self.said(message, now),
             Event::Said { .. } | Event::Tick => {}
             Event::Pasted(pasted) => self.pasted(pasted.0, pasted.1, now),
@@ -307,6 +333,7 @@ impl Machine {
             } => self.reread_is_done(config_changes, *settings, now),
             Event::Signal(action) => self.go_down(action, "a signal", now),
             Event::Unlocked(waiting) => self.unlocked(waiting.map(|why| *why), now),
+            Event::WordsNoted(outcome) => self.words_noted(outcome),
         }
     }
 
@@ -325,6 +352,7 @@ impl Machine {
         if self.timers.network.is_some_and(|at| now >= at) {
             self.start_network(now);
         }
+        self.tell_link();
         self.tell();
     }
 
@@ -337,25 +365,31 @@ impl Machine {
         self.node.as_ref().is_some_and(|node| node.life() == life)
     }
 
-    /// Runs what may wait for a disk on a thread of its own, which keeps nothing of it.
-    fn blocking(&self, part: &'static str, work: impl FnOnce() -> Event + Send + 'static) {
+    /// Runs what may wait for a disk on a thread of its own, which keeps nothing of it. Where it ends in a panic, which is an event as well,
+    /// `instead` comes of it: whatever the loop waits for comes.
+    fn blocking(
+        &self,
+        part: &'static str,
+        instead: Event,
+        work: impl FnOnce() -> Event + Send + 'static,
+    ) {
         let events = self.events.clone();
         tokio::spawn(async move {
-            let event = tokio::task::spawn_blocking(|| wipe::after(work))
-                .await
-                .unwrap_or_else(|error| {
+            let event = match tokio::task::spawn_blocking(|| wipe::after(work)).await {
+                Ok(event) => event,
+                Err(error) => {
                     let why = error.to_string();
-                    Event::Failed { part, why }
-                });
+                    let _ = events.send(Event::Failed { part, why }).await;
+                    instead
+                }
+            };
             // The loop ends with the machine only.
             let _ = events.send(event).await;
         });
     }
 
     fn failed(&mut self, part: &'static str, why: &str, now: u64) {
-        if part == PASTING {
-            self.config_changes.end();
-        }
+        self.configuration_failed(part, now);
         self.log
             .error(format_args!("{part} failed and is started again: {why}"));
         self.facts.problems.internal(format!("{part}: {why}"));
@@ -363,6 +397,14 @@ impl Machine {
             self.timers.network = Some(now + PART_PAUSE_MS);
         }
         self.command_failed(part);
+    }
+
+    /// Neighbours hear why the machine serves nothing, as long as it serves nothing.
+    fn tell_link(&mut self) {
+        let is_closed = self.node.is_none() && self.shutdown.is_none();
+        let waiting = self.waiting.as_ref().filter(|_| is_closed);
+        let code = waiting.map(|waiting| waiting.problem.code.as_str());
+        self.link_status.say(code);
     }
 
     /// Tells the node and the console what changed.

@@ -2,8 +2,8 @@
 
 use alknet_core::config::VaultSection;
 use alknet_provisioning::{
-    ConsoleDocument, KernelMounter, Paths, PutSeedKeyError, Secrets, Source, load, load_console,
-    put_seed_key,
+    ConsoleDocument, KernelMounter, Paths, Programs, ProvisioningError, PutSeedKeyError, Secrets,
+    Source, load, load_console, programs, put_seed_key,
 };
 use alknet_vault::slots::{Alkv, SeedKey, SlotType};
 
@@ -13,6 +13,8 @@ use crate::vault::{Ask, Sources, Waiting};
 #[derive(Debug)]
 pub(crate) struct Media {
     pub(crate) vault: VaultSection,
+    /// The node keeps nothing, and makes a key at each start.
+    pub(crate) stateless: bool,
     /// What the machine is called.
     pub(crate) name: Option<String>,
     pub(crate) secrets: Secrets,
@@ -45,6 +47,7 @@ impl Media {
         }
         Ok(Self {
             vault: loaded.config.vault,
+            stateless: loaded.config.node.stateless,
             name: loaded.config.node.name,
             secrets: loaded.secrets,
         })
@@ -71,6 +74,10 @@ impl Sources for SystemSources {
 
     fn put(&self, key: &SeedKey, boot: bool) -> Result<Source, PutSeedKeyError> {
         put_seed_key(&paths(), &KernelMounter, key, boot)
+    }
+
+    fn programs(&self) -> Result<Programs, ProvisioningError> {
+        programs(&paths(), &KernelMounter)
     }
 }
 

@@ -33,6 +33,10 @@ pub(crate) struct Settings {
     salvaged: bool,
     /// It wants the vault to be made of words that are there.
     brings_words: bool,
+    /// It is on the disk, with everything that came with it.
+    settled: bool,
+    /// The node is sealed and was configured before, and what it was configured with is gone.
+    lost: bool,
     /// Problems that another look at the sources does not find: words that a medium still has.
     lasting: Vec<Problem>,
     /// The same of what somebody pasted, while nothing right is in force.
@@ -49,7 +53,8 @@ impl Settings {
         words: Option<&Entropy>,
         pasted: Option<ConsoleDocument>,
     ) -> Self {
-        let paths = paths(state_dir, keeper.is_sealed());
+        let is_configured = keeper.is_configured();
+        let paths = paths(state_dir, keeper.is_sealed()).configured(is_configured);
         let loaded = match pasted {
             Some(pasted) => load_console(&paths, &KernelMounter, pasted),
             None => load(&paths),
@@ -68,7 +73,11 @@ impl Settings {
                 tracing::warn!("{error}");
             }
         }
-        Self::of(loaded, left.unwrap_or_default(), kept)
+        let settled = kept.settled;
+        let mut settings = Self::of(loaded, left.unwrap_or_default(), kept);
+        settings.settled &= settled;
+        settings.lost &= is_configured;
+        settings
     }
 
     fn of(loaded: Loaded, left: Vec<alknet_provisioning::Problem>, kept: KeptCredentials) -> Self {
@@ -82,7 +91,11 @@ impl Settings {
         let problems = loaded.problems.into_iter().map(problem);
         let brings_words = loaded.secrets.words.is_some();
         let brings_words = brings_words && loaded.config.vault.init == VaultInit::Provisioned;
+        let has_admins = !loaded.config.node.admin_keys.is_empty();
+        let lost = loaded.source == Source::Default || loaded.salvaged && !has_admins;
         Self {
+            settled: loaded.is_stored,
+            lost,
             config: loaded.config,
             source: loaded.source.to_string(),
             problems: problems
@@ -111,6 +124,16 @@ impl Settings {
     /// Whether nobody has configured this machine yet.
     pub(crate) fn is_default(&self) -> bool {
         self.source == Source::Default.to_string()
+    }
+
+    /// Whether it is on the disk, with everything that came with it: no medium is needed any more.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.settled
+    }
+
+    /// Whether the node is sealed and was configured before, and what it was configured with is gone.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost
     }
 
     /// Whether it wants the vault to be made of words that are there.
@@ -205,6 +228,8 @@ pub(crate) mod tests {
             wrong: code.is_some(),
             salvaged: false,
             brings_words: false,
+            settled: false,
+            lost: false,
             lasting: Vec::new(),
             pasted: Vec::new(),
         }

@@ -2,18 +2,86 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use alknet_tpm::{Expected, Pin, TpmError, TpmSource, choose};
-use alknet_vault::slots::{Kek, Tpm2Params};
+use alknet_tpm::predict::Update;
+use alknet_tpm::{
+    AddSlotError, Expected, PcrChoice, Pin, StorageKey, Tpm, TpmError, TpmSource, choose,
+};
+use alknet_vault::slots::{Kek, OpenAlkv, SlotId, Tpm2Params};
 
 use crate::log::Log;
 
+/// Where the kernel says what it was started with.
+const COMMAND_LINE: &str = "/proc/cmdline";
+/// The word of the command line that names the storage key of the TPM.
+const REQUIRED: &str = "alknet.tpm=";
 /// Where the firmware says whether it enforces signatures.
 const EFI_VARIABLES: &str = "/sys/firmware/efi/efivars";
 
+/// Whether slots stay closed until the machine restarts.
+static IS_CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// The TPM of this machine, to open a slot or to make one: what was made after it was closed would be for a PCR that no
+/// start has.
+pub(crate) fn open() -> Result<Tpm<File>, TpmError> {
+    if is_closed() {
+        return Err(TpmError::Closed);
+    }
+    connect()
+}
+
+/// Whether [`open`] refuses until the machine restarts.
+pub(crate) fn is_closed() -> bool {
+    IS_CLOSED.load(Ordering::Relaxed)
+}
+
+/// From now on [`open`] refuses; [`close`] has the TPM do so as well.
+pub(crate) fn begin_closing() {
+    IS_CLOSED.store(true, Ordering::Relaxed);
+}
+
+/// Has the TPM open nothing until the machine restarts, for no program. Blocks on the TPM.
+pub(crate) fn close() -> Result<(), TpmError> {
+    match connect() {
+        Ok(mut tpm) => tpm.close_slots(),
+        Err(TpmError::Absent | TpmError::Unsupported(_)) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The TPM of this machine: the one that the image names, if it names one.
+pub(crate) fn connect() -> Result<Tpm<File>, TpmError> {
+    let line = std::fs::read_to_string(COMMAND_LINE).map_err(TpmError::Transport)?;
+    let required = required(&line)?;
+    let tpm = Tpm::open()?;
+    Ok(match required {
+        Some(key) => tpm.require(key),
+        None => tpm,
+    })
+}
+
+/// The storage key that a command line names. Who builds the image for one machine puts it there.
+fn required(line: &str) -> Result<Option<StorageKey>, TpmError> {
+    let mut keys = line
+        .split_whitespace()
+        .filter_map(|word| word.strip_prefix(REQUIRED));
+    let key = keys.next().map(str::parse).transpose()?;
+    // Which of them counts would depend on who reads.
+    match keys.next() {
+        None => Ok(key),
+        Some(_) => Err(TpmError::BadStorageKey),
+    }
+}
+
+/// Which storage key the TPM has.
+pub(crate) fn storage_key() -> Result<StorageKey, TpmError> {
+    connect()?.storage_key()
+}
+
 /// Whether this machine has one.
 pub(crate) fn is_there() -> bool {
-    alknet_tpm::Tpm::open().is_ok()
+    connect().is_ok()
 }
 
 /// Whether it can keep a key for what was booted. What stands in the way for good is an answer, and said;
@@ -34,14 +102,66 @@ pub(crate) fn is_usable(log: &Log) -> bool {
 
 /// Seals a new key to what the machine booted, and to a PIN if there is one.
 pub(crate) fn seal(pin: Option<&Pin>) -> Result<(Kek, Tpm2Params), TpmError> {
-    let mut tpm = alknet_tpm::Tpm::open()?;
-    let choice = choose(Path::new(EFI_VARIABLES));
+    let mut tpm = open()?;
     let kek = alknet_tpm::new_kek()?;
-    let params = tpm.seal(&kek, &choice, Expected::Current, pin)?;
+    let params = tpm.seal(&kek, &choice(), Expected::Current, pin)?;
     Ok((kek, params))
+}
+
+/// Adds a slot for `next`, which is to be started in the place of `started`.
+pub(crate) fn add_slot_for(
+    vault: &mut OpenAlkv,
+    started: &[u8],
+    next: &[u8],
+    pin: Option<&Pin>,
+) -> Result<SlotId, AddSlotError> {
+    let update = Update {
+        // The boot partition has none: firmware starts the image.
+        loaders: &[],
+        running: started,
+        next,
+    };
+    open()?.add_slot_for(vault, &choice(), &update, pin)
+}
+
+/// Puts a slot for what was booted in the place of another.
+pub(crate) fn renew_slot(
+    vault: &mut OpenAlkv,
+    id: SlotId,
+    pin: Option<&Pin>,
+) -> Result<SlotId, AddSlotError> {
+    open()?.renew_slot(vault, id, &choice(), pin)
+}
+
+fn choice() -> PcrChoice {
+    choose(Path::new(EFI_VARIABLES))
 }
 
 /// Answers for slots of type `tpm2`.
 pub(crate) fn source(pin: Option<Pin>) -> Result<TpmSource<File>, TpmError> {
-    TpmSource::open(pin)
+    Ok(TpmSource::new(open()?, pin))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_names_one_storage_key_or_none() {
+        let name = "0123456789abcdef".repeat(4);
+        let word = format!("alknet.tpm={name}");
+        assert_eq!(required("quiet panic=10\n").expect("none"), None);
+        let key = required(&format!("quiet {word} panic=10\n")).expect("a name");
+        assert_eq!(key.map(|key| key.to_string()), Some(name.clone()));
+        for bad in [
+            "alknet.tpm=".to_owned(),
+            word[..word.len() - 1].to_owned(),
+            format!("{word}0"),
+            word.to_uppercase().replace("ALKNET.TPM", "alknet.tpm"),
+            format!("{word} quiet {word}"),
+        ] {
+            let refused = required(&bad);
+            assert!(matches!(refused, Err(TpmError::BadStorageKey)), "{bad}");
+        }
+    }
 }

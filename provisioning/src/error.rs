@@ -17,6 +17,14 @@ pub enum ProvisioningError {
         /// Why.
         source: io::Error,
     },
+    /// A program that is needed lies nowhere.
+    #[error("there is no {name} in the root of {place}; put it there")]
+    NoProgram {
+        /// The file.
+        name: &'static str,
+        /// Where it was looked for.
+        place: &'static str,
+    },
     /// Something else lies where a file belongs.
     #[error("{path} is no regular file; put a plain file there", path = path.display())]
     NotAFile {
@@ -30,6 +38,14 @@ pub enum ProvisioningError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// A file is longer than what is read of it.
+    #[error("{path} has more than {limit} bytes; that is no image", path = path.display())]
+    TooLarge {
+        /// Which.
+        path: PathBuf,
+        /// How many are read.
+        limit: u64,
     },
     /// A file could not be written.
     #[error("{path} cannot be written ({source})", path = path.display())]

@@ -69,7 +69,7 @@ pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     alknet_durable::replace(path, content, 0o600)
 }
 
-fn is_absent(error: &io::Error) -> bool {
+pub(crate) fn is_absent(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR))
 }
 

@@ -22,6 +22,7 @@ mod error;
 mod file;
 mod label;
 mod mount;
+mod programs;
 mod secrets;
 mod source;
 mod sources;
@@ -36,6 +37,7 @@ use toml::de::DeTable;
 pub use error::ProvisioningError;
 pub use label::{FileSystem, VolumeLabel, volume_label};
 pub use mount::{KernelMounter, Mounted, Mounter};
+pub use programs::{NEXT, PROGRAM_BYTES_MAX, Programs, programs};
 pub use secrets::{
     FoundCredential, FoundSeedKey, Place, PutSeedKeyError, SECRET_BYTES_MAX, Secrets, Words, erase,
     put_seed_key,
@@ -70,6 +72,9 @@ pub struct Paths {
     /// Whether it is kept sealed. Then media provision the node once, and never again: whoever can
     /// attach one, or write to the boot partition, would become an administrator of what is sealed.
     pub is_sealed: bool,
+    /// Whether the vault says that it was configured before. Then what is sealed takes nothing from a medium even
+    /// where the stored configuration is gone: an attacker who cannot read a disk can still damage it.
+    pub is_configured: bool,
 }
 
 impl Paths {
@@ -86,6 +91,7 @@ impl Paths {
             mount_point: "/run/alknet/nocloud".into(),
             config_dir: None,
             is_sealed: false,
+            is_configured: false,
         }
     }
 
@@ -93,6 +99,13 @@ impl Paths {
     #[must_use]
     pub fn sealed(mut self, is_sealed: bool) -> Self {
         self.is_sealed = is_sealed;
+        self
+    }
+
+    /// The same with what was configured before, or not.
+    #[must_use]
+    pub fn configured(mut self, is_configured: bool) -> Self {
+        self.is_configured = is_configured;
         self
     }
 
@@ -124,6 +137,8 @@ pub struct Loaded {
     /// Credentials of media may be kept: whatever is kept sealed takes those that came with the document
     /// that it was provisioned with, and no others, as it takes no other document.
     pub takes_credentials: bool,
+    /// A correct document is stored: the next start has it without any medium.
+    pub is_stored: bool,
 }
 
 impl Loaded {
@@ -184,6 +199,7 @@ fn load_all(paths: &Paths, mounter: &dyn Mounter, pasted: Option<ConsoleDocument
         problems,
         refused: None,
         is_sealed: paths.is_sealed,
+        is_configured: paths.is_sealed && paths.is_configured,
     };
     let (config, source, salvaged, set) = choice.of(medium, store.as_ref());
     let settled = store.as_ref().is_some_and(Store::is_settled);
@@ -194,7 +210,8 @@ fn load_all(paths: &Paths, mounter: &dyn Mounter, pasted: Option<ConsoleDocument
         problems: choice.problems,
         salvaged,
         secrets,
-        takes_credentials: !(paths.is_sealed && settled),
+        takes_credentials: !(paths.is_sealed && (settled || paths.is_configured)),
+        is_stored: store.as_ref().is_some_and(Store::has_correct),
     }
 }
 
@@ -302,10 +319,15 @@ struct Choice {
     refused: Option<Document>,
     /// A configuration that is stored cannot be replaced by a medium.
     is_sealed: bool,
+    /// Nor can one that was stored and is gone.
+    is_configured: bool,
 }
 
 impl Choice {
     fn of(&mut self, medium: Option<Document>, store: Option<&Store>) -> Chosen {
+        if self.is_configured {
+            return self.of_configured(medium.as_ref(), store);
+        }
         let mut fallback = None;
         if let Some(medium) = medium {
             let new = store.is_none_or(|store| self.is_new(&medium, store));
@@ -331,6 +353,17 @@ impl Choice {
             .and_then(|store| self.stored(store))
             .or(fallback)
             .unwrap_or_else(|| self.last_resort())
+    }
+
+    /// What is stored, or what is left of it. A medium is named where it says something else.
+    fn of_configured(&mut self, medium: Option<&Document>, store: Option<&Store>) -> Chosen {
+        if let Some(medium) = medium
+            && store.is_none_or(|store| !store.is_live(&medium.bytes) && self.is_new(medium, store))
+        {
+            self.note_sealed(&medium.source);
+        }
+        let stored = store.and_then(|store| self.stored(store));
+        stored.unwrap_or_else(|| self.last_resort())
     }
 
     /// Whether a document is another than the one last taken. Where that cannot be read it is.

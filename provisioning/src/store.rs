@@ -60,6 +60,12 @@ impl Store {
         Ok(())
     }
 
+    /// Whether the live document is correct.
+    pub(crate) fn has_correct(&self) -> bool {
+        let live = self.read(LIVE).ok().flatten();
+        live.is_some_and(|live| NodeConfig::parse(&live).is_ok())
+    }
+
     /// Whether that document is the live one.
     pub(crate) fn is_live(&self, document: &[u8]) -> bool {
         let live = self.read(LIVE).ok().flatten();

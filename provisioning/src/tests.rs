@@ -7,6 +7,7 @@ use tempfile::TempDir;
 use super::*;
 
 mod media;
+mod updates;
 mod words;
 
 const FILE: &str = "a writable directory";
@@ -58,6 +59,7 @@ impl Machine {
             mount_point: at("mnt"),
             config_dir: Some(at("config")),
             is_sealed: false,
+            is_configured: false,
         };
         for dir in [&paths.fw_cfg, &paths.block_class, &paths.dev] {
             fs::create_dir(dir).expect(FILE);
@@ -554,6 +556,46 @@ fn a_sealed_node_is_provisioned_once() {
     machine.fw_cfg(document(3));
     machine.store("config.toml", b"\0");
     assert_eq!(name(&machine.load()), "node-3");
+}
+
+/// Who cannot read a sealed disk can damage what is on it: that does not make a medium count.
+#[test]
+fn a_sealed_node_that_was_configured_takes_nothing_from_a_medium() {
+    let mut machine = Machine::new();
+    machine.paths.is_sealed = true;
+    machine.fw_cfg(document(1));
+    assert!(machine.load().is_stored);
+    machine.paths.is_configured = true;
+    assert_eq!(codes(&machine.load()), Vec::<&str>::new());
+    machine.fw_cfg(document(2));
+    let loaded = machine.load();
+    assert_eq!(
+        (name(&loaded), codes(&loaded)),
+        ("node-1", vec!["provisioning-ignored"])
+    );
+    for damaged in [&b"\0"[..], b"\xff\xfe"] {
+        machine.store("config.toml", damaged);
+        machine.store("provisioned.toml", damaged);
+        let loaded = machine.load();
+        assert!(!loaded.takes_credentials);
+        assert!(codes(&loaded).contains(&"provisioning-ignored"));
+        assert!(loaded.config.node.admin_keys.is_empty(), "{loaded:?}");
+        assert_eq!(loaded.source, Source::Stored);
+    }
+    let dir = machine.paths.config_dir.clone().expect("given above");
+    fs::remove_dir_all(dir).expect(FILE);
+    let loaded = machine.load();
+    assert_eq!(
+        (&loaded.source, loaded.is_stored),
+        (&Source::Default, false)
+    );
+    // The one before it is its own as well.
+    machine.store("config.toml", b"\0");
+    machine.store("config.last-good.toml", document(3));
+    assert_eq!(name(&machine.load()), "node-3");
+    // What is not sealed has nothing to lose by it.
+    machine.paths.is_sealed = false;
+    assert_eq!(name(&machine.load()), "node-2");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::accel::Accel;
 use crate::disk::Disk;
@@ -9,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::machine::{Machine, MachineKind, Memory, WatchdogAction};
 use crate::nic::Nic;
 use crate::permits::Permit;
+use crate::tpm::Interposer;
 use crate::vm::Vm;
 
 /// Firmware configuration file in which the node finds its configuration.
@@ -134,6 +136,12 @@ impl VmBuilder {
     /// counters from one machine to the next, which may not run at the same time. Not on microvm.
     pub fn tpm(mut self, folder: impl Into<PathBuf>) -> Self {
         self.machine.tpm = Some(folder.into());
+        self
+    }
+
+    /// Puts a man in the middle onto the wires to the [`tpm`](Self::tpm).
+    pub fn interposer(mut self, interposer: Arc<dyn Interposer>) -> Self {
+        self.machine.interposer = Some(interposer);
         self
     }
 

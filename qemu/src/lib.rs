@@ -26,6 +26,7 @@
 
 mod accel;
 mod ansi;
+mod boot_entry;
 mod builder;
 mod console;
 mod count;
@@ -48,6 +49,7 @@ mod tsc;
 mod vm;
 
 pub use accel::{ACCEL_VARIABLE, Accel, TCG_TIMEOUT_FACTOR};
+pub use boot_entry::set_command_line;
 pub use builder::VmBuilder;
 pub use console::{Console, Line, Mark, Waited};
 pub use disk::{DATA_SERIAL, Disk, blank, checksum, copy};
@@ -62,4 +64,5 @@ pub use record::{Cut, Recorder, Recording};
 pub use scratch::Scratch;
 pub use secure_boot::Owner;
 pub use tools::{FIRMWARE_VARIABLE, QEMU_VARIABLE, cache_dir, version};
+pub use tpm::Interposer;
 pub use vm::{Exit, Forward, LOGS_VARIABLE, Vm};

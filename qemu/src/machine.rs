@@ -4,11 +4,13 @@ mod devices;
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::accel::Accel;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::nic::Nic;
+use crate::tpm::Interposer;
 use crate::tsc;
 
 /// Kind of machine.
@@ -60,6 +62,8 @@ pub(crate) struct Machine {
     pub(crate) watchdog: Option<WatchdogAction>,
     /// Folder of the TPM's memory.
     pub(crate) tpm: Option<PathBuf>,
+    /// On the wires to the TPM.
+    pub(crate) interposer: Option<Arc<dyn Interposer>>,
     /// File that keeps the firmware's variables.
     pub(crate) variables: Option<PathBuf>,
     /// The firmware can be made to start signed programs only.
@@ -124,6 +128,7 @@ impl Machine {
             nics: vec![],
             watchdog: None,
             tpm: None,
+            interposer: None,
             variables: None,
             secure_boot: false,
             exit_on_reset: false,

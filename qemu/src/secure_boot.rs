@@ -64,10 +64,8 @@ impl Owner {
     /// The firmware or the package is missing, or `file` cannot be written.
     pub fn enroll(&self, file: &Path, packages: &Path) -> Result<()> {
         let template = tools::firmware(true)?.template;
-        let mut python = Command::new("python3");
+        let mut python = python(packages);
         python
-            .env("PYTHONPATH", packages)
-            .env("PYTHONDONTWRITEBYTECODE", "1")
             .args(["-m", "virt.firmware.vars", "--loglevel", "warning"])
             .args([OsStr::new("--input"), template.as_ref()]);
         for option in ["--set-pk", "--add-kek", "--add-db"] {
@@ -80,7 +78,16 @@ impl Owner {
     }
 }
 
-fn run(mut command: Command, package: &'static str) -> Result<()> {
+/// Python with these packages.
+pub(crate) fn python(packages: &Path) -> Command {
+    let mut python = Command::new("python3");
+    python
+        .env("PYTHONPATH", packages)
+        .env("PYTHONDONTWRITEBYTECODE", "1");
+    python
+}
+
+pub(crate) fn run(mut command: Command, package: &'static str) -> Result<()> {
     let what = format!("{} (of {package})", command.get_program().display());
     let output = command.output().map_err(Error::io(what.clone()))?;
     if output.status.success() {

@@ -577,7 +577,7 @@ fn chip(machine: &Machine, wires: &mut Wires, scratch: &Scratch) -> Result<Optio
     let fd = wires.next_fd();
     let control = wires.stream()?;
     let log = scratch.file("swtpm");
-    let chip = Chip::start(folder, control, &log, &machine.memory)?;
+    let chip = Chip::start(folder, control, &log, machine)?;
     Ok(Some((chip, fd)))
 }
 

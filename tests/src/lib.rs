@@ -46,4 +46,4 @@ pub use relay::Relay;
 pub use server::Server;
 pub use snapshot::Snapshot;
 pub use wait::{eventually, is_busy, whole_seconds};
-pub use web::{Events, Told, Web, curl};
+pub use web::{AtOnce, Events, Told, Web, curl};

@@ -37,6 +37,16 @@ impl Server {
         Self::start(command, port, token_file)
     }
 
+    /// An API and tools whose schemas are written against those who import them.
+    ///
+    /// # Panics
+    /// It does not serve.
+    pub fn bombs() -> Self {
+        let mut command = Command::new("python3");
+        command.arg(client("bombs.py"));
+        Self::start(command, 0, None)
+    }
+
     fn start(mut command: Command, port: u16, token_file: Option<&str>) -> Self {
         command.arg(port.to_string());
         if let Some(file) = token_file {

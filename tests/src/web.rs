@@ -1,6 +1,6 @@
 //! A node that speaks HTTP, on this host or on a machine, with tokens for it, and curl.
 
-use std::io::{BufRead, BufReader, Lines};
+use std::io::{BufRead, BufReader, Lines, Read};
 use std::net::SocketAddr;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
@@ -18,6 +18,9 @@ use crate::wait::whole_seconds;
 
 /// Longest run of curl. Generous: guests run translated.
 const CURL_WITHIN: Duration = Duration::from_secs(300);
+
+/// Has curl print the status of an answer on a line of its own.
+const STATUS: &str = "write-out = \"%{http_code}\\n\"\n";
 
 /// Every run of curl is a connection of its own.
 const LIMITS: &str = "[limits]\nhandshake_burst = 10000\nhandshakes_per_second = 10000\n";
@@ -137,6 +140,39 @@ impl<N> Web<N> {
         self.curl_as(token, path, &["--header", json, "--data-binary", body])
     }
 
+    /// Begins to ask for all of these paths, so many of them at the same time, by one run of curl. `options` are those
+    /// of each request, as lines of a file of curl's. Answers are read and thrown away.
+    ///
+    /// # Panics
+    /// curl is not installed, or the folder of `bench` has no room.
+    pub fn at_once(&self, bench: &Bench, paths: &[&str], most: usize, options: &str) -> AtOnce {
+        // What stands before `next` is forgotten there.
+        let within = whole_seconds(CURL_WITHIN);
+        let each = paths.iter().map(|path| {
+            let url = self.url(path);
+            format!(
+                "url = \"{url}\"\noutput = \"/dev/null\"\ninsecure\nmax-time = {within}\n\
+                 {STATUS}{options}"
+            )
+        });
+        let file = bench.path().join("at-once.curl");
+        let text = each.collect::<Vec<_>>().join("next\n");
+        std::fs::write(&file, text).expect("the folder is ours");
+        let mut command = Command::new("curl");
+        command
+            .args([
+                "--silent",
+                "--parallel",
+                "--parallel-max",
+                &most.to_string(),
+                "--config",
+            ])
+            .arg(&file)
+            .stdout(Stdio::piped());
+        let curl = command.spawn().expect("curl is installed by the set-up");
+        AtOnce(curl)
+    }
+
     /// Follows a subscription, as `call` asks for it.
     ///
     /// # Panics
@@ -155,6 +191,42 @@ impl<N> Web<N> {
         let output = curl.stdout.take().expect("it was asked for above");
         let lines = BufReader::new(output).lines();
         Events { curl, lines }
+    }
+}
+
+/// Many requests of one run of curl. It ends when dropped.
+#[derive(Debug)]
+pub struct AtOnce(Child);
+
+impl AtOnce {
+    /// Whether all of them were answered.
+    ///
+    /// # Panics
+    /// It is no child of ours any more.
+    pub fn is_over(&mut self) -> bool {
+        self.0.try_wait().expect("it is our child").is_some()
+    }
+
+    /// Waits for all of the answers, and returns their statuses, 0 for those that found no connection.
+    ///
+    /// # Panics
+    /// As [`is_over`](Self::is_over).
+    pub fn statuses(mut self) -> Vec<u16> {
+        let mut said = String::new();
+        if let Some(output) = &mut self.0.stdout {
+            output.read_to_string(&mut said).expect("it says numbers");
+        }
+        self.0.wait().expect("it is our child");
+        said.lines()
+            .filter_map(|line| line.trim().parse().ok())
+            .collect()
+    }
+}
+
+impl Drop for AtOnce {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

@@ -59,6 +59,7 @@ fn everything_is_there_again_after_a_restart() {
     entry.key_ends = [(key(1), 1_900_000_000)].into();
     entry.token_hashes = vec![token];
     entry.expires = Some(u64::MAX);
+    entry.removal = Some(7);
     let all = Stored {
         peers: vec![entry.clone()],
         api_keys: vec![ApiKey {
@@ -66,6 +67,7 @@ fn everything_is_there_again_after_a_restart() {
             resources: [("fs".into(), vec!["docs".into()])].into(),
             description: Some("hall".to_owned()),
             created_by: Some("key:abcd0123".to_owned()),
+            created_by_key: Some(key(9)),
             created: Some(1_900_000_000),
             used_day: Some(21_990),
             ..ApiKey::new(token)

@@ -374,11 +374,14 @@ impl Reach {
             .build();
         let runtime =
             runtime.map_err(|e| Failure::local(format!("cannot start the runtime: {e}")))?;
-        runtime.block_on(async {
+        let result = runtime.block_on(async {
             let result = work(self).await;
             self.dialer.close().await;
             result
-        })
+        });
+        // Where it was interrupted, a thread may still wait for a line of standard input.
+        runtime.shutdown_background();
+        result
     }
 
     /// Dials, runs `work`, says goodbye.
@@ -389,7 +392,14 @@ impl Reach {
     ) -> Result<T, Failure> {
         let connection = self.dialled(target, ALPN, self.carriage).await?;
         let client = CallClient::without_operations().attach(connection, None);
-        let result = work(&client).await;
+        let result = tokio::select! {
+            biased;
+            result = work(&client) => result,
+            // The node is told: over UDP it would notice by silence alone, and work until then.
+            _ = tokio::signal::ctrl_c() => {
+                Err(Failure::new(Exit::Aborted, "ABORTED", "interrupted"))
+            }
+        };
         client.close(alknet_core::CloseCode::Normal, "");
         result
     }
@@ -429,7 +439,7 @@ pub(crate) fn of_dial_kind(error: &alknet_core::DialError) -> Failure {
         Kind::TimedOut => (Exit::Timeout, "TIMEOUT"),
         _ => (Exit::Unreachable, "UNAVAILABLE"),
     };
-    Failure::new(exit, code, error)
+    Failure::new(exit, code, output::one_line(&error.to_string()))
 }
 
 fn of_dial(error: &DialError) -> Failure {
@@ -442,12 +452,13 @@ fn of_dial(error: &DialError) -> Failure {
         DialError::TimedOut { .. } => (Exit::Timeout, "TIMEOUT"),
         _ => (Exit::Unreachable, "UNAVAILABLE"),
     };
-    Failure::new(exit, code, error)
+    // The other side may have said why.
+    Failure::new(exit, code, output::one_line(&error.to_string()))
 }
 
 /// What a call failed with, for the person at the keyboard.
 pub(crate) fn of_call(error: CallError) -> Failure {
-    let mut message = error.message.clone();
+    let mut message = output::one_line(&error.message).into_owned();
     if let Some(details) = &error.details {
         message.push_str(&format!(" {details}"));
     }
@@ -458,7 +469,7 @@ fn show(value: &Value, json: bool) -> Result<(), Failure> {
     if json {
         return output::json_line(value);
     }
-    output::line(&serde_json::to_string_pretty(value).map_err(Failure::local)?)
+    output::json_pretty(value)
 }
 
 /// The input as written, from standard input, or from a file.

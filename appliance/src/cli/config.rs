@@ -56,7 +56,7 @@ pub(crate) fn run(verb: ConfigVerb, json: bool) -> Result<Exit, Failure> {
         ConfigVerb::Check { file } => check(&file, json),
         ConfigVerb::Schema => {
             let schema = serde_json::to_string_pretty(&NodeConfig::json_schema());
-            output::line(&schema.map_err(Failure::local)?)?;
+            output::text(&schema.map_err(Failure::local)?)?;
             Ok(Exit::Ok)
         }
     }
@@ -130,7 +130,9 @@ fn refused(name: &str, error: CallError) -> Failure {
         return of_call(error);
     };
     let errors = errors.iter().filter_map(Value::as_str);
-    let lines: Vec<_> = errors.map(|error| format!("{name}: {error}")).collect();
+    // One mistake cannot pass for several.
+    let line = |error: &str| format!("{name}: {}", output::one_line(error));
+    let lines: Vec<_> = errors.map(line).collect();
     Failure::new(Exit::Usage, error.code.name(), lines.join("\n"))
 }
 

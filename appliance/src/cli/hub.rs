@@ -154,7 +154,15 @@ fn change(
     let told = |answer: &Value| {
         let id = text(&answer["peer_id"]);
         let name = answer["name"].as_str().filter(|name| *name != id);
-        vec![name.map_or_else(|| id.to_owned(), |name| format!("{id}  {name}"))]
+        let mut lines = vec![name.map_or_else(|| id.to_owned(), |name| format!("{id}  {name}"))];
+        let closed = answer["closed"].as_array().into_iter().flatten();
+        lines.extend(closed.map(|token| {
+            format!(
+                "invitation {} is closed: the peer still has its join string",
+                text(token)
+            )
+        }));
+        lines
     };
     ask(target, dial, operation, input, json, told)
 }

@@ -118,7 +118,7 @@ fn file(args: &RunArgs, json: bool) -> Result<Exit, Failure> {
         console(&answer["console"]);
         match &answer["value"] {
             Value::Null => {}
-            value => output::line(&serde_json::to_string_pretty(value).map_err(Failure::local)?)?,
+            value => output::json_pretty(value)?,
         }
         tell(recording.as_ref());
         Ok(Exit::Ok)
@@ -140,8 +140,7 @@ fn failed(mut error: CallError, recording: Option<&mut Recording>, json: bool) -
 /// Where calls were recorded: for people, and not among a script's results.
 fn tell(recording: Option<&Recording>) {
     if let Some(summary) = recording.and_then(Recording::summary) {
-        // Where standard error is gone there is nobody left to tell.
-        let _ = writeln!(std::io::stderr(), "{summary}");
+        output::note(&summary);
     }
 }
 
@@ -151,7 +150,7 @@ fn types(args: &TypesArgs) -> Result<Exit, Failure> {
         let answer = eval(client, &args.dial, &input).await.map_err(of_call)?;
         let operations: Vec<Operation> = serde_json::from_value(answer["value"].clone())
             .map_err(|error| Failure::local(format!("the node lists no operations: {error}")))?;
-        output::line(declarations(&operations).trim_end())?;
+        output::text(declarations(&operations).trim_end())?;
         Ok(Exit::Ok)
     })
 }
@@ -182,7 +181,7 @@ fn repl(args: &ReplArgs, json: bool) -> Result<Exit, Failure> {
                 Ok(answer) => {
                     console(&answer["console"]);
                     let shown = answer["shown"].as_str().unwrap_or_default();
-                    output::line(shown)?;
+                    output::text(shown)?;
                 }
                 Err(mut error) if is_scripts(&error) => {
                     exit = Exit::Failed;
@@ -296,8 +295,7 @@ fn millis(args: &DialArgs) -> u64 {
 fn console(lines: &Value) {
     for line in lines.as_array().into_iter().flatten() {
         let text = line["text"].as_str().unwrap_or_default();
-        // Where standard error is gone there is nobody left to tell.
-        let _ = writeln!(std::io::stderr(), "{text}");
+        output::note(text);
     }
 }
 
@@ -309,7 +307,7 @@ fn ended(error: CallError, json: bool) -> Failure {
     let exit = Exit::of_code(&error.code);
     let details = error.details.unwrap_or_default();
     console(&details["console"]);
-    let mut message = error.message;
+    let mut message = output::one_line(&error.message).into_owned();
     if let Some(name) = details["name"].as_str() {
         message = format!("{name}: {message}");
     }

@@ -251,7 +251,7 @@ fn run(verb: Verb, json: bool) -> Result<Exit, Failure> {
         Verb::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "alknet", &mut script);
-            output::line(String::from_utf8_lossy(&script).trim_end())?;
+            output::text(String::from_utf8_lossy(&script).trim_end())?;
             Ok(Exit::Ok)
         }
         Verb::Config(verb) => config::run(verb, json),

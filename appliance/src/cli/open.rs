@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::net::{IpAddr, ToSocketAddrs};
+use std::ops::RangeInclusive;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -16,6 +17,10 @@ use super::{DialArgs, Exit, Failure, output};
 
 /// The port that a link need not name.
 const HTTPS_PORT: u16 = 443;
+/// Characters of what a node calls a link; today 43.
+const TICKET_CHARS: RangeInclusive<usize> = 16..=128;
+/// Characters that are shown of what is no link.
+const SHOWN_CHARS_MAX: usize = 200;
 /// What opens a link on a desktop, by the order they are looked for.
 const OPENERS: [&str; 2] = ["xdg-open", "open"];
 /// File below the state directory that leads a browser to the link: an argument of a program can be
@@ -68,7 +73,7 @@ pub(crate) fn run(args: &OpenArgs, json: bool) -> Result<Exit, Failure> {
         };
         let answer = client.call("node/page-ticket", &input).await;
         let answer = answer.map_err(of_call)?;
-        let link = link(&target, answer.value(), resolved);
+        let link = link(&target, answer.value(), args.action, resolved)?;
         let good_for = answer.value()["expires_in"].as_u64().unwrap_or_default();
         if json {
             output::json_line(&json!({ "url": link, "expires_in": good_for }))?;
@@ -92,21 +97,24 @@ pub(crate) fn run(args: &OpenArgs, json: bool) -> Result<Exit, Failure> {
 }
 
 /// The link, by a name that both the browser and the node know: a node answers to its addresses and to
-/// the names it has, and to no other.
+/// the names it has, and to no other. What the node says becomes a part of a link that a browser follows, and is
+/// held against what a link of its kind looks like.
 fn link(
     target: &PeerAddr,
     answer: &Value,
+    action: Option<Action>,
     resolve: impl Fn(&str, u16) -> Option<IpAddr>,
-) -> String {
+) -> Result<String, Failure> {
     let names = answer["names"].as_array().into_iter().flatten();
-    let names: Vec<_> = names.filter_map(Value::as_str).collect();
+    let names = names.filter_map(Value::as_str);
+    let names: Vec<_> = names.filter(|name| is_host_name(name)).collect();
     let host = match &target.host {
         Host::Name(name) if !names.iter().any(|own| own.eq_ignore_ascii_case(name)) => {
             match resolve(name, target.port) {
                 Some(address) => literal(address),
                 None => names
                     .iter()
-                    .find(|own| !own.contains('*') && **own != "localhost")
+                    .find(|own| **own != "localhost")
                     .map_or_else(|| name.clone(), |own| (*own).to_owned()),
             }
         }
@@ -117,8 +125,32 @@ fn link(
         HTTPS_PORT => String::new(),
         port => format!(":{port}"),
     };
-    let path = answer["path"].as_str().unwrap_or("/");
-    format!("https://{host}{port}{path}")
+    let path = answer["path"].as_str().unwrap_or_default();
+    let begins = match action {
+        None => "/status/enter/",
+        Some(_) => "/status/act/",
+    };
+    if !path.strip_prefix(begins).is_some_and(is_ticket) {
+        let text = format!(
+            "the node answered with no link to its status page: {}",
+            output::one_line(&path.chars().take(SHOWN_CHARS_MAX).collect::<String>())
+        );
+        return Err(Failure::new(Exit::Failed, "INVALID_OUTPUT", text));
+    }
+    Ok(format!("https://{host}{port}{path}"))
+}
+
+/// What a node calls a link: characters of base64url (RFC 4648 section 5) and nothing else.
+fn is_ticket(text: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+    TICKET_CHARS.contains(&text.len()) && text.bytes().all(plain)
+}
+
+/// A name of a host (RFC 1123 section 2.1), underscores besides.
+fn is_host_name(text: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+    let label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(plain);
+    text.len() <= 253 && text.split('.').all(label)
 }
 
 fn literal(address: IpAddr) -> String {
@@ -181,7 +213,7 @@ fn write_leading_to(file: &Path, link: &str) -> io::Result<()> {
     }
     let mut out = fs::OpenOptions::new();
     let mut out = out.write(true).create_new(true).mode(0o600).open(file)?;
-    // A link has no character that means anything to HTML.
+    let link = escaped(link);
     writeln!(
         out,
         "<!DOCTYPE html><meta charset=\"utf-8\"><title>alknet</title>\
@@ -189,14 +221,91 @@ fn write_leading_to(file: &Path, link: &str) -> io::Result<()> {
     )
 }
 
+/// Text as HTML has it in an attribute. A link has no such character.
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            other => escaped.push(other),
+        }
+    }
+    escaped
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const TICKET: &str = "0123456789abcdefABCDEF_-0123456789abcdefABC";
+
     fn link_of(target: &str, names: &[&str], resolved: Option<&str>) -> String {
-        let answer = json!({ "path": "/status/enter/abc", "names": names });
+        let answer = json!({ "path": format!("/status/enter/{TICKET}"), "names": names });
         let target = target.parse().expect("a target");
-        link(&target, &answer, |_, _| resolved?.parse().ok())
+        let link = link(&target, &answer, None, |_, _| resolved?.parse().ok());
+        link.expect("it is a link")
+    }
+
+    #[test]
+    fn what_is_no_link_is_refused() {
+        let key = format!("ed25519:{}", "01".repeat(32));
+        let target = format!("{key}@192.0.2.7:443").parse().expect("a target");
+        let link = |path: &str, action| {
+            let answer = json!({ "path": path, "names": [] });
+            link(&target, &answer, action, |_, _| None)
+        };
+        let (enter, act) = (
+            format!("/status/enter/{TICKET}"),
+            format!("/status/act/{TICKET}"),
+        );
+        assert!(link(&enter, None).is_ok() && link(&act, Some(Action::Lock)).is_ok());
+        let acts = format!("{enter}\u{1b}]0;x\u{7}");
+        let long = format!("/status/enter/{}", "a".repeat(129));
+        for (path, action) in [
+            (act.as_str(), None),
+            (enter.as_str(), Some(Action::Lock)),
+            ("", None),
+            ("/", None),
+            ("@evil.example/status/enter/0123456789abcdef", None),
+            ("/status/enter/", None),
+            ("/status/enter/short", None),
+            (
+                "/status/enter/0123456789abcdef\"><script>alert(1)</script>",
+                None,
+            ),
+            ("/status/enter/0123456789abcdef#", None),
+            ("/status/enter/../../0123456789abcdef", None),
+            (acts.as_str(), None),
+            (long.as_str(), None),
+        ] {
+            let refused = link(path, action).expect_err(path);
+            assert!(!refused.message.contains('\u{1b}'), "{refused}");
+        }
+    }
+
+    #[test]
+    fn names_that_are_none_are_left_out() {
+        let key = format!("ed25519:{}", "01".repeat(32));
+        let at = format!("{key}@other.example:443");
+        let long = "a".repeat(64);
+        let names = [
+            "evil.example/x?",
+            "a b",
+            "x\u{1b}[2J",
+            "",
+            "a..b",
+            &long,
+            "*.c",
+            "box",
+        ];
+        assert_eq!(
+            link_of(&at, &names, None),
+            format!("https://box/status/enter/{TICKET}")
+        );
     }
 
     #[test]
@@ -225,7 +334,7 @@ mod tests {
             ),
             ("other.example:443", &[], None, "other.example"),
         ] {
-            let expected = format!("https://{host}/status/enter/abc");
+            let expected = format!("https://{host}/status/enter/{TICKET}");
             assert_eq!(link_of(&format!("{key}@{at}"), names, found), expected);
         }
     }
@@ -250,6 +359,9 @@ mod tests {
             write_leading_to(&file, &format!("https://192.0.2.7/status/enter/{n}")).expect("ours");
             let text = fs::read_to_string(&file).expect("written");
             assert!(text.contains(&format!("/enter/{n}\"")));
+            write_leading_to(&file, "https://a/\"'><script>&").expect("ours");
+            let foreign = fs::read_to_string(&file).expect("written");
+            assert!(foreign.contains("https://a/&quot;&#39;&gt;&lt;script&gt;&amp;\""));
             let mode = fs::metadata(&file).expect("there").permissions().mode();
             assert_eq!(mode & 0o777, 0o600);
         }

@@ -1,11 +1,72 @@
 //! Printing results and errors, for a person or for a program.
+//!
+//! Most of what is printed a node has said, and a node may be anybody's. No character of it reaches a terminal that
+//! moves the cursor, changes colours, titles or keys, or turns the direction of writing: each is shown as an
+//! escape. Where something is one line for its reader, a line break is one of them.
 
+use std::borrow::Cow;
+use std::fmt::Write as _;
 use std::io::{self, Write};
 
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Exit, Failure};
+
+/// Whether a character does something to a terminal, or to the text around it, instead of being shown: those of
+/// category Cc, which are the ones of ASCII and `U+0080` to `U+009F`, line and paragraph separators, and what sets
+/// directions (UAX #9).
+fn acts(c: char) -> bool {
+    c.is_control()
+        || matches!(
+            c,
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+        )
+}
+
+/// The text with `\u{…}` for each character that acts, but for those in `kept`.
+fn escaped<'t>(text: &'t str, kept: &[char]) -> Cow<'t, str> {
+    let acts = |c: char| acts(c) && !kept.contains(&c);
+    if !text.contains(acts) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match acts(c) {
+            true => shown.extend(c.escape_unicode()),
+            false => shown.push(c),
+        }
+    }
+    Cow::Owned(shown)
+}
+
+/// A part of a line, as it can be shown.
+pub(crate) fn one_line(text: &str) -> Cow<'_, str> {
+    escaped(text, &['\t'])
+}
+
+/// Text of several lines, as it can be shown.
+pub(crate) fn lines(text: &str) -> Cow<'_, str> {
+    escaped(text, &['\t', '\n'])
+}
+
+/// JSON text that says the same, and in which nothing acts. Its own escapes leave out what is beyond ASCII.
+fn safe_json(text: &str) -> Cow<'_, str> {
+    let acts = |c: char| acts(c) && !c.is_ascii_control() || c == '\u{7f}';
+    if !text.contains(acts) {
+        return Cow::Borrowed(text);
+    }
+    let mut safe = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if acts(c) {
+            // None is beyond the basic plane. Writing to a string does not fail.
+            let _ = write!(safe, "\\u{:04x}", u32::from(c));
+        } else {
+            safe.push(c);
+        }
+    }
+    Cow::Owned(safe)
+}
 
 /// Prints the one error of a command on standard error.
 pub(crate) fn failure(failure: &Failure, json: bool) {
@@ -14,18 +75,26 @@ pub(crate) fn failure(failure: &Failure, json: bool) {
 
 /// Prints an error on standard error, naming the node where there are several.
 pub(crate) fn failure_of(target: Option<&str>, failure: &Failure, json: bool) {
-    let text = if json {
+    if json {
         let error = json!({ "code": failure.code, "message": failure.message });
-        match target {
+        let text = match target {
             Some(target) => json!({ "target": target, "error": error }).to_string(),
             None => json!({ "error": error }).to_string(),
-        }
-    } else {
-        match target {
-            Some(target) => format!("alknet: {target}: {failure}"),
-            None => format!("alknet: {failure}"),
-        }
-    };
+        };
+        return said(&safe_json(&text));
+    }
+    said(&lines(&match target {
+        Some(target) => format!("alknet: {target}: {failure}"),
+        None => format!("alknet: {failure}"),
+    }));
+}
+
+/// Prints text that is no result, of one line or several, on standard error.
+pub(crate) fn note(text: &str) {
+    said(&lines(text));
+}
+
+fn said(text: &str) {
     // Where standard error is gone there is nobody left to tell.
     writeln!(io::stderr(), "{text}").ok();
 }
@@ -36,14 +105,36 @@ pub(crate) fn failure_of(target: Option<&str>, failure: &Failure, json: bool) {
 /// Standard output is gone.
 pub(crate) fn json_line(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string(value).map_err(Failure::local)?;
-    line(&text)
+    written(&safe_json(&text))
+}
+
+/// Prints `value` as JSON for a person.
+///
+/// # Errors
+/// As [`json_line`].
+pub(crate) fn json_pretty(value: &Value) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(Failure::local)?;
+    written(&safe_json(&text))
 }
 
 /// Prints one line.
 ///
 /// # Errors
-/// Standard output is gone, which ends a stream the way `head` expects.
+/// As [`json_line`].
 pub(crate) fn line(text: &str) -> Result<(), Failure> {
+    written(&one_line(text))
+}
+
+/// Prints text that may have several lines.
+///
+/// # Errors
+/// As [`json_line`].
+pub(crate) fn text(text: &str) -> Result<(), Failure> {
+    written(&lines(text))
+}
+
+/// Standard output being gone ends a stream the way `head` expects.
+fn written(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     writeln!(out, "{text}")
         .and_then(|()| out.flush())
@@ -51,4 +142,32 @@ pub(crate) fn line(text: &str) -> Result<(), Failure> {
             io::ErrorKind::BrokenPipe => Failure::new(Exit::Ok, "CLOSED", "the reader went away"),
             _ => Failure::local(format!("cannot write to standard output: {error}")),
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_is_shown_acts() {
+        let all: String = (0..=char::MAX as u32).filter_map(char::from_u32).collect();
+        let one = one_line(&all);
+        assert!(!one.contains(|c: char| acts(c) && c != '\t'));
+        let several = lines(&all);
+        assert!(!several.contains(|c: char| acts(c) && c != '\t' && c != '\n'));
+        let text = serde_json::to_string(&all).expect("JSON");
+        let json = safe_json(&text);
+        assert!(!json.contains(acts));
+        assert_eq!(serde_json::from_str::<String>(&json).expect("JSON"), all);
+    }
+
+    #[test]
+    fn what_is_harmless_is_shown_as_it_is() {
+        for text in ["", "a\tb", "héllo, 世界 🦀", "é"] {
+            assert!(matches!(one_line(text), Cow::Borrowed(same) if same == text));
+        }
+        assert_eq!(one_line("a\nb\u{1b}[2J"), "a\\u{a}b\\u{1b}[2J");
+        assert_eq!(lines("a\nb\u{9b}2J\r"), "a\nb\\u{9b}2J\\u{d}");
+        assert_eq!(safe_json("\"\u{9b}\u{202e}\""), r#""\u009b\u202e""#);
+    }
 }

@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::{Exit, Failure, StateArgs, output};
-use crate::node::{self, Configured, Overlay, ServeFile};
+use crate::node::{self, Configured, Overlay, ServeFile, StateLock};
 
 /// Arguments of `alknet serve`.
 #[derive(Debug, Args)]
@@ -42,11 +42,17 @@ impl ServeArgs {
 
 /// Serves until it is told to stop.
 pub(crate) fn run(args: ServeArgs, json: bool) -> Result<Exit, Failure> {
+    let lock = StateLock::take(&args.state.dir()?)?;
+    run_locked(args, lock, json)
+}
+
+/// The same, where this process has the folder already.
+pub(crate) fn run_locked(args: ServeArgs, lock: StateLock, json: bool) -> Result<Exit, Failure> {
     let state_dir = args.state.dir()?;
     let verbose = args.verbose;
     let configured = configuration(args)?;
     let config = configured.config.clone();
-    node::serve(configured, &state_dir, verbose, |file| {
+    node::serve(configured, (&state_dir, lock), verbose, |file| {
         started(file, &config, json)
     })
 }

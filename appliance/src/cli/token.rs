@@ -137,9 +137,9 @@ fn new(json: bool) -> Result<Exit, Failure> {
     output::line("Give the line above to whoever is to use it; it is not shown again.")?;
     output::line("The node gets one of these, for a peer or for a program:")?;
     output::line("")?;
-    output::line(&format!("[[peers]]\ntokens = [\"{entry}\"]"))?;
+    output::text(&format!("[[peers]]\ntokens = [\"{entry}\"]"))?;
     output::line("")?;
-    output::line(&format!(
+    output::text(&format!(
         "[[api_keys]]\nkey_id = \"{}\"\nsha256 = \"{sha256}\"",
         hash.key_id
     ))?;

@@ -134,7 +134,7 @@ fn show(value: &Value, json: bool) -> Result<Exit, Failure> {
         };
         // What has several lines stands by itself, to be copied.
         let gap = if text.contains('\n') { "\n" } else { " " };
-        output::line(&format!("{name:12}{gap}{text}"))?;
+        output::text(&format!("{name:12}{gap}{text}"))?;
     }
     Ok(Exit::Ok)
 }

@@ -27,7 +27,7 @@ use super::vault::NodeVault;
 use keys::CertificateKeys;
 
 /// The certificate authorities of `tls.roots` or `tls.acme.ca_file` cannot be read.
-const ROOTS_FAILED: &str = "tls_roots_failed";
+const ROOTS_FAILED: &str = "tls-roots-failed";
 
 /// Certificates both ways: what is served, and whom the node trusts when it dials.
 pub(crate) struct Certificates {

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::ops::NodeContext;
 
 /// What can be broken. Names beginning with `init-` are PID 1's.
-const KINDS: [&str; 11] = [
+const KINDS: [&str; 13] = [
     "handler-panic",
     "handler-hang",
     "node-hang",
@@ -25,6 +25,8 @@ const KINDS: [&str; 11] = [
     "node-panic",
     "worker-kill",
     "init-hang",
+    "init-housekeep-panic",
+    "init-open-panic",
     "init-orphans",
     "init-panic",
     "init-net-panic",

@@ -14,6 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::facts::{self, About};
 use super::log::{self, LogRing, Stderr};
+use super::place::StateLock;
 use super::{Keeper, Node, Options, follow};
 use crate::cli::{Exit, Failure};
 
@@ -107,13 +108,13 @@ pub(crate) struct Configured {
     pub(crate) problems: Vec<Problem>,
 }
 
-/// Serves until SIGINT or SIGTERM; `started` is told where.
+/// Serves until SIGINT or SIGTERM, from a folder that is this process's; `started` is told where.
 ///
 /// # Errors
 /// The port, the key or the state directory cannot be had.
 pub(crate) fn serve(
     configured: Configured,
-    state_dir: &Path,
+    (state_dir, _lock): (&Path, StateLock),
     verbose: bool,
     started: impl FnOnce(&ServeFile) -> Result<(), Failure>,
 ) -> Result<Exit, Failure> {

@@ -8,9 +8,9 @@
 
 mod reached;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use alknet_call::{CallClient, CallConnection, CallError, Credentials, Dispatcher, ErrorCode};
@@ -27,6 +27,8 @@ use super::reload::Reloader;
 
 pub(crate) use reached::Reached;
 
+/// The problem of a node that a hub does not take, or put out. Nothing is wrong with the node.
+pub(crate) const HUB_REFUSES: &str = "hub-refuses";
 /// Longest first pause between attempts.
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
 /// Longest pause.
@@ -63,6 +65,7 @@ pub(crate) fn problems(config: &NodeConfig) -> Vec<Problem> {
 /// The hubs this node keeps.
 pub(crate) struct Joins {
     stop: watch::Sender<bool>,
+    unwanted: Unwanted,
 }
 
 /// What every one of them is kept with.
@@ -74,14 +77,59 @@ pub(crate) struct JoinContext {
     pub(crate) own: PeerKey,
     /// Where connections are noted while they are up.
     pub(crate) reached: Reached,
+    /// Where hubs are noted that do not want this node.
+    pub(crate) unwanted: Unwanted,
+}
+
+/// Hubs that do not take this node, or no longer, with what each says. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Unwanted(Arc<Mutex<BTreeMap<PeerKey, String>>>);
+
+impl Unwanted {
+    fn set(&self, hub: PeerKey, why: String) {
+        self.lock().insert(hub, why);
+    }
+
+    fn clear(&self, hub: &PeerKey) {
+        self.lock().remove(hub);
+    }
+
+    /// Forgets those that are not joined any more.
+    fn keep(&self, wanted: &[HubPlace]) {
+        self.lock()
+            .retain(|hub, _| wanted.iter().any(|place| place.key == *hub));
+    }
+
+    fn problems(&self) -> Vec<Problem> {
+        let all = self.lock();
+        let problem = |why: &String| {
+            Problem {
+            code: HUB_REFUSES.to_owned(),
+            text: why.clone(),
+            hint: "ask an administrator of the hub for a new join string, or take the hub out of [[join]]"
+                .to_owned(),
+        }
+        };
+        all.values().map(problem).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<PeerKey, String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Joins {
     /// Dials the hubs of the document in force, and of every later one.
     pub(crate) fn start(context: JoinContext) -> Self {
         let (stop, stopped) = watch::channel(false);
+        let unwanted = context.unwanted.clone();
         tokio::spawn(supervise(Arc::new(context), stopped));
-        Self { stop }
+        Self { stop, unwanted }
+    }
+
+    /// Hubs that do not take this node.
+    pub(crate) fn problems(&self) -> Vec<Problem> {
+        self.unwanted.problems()
     }
 
     /// Dials nobody any more. Connections that are there stay until they end.
@@ -96,6 +144,7 @@ async fn supervise(context: Arc<JoinContext>, mut stopped: watch::Receiver<bool>
     let mut kept: HashMap<HubPlace, JoinHandle<()>> = HashMap::new();
     loop {
         let wanted = wanted(&context);
+        context.unwanted.keep(&wanted);
         kept.retain(|hub, task| {
             let stays = wanted.contains(hub);
             if !stays {
@@ -222,7 +271,7 @@ async fn once(context: &JoinContext, hub: &HubPlace) -> Ended {
         Err(ended) => return ended,
     };
     match knows_us(&connection).await {
-        Ok(true) => {}
+        Ok(true) => context.unwanted.clear(&hub.key),
         Ok(false) => {
             connection.close(CloseCode::Normal, "");
             return enrol_with(context, hub).await;
@@ -280,10 +329,21 @@ async fn enrol_with(context: &JoinContext, hub: &HubPlace) -> Ended {
     match enrol(&*context.dialer, targets, Carriage::Both, &request).await {
         Ok((enrolled, _)) => {
             tracing::info!(%hub, peer = %enrolled.peer_id, name = enrolled.name, "join.enrolled");
+            context.unwanted.clear(&hub.key);
             Ended::Lost(Duration::ZERO)
         }
         Err(EnrolClientError::Refused(refusal)) => {
             tracing::warn!(%hub, code = %refusal.code, "join.refused: {}", refusal.message);
+            let at = hub
+                .targets
+                .first()
+                .map(PeerAddr::address)
+                .unwrap_or_default();
+            let why = format!(
+                "the hub {hub} at {at} does not take this node: {}",
+                refusal.message
+            );
+            context.unwanted.set(hub.key, why);
             let asked = refusal.retry_after_ms.map(Duration::from_millis);
             Ended::Unwanted(asked.unwrap_or(UNWANTED))
         }

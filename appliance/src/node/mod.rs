@@ -18,6 +18,7 @@ mod metrics;
 mod ops;
 mod own_key;
 mod people;
+mod place;
 mod powers;
 mod reload;
 mod rotate;
@@ -71,6 +72,7 @@ pub(crate) use escrow::errand;
 pub(crate) use host::{Configured, Overlay, ServeFile, serve};
 pub(crate) use join::problems as join_problems;
 pub(crate) use keep::{last_good_of, read as read_document};
+pub(crate) use place::StateLock;
 pub(crate) use reload::refusal;
 pub(crate) use supervised::supervised;
 
@@ -239,6 +241,7 @@ impl Node {
             dialer: certificates.dialer,
             own: key.public(),
             reached,
+            unwanted: Default::default(),
         });
         let node = Self {
             hub,
@@ -337,6 +340,8 @@ impl Node {
             .chain(self.powers.problems())
             .chain(self.web.problems())
             .chain(self.imports.problems())
+            .chain(guesses(&self.server))
+            .chain(self.joins.problems())
             .collect()
     }
 
@@ -469,6 +474,36 @@ fn limits(asked: &LimitsConfig) -> Limits {
             .unwrap_or(own.failures_per_minute_max),
         ..own
     }
+}
+
+/// Code of the problem that tokens or keys are guessed.
+pub(crate) const FAILED_LOGINS: &str = "failed-logins";
+
+/// Networks that are named in that problem.
+const NETWORKS_NAMED: usize = 8;
+
+/// From where tokens or keys are guessed.
+fn guesses(server: &Server) -> Option<Problem> {
+    let mut networks: Vec<_> = server.penalties().into_iter().map(|(who, _)| who).collect();
+    networks.sort_unstable();
+    let named = networks
+        .iter()
+        .take(NETWORKS_NAMED)
+        .map(ToString::to_string);
+    let named = named.collect::<Vec<_>>().join(", ");
+    let more = networks.len().saturating_sub(NETWORKS_NAMED);
+    let more = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
+    (!networks.is_empty()).then(|| Problem {
+        code: FAILED_LOGINS.to_owned(),
+        text: format!("too many wrong tokens or unknown keys came from {named}{more}"),
+        hint: "wrong ones from there are refused for a while, right ones are not; if it is one of your \
+               programs, give it a token that is good"
+            .to_owned(),
+    })
 }
 
 fn counters_of(server: &Server) -> Value {

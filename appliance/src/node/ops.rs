@@ -160,7 +160,7 @@ fn log(ring: LogRing) -> Registration {
 }
 
 fn log_input(input: &alknet_call::Body) -> Result<LogInput, CallError> {
-    if input.value().is_null() {
+    if input.is_null() {
         Ok(LogInput::default())
     } else {
         input.parse()

@@ -7,8 +7,8 @@ use std::time::Duration;
 use alknet_call::{Body, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration};
 use alknet_core::config::is_scope;
 use alknet_core::{
-    ApiKey, AuthToken, Entries, Identities, Identity, IdentityStore, KeyId, PeerId, ScopeSet,
-    StoreError,
+    ApiKey, AuthToken, Entries, Identities, Identity, IdentityProvider, IdentityStore, KeyId,
+    PeerId, ScopeSet, StoreError,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -135,6 +135,7 @@ fn planned(
             .filter(|n| !n.is_empty()),
         expires,
         created_by: Some(who.id.to_string()),
+        created_by_key: entries.admin_key(&who.id),
         created: now_s,
         ..ApiKey::new(hash)
     })
@@ -253,6 +254,8 @@ pub(crate) fn list(people: People) -> Registration {
                     "expires": { "type": "string" }, "expired": { "const": true },
                     "note": { "type": "string" },
                     "created_by": { "type": "string" }, "created": { "type": "string" },
+                    "maker_gone": { "const": true,
+                        "description": "Its maker is not let in any more, or holds less than it: it is refused" },
                     "last_used": { "type": "string", "description": "A day, YYYY-MM-DD" },
                 } } } }
         }))
@@ -285,6 +288,7 @@ fn listed(identities: &Identities) -> Value {
             "expired": over(key.expires).then_some(true),
             "note": key.description,
             "created_by": key.created_by,
+            "maker_gone": (!over(key.expires) && identities.by_id(&id).is_none()).then_some(true),
             "created": key.created.and_then(moment),
             "last_used": day(key_id),
         })));
@@ -401,7 +405,7 @@ fn refused(error: StoreError) -> CallError {
 
 #[cfg(test)]
 mod tests {
-    use alknet_core::{IdentityKind, SystemClock};
+    use alknet_core::{IdentityKind, PeerKey, SystemClock};
 
     use super::*;
 
@@ -425,7 +429,12 @@ mod tests {
     }
 
     fn everybody() -> Identities {
-        Identities::new(Entries::default(), Arc::new(SystemClock { built_s: 0 }))
+        let ada = PeerKey::Ed25519([1; 32]);
+        let entries = Entries {
+            admins: vec![("ada".parse().expect("a peer id"), ada)],
+            ..Entries::default()
+        };
+        Identities::new(entries, Arc::new(SystemClock { built_s: 0 }))
     }
 
     fn plan(who: &Identity, asked: MakeInput) -> Result<ApiKey, CallError> {
@@ -487,7 +496,6 @@ mod tests {
         let answer = made(&token, &key);
         assert_eq!(answer["token"], token.expose());
         identities.put_api_key(key.clone()).await.expect("room");
-        use alknet_core::IdentityProvider;
         assert!(identities.by_token(&token).is_some());
         let all = listed(&identities);
         let one = &all["tokens"][0];
@@ -505,11 +513,16 @@ mod tests {
                 &json!(key.id())
             )
         );
+        assert_eq!(one["maker_gone"], Value::Null);
+        assert_eq!(key.created_by_key, Some(PeerKey::Ed25519([1; 32])));
         let day = one["last_used"].as_str().expect("it was used");
         assert_eq!(day.len(), "2030-01-01".len());
         let text = all.to_string();
         assert!(!text.contains(&token.expose()[13..]));
         assert!(!text.contains(&key.token.to_string()[9..]));
+        identities.replace_config(Entries::default());
+        assert!(identities.by_token(&token).is_none());
+        assert_eq!(listed(&identities)["tokens"][0]["maker_gone"], json!(true));
     }
 
     #[tokio::test]

@@ -14,15 +14,26 @@ use alknet_init::control::Problem;
 use alknet_mcp::{McpOptions, McpServer};
 use alknet_openapi::Contract;
 use alknet_page::Page;
+use alknet_tls::CLOCK_INSANE;
 use alknet_tls::acme::{HttpChallengeResponder, HttpChallenges};
 use bytes::Bytes;
 use http::request;
 use tokio::net::TcpStream;
 
 use super::facts;
+use super::join::HUB_REFUSES;
+use super::own_key::NODE_KEY_WAITS;
 
-/// Codes of problems that do not make a node degraded: it serves, and somebody has something to do.
-const HARMLESS: [&str; 3] = ["clock_insane", "node_key_waits", "secrets-left"];
+/// Codes of problems that do not make a node degraded: it serves, and somebody has something to do, here or where
+/// another node or server is kept.
+const HARMLESS: [&str; 6] = [
+    CLOCK_INSANE,
+    super::FAILED_LOGINS,
+    NODE_KEY_WAITS,
+    "secrets-left",
+    "import-failed",
+    HUB_REFUSES,
+];
 
 /// What is kept of HTTP while the node runs. Clones share it.
 #[derive(Clone, Debug)]

@@ -38,6 +38,8 @@ pub(crate) async fn admit(
     body: &FrameBody,
     event: &Envelope<'_>,
 ) -> Result<(), End> {
+    link.wait_until_read().await;
+    link.asked();
     Counters::add(&link.dispatcher.counters.requests);
     if !link.may_be_peers(&event.id) {
         return Err(End::Protocol("id of the other side"));
@@ -49,8 +51,9 @@ pub(crate) async fn admit(
         Ok(admitted) => start(admitted).await,
         Err(error) => {
             Counters::add(&link.dispatcher.counters.errors);
-            lane.out
-                .push(|out| envelope::append_error(out, &event.id, &error));
+            lane.out.push_waiting(&link.unread, |out| {
+                envelope::append_error(out, &event.id, &error);
+            });
         }
     }
     Ok(())
@@ -170,6 +173,7 @@ pub(crate) fn passed<'a>(
         window: payload.window,
         identity,
         standing,
+        hops: payload.hops,
     };
     Ok(Checked {
         operation,
@@ -182,7 +186,7 @@ pub(crate) fn passed<'a>(
 /// Refuses an input that its operation does not take.
 pub(crate) fn check_schema(operation: &Compiled, input: &Body) -> Result<(), CallError> {
     if operation.checks_input() {
-        operation.check_input(input.try_value()?)?;
+        operation.check_input(input)?;
     }
     Ok(())
 }
@@ -273,11 +277,9 @@ fn check_access(
     if access.is_open() {
         return Ok(None);
     }
-    // A stranger is turned away without a look at the input.
-    let resource_id = match identity {
-        Some(_) => operation.resource_id(input)?,
-        None => None,
-    };
+    // Whoever lacks the scopes is turned away without a look at the input.
+    access.check_scopes(identity).into_result()?;
+    let resource_id = operation.resource_id(input)?;
     access
         .check(
             identity,
@@ -285,7 +287,7 @@ fn check_access(
             link.dispatcher.ownership.as_deref(),
         )
         .into_result()?;
-    Ok(resource_id.map(|id| id.into()))
+    Ok(resource_id)
 }
 
 fn input(body: &FrameBody, payload: &Payload<'_>) -> Body {

@@ -85,7 +85,7 @@ impl Batch {
                 }),
             );
         }
-        if let Err(error) = outgoing::send(&lane, frames) {
+        if let Err(error) = outgoing::send(link, &lane, frames) {
             let failed = pending
                 .into_iter()
                 .map(|pending| Err(pending.err().unwrap_or_else(|| error.clone())));

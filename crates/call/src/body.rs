@@ -1,17 +1,18 @@
 //! What goes into an operation and what comes out of it.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use base64::Engine;
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use serde_json::value::RawValue;
 
 use crate::error::CallError;
+use crate::json;
+use crate::memory::InputMemory;
+use crate::tape::{Node, Size, TREE_BYTES_FREE, TREE_FACTOR, Tape};
 use crate::text;
 
 /// A received value: its JSON text, parsed when somebody asks, and the binary data its
@@ -21,6 +22,8 @@ pub struct Body {
     raw: Bytes,
     tail: Bytes,
     value: OnceLock<Value>,
+    /// What it counts against.
+    memory: Option<Arc<dyn InputMemory>>,
 }
 
 impl Body {
@@ -30,7 +33,24 @@ impl Body {
             raw,
             tail,
             value: OnceLock::new(),
+            memory: None,
         }
+    }
+
+    /// The same, and what is made of it counts against `memory`.
+    #[must_use]
+    pub fn counted(mut self, memory: Option<Arc<dyn InputMemory>>) -> Self {
+        self.memory = memory;
+        self
+    }
+
+    pub(crate) fn memory(&self) -> Option<&Arc<dyn InputMemory>> {
+        self.memory.as_ref()
+    }
+
+    /// Looks at the value without a tree.
+    pub(crate) fn look<T>(&self, look: impl FnOnce(Node<'_>) -> T) -> Result<T, CallError> {
+        Tape::look(&self.raw, self.memory(), look)
     }
 
     /// JSON text that was checked.
@@ -81,16 +101,22 @@ impl Body {
         &self.tail
     }
 
-    /// The value, parsed once. Text with numbers beyond what `f64` can hold reads as `null`.
+    /// The value, parsed once. Text with numbers beyond what `f64` can hold reads as `null`. Of what others sent,
+    /// an operation takes [`try_value`](Self::try_value): a tree may have 75 times the bytes of its text.
     #[must_use]
     pub fn value(&self) -> &Value {
         self.value
             .get_or_init(|| serde_json::from_slice(&self.raw).unwrap_or(Value::Null))
     }
 
-    /// The value, or `INVALID_INPUT` where the text holds a number beyond `f64`.
-    pub(crate) fn try_value(&self) -> Result<&Value, CallError> {
+    /// The value as a tree, for what needs one; counted as long as the body is kept.
+    ///
+    /// # Errors
+    /// `INVALID_INPUT` where the text holds a number beyond `f64`, or so many values that their tree has more
+    /// than four times its bytes, and 2 MiB; what it counts against may have no room.
+    pub fn try_value(&self) -> Result<&Value, CallError> {
         if self.value.get().is_none() {
+            self.weigh()?;
             let value = serde_json::from_slice(&self.raw)
                 .map_err(|error| CallError::invalid_input(error.to_string()))?;
             let _ = self.value.set(value);
@@ -98,14 +124,50 @@ impl Body {
         Ok(self.value())
     }
 
-    /// The value as `T`.
+    /// Counts what a tree of the text takes, before there is one.
+    fn weigh(&self) -> Result<(), CallError> {
+        let bytes = Size::of(&self.raw)?.tree_bytes();
+        if bytes > TREE_BYTES_FREE.max(TREE_FACTOR * self.raw.len()) {
+            return Err(CallError::invalid_input(
+                "the input has too many values for its length; send long lists as binary data",
+            ));
+        }
+        match &self.memory {
+            Some(memory) => memory.take(bytes),
+            None => Ok(()),
+        }
+    }
+
+    /// The value as a tree of its own.
     ///
     /// # Errors
-    /// `INVALID_INPUT` when it is none.
+    /// As [`try_value`](Self::try_value).
+    pub fn try_into_value(self) -> Result<Value, CallError> {
+        self.try_value()?;
+        Ok(self.value.into_inner().unwrap_or_default())
+    }
+
+    /// Whether it is `null`, as the input of a call without one.
+    #[must_use]
+    pub fn is_null(&self) -> bool {
+        self.raw.trim_ascii() == b"null"
+    }
+
+    /// The value as `T`. An input that counts against memory is held to what a tree of it may have: lists of
+    /// small structures grow as much.
+    ///
+    /// # Errors
+    /// `INVALID_INPUT` when it is none; as [`try_value`](Self::try_value) where it counts against memory.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, CallError> {
         let parsed = match self.value.get() {
             Some(value) => T::deserialize(value),
-            None => serde_json::from_slice(&self.raw),
+            None => {
+                // Frames of connections are short, and answers are what this node asked for.
+                if self.memory.is_some() {
+                    self.weigh()?;
+                }
+                serde_json::from_slice(&self.raw)
+            }
         };
         parsed.map_err(|error| CallError::invalid_input(error.to_string()))
     }
@@ -114,12 +176,9 @@ impl Body {
     /// point into. `None` where there is no such member, or no object.
     #[must_use]
     pub fn member(&self, name: &str) -> Option<Self> {
-        let members: HashMap<String, &RawValue> = serde_json::from_slice(&self.raw).ok()?;
-        let text = members.get(name)?.get().as_bytes();
-        Some(Self::from_parts(
-            self.raw.slice_ref(text),
-            self.tail.clone(),
-        ))
+        let text = json::member(&self.raw, name)?.get().as_bytes();
+        let member = Self::from_parts(self.raw.slice_ref(text), self.tail.clone());
+        Some(member.counted(self.memory.clone()))
     }
 
     /// The bytes a `{"$bin":[offset,length]}` stands for, if `value` is one and they exist.
@@ -330,5 +389,28 @@ mod tests {
         assert_eq!(body.value(), &json!([1, 2]));
         assert_eq!(body.parse::<Vec<u8>>().expect("numbers"), [1, 2]);
         assert!(body.parse::<String>().is_err());
+    }
+
+    #[derive(Debug)]
+    struct Endless;
+
+    impl InputMemory for Endless {
+        fn take(&self, _: usize) -> Result<(), CallError> {
+            Ok(())
+        }
+
+        fn give_back(&self, _: usize) {}
+    }
+
+    #[test]
+    fn nothing_large_is_made_of_a_list_of_short_values() {
+        let of = |text: String| Body::from_text(text.into()).counted(Some(Arc::new(Endless)));
+        let long = of(format!("[{}0]", "0,".repeat(1 << 20)));
+        assert!(long.parse::<Vec<u8>>().is_err());
+        assert!(long.try_value().is_err());
+        let short = of(format!("[{}0]", "0,".repeat(14_000)));
+        assert!(short.parse::<Vec<u8>>().is_ok());
+        let one = of(format!("[\"{}\"]", "x".repeat(8 << 20)));
+        assert!(one.parse::<Vec<String>>().is_ok());
     }
 }

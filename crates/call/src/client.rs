@@ -157,6 +157,8 @@ pub struct CallOptions {
     pub trace: Option<String>,
     /// Where the request travels.
     pub route: Route,
+    /// How often it was passed on before, for those who pass it on.
+    pub hops: u8,
 }
 
 impl Default for CallOptions {
@@ -171,6 +173,7 @@ impl Default for CallOptions {
             idempotency_key: None,
             trace: None,
             route: Route::Auto,
+            hops: 0,
         }
     }
 }
@@ -269,7 +272,7 @@ impl Caller {
         let lane = self.lane_for(&request, options).await?;
         let mut frame = Vec::new();
         let pending = request.expect_answer(&self.link, &lane, options.timeout, &mut frame)?;
-        outgoing::send(&lane, frame)?;
+        outgoing::send(&self.link, &lane, frame)?;
         Ok(pending)
     }
 
@@ -307,7 +310,7 @@ impl Caller {
         let buffered = window.map_or(STREAM_EVENTS_BUFFERED, |window| window as usize + 1);
         let mut frame = Vec::new();
         let (events, outgoing) = request.expect_events(&self.link, &lane, buffered, &mut frame)?;
-        outgoing::send(&lane, frame)?;
+        outgoing::send(&self.link, &lane, frame)?;
         Ok(Subscription {
             events,
             window,

@@ -1,21 +1,21 @@
 //! One operation ready to be called.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use alknet_core::Capabilities;
-use serde_json::Value;
+use bytes::Bytes;
+use jsonschema::json::Node as _;
 
 use crate::body::{Body, Output};
-use crate::check::Check;
 use crate::compose::{CompositionAuthority, Provenance};
 use crate::error::{CallError, ErrorCode};
 use crate::handler::{HandlerKind, OnSlow};
 use crate::peers::ScopedPeerEnv;
 use crate::registry::Registration;
 use crate::rules::{self, RegistryError};
+use crate::schema::{Check, SchemaError};
 use crate::spec::{self, OperationSpec, Visibility};
 
 /// An operation ready to be called.
@@ -37,8 +37,6 @@ pub(crate) struct Compiled {
     passes_errors: bool,
     running: AtomicU32,
 }
-
-type Resource<'a> = Option<Cow<'a, str>>;
 
 impl Compiled {
     pub(crate) fn new(registration: Registration) -> Result<Self, RegistryError> {
@@ -83,14 +81,16 @@ impl Compiled {
 
     /// The resource `input` names, if it names one. What is no string is taken by its JSON text:
     /// neither a number in place of a name nor a text that cannot be read must pass for no name.
-    pub(crate) fn resource_id<'a>(&self, input: &'a Body) -> Result<Resource<'a>, CallError> {
+    pub(crate) fn resource_id(&self, input: &Body) -> Result<Option<Box<str>>, CallError> {
         let Some(pointer) = self.resource_pointer.as_deref() else {
             return Ok(None);
         };
-        Ok(match input.try_value()?.pointer(pointer) {
-            None | Some(Value::Null) => None,
-            Some(Value::String(id)) => Some(id.into()),
-            Some(other) => Some(other.to_string().into()),
+        input.look(|value| {
+            let found = value.pointer(pointer).filter(|found| !found.is_null())?;
+            Some(match found.as_string() {
+                Some(id) => id.into(),
+                None => found.text().into(),
+            })
         })
     }
 
@@ -106,16 +106,39 @@ impl Compiled {
     /// Checks an output, where the registration asks for it.
     pub(crate) fn checked(&self, output: Output) -> Result<Output, CallError> {
         if self.check_output && !self.output.takes_everything() {
-            match &output {
-                Output::Value(value) | Output::Mixed(value, _) => self.check_output(value)?,
-                Output::Raw(text) => {
-                    let value: Value = serde_json::from_slice(text)
-                        .map_err(|error| CallError::internal(error.to_string()))?;
-                    self.check_output(&value)?;
+            return match output {
+                Output::Raw(text) => self.check_output(&text).map(|()| Output::Raw(text)),
+                Output::Mixed(value, tail) => self
+                    .check_output(value.to_string().as_bytes())
+                    .map(|()| Output::Mixed(value, tail)),
+                // What was written to be looked at is also what is sent.
+                Output::Value(value) => {
+                    let text = Bytes::from(value.to_string());
+                    self.check_output(&text).map(|()| Output::Raw(text))
                 }
-            }
+            };
         }
         Ok(output)
+    }
+
+    /// Refuses schemas that take too much, without compiling them: those that values are checked against
+    /// here. The steps of the least check of each are taken from `left`.
+    pub(crate) fn admit(&self, left: &mut u64) -> Result<(), RegistryError> {
+        let (input, output) = (&self.spec.input_schema, &self.spec.output_schema);
+        for (check, schema, is_checked) in [
+            (&self.input, input, self.check_input),
+            (&self.output, output, self.check_output),
+        ] {
+            if is_checked {
+                let steps = check.admit(schema).map_err(|error| self.refused(&error))?;
+                *left = left.checked_sub(steps).ok_or_else(|| {
+                    self.refused(&SchemaError::TooMuch(
+                        "evaluating it and the other schemas that come with it takes too many steps",
+                    ))
+                })?;
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn compile(&self) -> Result<(), RegistryError> {
@@ -123,10 +146,14 @@ impl Compiled {
         let input = self.input.compile(&spec.input_schema);
         input
             .and_then(|()| self.output.compile(&spec.output_schema))
-            .map_err(|reason| RegistryError::Schema {
-                name: spec.name.clone(),
-                reason,
-            })
+            .map_err(|error| self.refused(&error))
+    }
+
+    fn refused(&self, error: &SchemaError) -> RegistryError {
+        RegistryError::Schema {
+            name: self.spec.name.clone(),
+            reason: error.to_string(),
+        }
     }
 
     /// Whether input has to be parsed to be checked.
@@ -134,14 +161,21 @@ impl Compiled {
         self.check_input && !self.input.takes_everything()
     }
 
-    pub(crate) fn check_input(&self, value: &Value) -> Result<(), CallError> {
+    pub(crate) fn check_input(&self, input: &Body) -> Result<(), CallError> {
         let schema = &self.spec.input_schema;
-        self.input.check(schema, value, ErrorCode::InvalidInput)
+        let code = ErrorCode::InvalidInput;
+        self.input.check(schema, input.raw(), input.memory(), code)
     }
 
-    fn check_output(&self, value: &Value) -> Result<(), CallError> {
+    fn check_output(&self, text: &[u8]) -> Result<(), CallError> {
         let schema = &self.spec.output_schema;
-        self.output.check(schema, value, ErrorCode::InvalidOutput)
+        let code = ErrorCode::InvalidOutput;
+        let checked = self.output.check(schema, text, None, code);
+        checked.map_err(|error| match error.code {
+            // No reader of JSON takes it.
+            ErrorCode::InvalidInput => CallError::internal(error.message),
+            _ => error,
+        })
     }
 
     /// Whether callers may see `code`.
@@ -185,9 +219,14 @@ impl fmt::Debug for Compiled {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
+    use crate::limits::INVALID_DETAILS_BYTES;
+
+    fn checked(operation: &Compiled, input: Value) -> Result<(), CallError> {
+        operation.check_input(&Body::json(&input).expect("JSON"))
+    }
 
     fn compiled(spec: OperationSpec) -> Compiled {
         let once = HandlerKind::once(|_, _| async { Ok(Value::Null) });
@@ -203,7 +242,7 @@ mod tests {
         let id = |input: Value| {
             let body = Body::json(&input).expect("JSON");
             let id = operation.resource_id(&body).expect("it can be read");
-            id.map(Cow::into_owned)
+            id.map(String::from)
         };
         assert_eq!(id(json!({"disk": {"id": "sda"}})).as_deref(), Some("sda"));
         assert_eq!(id(json!({"disk": {"id": 7}})).as_deref(), Some("7"));
@@ -213,8 +252,8 @@ mod tests {
         );
         assert_eq!(id(json!({"disk": {"id": null}})), None);
         assert_eq!(id(json!({})), None);
-        let text = bytes::Bytes::from_static(br#"{"disk":{"id":"sda"},"x":1e999}"#);
-        let unreadable = Body::from_parts(text, bytes::Bytes::new());
+        let text = Bytes::from_static(br#"{"disk":{"id":"sda"},"x":1e999}"#);
+        let unreadable = Body::from_parts(text, Bytes::new());
         assert!(operation.resource_id(&unreadable).is_err());
     }
 
@@ -222,7 +261,7 @@ mod tests {
     fn a_wrong_schema_that_is_compiled_late_fails_its_calls() {
         let spec = OperationSpec::query("a/b", "").with_input(json!({"type": "nonsense"}));
         let operation = compiled(spec);
-        let error = operation.check_input(&json!(1)).expect_err("no such type");
+        let error = checked(&operation, json!(1)).expect_err("no such type");
         assert_eq!(error.code, ErrorCode::Internal);
     }
 
@@ -231,14 +270,15 @@ mod tests {
         let schema = json!({"type":"array","items":{"type":"string"}});
         let spec = OperationSpec::query("a/b", "").with_input(schema);
         let operation = compiled(spec);
-        assert!(operation.check_input(&json!(["x"])).is_ok());
-        let error = operation
-            .check_input(&json!(vec![1; 50]))
-            .expect_err("numbers");
+        assert!(checked(&operation, json!(["x"])).is_ok());
+        let error = checked(&operation, json!(vec![1; 50])).expect_err("numbers");
         assert_eq!(error.code, ErrorCode::InvalidInput);
         let details = error.details.expect("a list");
         assert_eq!(details.as_array().map(Vec::len), Some(10));
         assert_eq!(details[3]["path"], "/3");
         assert_eq!(details[3]["keyword"], "type");
+        let many = json!(vec![1; INVALID_DETAILS_BYTES]);
+        let error = checked(&operation, many).expect_err("numbers");
+        assert_eq!((error.code, error.details), (ErrorCode::InvalidInput, None));
     }
 }

@@ -118,12 +118,33 @@ impl Ctx {
         }
     }
 
-    /// The key under which the request runs once, however often it is sent. Not told to operations
-    /// called by operations: each of them may run many times for one request.
+    /// How often the request that everything belongs to was passed on before it came here.
+    pub(crate) fn hops(&self) -> u8 {
+        self.root().head.hops
+    }
+
+    /// The key under which it runs once, however often it is asked for. An operation called by another
+    /// has the key that this one gave it, never the request's: it may run many times for one request.
     pub(crate) fn idempotency_key(&self) -> Option<&str> {
         match &self.0 {
             Kind::Request(request) => request.idempotency_key(),
-            Kind::Child(_) => None,
+            Kind::Child(child) => child.key.as_deref(),
+        }
+    }
+
+    /// The same without whoever asked: no abort reaches it. A keyed mutation runs as one.
+    pub(crate) fn detached(&self) -> Self {
+        match &self.0 {
+            Kind::Request(request) => Self::request(&request.detached()),
+            Kind::Child(child) => Self::child(Arc::new(child.detached())),
+        }
+    }
+
+    /// Stops what it left running.
+    pub(crate) fn end(&self) {
+        self.root().abort();
+        if let Kind::Child(child) = &self.0 {
+            child.tokens.end();
         }
     }
 

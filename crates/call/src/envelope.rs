@@ -150,6 +150,13 @@ pub(crate) struct Request<'a, I = &'a RawValue> {
     pub(crate) trace: Option<Cow<'a, str>>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub(crate) peer: Option<Cow<'a, str>>,
+    /// How often it was passed on from node to node, whether or not anybody is named.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) hops: u8,
+}
+
+fn is_zero(hops: &u8) -> bool {
+    *hops == 0
 }
 
 /// A forwarder's claim about whom it acts for: for audit and rate keys, never for access.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use alknet_core::CapabilityError;
 use serde::{Deserialize, Serialize};
@@ -255,6 +256,16 @@ impl CallError {
     pub fn bad_token() -> Self {
         let message = "the token is unknown or expired; make a new one";
         Self::new(ErrorCode::Unauthenticated, message)
+    }
+
+    /// The token stands for nobody, and so did too many from the same network lately. `left`: how long
+    /// wrong ones are answered so.
+    #[must_use]
+    pub fn too_many_guesses(left: Duration) -> Self {
+        let message =
+            "too many wrong tokens came from this network; a right one is taken at any time";
+        let left_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+        Self::new(ErrorCode::Overloaded, message).with_retry_after_ms(left_ms)
     }
 
     pub(crate) fn draining() -> Self {

@@ -7,9 +7,10 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 
-use alknet_core::{BoxFuture, Identity};
+use alknet_core::{BoxFuture, Identity, PeerId};
+use data_encoding::HEXLOWER;
 use futures_util::FutureExt;
-use serde_json::Value;
+use jsonschema::json::{Node as _, Object as _};
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -17,6 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::body::{Body, Output};
 use crate::compiled::Compiled;
+use crate::compose::Child;
 use crate::context::Ctx;
 use crate::dispatcher::Dispatcher;
 use crate::envelope::Request as Payload;
@@ -28,9 +30,10 @@ use crate::limits::{
     IDEMPOTENCY_TIME,
 };
 use crate::link::Link;
-use crate::request::{Request, panicked};
+use crate::request::panicked;
 use crate::spec::{Idempotence, OperationSpec, OperationType};
 use crate::sync::lock;
+use crate::tape::Node;
 
 type Outcome = Result<Output, CallError>;
 type Waiting = watch::Receiver<Option<Outcome>>;
@@ -84,13 +87,42 @@ pub(crate) fn begin(
     let Some(key) = key.filter(|_| is_keyed(&operation.spec)) else {
         return Ok(None);
     };
-    let hash = hash(input)?;
-    let name = Arc::new(Name {
+    let name = Name {
         owner: owner(link, identity),
         operation: operation.spec.name.as_str().into(),
         peer: payload.peer.as_deref().map(Into::into),
         key: key.into(),
-    });
+    };
+    begin_named(link, operation, name, input).map(Some)
+}
+
+/// The same for a call of an operation by another, which belongs to whoever asked for that.
+pub(crate) fn begin_child(
+    child: &Child,
+    peer: Option<&PeerId>,
+    input: &Body,
+) -> Result<Option<Keyed>, CallError> {
+    let Some(key) = child.key.clone() else {
+        return Ok(None);
+    };
+    let link = child.root.link();
+    let name = Name {
+        owner: owner(link, child.root.identity().map(AsRef::as_ref)),
+        operation: child.operation.spec.name.as_str().into(),
+        peer: peer.map(|peer| peer.to_string().into()),
+        key,
+    };
+    begin_named(link, &child.operation, name, input).map(Some)
+}
+
+fn begin_named(
+    link: &Link,
+    operation: &Arc<Compiled>,
+    name: Name,
+    input: &Body,
+) -> Result<Keyed, CallError> {
+    let hash = hash(input)?;
+    let name = Arc::new(name);
     let calls = &link.dispatcher.keyed;
     let (outcome, waiting) = watch::channel(None);
     let begun = lock(&calls.results).begin(calls.start.elapsed(), &name, hash, waiting.clone());
@@ -118,7 +150,17 @@ pub(crate) fn begin(
             Step::Run(run, waiting)
         }
     };
-    Ok(Some(Keyed(step)))
+    Ok(Keyed(step))
+}
+
+/// A key that holds `name` as well, as long as a key may be: equal keys under two names stay two.
+pub(crate) fn key_for(name: &str, key: &str) -> String {
+    let mut hash = Sha256::new();
+    // No peer id, key string or operation's name has this byte, so no two pairs are the same text.
+    hash.update(name);
+    hash.update([0u8]);
+    hash.update(key);
+    HEXLOWER.encode(&hash.finalize())
 }
 
 fn owner(link: &Link, identity: Option<&Identity>) -> Owner {
@@ -159,7 +201,7 @@ impl OnceHandler for Once {
             Some(Step::Ended(outcome)) => return Box::pin(std::future::ready(outcome)),
             Some(Step::Wait(waiting)) => waiting,
             Some(Step::Run(run, waiting)) => {
-                run.start(Arc::clone(&self.handler), input, ctx.root().detached());
+                run.start(Arc::clone(&self.handler), input, ctx.detached());
                 waiting
             }
             None => {
@@ -198,12 +240,12 @@ impl Run {
         Ok(())
     }
 
-    fn start(self, handler: Arc<dyn OnceHandler>, input: Body, request: Arc<Request>) {
+    fn start(self, handler: Arc<dyn OnceHandler>, input: Body, ctx: Ctx) {
         let running = self.dispatcher.keyed.running.clone();
         running.spawn(async move {
-            let outcome = work(handler, input, &request).await;
-            // What the handler left running is over with its request, as everywhere.
-            request.abort();
+            let outcome = work(handler, input, &ctx).await;
+            // What the handler left running is over with its call, as everywhere.
+            ctx.end();
             self.end(outcome);
         });
     }
@@ -231,17 +273,17 @@ impl Drop for Run {
     }
 }
 
-async fn work(handler: Arc<dyn OnceHandler>, input: Body, request: &Arc<Request>) -> Outcome {
-    let ctx = Ctx::request(request);
-    let work = AssertUnwindSafe(async move { handler.call(input, ctx).await }).catch_unwind();
-    let outcome = match request.deadline() {
+async fn work(handler: Arc<dyn OnceHandler>, input: Body, ctx: &Ctx) -> Outcome {
+    let own = ctx.clone();
+    let work = AssertUnwindSafe(async move { handler.call(input, own).await }).catch_unwind();
+    let outcome = match ctx.deadline() {
         Some(deadline) => match tokio::time::timeout_at(deadline, work).await {
             Ok(outcome) => outcome,
             Err(_) => return Err(CallError::timeout()),
         },
         None => work.await,
     };
-    outcome.unwrap_or_else(|_| Err(panicked(request, &request.operation().spec.name)))
+    outcome.unwrap_or_else(|_| Err(panicked(ctx.root(), ctx.operation())))
 }
 
 /// What to remember of an outcome, and the outcome in a form that is cheap to copy. Failures that
@@ -301,46 +343,56 @@ fn too_long(bytes: usize) -> CallError {
 /// The same for inputs that mean the same: the order of members does not count.
 fn hash(input: &Body) -> Result<InputHash, CallError> {
     let mut hash = Sha256::new();
-    add(&mut hash, input.try_value()?);
+    input.look(|value| add(&mut hash, &value))?;
     hash.update(input.tail());
     Ok(hash.finalize().into())
 }
 
 /// Every part says its kind and length first, so that no two values run together. Nesting is
 /// bounded by the frame it came in.
-fn add(hash: &mut Sha256, value: &Value) {
+fn add(hash: &mut Sha256, value: &Node<'_>) {
     let text = |hash: &mut Sha256, kind: u8, text: &[u8]| {
         hash.update([kind]);
         hash.update((text.len() as u64).to_le_bytes());
         hash.update(text);
     };
-    match value {
-        Value::Null => hash.update(b"n"),
-        Value::Bool(true) => hash.update(b"t"),
-        Value::Bool(false) => hash.update(b"f"),
-        Value::Number(number) => text(hash, b'#', number.to_string().as_bytes()),
-        Value::String(string) => text(hash, b'"', string.as_bytes()),
-        Value::Array(items) => {
-            hash.update(b"[");
-            items.iter().for_each(|item| add(hash, item));
-            hash.update(b"]");
-        }
-        Value::Object(members) => {
-            let mut members: Vec<_> = members.iter().collect();
-            members.sort_unstable_by_key(|(name, _)| *name);
-            hash.update(b"{");
-            for (name, value) in members {
-                text(hash, b'"', name.as_bytes());
-                add(hash, value);
+    if let Some(items) = value.as_array() {
+        hash.update(b"[");
+        items.for_each(|item| add(hash, &item));
+        hash.update(b"]");
+    } else if let Some(object) = value.as_object() {
+        // Summed up, and not sorted: that would take several times the bytes of the text.
+        let mut all = [0_u64; 4];
+        for (name, value) in object.members() {
+            let mut member = Sha256::new();
+            text(&mut member, b'"', name.as_bytes());
+            add(&mut member, &value);
+            let member = member.finalize();
+            let (parts, _) = member.as_chunks::<8>();
+            for (sum, part) in all.iter_mut().zip(parts) {
+                *sum = sum.wrapping_add(u64::from_le_bytes(*part));
             }
-            hash.update(b"}");
         }
+        hash.update(b"{");
+        all.iter().for_each(|sum| hash.update(sum.to_le_bytes()));
+        hash.update(b"}");
+    } else if let Some(number) = value.as_number() {
+        text(hash, b'#', number.to_string().as_bytes());
+    } else if let Some(string) = value.as_string() {
+        text(hash, b'"', string.as_bytes());
+    } else {
+        hash.update(match value.as_boolean() {
+            Some(true) => b"t",
+            Some(false) => b"f",
+            None => b"n",
+        });
     }
 }
 
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use serde_json::Value;
 
     use super::*;
 

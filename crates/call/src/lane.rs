@@ -93,6 +93,12 @@ impl Lane {
         }
     }
 
+    /// Whether the peer may leave it unread for as long as it likes: while a subscription runs on a stream
+    /// of its own, of which little is kept. An answer that nobody reads keeps others from being begun.
+    fn may_pause(&self) -> bool {
+        self.read_done.load(Ordering::Acquire) && self.inbound.load(Ordering::Acquire) > 0
+    }
+
     /// Whether it still takes requests of ours.
     pub(crate) fn is_usable(&self) -> bool {
         !self.read_done.load(Ordering::Acquire) && !self.out.is_ended()
@@ -195,7 +201,9 @@ async fn read_loop(link: &Arc<Link>, lane: &Arc<Lane>, recv: &mut RecvStream) ->
         while let Some(frame) = frames.next_frame(link.frame_bytes())? {
             begun = None;
             link.receive(lane, frame).await?;
-            lane.out.wait_below(link.limits().queued_bytes).await;
+            // Requests of ours and what ends them count here, which are no answers.
+            let room = |out: &Outlet| out.backlog() < link.limits().queued_bytes;
+            lane.out.wait_room(room).await;
             turn += 1;
             if turn % FRAMES_PER_TURN == 0 {
                 tokio::task::yield_now().await;
@@ -303,21 +311,19 @@ async fn write_step(
     send: &mut SendStream,
     step: Bytes,
 ) -> Result<(), End> {
-    // The reader of a call stream may pause for as long as it likes: nobody else waits behind it.
-    if lane.read_done.load(Ordering::Acquire) {
-        return Ok(send.write_chunk(step).await?);
-    }
-    let written = tokio::time::timeout(
-        link.dispatcher.patience.blocked_lane,
-        send.write_chunk(step),
-    );
-    tokio::select! {
-        biased;
-        written = written => match written {
-            Ok(written) => Ok(written?),
-            Err(_) => Err(End::Timeout("blocked")),
-        },
-        () = overfull(link, lane) => Err(End::Overload),
+    let written = send.write_chunk(step);
+    tokio::pin!(written);
+    loop {
+        tokio::select! {
+            biased;
+            written = &mut written => return Ok(written?),
+            () = tokio::time::sleep(link.dispatcher.patience.blocked_lane) => {
+                if !lane.may_pause() {
+                    return Err(End::Timeout("blocked"));
+                }
+            }
+            () = overfull(link, lane) => return Err(End::Overload),
+        }
     }
 }
 

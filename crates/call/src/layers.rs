@@ -9,6 +9,7 @@ use hashbrown::HashMap;
 
 use crate::compiled::Compiled;
 use crate::compose::Resolved;
+use crate::limits::SCHEMAS_STEPS_MAX;
 use crate::registry::Registration;
 use crate::rules::RegistryError;
 use crate::spec::OperationSpec;
@@ -19,11 +20,13 @@ use crate::sync::lock;
 pub(crate) struct Overlay(HashMap<Box<str>, Arc<Compiled>>);
 
 impl Overlay {
-    /// Compiles every operation but its schemas, which wait until a value has to be checked.
+    /// Compiles every operation but its schemas, which wait until a value has to be checked; those that
+    /// take too much are refused now.
     pub(crate) fn new(registrations: Vec<Registration>) -> Result<Self, RegistryError> {
         let mut overlay = Self::default();
+        let mut left = SCHEMAS_STEPS_MAX;
         for registration in registrations {
-            overlay.insert(registration)?;
+            overlay.insert(registration, &mut left)?;
         }
         Ok(overlay)
     }
@@ -32,8 +35,9 @@ impl Overlay {
         self.0.values().map(|operation| &operation.spec)
     }
 
-    fn insert(&mut self, registration: Registration) -> Result<(), RegistryError> {
+    fn insert(&mut self, registration: Registration, left: &mut u64) -> Result<(), RegistryError> {
         let compiled = Compiled::new(registration)?;
+        compiled.admit(left)?;
         let name = compiled.spec.name.as_str().into();
         match self.0.insert(name, Arc::new(compiled)) {
             None => Ok(()),
@@ -97,6 +101,7 @@ impl SessionLayer {
         replaces: bool,
     ) -> Result<bool, RegistryError> {
         let _one_at_a_time = lock(&self.registering);
+        let mut left = SCHEMAS_STEPS_MAX;
         let mut operations = Overlay::clone(&self.operations.load());
         if replaces {
             operations.0.remove(registration.spec.name.as_str());
@@ -104,7 +109,7 @@ impl SessionLayer {
         if operations.len() >= most {
             return Ok(false);
         }
-        operations.insert(registration)?;
+        operations.insert(registration, &mut left)?;
         self.operations.store(Arc::new(operations));
         Ok(true)
     }

@@ -35,7 +35,6 @@ mod access;
 mod admission;
 mod batch;
 mod body;
-mod check;
 mod client;
 mod compiled;
 mod compose;
@@ -57,6 +56,7 @@ mod lane;
 mod layers;
 mod link;
 mod local;
+mod memory;
 mod outbound;
 mod outgoing;
 mod outlet;
@@ -67,13 +67,16 @@ mod registry;
 mod request;
 mod retry;
 mod rules;
+mod schema;
 mod serve;
 mod services;
 mod session;
 mod spec;
 mod standing;
 mod sync;
+mod tape;
 mod text;
+mod unread;
 mod watch;
 
 pub use access::{AccessControl, OwnershipProvider, Verdict};
@@ -97,6 +100,7 @@ pub use import::{
 };
 pub use json::read_object;
 pub use local::{Events, Gate, Incoming, LocalEvent, ProvedBy, Refused};
+pub use memory::InputMemory;
 pub use outbound::Event;
 pub use peers::{
     Imported, NameSet, Onward, PeerRef, PeerState, Peers, ReExport, RoutingPolicy, ScopedPeerEnv,
@@ -104,6 +108,7 @@ pub use peers::{
 pub use reconnect::{OnConnect, Reconnecting, Resuming};
 pub use registry::{Registration, Registry, RegistryBuilder};
 pub use rules::RegistryError;
+pub use schema::{Misfit, Schema, SchemaError};
 pub use serve::{ALPN, CallHandler};
 pub use services::{Listing, OperationSummary, Protocol};
 pub use spec::{

@@ -40,8 +40,34 @@ pub const GUEST_LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
 pub const GUEST_RECHECK: Duration = Duration::from_secs(1);
 /// Validation failures listed in one error.
 pub const INVALID_DETAILS_MAX: usize = 10;
+/// Bytes of the longest value of which is said where it breaks its schema: each violation that a validator finds
+/// has some hundred bytes, and a value of two bytes may be one.
+pub const INVALID_DETAILS_BYTES: usize = 64 << 10;
 /// Compiled size of a schema's regular expression, in bytes: no schema may exhaust memory.
-pub const PATTERN_BYTES_MAX: usize = 1 << 20;
+pub const PATTERN_BYTES_MAX: usize = 256 << 10;
+/// What matching one regular expression may remember, in bytes.
+pub const PATTERN_CACHE_BYTES_MAX: usize = 64 << 10;
+/// Regular expressions of one schema: each takes up to [`PATTERN_BYTES_MAX`].
+pub const SCHEMA_PATTERNS_MAX: u64 = 64;
+/// Bytes that the patterns of one schema take once they are compiled.
+pub const SCHEMA_PATTERN_BYTES_MAX: usize = 4 << 20;
+/// Values in one schema, counting again what `unevaluatedProperties` and `unevaluatedItems` make the
+/// compiler compile again. As many take it a tenth of a second.
+pub const SCHEMA_VALUES_MAX: u64 = 20_000;
+/// The same, with the target of each reference, which the compiler compiles once more.
+pub const SCHEMA_BUILT_MAX: u64 = 2 * SCHEMA_VALUES_MAX;
+/// Bytes of the paths to all of these, which the compiler keeps as texts, and of their own texts.
+pub const SCHEMA_PATH_BYTES_MAX: u64 = 4 << 20;
+/// Steps of the least checks of everything that one peer or imported server offers, together: that many are
+/// counted when it comes.
+pub const SCHEMAS_STEPS_MAX: u64 = 10 * SCHEMA_STEPS_MAX;
+/// Schemas within schemas and references after references at one place of a check: each takes stack.
+pub const SCHEMA_DEPTH_MAX: usize = 512;
+/// Steps of checking one value against its schema: keywords applied, values and texts compared. Nothing
+/// else runs on the thread meanwhile, which as many occupy for some 50 ms.
+pub const SCHEMA_STEPS_MAX: u64 = 1_000_000;
+/// Steps up to which a check that fails says where: each violation takes memory.
+pub const SCHEMA_DETAIL_STEPS_MAX: u64 = 20_000;
 
 /// Calls of operations by operations, one below the other: deeper is a circle.
 pub const COMPOSITION_DEPTH_MAX: usize = 16;
@@ -49,6 +75,9 @@ pub const COMPOSITION_DEPTH_MAX: usize = 16;
 pub const COMPOSITION_CHILDREN_MAX: usize = 1024;
 /// What a call keeps of its time to answer after what it called has.
 pub const HOP_MARGIN: Duration = Duration::from_millis(5);
+/// Times a request is passed on from node to node. More is a circle of nodes that forward to each other,
+/// which no node of it can see where forwarders are not disclosed.
+pub const FORWARDING_HOPS_MAX: u8 = 4;
 /// Operations one session registers.
 pub const SESSION_OPERATIONS_MAX: usize = 256;
 
@@ -142,7 +171,9 @@ pub struct PeerLimits {
     pub requests: usize,
     /// Subscriptions among them.
     pub subscriptions: usize,
-    /// Bytes waiting to be sent on one stream.
+    /// Bytes of answers and events waiting to be read on all streams of the connection before anything
+    /// more is begun that makes some. What was begun before may add as many again; then it is refused. Also
+    /// bytes of requests passed on to the peer that wait to be read; then they are refused.
     pub queued_bytes: usize,
 }
 
@@ -186,7 +217,7 @@ impl PeerLimits {
     }
 }
 
-/// How long a stranger on a carriage with a single stream may ask nothing.
+/// How long an unknown peer may ask nothing.
 pub const STRANGER_IDLE_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// How long a peer may leave this node waiting.
@@ -196,7 +227,7 @@ pub struct Patience {
     pub partial_frame: Duration,
     /// For a lane to take any of our bytes.
     pub blocked_lane: Duration,
-    /// For a stranger's first request, on a carriage with a single stream.
+    /// For an unknown peer's next request.
     pub stranger_idle: Duration,
     /// For a guest to say who it is, or to ask something that anybody may.
     pub guest_login: Duration,

@@ -2,6 +2,7 @@
 //! streams both travel on.
 
 mod ending;
+mod limits;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
@@ -11,6 +12,7 @@ use alknet_core::{
 };
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -23,12 +25,13 @@ use crate::frame::FrameBody;
 use crate::inbound::Inbound;
 use crate::lane::{self, End, Lane};
 use crate::layers::Overlay;
-use crate::limits::{FRAME_BYTES_DEFAULT, LANES, PeerLimits};
+use crate::limits::{FRAME_BYTES_DEFAULT, LANES};
 use crate::outbound::Outbound;
 use crate::peers::{self, Life, PeerEvent, PeerState};
 use crate::retry::Known;
 use crate::session::Session;
 use crate::sync::lock;
+use crate::unread::Unread;
 use ending::{ENDED, EndOnDrop, SUPERSEDED};
 
 /// One connection.
@@ -40,6 +43,12 @@ pub(crate) struct Link {
     pub(crate) inbound: Inbound,
     pub(crate) outbound: Outbound,
     pub(crate) session: Session,
+    /// What the peer has yet to take of what it asked for.
+    pub(crate) unread: Arc<Unread>,
+    /// What it has yet to take of what it is asked.
+    pub(crate) unsent: Arc<Unread>,
+    /// When the peer last asked something, or something that it had asked was over.
+    asked: Mutex<Instant>,
     /// What is known of the peer's operations.
     pub(crate) known: Known,
     lanes: Mutex<Vec<Weak<Lane>>>,
@@ -124,6 +133,9 @@ impl Link {
             outbound: Outbound::new(connection.info().dialled),
             connection,
             session: Session::default(),
+            unread: Arc::default(),
+            unsent: Arc::default(),
+            asked: Mutex::new(Instant::now()),
             known: Known::default(),
             dispatcher,
             lanes: Mutex::default(),
@@ -163,6 +175,7 @@ impl Link {
             _ = self.connection.closed() => {}
             () = self.leave_when_told() => {}
             () = self.drain_when_asked() => {}
+            () = self.unknown_for_too_long() => {}
             () = self.serve() => {}
         }
         let failure = lock(&self.failure).take();
@@ -337,10 +350,14 @@ impl Link {
         session.or_else(|| self.connection.identity())
     }
 
-    /// Whom a token stands for. One that stands for nobody is a guess, and counted.
+    /// Whom a token stands for. One that stands for nobody is a guess, and counted; where too many came
+    /// from the peer's network, the answer says so.
     pub(crate) fn by_token(&self, token: &str) -> Result<Arc<Identity>, CallError> {
-        self.whom(token)
-            .inspect_err(|_| self.connection.auth_failed())
+        self.whom(token).map_err(|error| {
+            let refused = self.connection.penalty().map(CallError::too_many_guesses);
+            self.connection.auth_failed();
+            refused.unwrap_or(error)
+        })
     }
 
     /// The same, where somebody else counts guesses.
@@ -349,47 +366,13 @@ impl Link {
         match self.dispatcher.by_token(token) {
             Some(identity) => {
                 Counters::add(&counters.tokens_ok);
+                self.connection.authenticated(&identity.id);
                 Ok(identity)
             }
             None => {
                 Counters::add(&counters.tokens_refused);
                 Err(CallError::bad_token())
             }
-        }
-    }
-
-    /// What the peer may have open: it is known, or it is not.
-    pub(crate) fn limits(&self) -> PeerLimits {
-        if self.is_known() {
-            self.dispatcher.limits
-        } else {
-            PeerLimits {
-                // Whoever was dialled was chosen: only its requests are a stranger's.
-                nesting: self.nesting(),
-                ..PeerLimits::UNAUTHENTICATED
-            }
-        }
-    }
-
-    /// Once somebody authenticated, the connection has an identity, too.
-    fn is_known(&self) -> bool {
-        self.connection.is_identified()
-    }
-
-    fn nesting(&self) -> usize {
-        if self.connection.info().dialled {
-            self.dispatcher.limits.nesting
-        } else {
-            PeerLimits::UNAUTHENTICATED.nesting
-        }
-    }
-
-    /// Bytes of the longest frame taken from the peer.
-    pub(crate) fn frame_bytes(&self) -> usize {
-        if self.connection.info().dialled {
-            self.dispatcher.limits.frame_bytes
-        } else {
-            self.limits().frame_bytes
         }
     }
 
@@ -430,10 +413,6 @@ impl Link {
 
     pub(crate) fn has_outbound(&self) -> bool {
         !self.outbound.is_empty()
-    }
-
-    pub(crate) fn is_stranger_on_single(&self) -> bool {
-        !self.connection.is_multi() && !self.connection.info().dialled && !self.is_known()
     }
 
     // The peer's requests.

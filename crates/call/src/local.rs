@@ -27,7 +27,8 @@ use crate::handler::{HandlerKind, OnceHandler};
 use crate::lane::Lane;
 use crate::limits::LOCAL_EVENTS_AHEAD;
 use crate::link::Link;
-use crate::pump::{self, Reader};
+use crate::memory::InputMemory;
+use crate::pump::{self, Given, Reader};
 use crate::request::{Request, panicked};
 use crate::spec::OperationSpec;
 
@@ -62,6 +63,8 @@ pub struct Incoming<'a> {
     pub operation: &'a str,
     /// JSON text that was checked; `None` stands for `null`.
     pub input: Option<Bytes>,
+    /// What the input counts against, as long as it is kept.
+    pub memory: Option<Arc<dyn InputMemory>>,
     /// Who asks.
     pub identity: Option<Arc<Identity>>,
     /// The token that says so, which subscriptions ask about again as long as they run; `None` where
@@ -89,6 +92,7 @@ impl<'a> Incoming<'a> {
             id,
             operation,
             input: None,
+            memory: None,
             identity: None,
             token: None,
             proved_by: None,
@@ -114,6 +118,7 @@ impl<'a> Incoming<'a> {
             idempotency_key: self.idempotency_key.map(Into::into),
             trace: self.trace.map(Into::into),
             peer: self.peer.map(Into::into),
+            hops: 0,
         }
     }
 }
@@ -166,6 +171,18 @@ impl Gate {
     #[must_use]
     pub fn is_somebodys(&self, token: &AuthToken) -> bool {
         self.link.dispatcher.by_token(token.expose()).is_some()
+    }
+
+    /// What a guess is answered with instead, where too many came from the same network.
+    #[must_use]
+    pub fn penalty(&self) -> Option<CallError> {
+        let left = self.link.connection.penalty();
+        left.map(CallError::too_many_guesses)
+    }
+
+    /// A token of `who` was right: the connection is no unknown peer's from here on.
+    pub fn authenticated(&self, who: &Identity) {
+        self.link.connection.authenticated(&who.id);
     }
 
     /// Counts a guess against the network that it came from.
@@ -293,12 +310,16 @@ impl Gate {
         let Incoming {
             id,
             input,
+            memory,
             identity,
             proved_by,
             ..
         } = incoming;
         let checked = admission::check_key(&payload).and_then(|()| {
-            let input = || input.map_or_else(Body::null, Body::from_text);
+            let input = || {
+                let input = input.map_or_else(Body::null, Body::from_text);
+                input.counted(memory)
+            };
             admission::passed(&self.link, id, &payload, now, |_| Ok(identity), input)
         });
         let mut checked = checked.map_err(|error| {
@@ -442,7 +463,7 @@ impl Reader for Channel<'_> {
         self.reader.is_closed()
     }
 
-    fn give(&self, item: Item, dropped: u64) -> bool {
+    fn give(&self, item: Item, dropped: u64) -> Given {
         let Item { output, cursor, .. } = item;
         let event = self.request.operation().checked(output.inlined());
         let fit = event.is_ok();
@@ -452,7 +473,10 @@ impl Reader for Channel<'_> {
             dropped,
         });
         let event = event.map_err(|error| self.request.operation().visible(error));
-        self.reader.try_send(event).is_ok() && fit
+        match self.reader.try_send(event).is_ok() && fit {
+            true => Given::Taken,
+            false => Given::Over,
+        }
     }
 }
 

@@ -164,7 +164,10 @@ impl Outbound {
         match self.recipient(id, parsed.is_err()) {
             Recipient::Nobody => {
                 link.ignored();
-                stop_sender(lane, &event.id);
+                // A peer that reads nothing is told nothing: else each of its frames cost one of ours.
+                if link.is_read() && lane.out.backlog() < link.limits().queued_bytes {
+                    stop_sender(lane, &event.id);
+                }
             }
             Recipient::Once(tx) => {
                 // The caller may have gone away just now; nothing is lost then.

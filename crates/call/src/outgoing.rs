@@ -115,8 +115,8 @@ impl Encoded {
 }
 
 /// Writes frames on `lane`, all at once; ends it where it carries one request only.
-pub(crate) fn send(lane: &Lane, frames: Vec<u8>) -> Result<(), CallError> {
-    let taken = lane.out.push(|out| {
+pub(crate) fn send(link: &Link, lane: &Lane, frames: Vec<u8>) -> Result<(), CallError> {
+    let taken = lane.out.push_waiting(&link.unsent, |out| {
         if out.is_empty() {
             *out = frames;
         } else {
@@ -178,6 +178,7 @@ fn payload<'a, I>(
         idempotency_key: options.idempotency_key.as_deref().map(Into::into),
         trace: options.trace.as_deref().map(Into::into),
         peer: options.peer.as_deref().map(Into::into),
+        hops: options.hops,
     }
 }
 

@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 
 use crate::limits::{BULK_BYTES, COPY_BYTES_MAX};
 use crate::sync::lock;
+use crate::unread::Unread;
 
 /// The queue between everybody who answers on a stream and the one who writes it. Frames are
 /// encoded straight into one buffer, so that whatever is queued goes out in one write; long binary
@@ -44,12 +45,26 @@ struct State {
     killed: Option<StreamCode>,
 }
 
-/// Where the bytes of one subscription event end, and how many of them are to be written.
+/// Where the bytes of one answer or event end, and how many of them are to be written.
 #[derive(Debug)]
 struct Mark {
     end: u64,
     bytes: usize,
-    meter: Arc<AtomicUsize>,
+    /// Where those of a subscription are counted.
+    meter: Option<Arc<AtomicUsize>>,
+    /// Where those of the whole connection are.
+    unread: Arc<Unread>,
+}
+
+impl Mark {
+    /// So many of its bytes need not be written any more.
+    fn pass(&mut self, bytes: usize) {
+        self.bytes -= bytes;
+        if let Some(meter) = &self.meter {
+            meter.fetch_sub(bytes, Ordering::AcqRel);
+        }
+        self.unread.taken(bytes);
+    }
 }
 
 impl State {
@@ -82,6 +97,17 @@ impl State {
     }
 }
 
+/// What was appended to a queue whose bytes are counted.
+#[derive(Debug, Default)]
+pub(crate) struct Appended<'a, R> {
+    /// What to return.
+    pub(crate) result: R,
+    /// What follows the appended bytes.
+    pub(crate) tail: Option<&'a Bytes>,
+    /// Bytes that are counted already.
+    pub(crate) claimed: usize,
+}
+
 /// What the writer does next.
 #[derive(Debug)]
 pub(crate) enum Work {
@@ -91,38 +117,66 @@ pub(crate) enum Work {
 }
 
 impl Outlet {
-    /// Queues what `encode` appends. `false` when the stream takes no more.
+    /// Queues what `encode` appends. `None` when the stream takes no more.
     pub(crate) fn push<R>(&self, encode: impl FnOnce(&mut Vec<u8>) -> R) -> Option<R> {
-        self.push_metered(None, |out| (encode(out), None))
+        let mut state = lock(&self.state);
+        if state.ended || state.finish {
+            return None;
+        }
+        let before = state.queued();
+        let result = encode(&mut state.buffer);
+        state.pushed += (state.queued() - before) as u64;
+        drop(state);
+        self.work.notify_one();
+        Some(result)
     }
 
-    /// As [`push`](Self::push), counting the bytes in `meter` until they are written. What `encode`
-    /// returns beside its result follows what it appends.
-    pub(crate) fn push_metered<'a, R>(
+    /// As [`push`](Self::push), counting the bytes in `unread` until they are written.
+    pub(crate) fn push_waiting(
         &self,
+        unread: &Arc<Unread>,
+        encode: impl FnOnce(&mut Vec<u8>),
+    ) -> Option<()> {
+        self.push_counted(unread, None, |out| {
+            encode(out);
+            Appended::default()
+        })
+    }
+
+    /// As [`push_waiting`](Self::push_waiting), counting the bytes in `meter`, too.
+    pub(crate) fn push_counted<'a, R>(
+        &self,
+        unread: &Arc<Unread>,
         meter: Option<&Arc<AtomicUsize>>,
-        encode: impl FnOnce(&mut Vec<u8>) -> (R, Option<&'a Bytes>),
+        encode: impl FnOnce(&mut Vec<u8>) -> Appended<'a, R>,
     ) -> Option<R> {
         let mut state = lock(&self.state);
         if state.ended || state.finish {
             return None;
         }
         let before = state.queued();
-        let (result, tail) = encode(&mut state.buffer);
+        let Appended {
+            result,
+            tail,
+            claimed,
+        } = encode(&mut state.buffer);
         if let Some(tail) = tail {
             state.append(tail);
         }
         let bytes = state.queued() - before;
         state.pushed += bytes as u64;
+        unread.add(bytes);
+        unread.taken(claimed);
         if let Some(meter) = meter {
             meter.fetch_add(bytes, Ordering::AcqRel);
-            let end = state.pushed;
-            state.marks.push_back(Mark {
-                end,
-                bytes,
-                meter: Arc::clone(meter),
-            });
         }
+        let end = state.pushed;
+        state.marks.push_back(Mark {
+            end,
+            bytes,
+            meter: meter.cloned(),
+            unread: Arc::clone(unread),
+        });
         drop(state);
         self.work.notify_one();
         Some(result)
@@ -160,13 +214,6 @@ impl Outlet {
                 return;
             }
             changed.await;
-        }
-    }
-
-    /// Waits until fewer than `most` bytes are queued.
-    pub(crate) async fn wait_below(&self, most: usize) {
-        if self.backlog() >= most {
-            self.wait_room(|outlet| outlet.backlog() < most).await;
         }
     }
 
@@ -216,8 +263,8 @@ impl Outlet {
         state.parts_bytes = 0;
         state.buffer = Vec::new();
         state.writing = 0;
-        for mark in std::mem::take(&mut state.marks) {
-            mark.meter.fetch_sub(mark.bytes, Ordering::AcqRel);
+        for mut mark in std::mem::take(&mut state.marks) {
+            mark.pass(mark.bytes);
         }
         drop(state);
         self.work.notify_one();
@@ -269,8 +316,7 @@ impl Outlet {
         while let Some(mark) = state.marks.front_mut() {
             let begin = mark.end - mark.bytes as u64;
             let now = written.min(mark.end).saturating_sub(begin) as usize;
-            mark.meter.fetch_sub(now, Ordering::AcqRel);
-            mark.bytes -= now;
+            mark.pass(now);
             if mark.bytes > 0 {
                 break;
             }
@@ -306,19 +352,31 @@ mod tests {
     #[tokio::test]
     async fn meters_fall_when_their_bytes_are_written() {
         let outlet = Outlet::default();
-        let meter = Arc::new(AtomicUsize::new(0));
-        outlet.push(|out| out.extend_from_slice(b"other"));
-        outlet.push_metered(Some(&meter), |out| {
-            out.extend_from_slice(b"mine");
-            ((), None)
-        });
+        let (unread, meter) = (Arc::default(), Arc::new(AtomicUsize::new(0)));
+        let push = |meter: Option<&Arc<AtomicUsize>>, text: &[u8]| {
+            outlet.push_counted(&unread, meter, |out| {
+                out.extend_from_slice(text);
+                Appended::<()>::default()
+            });
+        };
+        let counted = || (meter.load(Ordering::Acquire), unread.bytes());
+        push(None, b"other");
+        push(Some(&meter), b"mine");
+        assert_eq!(counted(), (4, 9));
         take(&outlet).await;
         outlet.wrote(5);
-        assert_eq!(meter.load(Ordering::Acquire), 4);
+        assert_eq!(counted(), (4, 4));
         outlet.wrote(3);
-        assert_eq!(meter.load(Ordering::Acquire), 1);
+        assert_eq!(counted(), (1, 1));
         outlet.wrote(1);
-        assert_eq!(meter.load(Ordering::Acquire), 0);
+        assert_eq!(counted(), (0, 0));
+        push(Some(&meter), b"never written");
+        let room = unread.wait_below(1);
+        tokio::pin!(room);
+        assert!(futures_util::poll!(room.as_mut()).is_pending());
+        outlet.end();
+        room.await;
+        assert_eq!(counted(), (0, 0));
     }
 
     #[tokio::test]
@@ -327,12 +385,19 @@ mod tests {
         let long = Bytes::from(vec![7; BULK_BYTES + 1]);
         let short = Bytes::from_static(b"short");
         let push = |head: &'static [u8], tail: &Bytes| {
-            let meter = Arc::default();
-            outlet.push_metered(Some(&meter), |out| {
+            let unread = Arc::<Unread>::default();
+            let claimed = head.len() + tail.len();
+            assert_eq!(unread.claim(claimed, |waiting| waiting == 0), Ok(()));
+            assert_eq!(unread.claim(1, |waiting| waiting == 0), Err(claimed));
+            outlet.push_counted(&unread, None, |out| {
                 out.extend_from_slice(head);
-                ((), Some(tail))
+                Appended {
+                    result: (),
+                    tail: Some(tail),
+                    claimed,
+                }
             });
-            assert_eq!(meter.load(Ordering::Acquire), head.len() + tail.len());
+            assert_eq!(unread.bytes(), claimed);
         };
         push(b"a", &short);
         assert!(!outlet.is_bulk());
@@ -370,7 +435,7 @@ mod tests {
     async fn waiting_for_room_ends_with_the_stream() {
         let outlet = Outlet::default();
         outlet.push(|out| out.extend_from_slice(&[0; 10]));
-        let wait = outlet.wait_below(5);
+        let wait = outlet.wait_room(|outlet| outlet.backlog() < 5);
         tokio::pin!(wait);
         assert!(futures_util::poll!(wait.as_mut()).is_pending());
         outlet.end();

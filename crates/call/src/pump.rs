@@ -26,8 +26,17 @@ pub(crate) trait Reader: Sync {
     /// Whether nobody is there any more.
     fn is_gone(&self) -> bool;
 
-    /// Gives it one; `false` when it is over, because nobody is there or the event was not fit.
-    fn give(&self, item: Item, dropped: u64) -> bool;
+    /// Gives it one.
+    fn give(&self, item: Item, dropped: u64) -> Given;
+}
+
+/// What became of an event.
+pub(crate) enum Given {
+    /// It could not be taken after all, and is to be given again once the reader is open.
+    Not(Item),
+    /// Nothing more is to be given: nobody is there, or the event was not fit.
+    Over,
+    Taken,
 }
 
 /// Runs a subscription in a task of its own.
@@ -124,10 +133,16 @@ async fn pump(
         tokio::task::coop::consume_budget().await;
         let open = reader.is_open();
         if open && let Some(item) = ahead.items.pop_front() {
-            let dropped = std::mem::take(&mut ahead.dropped) + item.dropped;
-            if !reader.give(item, dropped) {
+            let before = std::mem::take(&mut ahead.dropped);
+            let dropped = before + item.dropped;
+            match reader.give(item, dropped) {
+                Given::Not(item) => {
+                    ahead.dropped = before;
+                    ahead.items.push_front(item);
+                }
                 // Either the terminal error was sent in its place, or nobody is there to read one.
-                return Err(CallError::unavailable("the stream is gone"));
+                Given::Over => return Err(CallError::unavailable("the stream is gone")),
+                Given::Taken => {}
             }
             continue;
         }
@@ -166,7 +181,7 @@ async fn next(
 impl Reader for Request {
     fn is_open(&self) -> bool {
         let credit = self.credit.as_ref();
-        credit.is_none_or(CreditWindow::is_open) && has_room(self)
+        credit.is_none_or(CreditWindow::is_open) && has_room(self) && self.link().is_read()
     }
 
     async fn wait_open(&self) {
@@ -174,17 +189,19 @@ impl Reader for Request {
             credit.wait().await;
         }
         self.lane().out.wait_room(|_| has_room(self)).await;
+        self.link().wait_until_read().await;
     }
 
     fn is_gone(&self) -> bool {
         self.lane().out.is_ended()
     }
 
-    fn give(&self, item: Item, dropped: u64) -> bool {
-        if let Some(credit) = &self.credit {
+    fn give(&self, item: Item, dropped: u64) -> Given {
+        let given = self.event(item, dropped);
+        if let (Given::Taken, Some(credit)) = (&given, &self.credit) {
             credit.spend();
         }
-        self.event(item, dropped)
+        given
     }
 }
 

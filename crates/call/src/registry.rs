@@ -8,6 +8,7 @@ use alknet_core::Capabilities;
 use arc_swap::ArcSwap;
 use serde_json::Value;
 
+use crate::body::Body;
 use crate::compiled::Compiled;
 use crate::compose::{CompositionAuthority, Provenance};
 use crate::error::CallError;
@@ -345,7 +346,7 @@ impl Registry {
     pub fn validate(&self, operation: &str, input: &Value) -> Result<(), CallError> {
         self.lookup(operation)
             .ok_or_else(|| CallError::not_found(operation))?
-            .check_input(input)
+            .check_input(&Body::json(input)?)
     }
 
     /// An operation by its name on the wire, with or without the leading slash.

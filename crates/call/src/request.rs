@@ -23,7 +23,10 @@ use crate::envelope::{self, EventKind, ForwardedFor};
 use crate::error::{CallError, ErrorCode};
 use crate::handler::OnceHandler;
 use crate::lane::Lane;
+use crate::limits::OVERLOAD_RETRY_MS;
 use crate::link::Link;
+use crate::outlet::Appended;
+use crate::pump::Given;
 use crate::spec::OperationType;
 use crate::standing::Standing;
 
@@ -61,6 +64,8 @@ pub(crate) struct Head {
     pub(crate) key: Option<Box<str>>,
     /// What its right rests on, as long as it may run.
     pub(crate) standing: Option<Standing>,
+    /// How often it was passed on before it came here.
+    pub(crate) hops: u8,
 }
 
 impl Request {
@@ -188,31 +193,33 @@ impl Request {
         }
     }
 
-    /// Sends one event of a subscription. `false` when it became the terminal error instead, or
+    /// Sends one event of a subscription. It is over when the event became the terminal error instead, or
     /// the stream is gone.
-    pub(crate) fn event(&self, mut item: Item, dropped: u64) -> bool {
+    pub(crate) fn event(&self, mut item: Item, dropped: u64) -> Given {
         if self.aborted.load(Ordering::SeqCst) {
-            return false;
+            return Given::Over;
         }
         match self.checked(item.output) {
-            Ok(output) => {
-                item.output = output;
-                self.push_output(&item, dropped)
-            }
+            Ok(output) => item.output = output,
             Err(error) => {
                 self.fail(error);
-                false
+                return Given::Over;
             }
+        }
+        match self.push_output(&item, dropped) {
+            Pushed::NoRoom => Given::Not(item),
+            Pushed::Queued => Given::Taken,
+            Pushed::Refused => Given::Over,
         }
     }
 
     /// Ends a subscription well.
     pub(crate) fn complete(&self) {
         if !self.is_over() {
-            self.lane.out.push(|out| {
+            self.lane.out.push_waiting(&self.link.unread, |out| {
                 envelope::append_event(out, EventKind::Completed, self.id(), |out| {
                     out.extend_from_slice(b"{}");
-                })
+                });
             });
         }
     }
@@ -222,7 +229,7 @@ impl Request {
         let error = self.operation.visible(error);
         if !self.is_over() {
             Counters::add(&self.link.dispatcher.counters.errors);
-            self.lane.out.push(|out| {
+            self.lane.out.push_waiting(&self.link.unread, |out| {
                 envelope::append_error(out, self.id(), &error);
             });
         }
@@ -242,20 +249,52 @@ impl Request {
         self.operation.checked(output)
     }
 
-    fn push_output(&self, item: &Item, dropped: u64) -> bool {
+    fn push_output(&self, item: &Item, dropped: u64) -> Pushed {
         let most = self.link.peer_frame_bytes();
-        let pushed = self.lane.out.push_metered(self.queued.as_ref(), |out| {
+        let push = |out: &mut Vec<u8>| {
             let start = out.len();
             let (len, tail) = append_output(out, self.id(), item, dropped);
-            if len > most {
-                out.truncate(start);
+            let claimed = if len > most {
+                Err(too_large(len, most))
+            } else {
+                let claimed = self.link.claim_unread(self.is_subscription(), len);
+                claimed.map_err(|waiting| self.too_much_unread(waiting))
+            };
+            let Err(refused) = claimed else {
+                return Appended {
+                    result: Pushed::Queued,
+                    tail,
+                    claimed: len,
+                };
+            };
+            out.truncate(start);
+            let result = if len <= most && self.is_subscription() {
+                Pushed::NoRoom
+            } else {
                 self.answered.store(true, Ordering::SeqCst);
-                envelope::append_error(out, self.id(), &too_large(len, most));
-                return (false, None);
+                envelope::append_error(out, self.id(), &refused);
+                Pushed::Refused
+            };
+            Appended {
+                result,
+                ..Appended::default()
             }
-            (true, tail)
-        });
-        pushed.unwrap_or(false)
+        };
+        let (unread, meter) = (&self.link.unread, self.queued.as_ref());
+        let pushed = self.lane.out.push_counted(unread, meter, push);
+        pushed.unwrap_or_default()
+    }
+
+    /// The answer is there, and the peer does not read those before it.
+    fn too_much_unread(&self, waiting: usize) -> CallError {
+        let message = format!(
+            "{waiting} bytes of answers wait to be read on this connection: read them, and ask for less at a time"
+        );
+        let error = CallError::new(ErrorCode::Overloaded, message);
+        let mut error = error.with_retry_after_ms(OVERLOAD_RETRY_MS);
+        // A mutation has run.
+        error.retryable = self.operation.spec.op_type == OperationType::Query;
+        error
     }
 
     pub(crate) fn is_subscription(&self) -> bool {
@@ -267,6 +306,17 @@ impl Request {
         let queued = self.queued.as_ref();
         queued.map_or(0, |queued| queued.load(Ordering::Acquire))
     }
+}
+
+/// What became of an answer or event.
+#[derive(Debug, Default)]
+enum Pushed {
+    /// The peer has to read before the event can be queued. Answers are refused then.
+    NoRoom,
+    Queued,
+    /// An error took its place, or the stream takes no more.
+    #[default]
+    Refused,
 }
 
 fn too_large(len: usize, most: usize) -> CallError {
@@ -378,6 +428,7 @@ impl Drop for InFlight {
             request.operation.leave();
         }
         request.link.inbound.forget(request);
+        request.link.asked();
         // Work the handler spawned may still run: a request that ended is over for it, too.
         if let Some(token) = request.token.get() {
             token.cancel();
@@ -403,8 +454,6 @@ pub(crate) fn start_once(
             Err(_) => Err(panicked(&request, &request.operation.spec.name)),
         };
         drop(timed);
-        let most = request.link.limits().queued_bytes;
-        request.lane.out.wait_below(most).await;
         request.answer(outcome);
     };
     OnceRun {

@@ -87,8 +87,9 @@ pub(crate) fn registration() -> Registration {
 
 fn run(input: &Body, ctx: &Ctx) -> Result<Value, CallError> {
     // The schema was checked, and its errors mask values: a token is in no message.
-    let token = input.value()["token"].as_str().unwrap_or_default();
-    let identity = authenticate(&ctx.caller().link, token)?;
+    let token = input.member("token").and_then(|token| token.parse().ok());
+    let token: String = token.unwrap_or_default();
+    let identity = authenticate(&ctx.caller().link, &token)?;
     Ok(json!({ "id": identity.id, "scopes": identity.scopes }))
 }
 
@@ -176,9 +177,11 @@ impl Proof {
 /// Ends the connection once `proof` no longer stands for `identity`, and follows its scopes until
 /// then. What the endpoint does for keys that dialled in, for everything else.
 pub(crate) fn watch_over(link: &Arc<Link>, proof: Proof, identity: &Arc<Identity>) {
-    let Some(changes) = link.dispatcher.identity_changes() else {
+    let Some(mut changes) = link.dispatcher.identity_changes() else {
         return;
     };
+    // The proof may have been taken away between its lookup and this: it is looked up again at once.
+    changes.mark_changed();
     let watch = watch(Arc::downgrade(link), proof, Arc::clone(identity), changes);
     let over = link.over();
     tokio::spawn(async move {

@@ -125,7 +125,7 @@ impl NodeConfig {
 
     /// What a refused document still says that lets its administrator in: well-formed
     /// administrator keys, the port and addresses listened on, the name, network cards whose
-    /// entries are free of mistakes, and what is correct of the vault. Peers and tokens are left out: nobody gets more than a correct
+    /// entries are free of mistakes, whether it is stateless, and what is correct of the vault. Peers and tokens are left out: nobody gets more than a correct
     /// document gives. All defaults where the document is not TOML at all.
     #[must_use]
     pub fn salvage(document: &[u8]) -> Self {
@@ -137,6 +137,7 @@ impl NodeConfig {
             node: NodeSection {
                 name: config.node.name,
                 admin_keys: config.node.admin_keys,
+                stateless: config.node.stateless,
                 ..NodeSection::default()
             },
             ..Self::default()
@@ -185,6 +186,8 @@ pub struct NodeSection {
     pub admin_keys: Vec<String>,
     /// SNTP servers, asked in order; those of DHCP are used when empty.
     pub time_servers: Vec<String>,
+    /// The machine keeps nothing: it needs no data disk, has no vault, and makes a key in memory at each start.
+    pub stateless: bool,
 }
 
 /// `[[network]]`: one card.

@@ -107,6 +107,9 @@ pub struct ConnectionInfo {
     pub dialled: bool,
 }
 
+/// Whether a peer that proved who it is has a known peer's place from then on.
+type Authenticated = dyn Fn(&PeerId) -> bool + Send + Sync;
+
 struct Inner {
     id: ConnId,
     info: ConnectionInfo,
@@ -115,8 +118,12 @@ struct Inner {
     peer_id: OnceLock<PeerId>,
     identity: ArcSwapOption<Identity>,
     revoked: AtomicBool,
+    /// The peer proved who it is, by its key or by a token, and has a known peer's place.
+    authenticated: AtomicBool,
     drain: watch::Sender<bool>,
     on_auth_failure: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    on_authenticated: OnceLock<Box<Authenticated>>,
+    penalty: OnceLock<Box<dyn Fn() -> Option<Duration> + Send + Sync>>,
     /// What our codes are in a protocol that has its own.
     codes: OnceLock<fn(CloseCode) -> u32>,
     /// What this one is carried in, unless it is a connection of its own.
@@ -167,12 +174,15 @@ impl Connection {
             id: ConnId::next(),
             info,
             source,
-            traffic: Arc::default(),
+            traffic: Arc::new(Traffic::begin()),
             peer_id: OnceLock::new(),
             identity: ArcSwapOption::empty(),
             revoked: AtomicBool::new(false),
+            authenticated: AtomicBool::new(false),
             drain: watch::Sender::new(false),
             on_auth_failure: OnceLock::new(),
+            on_authenticated: OnceLock::new(),
+            penalty: OnceLock::new(),
             codes: OnceLock::new(),
             carrier,
         }))
@@ -293,6 +303,7 @@ impl Connection {
             self.0.identity.store(None);
             return Err(AlreadySet);
         }
+        self.authenticated(id);
         Ok(())
     }
 
@@ -354,6 +365,50 @@ impl Connection {
             (None, Some(carrier)) => carrier.auth_failed(),
             (None, None) => {}
         }
+    }
+
+    /// How to find out whether guesses from the peer's network are refused. Set once, by whoever made the
+    /// connection.
+    pub fn set_penalty(&self, penalty: impl Fn() -> Option<Duration> + Send + Sync + 'static) {
+        self.0.penalty.get_or_init(|| Box::new(penalty));
+    }
+
+    /// How long wrong tokens from the peer's network are answered with a limit, because too many came from
+    /// there: a handler says this time to whoever sends one. Right ones are as good as ever.
+    #[must_use]
+    pub fn penalty(&self) -> Option<Duration> {
+        match (self.0.penalty.get(), &self.0.carrier) {
+            (Some(penalty), _) => penalty(),
+            (None, Some(carrier)) => carrier.penalty(),
+            (None, None) => None,
+        }
+    }
+
+    /// What to do when the peer has proved who it is; returns whether it has a known peer's place from then on,
+    /// and is called again otherwise. Set once, by whoever made the connection, before a handler has it.
+    pub fn on_authenticated(&self, notice: impl Fn(&PeerId) -> bool + Send + Sync + 'static) {
+        self.0.on_authenticated.get_or_init(|| Box::new(notice));
+    }
+
+    /// A handler's word that the peer sent a good token of `who`: limits for unknown peers do not apply to this
+    /// connection any more, nor to what carries it, unless connections by the token have too many places
+    /// already. Every handler that authenticates says so, and so does [`set_identity`](Self::set_identity).
+    pub fn authenticated(&self, who: &PeerId) {
+        if !self.is_authenticated() {
+            let notice = self.0.on_authenticated.get();
+            if notice.is_none_or(|notice| notice(who)) {
+                self.0.authenticated.store(true, Ordering::Release);
+            }
+        }
+        if let Some(carrier) = &self.0.carrier {
+            carrier.authenticated(who);
+        }
+    }
+
+    /// Whether the peer proved who it is, at any time, and has a known peer's place.
+    #[must_use]
+    pub fn is_authenticated(&self) -> bool {
+        self.0.authenticated.load(Ordering::Acquire)
     }
 
     /// Gives an authenticated peer its larger budget.

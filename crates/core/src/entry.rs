@@ -38,6 +38,11 @@ pub struct PeerEntry {
     pub expires: Option<u64>,
     /// Connections it may have at once; the node's own number where absent.
     pub max_connections: Option<u32>,
+    /// The number of its last removal, in the order in which a hub removed its peers; absent where it
+    /// was never removed. An invitation is older or newer than a removal by this number and not by a
+    /// clock, which can be set back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub removal: Option<u64>,
 }
 
 impl PeerEntry {
@@ -57,6 +62,7 @@ impl PeerEntry {
             enabled: true,
             expires: None,
             max_connections: None,
+            removal: None,
         }
     }
 
@@ -79,6 +85,7 @@ impl PeerEntry {
         set(&mut self.enabled, patch.enabled);
         set(&mut self.expires, patch.expires);
         set(&mut self.max_connections, patch.max_connections);
+        set(&mut self.removal, patch.removal.map(Some));
         self
     }
 }
@@ -106,6 +113,8 @@ pub struct PeerPatch {
     pub expires: Option<Option<u64>>,
     /// Its own number of connections, or the node's.
     pub max_connections: Option<Option<u32>>,
+    /// The number of its removal.
+    pub removal: Option<u64>,
 }
 
 /// A token of a program rather than of a peer. Its identity is `key:<8 characters>`.
@@ -121,9 +130,14 @@ pub struct ApiKey {
     pub description: Option<String>,
     /// When it ends, in seconds since 1970.
     pub expires: Option<u64>,
-    /// Who made it while the node ran; absent where the configuration has it.
+    /// Who made it while the node ran; absent where the configuration has it. The token stands for
+    /// somebody as long as whoever made it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created_by: Option<String>,
+    /// The key of an administrator who made it: those are named by their place in the configuration, which
+    /// another one has once they are gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_by_key: Option<PeerKey>,
     /// When that was, in seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created: Option<u64>,
@@ -144,6 +158,7 @@ impl ApiKey {
             description: None,
             expires: None,
             created_by: None,
+            created_by_key: None,
             created: None,
             used_day: None,
         }

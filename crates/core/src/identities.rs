@@ -24,6 +24,9 @@ pub use store::{IdentityStore, StoreChange, StoreError, StoreKeeper, Stored};
 /// Seconds of a day.
 const DAY_S: u64 = 86_400;
 
+/// Makers of one token: a token made by a token made by a token, and so on.
+const MAKERS_MAX: usize = 16;
+
 /// Everybody of one source.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Entries {
@@ -103,7 +106,8 @@ impl Identities {
     pub fn preview(&self, entries: &Entries, key: &PeerKey) -> Option<Arc<Identity>> {
         let mut preview = self.0.sources().clone();
         preview.config = entries.clone();
-        self.0.current(preview.index(0).by_key(key)?)
+        let index = preview.index(0);
+        self.0.current(&index, index.by_key(key)?)
     }
 
     /// Number of the table in place; each identity carries the number of the one it is from.
@@ -168,9 +172,21 @@ impl Identities {
 
 impl Inner {
     /// The identity, if its holder is let in now.
-    fn current(&self, holder: &Holder) -> Option<Arc<Identity>> {
-        let open = holder.enabled && !is_expired(holder.expires, &*self.clock);
-        open.then(|| Arc::clone(&holder.identity))
+    fn current(&self, index: &Index, holder: &Holder) -> Option<Arc<Identity>> {
+        let identity = || Arc::clone(&holder.identity);
+        self.is_let_in(index, holder, MAKERS_MAX).then(identity)
+    }
+
+    /// Whether a holder is let in now. A token that was made while the node ran is as long as its maker is, and
+    /// holds everything that the token does. At most `makers` of them are looked at, one behind the other.
+    fn is_let_in(&self, index: &Index, holder: &Holder, makers: usize) -> bool {
+        let by_itself = holder.enabled && !is_expired(holder.expires, &*self.clock);
+        let Some(maker) = holder.maker.as_ref().filter(|_| by_itself) else {
+            return by_itself;
+        };
+        let holds = |maker: &&Holder| maker.identity.scopes.covers(&holder.identity.scopes);
+        let maker = index.maker(maker).filter(|_| makers > 0).filter(holds);
+        maker.is_some_and(|maker| self.is_let_in(index, maker, makers - 1))
     }
 
     fn rebuild(&self, sources: &mut Sources) {
@@ -228,14 +244,15 @@ fn ended(error: tokio::task::JoinError) -> StoreError {
 
 impl IdentityProvider for Identities {
     fn by_key(&self, key: &PeerKey) -> Option<Arc<Identity>> {
-        self.0.current(self.0.index.load().by_key(key)?)
+        let index = self.0.index.load();
+        self.0.current(&index, index.by_key(key)?)
     }
 
     fn by_token(&self, token: &AuthToken) -> Option<Arc<Identity>> {
         let hash = token.hash().ok()?;
         let index = self.0.index.load();
         let (holder, day) = index.by_token(&hash)?;
-        let identity = self.0.current(holder)?;
+        let identity = self.0.current(&index, holder)?;
         if let Some(now_s) = self.0.clock.now_s() {
             day.note(u32::try_from(now_s / DAY_S).unwrap_or(u32::MAX));
         }
@@ -243,7 +260,12 @@ impl IdentityProvider for Identities {
     }
 
     fn by_id(&self, id: &PeerId) -> Option<Arc<Identity>> {
-        self.0.current(self.0.index.load().by_id(id)?)
+        self.by_id_text(id.as_str())
+    }
+
+    fn by_id_text(&self, id: &str) -> Option<Arc<Identity>> {
+        let index = self.0.index.load();
+        self.0.current(&index, index.by_id(id)?)
     }
 
     fn watch(&self) -> watch::Receiver<u64> {
@@ -252,7 +274,10 @@ impl IdentityProvider for Identities {
 
     fn token_ends_in(&self, token: &AuthToken) -> Option<Duration> {
         let index = self.0.index.load();
-        let end = index.by_token(&token.hash().ok()?)?.0.expires?;
+        let (holder, _) = index.by_token(&token.hash().ok()?)?;
+        let makers = std::iter::successors(Some(holder), |made| index.maker(made.maker.as_ref()?));
+        let ends = makers.take(MAKERS_MAX).filter_map(|holder| holder.expires);
+        let end = ends.min()?;
         let left = self.0.clock.now_s().map(|now| end.saturating_sub(now));
         Some(Duration::from_secs(left.unwrap_or_default()))
     }
@@ -325,6 +350,13 @@ impl fmt::Debug for Identities {
 }
 
 impl Entries {
+    /// The key of the administrator of this name.
+    #[must_use]
+    pub fn admin_key(&self, id: &PeerId) -> Option<PeerKey> {
+        let admin = self.admins.iter().find(|(admin, _)| admin == id);
+        admin.map(|(_, key)| *key)
+    }
+
     /// Whether somebody of this name is among them.
     #[must_use]
     pub fn holds(&self, id: &PeerId) -> bool {

@@ -1,5 +1,6 @@
 //! Who a peer is. Identity follows the key a peer proved to hold, never a field it sent.
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -50,6 +51,12 @@ impl FromStr for PeerId {
             return Err(PeerIdError::Character(text.to_owned()));
         }
         Ok(Self(text.into()))
+    }
+}
+
+impl Borrow<str> for PeerId {
+    fn borrow(&self) -> &str {
+        &self.0
     }
 }
 
@@ -347,6 +354,12 @@ pub trait IdentityProvider: Send + Sync + 'static {
     /// Who is called `id` now, if let in: for what goes on after whoever began it has gone, and has to
     /// ask again whether it may.
     fn by_id(&self, _id: &PeerId) -> Option<Arc<Identity>> {
+        None
+    }
+
+    /// As [`by_id`](Self::by_id) for an id that was kept as text: the token of a program has one that no
+    /// [`PeerId`] can be parsed from.
+    fn by_id_text(&self, _id: &str) -> Option<Arc<Identity>> {
         None
     }
 

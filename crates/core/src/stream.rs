@@ -3,8 +3,10 @@
 use std::fmt;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use thiserror::Error;
@@ -22,6 +24,37 @@ pub struct Traffic {
     pub tx: Counter,
     /// Streams opened, by either side.
     pub streams: Counter,
+    /// When bytes went last, in milliseconds since [`began`].
+    active_ms: AtomicU64,
+}
+
+/// What times within this process are counted from.
+fn began() -> Instant {
+    static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
+    *BEGAN
+}
+
+impl Traffic {
+    /// Of a connection that begins now.
+    pub(crate) fn begin() -> Self {
+        let traffic = Self::default();
+        traffic.touch();
+        traffic
+    }
+
+    /// Something happens now.
+    fn touch(&self) {
+        let now = began().elapsed().as_millis();
+        let now = u64::try_from(now).unwrap_or(u64::MAX);
+        self.active_ms.store(now, Ordering::Relaxed);
+    }
+
+    /// How long no byte went either way.
+    #[must_use]
+    pub fn quiet(&self) -> Duration {
+        let active = Duration::from_millis(self.active_ms.load(Ordering::Relaxed));
+        began().elapsed().saturating_sub(active)
+    }
 }
 
 /// The sending half of a stream, as a carriage provides it.
@@ -88,6 +121,7 @@ impl<H: ?Sized> Counted<H> {
     fn add(&self, bytes: usize, to: impl FnOnce(&Traffic) -> &Counter) {
         if let Some(traffic) = &self.traffic {
             to(traffic).add(bytes as u64);
+            traffic.touch();
         }
     }
 }

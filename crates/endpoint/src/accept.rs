@@ -3,20 +3,76 @@
 pub(crate) mod quic;
 pub(crate) mod tcp;
 
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use alknet_tls::PeerProof;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::{oneshot, watch};
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
+use crate::admission::{Limit, Ticket};
 use crate::metrics::Refused;
 use crate::serve::Shared;
 
 /// Asks an accept loop whether it still runs; the loop answers.
 pub(crate) type Probe = oneshot::Sender<()>;
+
+/// Handshakes under way that can be ended for newer ones.
+pub(crate) type Handshakes = Mutex<HashMap<Ticket, AbortHandle>>;
+
+/// One of them, for as long as it is under way.
+pub(crate) struct Handshake {
+    shared: Arc<Shared>,
+    ticket: Ticket,
+}
+
+impl Handshake {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+}
+
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        self.shared.handshakes().remove(&self.ticket);
+        self.shared.admission().finish(self.ticket);
+    }
+}
+
+impl Shared {
+    fn handshakes(&self) -> MutexGuard<'_, HashMap<Ticket, AbortHandle>> {
+        self.handshakes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts the handshake `ticket`, and what comes of it, in the place of `evict`.
+    fn start_handshake<F>(
+        self: &Arc<Self>,
+        ticket: Ticket,
+        evict: Option<Ticket>,
+        run: impl FnOnce(Handshake) -> F,
+    ) where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        if let Some(oldest) = evict.and_then(|evict| self.handshakes().remove(&evict)) {
+            self.meters.hit(Limit::Handshakes);
+            self.totals.handshakes_evicted.add();
+            oldest.abort();
+        }
+        let shared = Arc::clone(self);
+        let work = run(Handshake { shared, ticket });
+        // Held until the handle is in the table, so that the task cannot end before it is.
+        let mut handshakes = self.handshakes();
+        let task = tokio::spawn(work);
+        handshakes.insert(ticket, task.abort_handle());
+    }
+}
 
 /// Resolves once the node drains.
 async fn stopped(stop: &mut watch::Receiver<bool>) {

@@ -4,26 +4,41 @@
 //! nothing is charged to an address before it has proven that it is there; a TCP connection that
 //! says nothing costs a place, and the oldest such place goes to the newest comer, so that a
 //! caller who finishes its handshake gets in beside any number that never do.
+//!
+//! What unknown peers may have is counted by network. A share of the places is for known peers, who
+//! also take the place of an unknown peer where there is none left.
 
-use std::collections::{BTreeMap, HashMap};
+mod handshakes;
+
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use alknet_core::{Carriage, ConnId, PeerId};
+use alknet_core::{Carriage, ConnId, Network, PeerId};
 
 use crate::limits::Limits;
 use crate::penalty::PenaltyBox;
 use crate::places::{Entry, Places};
-use crate::prefix::Prefix;
 
-/// Network prefixes remembered; beyond that the longest unseen is forgotten.
+use handshakes::Handshakes;
+
+/// Rates remembered, of networks and of known peers' addresses; beyond that the longest unseen is
+/// forgotten.
 const BUCKETS_MAX: usize = 8192;
+
+/// Addresses remembered at which known peers were seen; beyond that the longest unseen is forgotten.
+const KNOWN_ADDRESSES_MAX: usize = 1024;
 
 /// What to do with a first QUIC packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Quic {
-    /// Start the handshake.
-    Accept(Ticket),
+    /// Start the handshake, ending `evict` first. One that was not `paid` for is charged once it has proven
+    /// its address by finishing.
+    Accept {
+        ticket: Ticket,
+        evict: Option<Ticket>,
+        paid: bool,
+    },
     /// Answer nothing.
     Ignore,
     /// Answer that there is no room.
@@ -86,37 +101,77 @@ impl Limit {
     ];
 }
 
+/// Where a connection finds no place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Full {
+    /// For anybody: a known peer takes the place of an unknown one.
+    All,
+    /// For unknown peers of this network.
+    Network(Network),
+    /// For unknown peers. The one that came is of this network.
+    Strangers(Network),
+}
+
+impl Full {
+    /// The limit that was reached.
+    pub(crate) const fn limit(self) -> Limit {
+        match self {
+            Self::All | Self::Strangers(_) => Limit::Connections,
+            Self::Network(_) => Limit::ConnectionsPerAddress,
+        }
+    }
+}
+
+/// Who pays for a handshake, and has one of those at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Payer {
+    /// An address at which a known peer was seen: it does not pay for its neighbours.
+    Address(IpAddr),
+    Network(Network),
+}
+
 #[derive(Debug)]
 pub(crate) struct Admission {
     limits: Limits,
     next: u64,
-    tcp: BTreeMap<Ticket, IpAddr>,
-    quic: HashMap<Ticket, Validated>,
-    unvalidated: u32,
+    tcp: Handshakes,
+    proven: Handshakes,
+    unproven: HashSet<Ticket>,
+    /// Handshakes begun without proof.
+    begun: Window,
     retries: Window,
+    /// Connections of everybody.
     connections: u32,
-    by_address: HashMap<IpAddr, u32>,
+    /// Those of unknown peers among them.
+    strangers: HashMap<ConnId, Network>,
+    by_network: HashMap<Network, u32>,
+    /// Those of peers that were unknown until they showed a token.
+    token_holders: HashMap<ConnId, PeerId>,
+    by_token: HashMap<PeerId, u32>,
     peers: Places,
     penalties: PenaltyBox,
-    buckets: HashMap<(Carriage, Prefix), Bucket>,
+    buckets: HashMap<(Carriage, Payer), Bucket>,
+    known_addresses: HashMap<IpAddr, Instant>,
 }
-
-/// Whether the handshake's address was proven when it began.
-type Validated = bool;
 
 impl Admission {
     pub(crate) fn new(limits: Limits) -> Self {
         Self {
             limits,
             next: 0,
-            tcp: BTreeMap::new(),
-            quic: HashMap::new(),
-            unvalidated: 0,
+            tcp: Handshakes::default(),
+            proven: Handshakes::default(),
+            unproven: HashSet::new(),
+            begun: Window::default(),
             retries: Window::default(),
             connections: 0,
-            by_address: HashMap::new(),
+            strangers: HashMap::new(),
+            by_network: HashMap::new(),
+            token_holders: HashMap::new(),
+            by_token: HashMap::new(),
             peers: Places::default(),
             penalties: PenaltyBox::default(),
+            known_addresses: HashMap::new(),
             buckets: HashMap::new(),
         }
     }
@@ -132,70 +187,74 @@ impl Admission {
         if address == Address::Proven {
             return self.validated_quic(carriage, from, now);
         }
-        let full = self.unvalidated >= self.limits.unvalidated_handshakes_max;
-        if full || address == Address::Unanswerable {
+        let mut full = self.unproven.len() >= self.limits.unvalidated_handshakes_max as usize;
+        if !full && address == Address::Unproven {
+            // A client can give its handshake up, and a forger do so in its name, after the signature that it cost
+            // and before it is charged to anybody. Those that begin are counted, too.
+            let most = self.limits.unvalidated_handshakes_per_second_max;
+            full = !self.begun.take(most, now);
+        }
+        // A network that used up its rate, or one that somebody else forges: its proof tells.
+        let spent = self.is_spent(carriage, from, now);
+        if full || spent || address == Address::Unanswerable {
             let room = self.retries.take(self.limits.retries_per_second_max, now);
-            let limit = full.then_some(Limit::HandshakesUnproven);
+            let limit = if full {
+                Some(Limit::HandshakesUnproven)
+            } else {
+                spent.then_some(Limit::HandshakeRate)
+            };
             return if room {
                 Quic::Retry(limit)
             } else {
                 Quic::Ignore
             };
         }
-        if self.connections >= self.limits.connections_max {
+        if self.is_full_of_peers() {
             return Quic::Refuse(Limit::Connections);
         }
-        self.unvalidated += 1;
-        Quic::Accept(self.start_quic(false))
+        let ticket = self.ticket();
+        self.unproven.insert(ticket);
+        Quic::Accept {
+            ticket,
+            evict: None,
+            paid: false,
+        }
     }
 
     fn validated_quic(&mut self, carriage: Carriage, from: IpAddr, now: Instant) -> Quic {
-        let handshakes = self.quic.len() as u32 - self.unvalidated;
-        if handshakes >= self.limits.validated_handshakes_max {
-            return Quic::Refuse(Limit::Handshakes);
-        }
-        if let Some(limit) = self.full(from) {
-            return Quic::Refuse(limit);
+        if self.is_full_of_peers() {
+            return Quic::Refuse(Limit::Connections);
         }
         if !self.charge(carriage, from, now) {
             return Quic::Refuse(Limit::HandshakeRate);
         }
-        Quic::Accept(self.start_quic(true))
-    }
-
-    fn start_quic(&mut self, validated: bool) -> Ticket {
-        let ticket = self.ticket();
-        self.quic.insert(ticket, validated);
-        ticket
+        let (ticket, payer) = (self.ticket(), self.payer(from));
+        let most = self.limits.validated_handshakes_max;
+        let evict = self.proven.enter(ticket, payer, u32::MAX, most);
+        Quic::Accept {
+            ticket,
+            evict,
+            paid: true,
+        }
     }
 
     /// A TCP client connected. Its handshake is charged once it has sent a ClientHello.
     pub(crate) fn tcp(&mut self, from: IpAddr) -> Tcp {
-        if let Some(limit) = self.full(from) {
-            return Tcp::Refuse(limit);
+        if self.is_full_of_peers() {
+            return Tcp::Refuse(Limit::Connections);
         }
-        let same = self.tcp.iter().filter(|(_, address)| **address == from);
-        let (oldest, count) = same.fold((None, 0), |(oldest, n), (ticket, _)| {
-            (oldest.or(Some(*ticket)), n + 1)
-        });
-        let evict = if count >= self.limits.tcp_handshakes_per_address_max {
-            oldest
-        } else if self.tcp.len() >= self.limits.tcp_handshakes_max as usize {
-            self.tcp.keys().next().copied()
-        } else {
-            None
-        };
-        if let Some(evict) = evict {
-            self.tcp.remove(&evict);
-        }
-        let ticket = self.ticket();
-        self.tcp.insert(ticket, from);
+        let (ticket, payer) = (self.ticket(), self.payer(from));
+        let (each, all) = (
+            self.limits.tcp_handshakes_per_address_max,
+            self.limits.tcp_handshakes_max,
+        );
+        let evict = self.tcp.enter(ticket, payer, each, all);
         Tcp::Accept { ticket, evict }
     }
 
-    /// Takes one handshake from the prefix of `from`; false when it has had too many.
+    /// Takes one handshake from the network of `from`; false when it has had too many.
     pub(crate) fn charge(&mut self, carriage: Carriage, from: IpAddr, now: Instant) -> bool {
-        let key = (carriage, Prefix::of(from));
+        let key = (carriage, self.payer(from));
         if !self.buckets.contains_key(&key) {
             self.forget_one(now);
         }
@@ -212,30 +271,109 @@ impl Admission {
         allowed
     }
 
-    /// Gives a handshake back: the peer turned out to be known.
+    /// Whether `from` has had so many that it cannot pay for another one now.
+    fn is_spent(&self, carriage: Carriage, from: IpAddr, now: Instant) -> bool {
+        let burst = f64::from(self.limits.handshake_burst);
+        let per_second = f64::from(self.limits.handshakes_per_second);
+        let bucket = self.buckets.get(&(carriage, self.payer(from)));
+        bucket.is_some_and(|bucket| {
+            let mut bucket = *bucket;
+            bucket.refill(burst, per_second, now);
+            bucket.tokens < 1.0
+        })
+    }
+
+    /// Gives back a handshake that was paid for: the peer turned out to be known.
     pub(crate) fn refund(&mut self, carriage: Carriage, from: IpAddr) {
         let burst = f64::from(self.limits.handshake_burst);
-        if let Some(bucket) = self.buckets.get_mut(&(carriage, Prefix::of(from))) {
+        let key = (carriage, self.payer(from));
+        if let Some(bucket) = self.buckets.get_mut(&key) {
             bucket.tokens = (bucket.tokens + 1.0).min(burst);
         }
     }
 
+    fn payer(&self, from: IpAddr) -> Payer {
+        if self.known_addresses.contains_key(&from) {
+            Payer::Address(from)
+        } else {
+            Payer::Network(Network::of(from))
+        }
+    }
+
+    /// A known peer was seen at `from`: from now on this address does not pay for its neighbours'
+    /// handshakes, nor they for its own.
+    pub(crate) fn remember(&mut self, from: IpAddr, now: Instant) {
+        let full = self.known_addresses.len() >= KNOWN_ADDRESSES_MAX;
+        if full && !self.known_addresses.contains_key(&from) {
+            let oldest = self.known_addresses.iter().min_by_key(|(_, seen)| **seen);
+            let oldest = oldest.map(|(address, _)| *address);
+            oldest.and_then(|oldest| self.known_addresses.remove(&oldest));
+        }
+        self.known_addresses.insert(from, now);
+    }
+
     /// The handshake is over, well or not.
     pub(crate) fn finish(&mut self, ticket: Ticket) {
-        self.tcp.remove(&ticket);
-        if self.quic.remove(&ticket) == Some(false) {
-            self.unvalidated -= 1;
+        let known = self.tcp.leave(ticket) || self.proven.leave(ticket);
+        if !known {
+            self.unproven.remove(&ticket);
         }
     }
 
     /// Counts a connection from `from`.
-    pub(crate) fn connect(&mut self, from: IpAddr) -> Result<(), Limit> {
-        if let Some(limit) = self.full(from) {
-            return Err(limit);
+    pub(crate) fn connect(&mut self, conn: ConnId, from: IpAddr, known: bool) -> Result<(), Full> {
+        let full = self.connections >= self.limits.connections_max;
+        if known {
+            if full {
+                return Err(Full::All);
+            }
+        } else {
+            let network = Network::of(from);
+            let here = self.by_network.get(&network).copied().unwrap_or(0);
+            if here >= self.limits.per_address_max {
+                return Err(Full::Network(network));
+            }
+            if full || self.strangers.len() >= self.limits.strangers_max() as usize {
+                return Err(Full::Strangers(network));
+            }
         }
-        self.connections += 1;
-        *self.by_address.entry(from).or_default() += 1;
+        self.connect_for(conn, from, known);
         Ok(())
+    }
+
+    /// Counts a connection whose place another one was told to leave: until it has, there is one more
+    /// than may be.
+    pub(crate) fn connect_for(&mut self, conn: ConnId, from: IpAddr, known: bool) {
+        self.connections += 1;
+        if !known {
+            let network = Network::of(from);
+            self.strangers.insert(conn, network);
+            *self.by_network.entry(network).or_default() += 1;
+        }
+    }
+
+    /// The peer of a counted connection has shown a token of `who`. Returns whether it has a known peer's place
+    /// now. It has not where the token has as many already as all unknown peers of a network may have, or all
+    /// tokens have half of the places: whoever holds the least token cannot keep an administrator out.
+    pub(crate) fn authenticated(&mut self, conn: ConnId, who: &PeerId) -> bool {
+        if !self.strangers.contains_key(&conn) {
+            return true;
+        }
+        let own = self.by_token.get(who).copied().unwrap_or(0);
+        let all = self.token_holders.len();
+        if own >= self.limits.per_address_max || all >= self.limits.token_holders_max() as usize {
+            return false;
+        }
+        self.leave_strangers(conn);
+        self.token_holders.insert(conn, who.clone());
+        *self.by_token.entry(who.clone()).or_default() += 1;
+        true
+    }
+
+    fn leave_strangers(&mut self, conn: ConnId) {
+        if let Some(network) = self.strangers.remove(&conn) {
+            decrement(&mut self.by_network, &network);
+        }
     }
 
     /// Counts a connection of `peer`, who may have a number of its own.
@@ -251,24 +389,32 @@ impl Admission {
     }
 
     /// A counted connection ended.
-    pub(crate) fn disconnect(&mut self, from: IpAddr, peer: Option<(&PeerId, ConnId)>) {
+    pub(crate) fn disconnect(&mut self, conn: ConnId, peer: Option<&PeerId>) {
         self.connections = self.connections.saturating_sub(1);
-        decrement(&mut self.by_address, &from);
-        if let Some((peer, conn)) = peer {
+        self.leave_strangers(conn);
+        if let Some(who) = self.token_holders.remove(&conn) {
+            decrement(&mut self.by_token, &who);
+        }
+        if let Some(peer) = peer {
             self.peers.leave(peer, conn);
         }
     }
 
-    /// Somebody at `from` could not prove who it is. Returns how long the strangers of its network
-    /// are shut out now, if this was one time too many.
+    /// Somebody at `from` could not prove who it is. Returns how long guesses from its network are refused
+    /// now, if this was one time too many.
     pub(crate) fn fail(&mut self, from: IpAddr, now: Instant) -> Option<Duration> {
         let max = self.limits.failures_per_minute_max;
-        self.penalties.fail(Prefix::of(from), max, now)
+        self.penalties.fail(Network::of(from), max, now)
     }
 
-    /// Whether strangers at `from` are shut out.
-    pub(crate) fn is_penalised(&self, from: IpAddr, now: Instant) -> bool {
-        self.penalties.holds(Prefix::of(from), now)
+    /// How long guesses from the network of `from` are refused, if they are.
+    pub(crate) fn penalty(&self, from: IpAddr, now: Instant) -> Option<Duration> {
+        self.penalties.left(Network::of(from), now)
+    }
+
+    /// The networks whose guesses are refused, and how long they are.
+    pub(crate) fn penalties(&self, now: Instant) -> Vec<(Network, Duration)> {
+        self.penalties.all(now).collect()
     }
 
     /// Other limits from now on. Who is in stays.
@@ -276,12 +422,9 @@ impl Admission {
         self.limits = limits;
     }
 
-    fn full(&self, from: IpAddr) -> Option<Limit> {
-        let here = self.by_address.get(&from).copied().unwrap_or(0);
-        if self.connections >= self.limits.connections_max {
-            return Some(Limit::Connections);
-        }
-        (here >= self.limits.per_address_max).then_some(Limit::ConnectionsPerAddress)
+    /// Whether every place is a known peer's: then nothing can be made room for.
+    fn is_full_of_peers(&self) -> bool {
+        self.connections >= self.limits.connections_max && self.strangers.is_empty()
     }
 
     fn ticket(&mut self) -> Ticket {

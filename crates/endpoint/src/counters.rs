@@ -42,9 +42,11 @@ counters! {
     connections_quic,
     /// Connections handed to a handler over TCP.
     connections_tcp,
+    /// Unknown peers' connections ended because others needed their place.
+    evicted,
     /// Handlers that panicked.
     handler_panics,
-    /// TCP handshakes ended because newer ones needed their place.
+    /// Handshakes ended because newer ones needed their place.
     handshakes_evicted,
     /// Handshakes that failed: alerts, resets, garbage.
     handshakes_failed,
@@ -62,9 +64,9 @@ counters! {
     no_handler,
     /// Connections refused because one peer had too many.
     peer_limit_hits,
-    /// Times that a network was shut out for failed logins.
+    /// Times that a network had too many failed logins.
     penalties,
-    /// Connections refused because their network was shut out.
+    /// Guesses refused because their network had made too many.
     penalty_refusals,
     /// Connections refused because the protocol wants a known key.
     policy_refusals,

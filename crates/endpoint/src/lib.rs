@@ -18,7 +18,6 @@ mod nesting;
 mod penalty;
 mod places;
 mod plain;
-mod prefix;
 mod quic;
 mod serve;
 mod server;

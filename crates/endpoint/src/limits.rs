@@ -7,18 +7,22 @@ use std::time::Duration;
 pub struct Limits {
     /// Connections served at once.
     pub connections_max: u32,
-    /// Connections served at once for one address.
+    /// Connections served at once for the unknown peers of one network: a /24 of IPv4 or a /56 of IPv6. As many
+    /// have a known peer's place by one token.
     pub per_address_max: u32,
     /// Connections served at once for one peer, over all its keys and protocols, unless its entry
     /// has a number of its own.
     pub per_peer_max: u32,
-    /// TCP handshakes at once; one more ends the oldest.
+    /// TCP handshakes at once; one more ends the oldest of the network that has the most.
     pub tcp_handshakes_max: u32,
-    /// TCP handshakes at once from one address; one more ends the oldest of that address.
+    /// TCP handshakes at once from one network; one more ends the oldest of that network.
     pub tcp_handshakes_per_address_max: u32,
     /// QUIC handshakes at once with addresses that may be forged; further ones must prove theirs.
     pub unvalidated_handshakes_max: u32,
-    /// QUIC handshakes at once with proven addresses.
+    /// QUIC handshakes begun in one second with addresses that may be forged; further ones must prove theirs.
+    pub unvalidated_handshakes_per_second_max: u32,
+    /// QUIC handshakes at once with proven addresses; one more ends the oldest of the network that has the
+    /// most.
     pub validated_handshakes_max: u32,
     /// Requests for such a proof in one second; further packets are not answered at all. Each is a
     /// tenth of the packet it answers, so that what is reflected of a flood with forged addresses is
@@ -28,7 +32,7 @@ pub struct Limits {
     pub handshake_burst: u32,
     /// Handshakes per second it earns back.
     pub handshakes_per_second: u32,
-    /// Failed logins of a network prefix in a minute that shut its strangers out.
+    /// Failed logins of a network in a minute after which its guesses are refused for a while.
     pub failures_per_minute_max: u32,
     /// Time a handshake may take; fixed once the port is bound.
     pub handshake_timeout: Duration,
@@ -39,6 +43,21 @@ impl Limits {
     const CONNECTION_BYTES: u64 = 64 << 10;
     /// Most connections on any machine.
     const CONNECTIONS_MAX: u64 = 4096;
+
+    /// Places that only known peers get: one in so many.
+    const RESERVED: u32 = 4;
+
+    /// Connections served at once for unknown peers; the other places are kept for known ones.
+    #[must_use]
+    pub const fn strangers_max(&self) -> u32 {
+        self.connections_max - self.connections_max / Self::RESERVED
+    }
+
+    /// Connections that have a known peer's place by a token.
+    #[must_use]
+    pub const fn token_holders_max(&self) -> u32 {
+        self.connections_max / 2
+    }
 
     /// The limits of a machine with `memory_bytes`: connections take a quarter of it at most.
     #[must_use]
@@ -60,6 +79,7 @@ impl Default for Limits {
             tcp_handshakes_max: 256,
             tcp_handshakes_per_address_max: 64,
             unvalidated_handshakes_max: 64,
+            unvalidated_handshakes_per_second_max: 256,
             validated_handshakes_max: 256,
             retries_per_second_max: 16_384,
             handshake_burst: 60,

@@ -3,16 +3,22 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use alknet_core::{Carriage, CloseCode, ConnId, Connection, IdentityProvider, PeerId, PeerKey};
+use alknet_core::{
+    Carriage, CloseCode, ConnId, Connection, IdentityProvider, Network, PeerId, PeerKey,
+};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::admission::Full;
 use crate::metrics::{AlpnMeters, Open};
-use crate::prefix::Prefix;
 
 /// Close code and constant reason for ending a connection from outside its handler.
 pub(crate) type End = (CloseCode, &'static str);
+
+/// How long no byte has gone over a connection that is taken for idle. Idle ones are ended first.
+const IDLE: Duration = Duration::from_secs(5);
 
 /// One connection being served, for status displays.
 #[derive(Clone, Debug)]
@@ -119,14 +125,32 @@ impl Live {
         entry.is_some_and(|entry| entry.end.send_replace(Some(end)).is_none())
     }
 
-    /// Ends the connections of strangers in the network of `from`.
-    pub(crate) fn end_strangers(&self, from: IpAddr, end: End) {
-        let network = Prefix::of(from);
-        for entry in self.lock().values().filter(|entry| entry.peer.is_none()) {
-            if Prefix::of(entry.from) == network {
-                entry.end.send_replace(Some(end));
-            }
+    /// Ends one connection of an unknown peer, so that another one has its place; whether there was one
+    /// that may be ended. Idle ones go first, then those of the network that has the most, then the one
+    /// idle for longest: a single unknown peer keeps its place beside a network that takes all it gets. For
+    /// another unknown peer, one that is not idle goes only where its network has more than the other's would.
+    pub(crate) fn evict(&self, full: Full, end: End) -> bool {
+        let table = self.lock();
+        let unknown = || table.values().filter(|entry| entry.is_unknown());
+        let mut counts: HashMap<Network, u32> = HashMap::new();
+        for entry in unknown() {
+            *counts.entry(Network::of(entry.from)).or_default() += 1;
         }
+        let candidates = unknown().filter_map(|entry| {
+            let (network, quiet) = (Network::of(entry.from), entry.connection.traffic().quiet());
+            let idle = quiet >= IDLE;
+            let may_go = match full {
+                Full::All => true,
+                Full::Network(here) => idle && network == here,
+                Full::Strangers(other) => {
+                    let others = counts.get(&other).copied().unwrap_or(0);
+                    idle || counts[&network] > others + 1
+                }
+            };
+            may_go.then_some(((idle, counts[&network], quiet), entry))
+        });
+        let victim = candidates.max_by_key(|(rank, _)| *rank);
+        victim.is_some_and(|(_, entry)| entry.end.send_replace(Some(end)).is_none())
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -171,6 +195,13 @@ impl Live {
 }
 
 impl Entry {
+    /// Whether it has a place of its own, nobody has proved on it who they are, and it is not about to end.
+    fn is_unknown(&self) -> bool {
+        !self.connection.is_authenticated()
+            && self.connection.carriers().next().is_none()
+            && self.end.borrow().is_none()
+    }
+
     /// Ends the connection if its peer is no more; returns whether it did so now.
     fn check(&self, identities: &dyn IdentityProvider) -> bool {
         if !self.revoked(identities) {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
-use crate::prefix::Prefix;
+use alknet_core::Network;
 
 /// Failures are counted within this time.
 const WINDOW: Duration = Duration::from_secs(60);
@@ -16,9 +16,9 @@ const REMEMBERED_MAX: usize = 8192;
 
 #[derive(Debug, Default)]
 pub(crate) struct PenaltyBox {
-    records: HashMap<Prefix, Record>,
+    records: HashMap<Network, Record>,
     /// Networks in the order in which they were last heard of.
-    order: BTreeMap<u64, Prefix>,
+    order: BTreeMap<u64, Network>,
     next: u64,
 }
 
@@ -34,21 +34,25 @@ struct Record {
 impl PenaltyBox {
     /// Somebody in this network could not prove who it is. Returns how long the network is in the
     /// box now, if this put it there.
-    pub(crate) fn fail(&mut self, who: Prefix, max: u32, now: Instant) -> Option<Duration> {
+    pub(crate) fn fail(&mut self, who: Network, max: u32, now: Instant) -> Option<Duration> {
         let mut record = self.take(who, now);
         let blocked = record.fail(max, now);
         self.put(who, record);
         blocked
     }
 
-    /// Whether this network is in the box.
-    pub(crate) fn holds(&self, who: Prefix, now: Instant) -> bool {
-        self.records
-            .get(&who)
-            .is_some_and(|record| record.is_blocked(now))
+    /// How long this network stays in the box, if it is there.
+    pub(crate) fn left(&self, who: Network, now: Instant) -> Option<Duration> {
+        self.records.get(&who)?.left(now)
     }
 
-    fn take(&mut self, who: Prefix, now: Instant) -> Record {
+    /// The networks in the box, and how long they stay.
+    pub(crate) fn all(&self, now: Instant) -> impl Iterator<Item = (Network, Duration)> {
+        let records = self.records.iter();
+        records.filter_map(move |(who, record)| Some((*who, record.left(now)?)))
+    }
+
+    fn take(&mut self, who: Network, now: Instant) -> Record {
         let known = self.records.remove(&who);
         if let Some(record) = &known {
             self.order.remove(&record.turn);
@@ -62,7 +66,7 @@ impl PenaltyBox {
         })
     }
 
-    fn put(&mut self, who: Prefix, mut record: Record) {
+    fn put(&mut self, who: Network, mut record: Record) {
         if self.records.len() >= REMEMBERED_MAX
             && let Some((_, oldest)) = self.order.pop_first()
         {
@@ -102,7 +106,12 @@ impl Record {
     }
 
     fn is_blocked(&self, now: Instant) -> bool {
-        self.until.is_some_and(|until| now < until)
+        self.left(now).is_some()
+    }
+
+    fn left(&self, now: Instant) -> Option<Duration> {
+        let left = self.until?.saturating_duration_since(now);
+        (!left.is_zero()).then_some(left)
     }
 }
 
@@ -114,8 +123,15 @@ mod tests {
 
     const MAX: u32 = 10;
 
-    fn network(n: u32) -> Prefix {
-        Prefix::of(Ipv4Addr::from(n).into())
+    fn network(n: u32) -> Network {
+        Network::of(Ipv4Addr::from(n << 8).into())
+    }
+
+    fn held(penalties: &PenaltyBox, n: u32, now: Instant) -> bool {
+        let held = penalties.left(network(n), now).is_some();
+        let listed = penalties.all(now).any(|(who, _)| who == network(n));
+        assert_eq!(held, listed);
+        held
     }
 
     /// Fails as often as it takes; returns the time in the box.
@@ -123,9 +139,9 @@ mod tests {
         for _ in 1..MAX {
             assert_eq!(penalties.fail(network(1), MAX, now), None);
         }
-        assert!(!penalties.holds(network(1), now));
+        assert!(!held(penalties, 1, now));
         let block = penalties.fail(network(1), MAX, now);
-        assert!(penalties.holds(network(1), now));
+        assert!(held(penalties, 1, now));
         block.expect("the last one was too many")
     }
 
@@ -133,10 +149,10 @@ mod tests {
     fn ten_failures_in_a_minute_put_a_network_into_the_box() {
         let (mut penalties, now) = (PenaltyBox::default(), Instant::now());
         assert_eq!(provoke(&mut penalties, now), BLOCK_FIRST);
-        assert!(!penalties.holds(network(2), now), "somebody else");
+        assert!(!held(&penalties, 2, now), "somebody else");
         let almost = now + BLOCK_FIRST - Duration::from_millis(1);
-        assert!(penalties.holds(network(1), almost));
-        assert!(!penalties.holds(network(1), now + BLOCK_FIRST));
+        assert!(held(&penalties, 1, almost));
+        assert!(!held(&penalties, 1, now + BLOCK_FIRST));
     }
 
     #[test]
@@ -169,7 +185,7 @@ mod tests {
         for _ in 0..MAX * 10 {
             assert_eq!(penalties.fail(network(1), MAX, now), None);
         }
-        assert!(!penalties.holds(network(1), now + BLOCK_FIRST));
+        assert!(!held(&penalties, 1, now + BLOCK_FIRST));
     }
 
     #[test]
@@ -179,9 +195,9 @@ mod tests {
         for n in 0..REMEMBERED_MAX as u32 - 1 {
             penalties.fail(network(n + 10), MAX, now);
         }
-        assert!(penalties.holds(network(1), now));
+        assert!(held(&penalties, 1, now));
         penalties.fail(network(2), MAX, now);
-        assert!(!penalties.holds(network(1), now));
+        assert!(!held(&penalties, 1, now));
         assert_eq!(penalties.records.len(), REMEMBERED_MAX);
         assert_eq!(penalties.order.len(), REMEMBERED_MAX);
     }

@@ -15,7 +15,8 @@ use alknet_tls::PeerProof;
 use futures_util::FutureExt;
 use tokio::sync::watch;
 
-use crate::admission::{Admission, Limit};
+use crate::accept::Handshakes;
+use crate::admission::{Admission, Full, Limit};
 use crate::counters::Totals;
 use crate::limits::Limits;
 use crate::live::{End, Live};
@@ -32,6 +33,9 @@ const SUPERSEDED: Duration = Duration::from_secs(5);
 /// How such a connection ends.
 const SUPERSEDED_END: End = (CloseCode::Superseded, "superseded");
 
+/// How an unknown peer's connection ends whose place another one needs.
+const EVICTED_END: End = (CloseCode::Overload, "another connection needs the place");
+
 /// What the accept loops and every connection share.
 pub(crate) struct Shared {
     pub(crate) registry: HandlerRegistry,
@@ -41,6 +45,7 @@ pub(crate) struct Shared {
     pub(crate) meters: Meters,
     pub(crate) live: Arc<Live>,
     pub(crate) admission: Mutex<Admission>,
+    pub(crate) handshakes: Handshakes,
     /// True once the node drains.
     pub(crate) stop: watch::Sender<bool>,
 }
@@ -62,17 +67,56 @@ impl Shared {
     /// Somebody at `from` showed a key or a token that stands for nobody, where somebody was wanted.
     fn auth_failed(&self, from: IpAddr) {
         self.totals.auth_failures.add();
+        if self.penalty(from).is_some() {
+            self.totals.penalty_refusals.add();
+            self.meters.hit(Limit::FailedLogins);
+            return;
+        }
         let shut_out = self.admission().fail(from, Instant::now());
         if let Some(time) = shut_out {
             self.totals.penalties.add();
             tracing::warn!(
                 addr = %from,
                 seconds = time.as_secs(),
-                "too many failed logins: strangers of this network are shut out"
+                "too many failed logins: guesses from this network are refused"
             );
-            let end = (CloseCode::Policy, "too many failed logins");
-            self.live.end_strangers(from, end);
         }
+    }
+
+    /// How long guesses from the network of `from` are refused, if they are.
+    fn penalty(&self, from: IpAddr) -> Option<Duration> {
+        self.admission().penalty(from, Instant::now())
+    }
+
+    /// Charges the handshake of a connection to its network, now that its address is proven and it is clear
+    /// whether the peer is known: known peers pay nothing, and get back what they paid and no more. False
+    /// where the network has had too many.
+    fn settle(&self, connection: &Connection, from: IpAddr, known: bool, paid: bool) -> bool {
+        let (carriage, now) = (connection.carriage(), Instant::now());
+        let mut admission = self.admission();
+        if known {
+            if paid {
+                admission.refund(carriage, from);
+            }
+            admission.remember(from, now);
+            return true;
+        }
+        let allowed = paid || admission.charge(carriage, from, now);
+        drop(admission);
+        if !allowed {
+            self.meters.hit(Limit::HandshakeRate);
+            self.totals.handshakes_refused.add();
+        }
+        allowed
+    }
+
+    /// Ends an unknown peer's connection for a newer one; whether there was one to end.
+    fn evict(&self, full: Full) -> bool {
+        let evicted = self.live.evict(full, EVICTED_END);
+        if evicted {
+            self.totals.evicted.add();
+        }
+        evicted
     }
 
     /// Makes room for a newer connection of the same peer.
@@ -90,13 +134,16 @@ impl Shared {
     }
 
     /// Whom a proven key stands for, and under which of its names.
-    fn resolve(&self, proof: PeerProof) -> (PeerKey, Option<Arc<Identity>>) {
+    fn resolve(&self, proof: PeerProof) -> Resolved {
         proof
             .names()
             .find_map(|name| Some((name, Some(self.identities.by_key(&name)?))))
             .unwrap_or((proof.key, None))
     }
 }
+
+/// A proven key, and whom it stands for.
+type Resolved = (PeerKey, Option<Arc<Identity>>);
 
 /// A connection whose handshake is done.
 pub(crate) struct Arrived {
@@ -106,8 +153,8 @@ pub(crate) struct Arrived {
     pub(crate) from: IpAddr,
 }
 
-/// Serves a connection to its end.
-pub(crate) async fn serve(shared: Arc<Shared>, arrived: Arrived) {
+/// Serves a connection to its end. `paid`: whether its handshake was charged to its network when it began.
+pub(crate) async fn serve(shared: Arc<Shared>, arrived: Arrived, paid: bool) {
     let Arrived {
         source,
         info,
@@ -121,11 +168,18 @@ pub(crate) async fn serve(shared: Arc<Shared>, arrived: Arrived) {
             shared.auth_failed(from);
         }
     });
-    let mut place = match Place::take(&shared, from) {
+    let watching = Arc::downgrade(&shared);
+    connection.set_penalty(move || watching.upgrade()?.penalty(from));
+    let resolved = proof.map(|proof| shared.resolve(proof));
+    let known = matches!(resolved, Some((_, Some(_))));
+    if !shared.settle(&connection, from, known, paid) {
+        return close(&connection, (CloseCode::Overload, "too many handshakes"));
+    }
+    let mut place = match Place::take(&shared, &connection, from, known) {
         Ok(place) => place,
         Err(end) => return close(&connection, end),
     };
-    match admit(&shared, &connection, proof, &mut place) {
+    match admit(&shared, &connection, resolved, &mut place) {
         Ok(admitted) => run(&shared, &connection, from, admitted).await,
         Err(end) => close(&connection, end),
     }
@@ -146,7 +200,7 @@ pub(crate) type Admitted = (AuthContext, AlpnSpec, Arc<dyn ProtocolHandler>);
 fn admit(
     shared: &Arc<Shared>,
     connection: &Connection,
-    proof: Option<PeerProof>,
+    resolved: Option<Resolved>,
     place: &mut Place<'_>,
 ) -> Result<Admitted, End> {
     let info = connection.info();
@@ -158,7 +212,7 @@ fn admit(
             totals.no_handler.add();
             (CloseCode::NoHandler, "no such protocol")
         })?;
-    let (key, identity) = match proof.map(|proof| shared.resolve(proof)) {
+    let (key, identity) = match resolved {
         Some((key, identity)) => {
             let meters = &shared.meters;
             let known = identity.is_some();
@@ -172,19 +226,19 @@ fn admit(
         }
         None => (None, None),
     };
-    if identity.is_none() && shared.admission().is_penalised(place.from, Instant::now()) {
-        totals.penalty_refusals.add();
-        shared.meters.hit(Limit::FailedLogins);
-        return Err((CloseCode::Overload, "too many failed logins"));
-    }
     if identity.is_none() && spec.auth == AuthNeed::Tls {
+        // Nothing that comes later could prove who it is. Where a token may come, its handler decides:
+        // whoever sends a right one is not refused for what others behind the same network guess.
+        let penalised = shared.penalty(place.from).is_some();
         totals.policy_refusals.add();
         shared.auth_failed(place.from);
-        return Err((CloseCode::Policy, "unknown key"));
+        return Err(match penalised {
+            true => (CloseCode::Overload, "too many failed logins"),
+            false => (CloseCode::Policy, "unknown key"),
+        });
     }
     if let Some(identity) = &identity {
-        place.identify(&identity.id, connection.id(), spec.newest_wins)?;
-        shared.admission().refund(info.carriage, place.from);
+        place.identify(&identity.id, spec.newest_wins)?;
         connection
             .set_identity(Arc::clone(identity))
             .expect("a new connection has no identity yet");
@@ -392,26 +446,44 @@ impl Drop for Open<'_> {
 struct Place<'a> {
     shared: &'a Arc<Shared>,
     from: IpAddr,
-    peer: Option<(PeerId, ConnId)>,
+    conn: ConnId,
+    peer: Option<PeerId>,
 }
 
 impl<'a> Place<'a> {
-    fn take(shared: &'a Arc<Shared>, from: IpAddr) -> Result<Self, End> {
-        if let Err(limit) = shared.admission().connect(from) {
-            shared.meters.hit(limit);
-            return Err((CloseCode::Overload, "too many connections"));
+    fn take(
+        shared: &'a Arc<Shared>,
+        connection: &Connection,
+        from: IpAddr,
+        known: bool,
+    ) -> Result<Self, End> {
+        let conn = connection.id();
+        let taken = shared.admission().connect(conn, from, known);
+        if let Err(full) = taken {
+            shared.meters.hit(full.limit());
+            if !shared.evict(full) {
+                return Err((CloseCode::Overload, "too many connections"));
+            }
+            shared.admission().connect_for(conn, from, known);
         }
-        Ok(Self {
+        let place = Self {
             shared,
             from,
+            conn,
             peer: None,
-        })
+        };
+        let watching = Arc::downgrade(shared);
+        connection.on_authenticated(move |who| {
+            let shared = watching.upgrade();
+            shared.is_some_and(|shared| shared.admission().authenticated(conn, who))
+        });
+        Ok(place)
     }
 
-    fn identify(&mut self, peer: &PeerId, conn: ConnId, newest_wins: bool) -> Result<(), End> {
+    fn identify(&mut self, peer: &PeerId, newest_wins: bool) -> Result<(), End> {
         let own_max = self.shared.identities.max_connections(peer);
         let mut admission = self.shared.admission();
-        let entry = admission.identify(peer, conn, newest_wins, own_max);
+        let entry = admission.identify(peer, self.conn, newest_wins, own_max);
         drop(admission);
         match entry {
             Entry::Full => {
@@ -425,14 +497,14 @@ impl<'a> Place<'a> {
             }
             Entry::Welcome => {}
         }
-        self.peer = Some((peer.clone(), conn));
+        self.peer = Some(peer.clone());
         Ok(())
     }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        let peer = self.peer.as_ref().map(|(peer, conn)| (peer, *conn));
-        self.shared.admission().disconnect(self.from, peer);
+        let mut admission = self.shared.admission();
+        admission.disconnect(self.conn, self.peer.as_ref());
     }
 }

@@ -2,9 +2,9 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use alknet_core::{Carriage, CloseCode, HandlerRegistry, IdentityProvider, Metrics};
+use alknet_core::{Carriage, CloseCode, HandlerRegistry, IdentityProvider, Metrics, Network};
 use alknet_tls::{NodeKey, ServerTls, ServerTlsOptions, by_preference};
 use futures_util::future::{join, join_all};
 use tokio::runtime::Handle;
@@ -90,6 +90,7 @@ impl Server {
             totals: Totals::default(),
             live: Arc::default(),
             admission: Mutex::new(Admission::new(options.limits)),
+            handshakes: accept::Handshakes::default(),
             stop: watch::channel(false).0,
         });
         let mut server = Self {
@@ -206,6 +207,13 @@ impl Server {
     #[must_use]
     pub fn connections(&self) -> Vec<ConnectionSummary> {
         self.shared.live.summaries()
+    }
+
+    /// The networks from which too many keys or tokens were guessed, and how long their guesses are
+    /// refused.
+    #[must_use]
+    pub fn penalties(&self) -> Vec<(Network, Duration)> {
+        self.shared.admission().penalties(Instant::now())
     }
 
     /// Other limits from now on. Connections that are there stay; the time a handshake may take is

@@ -360,9 +360,9 @@ where
     let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
         let on = on.clone();
         async move {
-            let input = match input.value() {
-                Value::Null => Body::json(&json!({}))?.parse()?,
-                _ => input.parse()?,
+            let input = match input.is_null() {
+                true => Body::json(&json!({}))?.parse()?,
+                false => input.parse()?,
             };
             let work = prepare(on, &ctx, input)?;
             let done = tokio::task::spawn_blocking(work).await;

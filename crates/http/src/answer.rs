@@ -1,8 +1,11 @@
 //! Answers that every path may give.
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
 use alknet_core::MountBody;
 use alknet_core::config::Decoy;
-use alknet_gateway::{ApiError, RequestId};
+use alknet_gateway::{ApiError, Lease, RequestId};
 use axum::body::Body;
 use bytes::Bytes;
 use http::header::{
@@ -10,6 +13,8 @@ use http::header::{
     WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use http::{HeaderName, HeaderValue, Method, Response, StatusCode};
+use http_body::{Frame, SizeHint};
+use http_body_util::Full;
 
 use crate::settings::Settings;
 
@@ -30,6 +35,53 @@ pub(crate) fn api(status: StatusCode, kind: HeaderValue, body: Bytes) -> Respons
     headers.insert(CONTENT_TYPE, kind);
     private(&mut response);
     response
+}
+
+/// The same, whose body counts against `lease` until the client has taken it.
+pub(crate) fn kept(
+    status: StatusCode,
+    kind: HeaderValue,
+    body: Bytes,
+    lease: Lease,
+) -> Response<Body> {
+    api(status, kind, Bytes::new()).map(|_| counted(Full::new(body), lease))
+}
+
+/// A body that counts against `lease` until the client has taken it.
+pub(crate) fn counted<B>(body: B, lease: Lease) -> Body
+where
+    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<axum::BoxError>,
+{
+    Body::new(Counted {
+        body,
+        _lease: lease,
+    })
+}
+
+struct Counted<B> {
+    body: B,
+    _lease: Lease,
+}
+
+impl<B: http_body::Body + Unpin> http_body::Body for Counted<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// Nobody keeps it, and no browser takes it for a page.

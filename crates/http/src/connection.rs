@@ -191,10 +191,10 @@ impl Conn {
         }
     }
 
-    /// So many bytes of an answer are on their way.
-    pub(crate) fn owes(&self, now: Instant, bytes: usize) {
-        let now = now.saturating_duration_since(self.began);
-        self.owed.more(now, bytes);
+    /// So many bytes of an answer are on their way. Returns until when they are to be taken.
+    pub(crate) fn owes(&self, now: Instant, bytes: usize) -> Instant {
+        let since = now.saturating_duration_since(self.began);
+        now + self.owed.more(since, bytes)
     }
 
     /// The client took them.
@@ -256,12 +256,13 @@ impl Owed {
     }
 
     /// The more there is to take, the longer it may.
-    fn more(&self, now: Duration, bytes: usize) {
+    fn more(&self, now: Duration, bytes: usize) -> Duration {
         let rate = BODY_BYTES_PER_SECOND as f64;
         let time = self.patience + Duration::from_secs_f64(bytes as f64 / rate);
         self.until_ms
             .fetch_max(millis(now + time), Ordering::AcqRel);
         self.answers.fetch_add(1, Ordering::AcqRel);
+        time
     }
 
     fn taken(&self) {

@@ -6,18 +6,19 @@ use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use alknet_core::{BoxError, MountBody, MountCaller};
-use alknet_gateway::{ApiError, Caller, Code, Known, NO_TOKEN, RequestId, Via};
+use alknet_gateway::{ApiError, Caller, Code, Known, Lease, NO_TOKEN, RequestId, Upload, Via};
 use axum::body::Body;
 use base64::Engine;
 use http::header::{ALT_SVC, AUTHORIZATION, CONTENT_LENGTH, SERVER, STRICT_TRANSPORT_SECURITY};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body as _;
+use http_body_util::{BodyExt as _, Full};
 use tower::ServiceExt;
 
 use crate::access::Line;
 use crate::connection::{Conn, Session};
-use crate::limits::{HEADER_FIELDS_MAX, SESSIONS_MAX, URL_BYTES_MAX};
+use crate::limits::{HEADER_FIELDS_MAX, MCP_BYTES_MAX, SESSIONS_MAX, URL_BYTES_MAX, VIEW_BYTES};
 use crate::routes::{self, ACME, Kind};
 use crate::settings::Settings;
 use crate::{answer, api, cors, framing, upload, ws};
@@ -219,15 +220,21 @@ impl Asked<'_> {
         }
     }
 
+    /// What is given to everybody counts for the address that it is sent to.
+    fn lease(&self) -> Lease {
+        let account = self.conn.account(None);
+        self.conn.shared.gateway.lease_of(&account)
+    }
+
     async fn nothing(&self, parts: &Parts) -> Response<Body> {
         let site = self.conn.shared.site.as_ref();
         if let Some(site) = site
-            && let Some(page) = site.answer(parts).await
+            && let Some(page) = site.answer(parts, self.lease()).await
         {
             return page;
         }
         let first_page = match site {
-            Some(site) => site.first_page().await,
+            Some(site) => site.first_page(self.lease()).await,
             None => None,
         };
         answer::decoy(self.settings, first_page)
@@ -261,17 +268,22 @@ impl Asked<'_> {
                 api::answer(shared, path, caller, request, line).await
             }
             Kind::Mcp => match &shared.mcp {
-                Some(mcp) => {
-                    let request = arrived.take();
-                    let caller = caller.clone().via(Via::Mcp);
-                    let request = with(request, &caller);
-                    let late = Late::default();
-                    let request = request.map(|body| late.watch(body));
-                    let response = mcp.respond(request, caller).await;
-                    let mut response = self.in_time(&late, answer::mounted(response));
-                    answer::private(&mut response);
-                    response
-                }
+                Some(mcp) => match self.upload(arrived, caller).await {
+                    Ok(upload) => {
+                        let body = Full::new(upload.text.clone());
+                        let body = body.map_err(|never| -> BoxError { match never {} });
+                        let request = arrived.take().map(|_| MountBody::new(body));
+                        let caller = caller.clone().via(Via::Mcp);
+                        let mut request = with(request, &caller);
+                        request.extensions_mut().insert(upload);
+                        let lease = shared.gateway.lease(&caller);
+                        let response = mcp.respond(request, caller).await;
+                        let mut response = self.counted(answer::mounted(response), lease);
+                        answer::private(&mut response);
+                        response
+                    }
+                    Err(error) => answer::error(&error, &self.id),
+                },
                 None => return Told::plain(self.nothing(&arrived.parts).await),
             },
             Kind::Custom => {
@@ -281,6 +293,32 @@ impl Asked<'_> {
             _ => return Told::plain(self.nothing(&arrived.parts).await),
         };
         Told::api(response)
+    }
+
+    /// The answer of a part that makes all of it before the first byte is sent, counted until it is taken.
+    fn counted(&self, response: Response<Body>, lease: Lease) -> Response<Body> {
+        match lease.answer(length(&response)) {
+            Ok(()) => response.map(|body| answer::counted(body, lease)),
+            Err(error) => answer::error(&error, &self.id),
+        }
+    }
+
+    /// The answer of a part that reads on as the client takes it.
+    fn viewed(&self, response: Response<Body>, lease: Lease) -> Response<Body> {
+        match lease.more(length(&response).min(VIEW_BYTES)) {
+            Ok(()) => response.map(|body| answer::counted(body, lease)),
+            Err(error) => answer::error(&error, &self.id),
+        }
+    }
+
+    /// Reads the body for a part that is given all of it.
+    async fn upload(&self, arrived: &mut Arrived, caller: &Caller) -> Result<Upload, ApiError> {
+        let room = upload::Room {
+            lease: self.conn.shared.gateway.lease(caller),
+            most: MCP_BYTES_MAX,
+            time: self.settings.patience.body_time,
+        };
+        upload::whole(&arrived.parts.headers, &mut arrived.body, room).await
     }
 
     /// A WebSocket is for everybody whose token is not wrong: whoever has none is nobody in it.
@@ -343,8 +381,10 @@ impl Asked<'_> {
                 remote: caller.remote,
                 request_id: caller.request_id.as_str().into(),
             };
+            let lease = shared.gateway.lease(caller);
             let response = Arc::clone(mount).respond(request, who).await;
-            return self.in_time(&late, answer::mounted(response));
+            let response = self.viewed(answer::mounted(response), lease);
+            return self.in_time(&late, response);
         }
         let caller = caller.clone().via(Via::Custom("route"));
         let request = with(request.map(Body::new), &caller);
@@ -382,15 +422,20 @@ impl Asked<'_> {
     fn token<'p>(&self, kind: Kind, parts: &'p Parts) -> Option<Cow<'p, str>> {
         let Some(header) = parts.headers.get(AUTHORIZATION) else {
             // Read as any other, so that the time it takes does not say whether a header is looked for.
-            std::hint::black_box(self.read(kind, parts, std::hint::black_box(&*NO_HEADER)));
+            std::hint::black_box(self.read_token(kind, parts, std::hint::black_box(&*NO_HEADER)));
             // A page can set no header but one.
             let token = (kind == Kind::Session).then(|| ws::bearer(&parts.headers))?;
             return token.map_or(Some(Cow::Borrowed("")), |token| token.map(Cow::Borrowed));
         };
-        self.read(kind, parts, header)
+        self.read_token(kind, parts, header)
     }
 
-    fn read<'p>(&self, kind: Kind, parts: &Parts, header: &'p HeaderValue) -> Option<Cow<'p, str>> {
+    fn read_token<'p>(
+        &self,
+        kind: Kind,
+        parts: &Parts,
+        header: &'p HeaderValue,
+    ) -> Option<Cow<'p, str>> {
         let header = header.to_str().ok()?;
         let (scheme, rest) = header.split_once(' ')?;
         if scheme.eq_ignore_ascii_case("bearer") {
@@ -433,7 +478,7 @@ impl Asked<'_> {
     }
 }
 
-fn with(mut request: Request<Body>, caller: &Caller) -> Request<Body> {
+fn with<B>(mut request: Request<B>, caller: &Caller) -> Request<B> {
     request.extensions_mut().insert(caller.clone());
     request
 }
@@ -451,6 +496,11 @@ impl Late {
             error.into()
         }))
     }
+}
+
+/// Bytes that an answer is known to have.
+fn length(response: &Response<Body>) -> usize {
+    usize::try_from(response.body().size_hint().lower()).unwrap_or(usize::MAX)
 }
 
 /// What HEAD gets: everything but the body.

@@ -18,6 +18,11 @@ pub const BODY_IDLE: Duration = Duration::from_secs(30);
 pub const BODY_BYTES_PER_SECOND: u64 = 1 << 10;
 /// How long a body may come slower.
 pub const BODY_GRACE: Duration = Duration::from_secs(10);
+/// Bytes of a message for models' tools.
+pub const MCP_BYTES_MAX: usize = 4 << 20;
+/// How long a body may take that is read whole before anything is done with it: a client with 1.2 Mbit/s sends the
+/// longest in that time. What counts as memory under way is then free again.
+pub const BODY_TIME: Duration = Duration::from_secs(60);
 /// How long a client may leave an answer unread, besides a second for each [`BODY_BYTES_PER_SECOND`] of what it
 /// has to take.
 pub const READER_PATIENCE: Duration = Duration::from_secs(30);
@@ -35,6 +40,16 @@ pub const STREAM_WINDOW: u32 = 1 << 20;
 pub const RESETS_MAX: usize = 16;
 /// Bytes kept of an answer that its reader has not taken, on one stream of HTTP/2.
 pub const SEND_BUFFER: usize = 64 << 10;
+/// Bytes of an answer that are handed on at once over HTTP/2: what a stream may hold for a client that takes
+/// nothing of it.
+pub const ANSWER_PIECE: usize = 16 << 10;
+/// The same over HTTP/1.1 and HTTP/3, where a connection holds it and not each stream.
+pub const ANSWER_PIECE_LARGE: usize = 64 << 10;
+/// Streams that a client of HTTP/2 may reset on one connection before the average counts: a browser that leaves a
+/// page resets what is open of it.
+pub const RESETS_BURST: u32 = 2 * STREAMS_MAX;
+/// Streams that it may reset in a second, on average.
+pub const RESETS_PER_SECOND: u32 = 20;
 /// Bytes of frames that one connection of HTTP/2 writes at once.
 pub const GATHERED_BYTES: usize = 64 << 10;
 /// How often a comment is sent on a stream of events on which nothing happens.
@@ -50,8 +65,13 @@ pub const SITE_NAMES: usize = 4096;
 /// How long a file or a packed form that was added or taken away may go unnoticed. What changes in a
 /// file is noticed at once.
 pub const SITE_LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// Bytes read at once of a file that is not.
-pub const SITE_CHUNK: usize = 256 << 10;
+/// Bytes read at once of a file that is not. Each answer under way holds as many.
+pub const SITE_CHUNK: usize = 32 << 10;
+/// Bytes that are counted for an answer of another part that reads on as the client takes it: one block under way,
+/// and the next.
+pub const VIEW_BYTES: usize = 512 << 10;
+/// Names of a static site that are looked up on disk at once.
+pub const SITE_LOOKS: usize = 16;
 /// Ranges of one request for a file.
 pub const SITE_RANGES_MAX: usize = 1;
 /// Seconds that a browser may remember what a preflight request was told.
@@ -91,6 +111,8 @@ pub struct Patience {
     pub body_idle: Duration,
     /// For a body that comes slower than [`BODY_BYTES_PER_SECOND`].
     pub body_grace: Duration,
+    /// For all of a body that is read whole.
+    pub body_time: Duration,
     /// For whoever takes nothing of an answer.
     pub reader: Duration,
     /// For an event, before a comment is sent.
@@ -104,6 +126,7 @@ impl Default for Patience {
             keep_alive: KEEP_ALIVE,
             body_idle: BODY_IDLE,
             body_grace: BODY_GRACE,
+            body_time: BODY_TIME,
             reader: READER_PATIENCE,
             event_ping: EVENT_PING,
         }

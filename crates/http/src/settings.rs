@@ -45,9 +45,11 @@ impl Settings {
         }
     }
 
-    /// The same on a machine with so much memory: a small one runs a quarter at once.
+    /// The same on a machine with so much memory: a small one runs a quarter at once, and what is under way has
+    /// a part of it.
     #[must_use]
     pub fn for_memory(mut self, bytes: u64) -> Self {
+        self.quota = self.quota.for_memory(bytes);
         if bytes <= SMALL_MEMORY_BYTES {
             self.quota.calls /= 4;
             self.quota.calls_each /= 4;
@@ -109,13 +111,15 @@ mod tests {
     fn a_small_machine_runs_a_quarter_at_once() {
         let settings = || Settings::new(&NodeConfig::default());
         let usual = Quota::default();
-        let large = settings().for_memory(SMALL_MEMORY_BYTES + 1);
+        let large = settings().for_memory(16 * SMALL_MEMORY_BYTES);
         assert_eq!(large.quota, usual);
         let small = settings().for_memory(SMALL_MEMORY_BYTES);
         let quarter = Quota {
             calls: 64,
             calls_each: 8,
             streams_each: 16,
+            bytes: 64 << 20,
+            bytes_each: 32 << 20,
             ..usual
         };
         assert_eq!(small.quota, quarter);

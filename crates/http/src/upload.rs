@@ -1,9 +1,12 @@
-//! Bodies of requests, bounded in bytes. Their time is bounded where they come in.
+//! Bodies of requests that are read whole: their bytes are counted before they are kept, and all of one has to
+//! come within a time.
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
 
-use alknet_gateway::{ApiError, Code};
+use alknet_gateway::{ApiError, Code, Lease, Upload};
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
@@ -13,15 +16,25 @@ use http_body::Body as _;
 
 use crate::framing;
 
+/// What the body of a request may take.
+pub(crate) struct Room {
+    /// What its bytes count against.
+    pub(crate) lease: Lease,
+    /// Bytes of the longest.
+    pub(crate) most: usize,
+    /// How long it may take from its first byte to its last.
+    pub(crate) time: Duration,
+}
+
 /// Reads a body of JSON.
 ///
 /// # Errors
-/// It is not said to be JSON, too long, too slow, or breaks off.
+/// It is not said to be JSON, too long, too slow, or breaks off; there is no memory for it now.
 pub(crate) async fn json(
     headers: &HeaderMap,
     body: &mut Body,
-    max: usize,
-) -> Result<Bytes, ApiError> {
+    room: Room,
+) -> Result<Upload, ApiError> {
     if !is_json(headers) {
         return Err(ApiError::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -29,7 +42,7 @@ pub(crate) async fn json(
             "send 'Content-Type: application/json'",
         ));
     }
-    whole(headers, body, max).await
+    whole(headers, body, room).await
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
@@ -47,41 +60,103 @@ fn is_json(headers: &HeaderMap) -> bool {
 pub(crate) async fn whole(
     headers: &HeaderMap,
     body: &mut Body,
-    max: usize,
-) -> Result<Bytes, ApiError> {
+    room: Room,
+) -> Result<Upload, ApiError> {
     let told = headers.get(CONTENT_LENGTH);
     let told = told.and_then(|told| told.to_str().ok()?.parse::<u64>().ok());
-    if told.is_some_and(|told| told > max as u64) {
-        return Err(too_large(max));
+    if told.is_some_and(|told| told > room.most as u64) {
+        return Err(too_large(room.most));
     }
-    let mut first: Option<Bytes> = None;
-    let mut more = BytesMut::new();
-    while !body.is_end_stream() {
-        let frame = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await;
-        let Some(frame) = frame else { break };
-        let frame = frame.map_err(|error| broken(&error))?;
-        // Trailers say nothing here.
-        let Ok(data) = frame.into_data() else {
-            continue;
-        };
-        let have = first.as_ref().map_or(0, Bytes::len) + more.len() + data.len();
-        if have > max {
-            return Err(too_large(max));
+    let mut coming = Coming {
+        lease: room.lease,
+        counted: 0,
+        first: None,
+        more: BytesMut::new(),
+    };
+    // What is said to come has its place before the first byte is read.
+    coming.count(told.map_or(0, |told| told as usize))?;
+    let read = coming.read(body, room.most);
+    let read = tokio::time::timeout(room.time, read).await;
+    read.unwrap_or_else(|_| Err(slow()))?;
+    Ok(coming.end())
+}
+
+/// A body as far as it has come.
+struct Coming {
+    lease: Lease,
+    /// Bytes that are counted for it.
+    counted: usize,
+    /// Most bodies come in one piece, which is then not copied.
+    first: Option<Bytes>,
+    more: BytesMut,
+}
+
+impl Coming {
+    async fn read(&mut self, body: &mut Body, most: usize) -> Result<(), ApiError> {
+        while !body.is_end_stream() {
+            let frame = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await;
+            let Some(frame) = frame else { break };
+            let frame = frame.map_err(|error| broken(&error))?;
+            // Trailers say nothing here.
+            let Ok(data) = frame.into_data() else {
+                continue;
+            };
+            self.add(data, most)?;
         }
-        match &first {
-            // Most bodies come in one piece, which is then not copied.
-            None => first = Some(data),
-            Some(_) => more.extend_from_slice(&data),
+        Ok(())
+    }
+
+    fn add(&mut self, data: Bytes, most: usize) -> Result<(), ApiError> {
+        let had = self
+            .first
+            .as_ref()
+            .map_or(0, Bytes::len)
+            .max(self.more.len());
+        let have = had + data.len();
+        if have > most {
+            return Err(too_large(most));
+        }
+        if had == 0 {
+            self.count(have)?;
+            self.first = Some(data);
+            return Ok(());
+        }
+        if self.more.capacity() < have {
+            // All that is said to come, or twice what has: each byte is copied a few times at most.
+            let wanted = self.counted.max(have.saturating_mul(2)).min(most);
+            self.count(wanted)?;
+            // The old place is there until the new one is filled.
+            let old = self.more.capacity();
+            self.lease.more(old)?;
+            let mut place = BytesMut::with_capacity(wanted);
+            place.extend_from_slice(self.first.take().as_deref().unwrap_or(&self.more));
+            self.more = place;
+            self.lease.less(old);
+        }
+        self.more.extend_from_slice(&data);
+        Ok(())
+    }
+
+    /// Counts `bytes` in all.
+    fn count(&mut self, bytes: usize) -> Result<(), ApiError> {
+        let more = bytes.saturating_sub(self.counted);
+        self.lease.more(more)?;
+        self.counted += more;
+        Ok(())
+    }
+
+    /// All of it. What was counted and did not come is given back.
+    fn end(self) -> Upload {
+        let kept = self
+            .first
+            .as_ref()
+            .map_or_else(|| self.more.capacity(), Bytes::len);
+        self.lease.less(self.counted.saturating_sub(kept));
+        Upload {
+            text: self.first.unwrap_or_else(|| self.more.freeze()),
+            lease: Some(Arc::new(self.lease)),
         }
     }
-    let first = first.unwrap_or_default();
-    if more.is_empty() {
-        return Ok(first);
-    }
-    let mut all = BytesMut::with_capacity(first.len() + more.len());
-    all.extend_from_slice(&first);
-    all.extend_from_slice(&more);
-    Ok(all.freeze())
 }
 
 fn too_large(max: usize) -> ApiError {

@@ -2,6 +2,7 @@
 
 mod error;
 mod names;
+mod removal;
 #[cfg(test)]
 mod tests;
 
@@ -10,7 +11,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use alknet_core::{IdentityStore, PeerEntry, PeerId, PeerKey, PeerPatch, ScopeSet, StoreError};
+use alknet_core::{IdentityStore, PeerEntry, PeerId, PeerKey, PeerPatch, StoreError};
 use arc_swap::ArcSwap;
 
 use crate::id::new_peer_id;
@@ -62,6 +63,8 @@ pub struct Invitation {
     pub ttl_s: u64,
     /// Who asks for it.
     pub made_by: String,
+    /// The key of an administrator who does.
+    pub made_by_key: Option<PeerKey>,
 }
 
 /// Decides. One decision at a time.
@@ -127,6 +130,15 @@ impl Desk {
         }
         check_labels(&own_labels(&invitation.role))?;
         let _turn = self.turn.lock().await;
+        // The inviter may have been removed since its call was let through. An invitation that it made after its
+        // removal would be newer than that, and good again once it is let in again.
+        if !self.may_give(
+            &invitation.made_by,
+            invitation.made_by_key.as_ref(),
+            &invitation.role,
+        ) {
+            return Err(InviteError::Maker);
+        }
         self.forget_old_tokens(now).await?;
         let token = EnrolToken::generate()?;
         let record = TokenRecord {
@@ -135,7 +147,10 @@ impl Desk {
             expires: now.saturating_add(invitation.ttl_s),
             role: invitation.role,
             made_by: invitation.made_by,
+            made_by_key: invitation.made_by_key,
             uses: Vec::new(),
+            removals: Some(self.removals::<InviteError>().await?),
+            closed: false,
             revision: 0,
         };
         self.tokens.put(record.clone()).await?;
@@ -177,9 +192,34 @@ impl Desk {
         let record = self.tokens.get(token.name()).await?;
         let record = record.filter(|record| record.hash.matches(&token.hash()));
         let record = record.ok_or(EnrolError::Invalid)?;
+        // An invitation ends with its maker, and with the maker's right to give its role.
+        if !self.may_give(&record.made_by, record.made_by_key.as_ref(), &record.role) {
+            return Err(EnrolError::Invalid);
+        }
+        let all = self.peers.list().await?;
+        let outlived = |peer: &PeerEntry| {
+            let removed = peer.removal.is_some() || !peer.enabled;
+            removed && !record.is_newer_than(peer)
+        };
+        // Also of a peer that came back by a newer invitation: what it was given before it was removed is gone.
+        if all
+            .iter()
+            .any(|peer| peer.keys.contains(&key) && outlived(peer))
+        {
+            return Err(EnrolError::Invalid);
+        }
         match record.judge(&key, now_s) {
             Verdict::Invalid => Err(EnrolError::Invalid),
             Verdict::Repeat(at) => self.again(record, at).await,
+            // The removal of a peer closes its invitations after it shut the peer out. Where the machine stopped
+            // in between they are not closed.
+            Verdict::Fresh
+                if all
+                    .iter()
+                    .any(|peer| outlived(peer) && record.is_of(&peer.peer_id)) =>
+            {
+                Err(EnrolError::Invalid)
+            }
             Verdict::Fresh => {
                 self.fresh(record, key, wish, now_s.unwrap_or_default())
                     .await
@@ -336,22 +376,6 @@ impl Desk {
         self.pending().list(now)
     }
 
-    /// Takes everything from a peer but its id and its keys, by which it stays known as one that is
-    /// not let in.
-    ///
-    /// # Errors
-    /// There is no such peer, or it is one of the configuration.
-    pub async fn remove(&self, peer: &PeerId) -> Result<(), StoreError> {
-        let _turn = self.turn.lock().await;
-        let tombstone = PeerPatch {
-            enabled: Some(false),
-            scopes: Some(ScopeSet::default()),
-            display_name: Some(None),
-            ..PeerPatch::default()
-        };
-        self.peers.patch(peer.clone(), tombstone).await
-    }
-
     /// Calls a peer otherwise, or labels it otherwise.
     ///
     /// # Errors
@@ -401,6 +425,16 @@ impl Desk {
     #[must_use]
     pub fn peer_named(&self, name: &str) -> Option<PeerId> {
         self.peers.by_name(name)
+    }
+
+    /// Whether the maker of an invitation is let in, and holds everything that it gives. The key is that of an
+    /// administrator.
+    fn may_give(&self, made_by: &str, key: Option<&PeerKey>, role: &Role) -> bool {
+        let maker = match key {
+            Some(key) => self.peers.by_key(key),
+            None => self.peers.by_id_text(made_by),
+        };
+        maker.is_some_and(|maker| maker.scopes.covers(&role.scopes))
     }
 
     /// The peer of the store that holds a key, let in or not.

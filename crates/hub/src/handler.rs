@@ -43,20 +43,22 @@ impl EnrolHandler {
     }
 
     async fn serve(&self, connection: &Connection, auth: &AuthContext) -> Result<(), HandlerError> {
-        let (mut send, mut recv) = connection.accept_bi().await.map_err(of_stream)?;
-        let message = timeout(REQUEST_TIME, wire::read_message(&mut recv)).await;
-        let message = message.map_err(|_| HandlerError::Timeout)?;
-        let message = message.map_err(|error| match error.kind() {
-            io::ErrorKind::InvalidData => {
-                HandlerError::Protocol("a request has 1 to 16384 bytes".into())
-            }
-            _ => HandlerError::Stream(error),
-        })?;
+        let asked = async {
+            let (send, mut recv) = connection.accept_bi().await.map_err(of_stream)?;
+            let message = wire::read_message(&mut recv).await.map_err(of_message)?;
+            Ok::<_, HandlerError>((send, message))
+        };
+        let asked = timeout(REQUEST_TIME, asked).await;
+        let (mut send, message) = asked.map_err(|_| HandlerError::Timeout)??;
         let request = parse(&message)?;
-        let outcome = self.decide(&request, auth).await;
+        let mut outcome = self.decide(&request, auth).await;
         log(connection, auth, &outcome);
         if outcome.as_ref().is_err_and(EnrolError::is_suspicious) {
+            let penalty = connection.penalty();
             connection.auth_failed();
+            if let Some(left) = penalty {
+                outcome = Err(EnrolError::Guesses(left));
+            }
         }
         let reply = match outcome {
             Ok(enrolled) => Reply::Taken(enrolled),
@@ -110,6 +112,15 @@ fn log(connection: &Connection, auth: &AuthContext, outcome: &Result<Enrolled, E
             tracing::error!(conn, key8, %error, "enrol.failed");
         }
         Err(error) => tracing::info!(conn, key8, code = error.code(), "enrol.refused"),
+    }
+}
+
+fn of_message(error: io::Error) -> HandlerError {
+    match error.kind() {
+        io::ErrorKind::InvalidData => {
+            HandlerError::Protocol("a request has 1 to 16384 bytes".into())
+        }
+        _ => HandlerError::Stream(error),
     }
 }
 

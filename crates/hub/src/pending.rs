@@ -1,10 +1,10 @@
 //! Keys that knocked and wait for somebody to let them in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use alknet_core::PeerKey;
+use alknet_core::{Network, PeerKey};
 
 use crate::fingerprint::fingerprint;
 use crate::names::Alias;
@@ -38,7 +38,9 @@ pub struct Knock {
 pub struct Pending(Vec<Knock>);
 
 impl Pending {
-    /// Lets a key wait, or wait on. `None` where too many do.
+    /// Lets a key wait, or wait on. Where too many wait, the oldest of the network that has the most makes room,
+    /// if that has more than the network of the new one: keys cost nothing, and one host would keep all others
+    /// from knocking. `None` where there is no such network.
     pub fn knock(
         &mut self,
         key: PeerKey,
@@ -50,7 +52,8 @@ impl Pending {
         self.forget_late(now);
         let known = self.0.iter().position(|knock| knock.key == key);
         if known.is_none() && self.0.len() >= PENDING_MAX {
-            return None;
+            let crowded = self.crowded(network(from))?;
+            self.0.remove(crowded);
         }
         let since = match known {
             Some(at) => self.0.remove(at).since,
@@ -88,10 +91,27 @@ impl Pending {
         self.0.retain(|knock| knock.key != *key);
     }
 
+    /// The key that waits longest of the network that has the most, if it has more than `other`.
+    fn crowded(&self, other: Option<Network>) -> Option<usize> {
+        let mut counts: HashMap<Option<Network>, usize> = HashMap::new();
+        for knock in &self.0 {
+            *counts.entry(network(knock.from)).or_default() += 1;
+        }
+        let others = counts.get(&other).copied().unwrap_or(0);
+        let most = counts.values().copied().max().filter(|n| *n > others)?;
+        let crowded = |knock: &Knock| counts[&network(knock.from)] == most;
+        self.0.iter().position(crowded)
+    }
+
     fn forget_late(&mut self, now: Instant) {
         self.0
             .retain(|knock| now.saturating_duration_since(knock.last) < PENDING_TIME);
     }
+}
+
+/// What counts as one place that knocks come from.
+fn network(from: Option<SocketAddr>) -> Option<Network> {
+    from.map(|from| Network::of(from.ip()))
 }
 
 #[cfg(test)]
@@ -116,6 +136,26 @@ mod tests {
         assert!(knock(&mut pending, 0, now), "whoever waits may knock again");
         pending.remove(&key(1));
         assert!(knock(&mut pending, PENDING_MAX, now));
+    }
+
+    /// From 4,096 addresses of one network, or from all over.
+    #[test]
+    fn one_host_does_not_keep_others_from_knocking() {
+        let mut pending = Pending::default();
+        let now = Instant::now();
+        let mut knock_from = |n: usize, from: &str| {
+            let from = from.parse().expect("an address");
+            let knock = pending.knock(key(n), None, BTreeMap::new(), Some(from), now);
+            knock.is_some()
+        };
+        assert!((0..PENDING_MAX).all(|n| knock_from(n, &format!("[2001:db8::{n}]:1"))));
+        assert!(!knock_from(100, "[2001:db8::1:1]:1"));
+        let other = |n: usize| format!("192.0.2.{n}:1");
+        assert!((0..PENDING_MAX / 2).all(|n| knock_from(101 + n, &other(n))));
+        assert!(!knock_from(200, &other(200)), "no more than the first");
+        assert!(!knock_from(100, "[2001:db8::1:1]:1"));
+        assert_eq!(pending.list(now).len(), PENDING_MAX);
+        assert!(pending.find(&key(101).to_string(), now).is_some());
     }
 
     #[test]

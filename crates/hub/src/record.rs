@@ -1,6 +1,6 @@
 //! What a hub keeps of an enrolment token, and what a token is good for at a moment.
 
-use alknet_core::{PeerId, PeerKey, TokenHash};
+use alknet_core::{PeerEntry, PeerId, PeerKey, TokenHash};
 use serde::{Deserialize, Serialize};
 
 use crate::names::Role;
@@ -43,10 +43,22 @@ pub struct TokenRecord {
     pub expires: u64,
     /// What its user becomes.
     pub role: Role,
-    /// Who made it.
+    /// Who made it. The token ends with them.
     pub made_by: String,
+    /// The key of an administrator who made it: those are named by their place in the configuration,
+    /// which another one has once they are gone.
+    #[serde(default)]
+    pub made_by_key: Option<PeerKey>,
     /// Who used it, in order.
     pub uses: Vec<TokenUse>,
+    /// How many removals of peers the hub had counted when it made the token; see
+    /// [`PeerEntry::removal`]. `None` in records of versions that did not count them.
+    #[serde(default)]
+    pub removals: Option<u64>,
+    /// The hub removed a peer that had joined by this token. The token takes in no further key: the
+    /// removed peer still has its text, and makes another key in no time.
+    #[serde(default)]
+    pub closed: bool,
     /// Counts the changes of this record; see [`TokenStore::replace`](crate::TokenStore::replace).
     pub revision: u64,
 }
@@ -100,7 +112,20 @@ impl TokenRecord {
     /// Whether somebody could still use it.
     #[must_use]
     pub fn is_open(&self, now_s: u64) -> bool {
-        now_s < self.expires && self.uses_left() > 0
+        !self.closed && now_s < self.expires && self.uses_left() > 0
+    }
+
+    /// Whether it was made after this peer was removed. A removed peer gets nothing of an older token.
+    #[must_use]
+    pub fn is_newer_than(&self, removed: &PeerEntry) -> bool {
+        let counted = |removals| removed.removal.is_none_or(|number| number <= removals);
+        self.removals.is_some_and(counted)
+    }
+
+    /// Whether the peer has its text: it joined by it, or made it.
+    #[must_use]
+    pub fn is_of(&self, peer: &PeerId) -> bool {
+        self.made_by == peer.as_str() || self.uses.iter().any(|used| used.peer == *peer)
     }
 
     /// Uses that are left.
@@ -123,7 +148,10 @@ mod tests {
             expires: 1000,
             role: Role::new("worker".parse().expect("a role")),
             made_by: "admin".to_owned(),
+            made_by_key: None,
             uses: Vec::new(),
+            removals: Some(0),
+            closed: false,
             revision: 0,
         }
     }
@@ -156,6 +184,21 @@ mod tests {
         many.uses.push(used(two, 11));
         let third = PeerKey::Ed25519([3; 32]);
         assert_eq!(many.judge(&third, Some(12)), Verdict::Invalid);
+    }
+
+    #[test]
+    fn records_of_older_versions_are_older_than_any_removal() {
+        let mut older = serde_json::to_value(record(TokenKind::Once)).expect("plain data");
+        let fields = older.as_object_mut().expect("an object");
+        fields.remove("removals");
+        fields.remove("closed");
+        let older: TokenRecord = serde_json::from_value(older).expect("an older record");
+        assert!(older.is_open(0));
+        let mut removed = PeerEntry::new("p1".parse().expect("a peer id"));
+        let newer = record(TokenKind::Once);
+        assert!(!older.is_newer_than(&removed) && newer.is_newer_than(&removed));
+        removed.removal = Some(1);
+        assert!(!older.is_newer_than(&removed) && !newer.is_newer_than(&removed));
     }
 
     #[test]

@@ -26,10 +26,11 @@ pub use declarations::declarations;
 pub use error::{Code, Failure, OpError, Place};
 pub use host::{BoxFuture, CallOptions, Host, Items, Kind, Level, Operation, Registration, Reply};
 pub use isolate::{ENGINE, Gauge, Grants, Isolate, Mode, Outcome, Remote, Spec, Stats, Work};
+pub use json::weight;
 pub use limits::Limits;
 pub use modules::{Language, ModuleSet};
 pub use ops::{
-    Calls, Marks, Noted, REDACTED, Record, Recorded, RecordedBytes, Replay, canonical, redact,
-    tells,
+    Calls, Marks, Noted, REDACTED, Record, Recorded, RecordedBytes, Replay, Room, Schemas,
+    canonical, redact, tells,
 };
 pub use typescript::{Import, Looked, Maker, Via, look};

@@ -29,7 +29,8 @@ pub const MODULES: usize = 256;
 pub const JOBS_PER_TURN: u64 = 100_000;
 /// Depth of a JSON value that crosses between a script and its host.
 pub const JSON_DEPTH: usize = 64;
-/// Size of a JSON value that crosses, counted as its text would be long.
+/// Size of a JSON value that crosses from a script, in memory ([`crate::weight`]); the text of one that
+/// crosses to a script.
 pub const JSON_BYTES: usize = 4 << 20;
 /// Items of a subscription that the host sent and the script did not take yet.
 pub const UNACKNOWLEDGED: usize = 16;
@@ -46,6 +47,8 @@ pub const RECORDED_MAX: usize = 1_000;
 /// Bytes of all of them, as their JSON text is long, bytes as base64 included: half of what an answer
 /// may be long, so that a script's own value finds room beside them.
 pub const RECORDED_BYTES_MAX: usize = 512 << 10;
+/// How many times as much memory as [`RECORDED_BYTES_MAX`] recorded values may take.
+pub const RECORDED_MEMORY_FACTOR: usize = 8;
 /// Imports, and places that make code of text, that are told of one source.
 pub const LOOKED: usize = 1_000;
 /// Text that `console` may write within one second of the session's clock.

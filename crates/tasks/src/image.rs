@@ -40,6 +40,9 @@ pub struct Arguments {
     /// Folder the files go to
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Words to add to the kernel's command line, such as `alknet.tpm=…`
+    #[arg(long, value_name = "WORDS", default_value = "")]
+    append: String,
     #[command(flatten)]
     drivers: driver::Arguments,
 }
@@ -61,7 +64,10 @@ pub fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
         arguments.forms.clone()
     };
     let Parts { kernel, binary } = Parts::ensure(cx, &arguments.drivers.vulkan)?;
-    let inputs = cx.step("sources", |cx| inputs(cx, &kernel, &binary, &forms))?;
+    let mut inputs = cx.step("sources", |cx| inputs(cx, &kernel, &binary, &forms))?;
+    if !arguments.append.is_empty() {
+        inputs.cmdline = format!("{} {}", inputs.cmdline, arguments.append);
+    }
     let manifest = cx.step("image", |cx| {
         write(&inputs, &forms, &arguments.out, |doing| cx.say(doing))
     })?;

@@ -19,19 +19,42 @@ const COUNT_VARIABLE: &str = "ALKNET_SOAK";
 const SEED_VARIABLE: &str = "ALKNET_SEED";
 
 /// What a campaign is called, and what it does.
-const CAMPAIGNS: [(&str, Kind); 5] = [
-    ("flood", Kind::Tests("flood_of_forged")),
+const CAMPAIGNS: [(&str, Kind); 6] = [
+    (
+        "flood",
+        Kind::Measured(&["flood_of_forged", "host_with_thousands"]),
+    ),
     (fuzz::NAME, Kind::Fuzz),
-    ("hostile", Kind::Tests("hostile_")),
-    ("pipelines", Kind::Tests("pipelines_that")),
-    ("power-cuts", Kind::Tests("power_cut")),
+    (
+        "hostile",
+        Kind::Measured(&["hostile_", "every_case_ends_with_its_code"]),
+    ),
+    ("pipelines", Kind::Measured(&["pipelines_that"])),
+    ("power-cuts", Kind::Tests(&["power_cut"])),
+    ("times", Kind::Measured(&TIMES)),
+];
+
+/// Tests of things that are promised within a time, which only a machine that does nothing else can show.
+const TIMES: [&str; 9] = [
+    "a_narrower_scope_ends_them",
+    "a_peer_taken_out_of_the_file",
+    "a_removed_peer_loses_its_live_connections",
+    "a_token_that_is_revoked_ends_what_it_started",
+    "a_worker_without_heartbeats",
+    "half_open_streams_end",
+    "native_loops_and_sleeps",
+    "schemas_of_scripts_cost",
+    "the_older_connection_does_not_stay",
 ];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Fuzz,
-    /// Runs the tests whose names have this part.
-    Tests(&'static str),
+    /// Runs the tests whose names have one of these parts, one at a time: what they measure is not to be what others
+    /// of them do.
+    Measured(&'static [&'static str]),
+    /// The same, as many at a time as there are processors.
+    Tests(&'static [&'static str]),
 }
 
 /// Tests that measure print lines that begin so.
@@ -40,7 +63,7 @@ const FIGURE: &str = "figure ";
 /// Arguments of `soak`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Campaign: flood, fuzz, hostile, pipelines or power-cuts [default: all]
+    /// Campaign: flood, fuzz, hostile, pipelines, power-cuts or times [default: all]
     name: Option<String>,
     /// Folder for the summaries, DATE-NAME.md [default: soak in the cache]
     #[arg(long, value_name = "DIR")]
@@ -66,7 +89,8 @@ pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
     for (name, kind) in campaigns {
         let result = match kind {
             Kind::Fuzz => fuzzing(cx, arguments),
-            Kind::Tests(filter) => tests(cx, arguments, name, filter),
+            Kind::Measured(parts) => tests(cx, arguments, name, parts, &["--test-threads=1"]),
+            Kind::Tests(parts) => tests(cx, arguments, name, parts, &[]),
         };
         if let Err(failure) = result {
             eprintln!("{name}: {failure}");
@@ -110,19 +134,25 @@ fn fuzzing(cx: &mut Context, arguments: &Arguments) -> Result<()> {
     }
 }
 
-fn tests(cx: &mut Context, arguments: &Arguments, name: &str, filter: &str) -> Result<()> {
+fn tests(
+    cx: &mut Context,
+    arguments: &Arguments,
+    name: &str,
+    parts: &[&str],
+    how: &[&str],
+) -> Result<()> {
     // Before anything is built: what this command does itself is not the machine's load.
     let surroundings = Surroundings::measure()?;
+    let slowdown = surroundings.slowdown();
     cx.board().print(&format!(
-        "this machine is {:.1} times slower than at rest",
-        surroundings.slowdown()
+        "this machine is {slowdown:.1} times slower than at rest"
     ));
     let booted = test::Booted::ensure(cx, &driver::Selection::usual())?;
     let lock = cx.claim()?;
     let started = Instant::now();
     let log = format!("soak-{name}");
     let mut command = test::command(cx, &booted)?;
-    ask_for_all(&mut command, filter, &surroundings);
+    ask_for_all(&mut command, &[how, parts].concat(), &surroundings);
     let result = cx.step(name, |cx| cx.run(&mut command, name, &log));
     drop(lock);
     let seconds = started.elapsed().as_secs();
@@ -130,12 +160,13 @@ fn tests(cx: &mut Context, arguments: &Arguments, name: &str, filter: &str) -> R
         .map_err(Failure::io(format!("read the output of {name}")))?;
     let tally = Tally::of(&output);
     // A filter that fits no test would pass, and tests that skip themselves do.
-    let result = result.and_then(|()| tally.check(name, surroundings.skipped_whole()));
+    let result = result.and_then(|()| tally.check(name, parts, surroundings.skipped_whole()));
     let summary = summary(&Facts {
         name,
         date: &today(),
         git: &image::commit(cx.root()),
         seconds,
+        slowdown,
         passed: result.is_ok(),
         tally: &tally,
         skipped: &surroundings.skipped(),
@@ -145,11 +176,13 @@ fn tests(cx: &mut Context, arguments: &Arguments, name: &str, filter: &str) -> R
     result
 }
 
-/// Has cargo run the tests of a campaign at full count.
-fn ask_for_all(cargo_test: &mut Command, filter: &str, surroundings: &Surroundings) {
+/// Has cargo run the tests of a campaign, as these arguments of theirs say, at full count.
+fn ask_for_all(cargo_test: &mut Command, arguments: &[&str], surroundings: &Surroundings) {
     cargo_test
         // The whole workspace, so that libraries keep the features they were compiled with.
-        .args(["--workspace", "--tests", "--", "--nocapture", filter])
+        .args(["--workspace", "--tests", "--no-fail-fast"])
+        .args(["--", "--nocapture"])
+        .args(arguments)
         .env(COUNT_VARIABLE, "full")
         .envs(surroundings.variables());
 }
@@ -183,6 +216,8 @@ fn chosen(name: Option<&str>) -> Result<Vec<(&'static str, Kind)>> {
 struct Tally {
     passed: u32,
     failed: u32,
+    /// Tests that began.
+    tests: Vec<String>,
     cuts: usize,
     /// What repeats it, as `VARIABLE=number`.
     seeds: Vec<String>,
@@ -197,6 +232,11 @@ impl Tally {
             if let Some(result) = line.strip_prefix("test result: ") {
                 tally.passed += number_before(result, " passed");
                 tally.failed += number_before(result, " failed");
+            } else if let Some((test, _)) = line
+                .strip_prefix("test ")
+                .and_then(|rest| rest.split_once(" ... "))
+            {
+                tally.tests.push(test.to_owned());
             }
             // A test's name may stand before what it says.
             let Some(said) = line.split(" ... ").last() else {
@@ -213,19 +253,21 @@ impl Tally {
         tally
     }
 
-    /// Refuses a campaign in which nothing was tested; `skipped` is how many of its tests checked nothing.
-    fn check(&self, name: &str, skipped: usize) -> Result<()> {
+    /// Refuses a campaign in which one of its `parts` fits no test, or in which nothing was tested; `skipped` is
+    /// how many of its tests checked nothing.
+    fn check(&self, name: &str, parts: &[&str], skipped: usize) -> Result<()> {
         let passed = usize::try_from(self.passed).unwrap_or(usize::MAX);
-        let how = if passed == 0 {
-            "no test belongs to it"
+        let is_there = |part: &str| self.tests.iter().any(|test| test.contains(part));
+        let how = if let Some(part) = parts.iter().find(|part| !is_there(part)) {
+            format!("no test has {part:?} in its name")
         } else if passed <= skipped {
-            "all of its tests skipped themselves; the summary says for lack of what"
+            "all of its tests skipped themselves; the summary says for lack of what".to_owned()
         } else {
             return Ok(());
         };
         Err(Failure::Step {
             what: format!("campaign {name}"),
-            how: how.into(),
+            how,
             log: None,
         })
     }
@@ -243,6 +285,8 @@ struct Facts<'a> {
     date: &'a str,
     git: &'a str,
     seconds: u64,
+    /// How much slower the machine was than at rest, by which bounds on time were multiplied.
+    slowdown: f64,
     passed: bool,
     tally: &'a Tally,
     /// The table of tests that skipped themselves, which passed as the harness counts.
@@ -258,10 +302,12 @@ fn summary(facts: &Facts<'_>) -> String {
         cuts,
         seeds,
         figures,
+        ..
     } = facts.tally;
     let mut text = format!(
-        "# Soak: {}\n\n{verdict} on {}, commit {}, {} s: {passed} tests passed, {failed} failed",
-        facts.name, facts.date, facts.git, facts.seconds,
+        "# Soak: {}\n\n{verdict} on {}, commit {}, {} s, on a machine {:.1} times slower than at rest: \
+         {passed} tests passed, {failed} failed",
+        facts.name, facts.date, facts.git, facts.seconds, facts.slowdown,
     );
     if *cuts > 0 {
         text.push_str(&format!("; {cuts} power cuts"));
@@ -313,6 +359,7 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 12 filtered out
         let tally = Tally {
             passed: 1,
             failed: 1,
+            tests: vec!["a_power_cut_costs_nothing".to_owned()],
             cuts: 2,
             seeds: vec!["ALKNET_SEED=5".to_owned()],
             figures: vec!["p99 of a call: 1.00 ms".to_owned()],
@@ -322,13 +369,21 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 12 filtered out
 
     #[test]
     fn a_campaign_without_tests_has_not_passed() {
+        let parts = ["power_cut", "blank"];
         let tally = Tally::of("test result: ok. 0 passed; 0 failed; 0 ignored");
-        let error = tally.check("power-cuts", 0).expect_err("nothing ran");
-        assert!(error.to_string().contains("power-cuts"), "{error}");
-        let tally = Tally::of("test result: ok. 2 passed; 0 failed; 0 ignored");
-        assert!(tally.check("power-cuts", 1).is_ok());
-        let error = tally.check("power-cuts", 2).expect_err("both skipped");
-        assert!(error.to_string().contains("skipped themselves"), "{error}");
+        let error = tally.check("power-cuts", &parts, 0);
+        let error = error.expect_err("nothing ran").to_string();
+        assert!(error.contains("power-cuts"), "{error}");
+        let one = "test a_power_cut ... ok\ntest result: ok. 1 passed; 0 failed; 0 ignored\n";
+        let error = Tally::of(one).check("power-cuts", &parts, 0);
+        let error = error.expect_err("one part fits nothing").to_string();
+        assert!(error.contains("\"blank\""), "{error}");
+        let both = format!("{one}test of_a_blank_disk ... ok\n{one}");
+        let tally = Tally::of(&both);
+        assert!(tally.check("power-cuts", &parts, 1).is_ok());
+        let error = tally.check("power-cuts", &parts, 2);
+        let error = error.expect_err("both skipped").to_string();
+        assert!(error.contains("skipped themselves"), "{error}");
     }
 
     #[test]
@@ -339,6 +394,7 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 12 filtered out
             date: "2026-01-02",
             git: "abc",
             seconds: 7,
+            slowdown: 1.25,
             passed: false,
             tally: &Tally::of(OUTPUT),
             skipped: "1 tests were skipped for lack of:\n  KVM: 1\n",
@@ -350,6 +406,7 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 12 filtered out
             "2026-01-02",
             "abc",
             "7 s",
+            "1.2 times slower than at rest",
             "FAILED",
             "1 tests passed",
             "2 power cuts",
@@ -366,7 +423,9 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 12 filtered out
     fn a_campaigns_tests_learn_what_all_tests_do() {
         let surroundings = Surroundings::measure().expect("writable");
         let mut command = Command::new("cargo");
-        ask_for_all(&mut command, "power_cut", &surroundings);
+        ask_for_all(&mut command, &["power_cut", "blank"], &surroundings);
+        let arguments: Vec<_> = command.get_args().collect();
+        assert!(arguments.ends_with(&["power_cut".as_ref(), "blank".as_ref()]));
         let set = |name: &str| {
             let mut all = command.get_envs();
             let found = all.find(|(variable, _)| *variable == name);

@@ -1,7 +1,7 @@
 //! What the tests of every package share: deadlines that scale with how busy the machine is, a wait
 //! for a condition, ports for servers, a process of a test's own, and named skips.
 //!
-//! `cargo xtask test` sets three environment variables for the test programs that it starts, so that this
+//! `cargo xtask test` sets the first three of these environment variables for the test programs that it starts, so that this
 //! library is one of the few that read the environment:
 //!
 //! | variable | content |
@@ -9,16 +9,19 @@
 //! | `ALKNET_TEST_SLOWDOWN` | a decimal of at least 1: how much slower the machine is than at rest |
 //! | `ALKNET_TEST_MACHINES_MIB` | memory that the machines of a test may have together, MiB |
 //! | `ALKNET_TEST_SKIPS` | a file to which each test that skips itself, or a part of itself, appends one line |
+//! | `ALKNET_SOAK` | `full` in a campaign of `cargo xtask soak`: tests run at full count, and hold times against promises |
 //!
 //! Without them, deadlines are not scaled, machines have what there is, and skips are only printed, so that `cargo test` works too.
 
 mod alone;
+mod campaign;
 mod deadline;
 mod machines;
 mod port;
 mod skip;
 
 pub use alone::alone;
+pub use campaign::{is_campaign, took};
 pub use deadline::{
     Answer, SLOWDOWN_MAX, deadline, eventually, limited, parse_slowdown, seconds, slowdown,
 };

@@ -5,11 +5,11 @@ use std::fmt;
 use tokio::sync::watch;
 
 /// A certificate file cannot be used; the one before it goes on being served.
-pub const CERT_RELOAD_FAILED: &str = "tls_cert_reload_failed";
+pub const CERT_RELOAD_FAILED: &str = "tls-cert-reload-failed";
 /// The certificate authority gave no certificate.
-pub const ACME_FAILED: &str = "tls_acme_failed";
+pub const ACME_FAILED: &str = "tls-acme-failed";
 /// The clock is before the time this program was built, so that nothing is ordered.
-pub const CLOCK_INSANE: &str = "clock_insane";
+pub const CLOCK_INSANE: &str = "clock-insane";
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -50,6 +50,8 @@ pub const CALLS_IN_MAX: usize = 256;
 pub const LOG_BYTES_PER_S: u64 = 64 << 10;
 /// Messages of one session that wait for its owner. A worker that sends more floods its host.
 pub const MESSAGES_WAITING_MAX: usize = 256;
+/// Bytes of these. What is large travels beside its frame.
+pub const MESSAGES_WAITING_BYTES_MAX: usize = 2 << 20;
 /// Bytes that wait for a worker to read them.
 pub const OUT_BYTES_MAX: usize = 8 << 20;
 /// Bytes read from one worker before another gets its turn.
@@ -71,6 +73,10 @@ pub const STACK_BYTES: u64 = 8 << 20;
 /// What a worker's address space may hold beyond its memory limit, bytes: allocators reserve far
 /// more than they use, and files are mapped.
 pub const ADDRESS_SPACE_EXTRA: u64 = 16 << 30;
+/// What a worker holds beside what its sessions were granted, bytes.
+pub const MEMORY_REST: u64 = 64 << 20;
+/// What all workers may hold together, in hundredths of the machine's memory, unless said.
+pub const MEMORY_PERCENT: u64 = 75;
 /// What a dying worker wrote last, bytes kept of it.
 pub const LAST_WORDS_BYTES: usize = 2 << 10;
 /// How long after a limit a worker that did not stop at it may still run; what took longer is counted.

@@ -273,6 +273,23 @@ impl ToWorker {
 }
 
 impl FromWorker {
+    /// Bytes that it holds in memory, beyond its own few.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Call {
+                op, input, opts, ..
+            }
+            | Self::Subscribe {
+                op, input, opts, ..
+            } => op.len() + input.inline_len() + opts.as_bytes().len(),
+            Self::Log { text, .. } => text.len(),
+            Self::Register { spec, .. } => spec.as_bytes().len(),
+            Self::Tell { body, .. } => body.as_bytes().len(),
+            _ => 0,
+        }
+    }
+
     /// The session that this belongs to, if to one.
     pub(crate) const fn session(&self) -> Option<u64> {
         match self {

@@ -74,7 +74,12 @@ impl Role {
         matches!(self, Self::Gpu | Self::JsGpu)
     }
 
-    /// Whether a call counts as GPU time from its start to its end.
+    /// Whether it says when the GPU works for a call, and when it does not.
+    pub(crate) const fn uses_gpu(self) -> bool {
+        matches!(self, Self::Gpu | Self::JsGpu)
+    }
+
+    /// Whether a call counts as GPU time from its start, until the worker says otherwise.
     pub(crate) const fn is_gpu_only(self) -> bool {
         matches!(self, Self::Gpu)
     }

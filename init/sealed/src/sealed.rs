@@ -252,6 +252,13 @@ impl<D: Disk> Sealed<D> {
         self.header.remove_slot(&self.disk, slot)
     }
 
+    /// Writes the mark that the partition is being erased, and returns when it is on the disk. Whatever becomes
+    /// of the machine, what is found there from now on is [`Content::Erasing`]. A volume may be in use: the mark is
+    /// where the header is, not where the data are.
+    pub fn begin_erasing(disk: &D) -> Result<(), SealedError> {
+        mark(disk, Mark::Erasing)
+    }
+
     /// Destroys every key: overwrites header, key slots and vault, then gives the device its blocks
     /// back where it takes them. What is left is blank. A power cut leaves a partition that says that
     /// it is being erased, whatever else is still readable, and this is called again. So does a place

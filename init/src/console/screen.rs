@@ -524,6 +524,7 @@ fn data(state: &DataState) -> String {
         "mounted" | "host" => free(),
         "read-only" => "read-only: nothing new is kept".to_owned(),
         "volatile" => "volatile: nothing is kept".to_owned(),
+        "locked" if state.device.is_none() => "none: nothing is served".to_owned(),
         "locked" => "locked: the vault opens it".to_owned(),
         "" => "not looked for yet".to_owned(),
         other => other.to_owned(),
@@ -595,10 +596,12 @@ fn clock(source: &str) -> &str {
 fn next_step(facts: &MachineFacts, node: Option<&NodeStatus>) -> String {
     let address = reachable(facts).next();
     if facts.data.mode == "locked" {
-        let waits = facts
-            .problems
-            .iter()
-            .find(|one| one.code.starts_with("vault-"));
+        let closes = |code: &str| {
+            ["vault-", "data-", "config-lost", "words-not-kept"]
+                .iter()
+                .any(|known| code.starts_with(known))
+        };
+        let waits = facts.problems.iter().find(|one| closes(&one.code));
         return waits.map_or_else(|| "open the vault".to_owned(), |one| one.hint.clone());
     }
     match (node, address) {

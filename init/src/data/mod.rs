@@ -1,6 +1,8 @@
-//! The data partition: found, formatted on the first boot, checked, mounted, grown, and announced
-//! when it is missing. A machine without one serves from memory.
+//! The data partition: found, formatted on the first boot, checked, mounted, grown. A machine that has none, or
+//! none that it can use, says why and serves nothing: a key that it made instead would be another node's. Only a
+//! node that is configured to be stateless serves from memory.
 
+mod conclude;
 mod ext4;
 mod find;
 mod gpt;
@@ -17,27 +19,33 @@ use std::{
     time::{Duration, Instant},
 };
 
+use alknet_vault::audit::Event;
+
 use crate::{
     control::Problem,
     log::Log,
+    media::Media,
     vault::{Keeper, Offer, Waiting},
 };
 use ext4::Content;
 use find::Found;
-use prepared::{locked, make_tree, volatile};
+use prepared::{locked, make_tree, stateless};
 use volume::{Volume, mount_data};
 
+pub(crate) use conclude::{conclude, contradiction};
 pub(crate) use keyslots::DataKeys;
 #[cfg(test)]
 pub(crate) use keyslots::tests as keyslot_tests;
 pub(crate) use prepared::{Prepared, refresh};
-pub(crate) use sealed::{copies, erase, reopen};
+pub(crate) use sealed::{conclude as conclude_vault, copies, erase, mark_erasing, reopen};
 pub(crate) use volume::{begin_anew, close};
 
 /// How long a disk on a slow bus may take to appear.
 const APPEAR_MAX: Duration = Duration::from_secs(3);
 /// How often to look for it.
 const APPEAR_POLL: Duration = Duration::from_millis(50);
+/// The problem of a machine that has no disk for its data.
+const MISSING: &str = "data-missing";
 /// User and group of the node.
 pub(crate) const NODE_UID: u32 = 1000;
 
@@ -51,8 +59,10 @@ pub(crate) struct Access<'a> {
 
 /// Why there is no data.
 enum Stop {
+    /// Nothing that comes by itself mends it.
     Problem(Box<Problem>),
-    Waiting(Box<Waiting>, PathBuf),
+    /// Something may; and where the vault lies, if there is one.
+    Waiting(Box<Waiting>, Option<PathBuf>),
 }
 
 impl From<Box<Problem>> for Stop {
@@ -65,11 +75,18 @@ impl From<Box<Problem>> for Stop {
 pub(crate) fn prepare(access: Access<'_>) -> Prepared {
     let sys = Path::new("/sys");
     let log = access.log;
-    let opened = locate(sys, log).map_err(Stop::from);
-    let mut prepared = match opened.and_then(|found| open(sys, &found, access)) {
+    // What an attempt of this boot left that ended in a panic; most often there is nothing.
+    let _ = close();
+    let opened = match locate(sys, log) {
+        Ok(found) => open(sys, &found, access),
+        Err(problem) => without_disk(*problem, access),
+    };
+    let mut prepared = match opened {
         Ok(prepared) => prepared,
-        Err(Stop::Problem(problem)) => volatile(*problem),
-        Err(Stop::Waiting(waiting, vault_at)) => return locked(*waiting, vault_at),
+        Err(Stop::Problem(problem)) => {
+            return shut(Waiting::of(*problem).for_good(), None, access.keeper);
+        }
+        Err(Stop::Waiting(waiting, vault_at)) => return shut(*waiting, vault_at, access.keeper),
     };
     // A read-only one has them, and its problem has been told.
     if prepared.state.mode != "read-only"
@@ -86,6 +103,34 @@ pub(crate) fn prepare(access: Access<'_>) -> Prepared {
     }
     refresh(&mut prepared);
     prepared
+}
+
+/// Closes whatever was opened on the way: the seed is wiped, the data unmounted, and the kernel forgets their key.
+fn shut(waiting: Waiting, vault_at: Option<PathBuf>, keeper: &Keeper) -> Prepared {
+    if keeper.is_open() {
+        keeper.events().add(Event::Locked { hard: true });
+    }
+    keeper.lock();
+    // They are not shown for a vault that is closed.
+    keeper.take_words();
+    // Most often nothing is mounted.
+    if let Err(error) = close() {
+        tracing::debug!(%error, "the data partition stays mounted");
+    }
+    locked(waiting, vault_at)
+}
+
+/// A machine without a disk for its data serves only if its configuration says that it keeps nothing.
+fn without_disk(problem: Problem, access: Access<'_>) -> Result<Prepared, Stop> {
+    let waits = |waiting| Stop::Waiting(Box::new(waiting), None);
+    if problem.code == MISSING {
+        let media = Media::read(access.offer.pasted.as_ref()).map_err(waits)?;
+        if media.stateless {
+            return Ok(stateless());
+        }
+    }
+    // One may be attached or detached any time.
+    Err(waits(Waiting::of(problem)))
 }
 
 fn problem(code: &str, text: String, hint: &str) -> Problem {
@@ -116,7 +161,7 @@ fn locate(sys: &Path, log: &Log) -> Result<Found, Box<Problem>> {
                         find::LABEL,
                         names.join(", ")
                     ),
-                    "detach all but one and reboot; none was touched",
+                    "detach all but one; none was touched",
                 );
             }
         }
@@ -125,13 +170,13 @@ fn locate(sys: &Path, log: &Log) -> Result<Found, Box<Problem>> {
         }
         if begun.elapsed() >= APPEAR_MAX || !find::may_appear(sys) {
             return refuse(
-                "data-missing",
+                MISSING,
                 format!(
                     "no partition labelled {0} and no disk with serial {0}",
                     find::LABEL
                 ),
-                "attach a blank disk with that serial and reboot; until then everything is \
-                 forgotten at the next boot",
+                "attach a disk with that serial, or say node.stateless = true in the configuration; nothing is \
+                 served until then",
             );
         }
         std::thread::sleep(APPEAR_POLL);
@@ -187,7 +232,7 @@ fn unknown<T>(found: &Found) -> Result<T, Box<Problem>> {
             "the data disk {} is neither blank nor a file system known here",
             found.name()
         ),
-        "repair it elsewhere with e2fsck, or blank its first MiB to start afresh; nothing was \
+        "repair it elsewhere with e2fsck, or blank its first 16 MiB to start afresh; nothing was \
          written to it",
     )
 }

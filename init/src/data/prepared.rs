@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use alknet_vault::Entropy;
+use alknet_vault::slots::OpenAlkv;
 use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::{NODE_UID, problem};
@@ -15,7 +15,7 @@ use crate::{
     vault::Waiting,
 };
 
-/// Where state lives when there is no data partition.
+/// Where state lives on a stateless node.
 const VOLATILE: &str = "/run/alknet";
 /// Less free than this is full, bytes: the node must be able to write a configuration and a key.
 const FULL_BYTES: u64 = 4 << 20;
@@ -37,13 +37,32 @@ pub(crate) struct Prepared {
     pub(crate) state_dir: PathBuf,
     pub(crate) state: DataState,
     pub(crate) problems: Vec<Problem>,
-    /// The vault needs somebody first: nothing is open.
+    /// Why nothing is open, and nothing is served.
     pub(crate) waiting: Option<Waiting>,
     /// Where the vault lies.
     pub(crate) vault_at: Option<PathBuf>,
-    /// What the words of the vault spell, for whoever looks whether a medium still has them; to be
-    /// let go at once.
-    pub(crate) words: Option<Entropy>,
+    /// The vault that opened the data, for what a first boot has to end in it, and for its words, which a medium
+    /// may still have; to be let go at once.
+    pub(crate) vault: Option<OpenAlkv>,
+}
+
+impl Prepared {
+    /// The same without the vault that opened it: what is left where work on it ends in a panic.
+    pub(crate) fn copied(&self) -> Self {
+        Self {
+            state_dir: self.state_dir.clone(),
+            state: self.state.clone(),
+            problems: self.problems.clone(),
+            waiting: self.waiting.clone(),
+            vault_at: self.vault_at.clone(),
+            vault: None,
+        }
+    }
+
+    /// Whether there is a data partition.
+    pub(crate) fn is_mounted(&self) -> bool {
+        ["mounted", "read-only"].contains(&self.state.mode.as_str())
+    }
 }
 
 /// Brings sizes, and problems that come and go, up to date. Returns whether something changed
@@ -78,35 +97,37 @@ pub(crate) fn refresh(prepared: &mut Prepared) -> bool {
     before != (prepared.state.mode.clone(), prepared.problems.clone())
 }
 
-/// Nothing is there until the vault is open.
-pub(super) fn locked(waiting: Waiting, vault_at: PathBuf) -> Prepared {
+/// Nothing is open, and nothing is served.
+pub(super) fn locked(waiting: Waiting, vault_at: Option<PathBuf>) -> Prepared {
+    let device = vault_at.as_ref().map(|path| path.display().to_string());
     Prepared {
         state_dir: VOLATILE.into(),
         state: DataState {
             mode: "locked".to_owned(),
-            device: Some(vault_at.display().to_string()),
+            device,
             detail: Some(waiting.problem.text.clone()),
             ..DataState::default()
         },
         problems: vec![waiting.problem.clone()],
         waiting: Some(waiting),
-        vault_at: Some(vault_at),
-        words: None,
+        vault_at,
+        vault: None,
     }
 }
 
-pub(super) fn volatile(why: Problem) -> Prepared {
+/// A node that is configured to keep nothing.
+pub(super) fn stateless() -> Prepared {
     Prepared {
         waiting: None,
         vault_at: None,
-        words: None,
+        vault: None,
         state_dir: VOLATILE.into(),
         state: DataState {
             mode: "volatile".to_owned(),
-            detail: Some(why.text.clone()),
+            detail: Some("the node is configured to be stateless".to_owned()),
             ..DataState::default()
         },
-        problems: vec![why],
+        problems: Vec::new(),
     }
 }
 
@@ -139,11 +160,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn volatile_mode_says_why() {
-        let prepared = volatile(problem("data-missing", "no disk".to_owned(), "attach one"));
-        assert_eq!(prepared.state.mode, "volatile");
+    fn what_is_closed_says_why_and_what_is_stateless_is_no_problem() {
+        let missing = problem("data-missing", "no disk".to_owned(), "attach one");
+        let prepared = locked(Waiting::of(missing), None);
+        assert_eq!(prepared.state.mode, "locked");
         assert_eq!(prepared.state.detail.as_deref(), Some("no disk"));
         assert_eq!(prepared.problems[0].code, "data-missing");
+        assert!(prepared.waiting.is_some_and(|waiting| waiting.retries));
+        let prepared = stateless();
+        assert_eq!(prepared.state.mode, "volatile");
+        assert!(prepared.waiting.is_none() && prepared.problems.is_empty());
     }
 
     #[test]
@@ -158,7 +184,7 @@ mod tests {
             problems: vec![problem("data-full", "0 bytes".to_owned(), "delete")],
             waiting: None,
             vault_at: None,
-            words: None,
+            vault: None,
         };
         assert!(
             refresh(&mut prepared),
@@ -172,8 +198,7 @@ mod tests {
     #[test]
     fn going_read_only_is_reported_once() {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let mut prepared = volatile(Problem::default());
-        prepared.problems.clear();
+        let mut prepared = stateless();
         prepared.state_dir = dir.path().into();
         read_only(&mut prepared, "1 errors are recorded in it".to_owned());
         assert_eq!(prepared.state.mode, "read-only");

@@ -4,7 +4,9 @@
 //! The order at the first boot is what makes a power cut harmless. The two copies of the vault come
 //! first; the file system is written through the mapping next, with a key that only memory has; the
 //! header that gives the key back comes last. A header is therefore a promise that everything behind
-//! it is whole, and a vault without a header means to begin again with the same vault.
+//! it is whole. A vault without a header is that of a first boot that was cut short only if it says so itself
+//! ([`Pending::partition`](alknet_vault::slots::Pending)): else an attacker blanked the header, and nothing is
+//! opened.
 
 use std::fs::{File, OpenOptions as FileOptions};
 use std::io;
@@ -18,17 +20,18 @@ use alknet_sealed::{
 };
 use alknet_vault::VaultError;
 use alknet_vault::slots::{
-    Copies, FileArea, Found as VaultFound, OpenAlkv, SlotError, luks_phrase,
+    Copies, FileArea, Found as VaultFound, OpenAlkv, Pending, SlotError, luks_phrase,
 };
 
 use super::ext4::{self, Content};
 use super::find::Found;
 use super::keyslots::{BY_VAULT, BY_WORDS, DataKeys, unlock_with};
+use super::prepared::stateless;
 use super::volume::{Volume, mount_data, repair};
 use super::{Access, Prepared, Stop, device, refuse, unreadable};
 use crate::log::Log;
-use crate::media::Media;
-use crate::vault::{self, Ask, First, Keeper, Offer, Waiting};
+use crate::media::{Media, SystemSources};
+use crate::vault::{self, Ask, First, Keeper, Offer, Sources, Waiting};
 
 /// The device that holds the data.
 pub(super) struct Disk<'a> {
@@ -76,6 +79,37 @@ pub(crate) fn reopen(
     vault::open(&found, keeper, offer, &media, log).map(drop)
 }
 
+/// Withdraws permissions of the first boot in the vault of a device, while its data is in use. Answers what is
+/// still permitted.
+///
+/// # Errors
+/// The vault cannot be opened without somebody typing, or not be written.
+pub(crate) fn conclude(
+    device: &Path,
+    state_dir: &Path,
+    ended: Pending,
+    keeper: &Keeper,
+    log: &Log,
+) -> Result<Pending, String> {
+    let mut copies = copies(device);
+    let found = copies.load().map_err(|error| error.to_string())?;
+    let found = found.ok_or_else(|| "there is no vault any more".to_owned())?;
+    let media = Media::secrets_for(&found.newest);
+    vault::conclude(&found, ended, keeper, &media, |open| {
+        copies.save(open)?;
+        // A copy from before permits more.
+        vault::newest::note(state_dir, open.alkv(), log);
+        Ok(())
+    })
+}
+
+/// Writes the mark that a factory reset has begun, and returns when it is on the disk: whatever happens after
+/// that, the next start ends the reset before anything else.
+pub(crate) fn mark_erasing(device: &Path) -> io::Result<()> {
+    let file = FileOptions::new().read(true).write(true).open(device)?;
+    Sealed::begin_erasing(&file).map_err(io::Error::other)
+}
+
 /// Overwrites everything that opens the data of a device, and the vault.
 pub(crate) fn erase(device: &Path) -> io::Result<()> {
     let file = FileOptions::new().read(true).write(true).open(device)?;
@@ -111,28 +145,46 @@ pub(super) fn open(disk: &Disk<'_>, access: Access<'_>) -> Result<Option<Prepare
             return Ok(None);
         }
         Sealing::HalfFormatted => true,
-        Sealing::Sealed(_) => return open_sealed(disk, access).map(Some),
+        Sealing::Sealed(_) => {
+            let opened = open_sealed(disk, access);
+            return opened.map(Some).map_err(|stop| closed(disk, stop));
+        }
         Sealing::Unsealed if disk.bytes < DATA_AT => return Ok(None),
         Sealing::Unsealed => false,
     };
     let content = ext4::probe(disk.file, disk.bytes);
-    let blank = content.or_else(|error| unreadable(disk.found, &error))? == Content::Blank;
-    if !half && !blank {
+    let content = content.or_else(|error| unreadable(disk.found, &error))?;
+    // A plain file system, whatever a file of it holds where a vault would be.
+    if !half && matches!(content, Content::Ext4(_) | Content::TornSuper) {
         return Ok(None);
     }
-    match vault_of(disk)? {
-        Some(found) => {
-            let open = unlock(disk, &found, access)?;
+    match vault_of(disk) {
+        Ok(Some(found)) if half || content == Content::Blank => {
+            let open = unlock(disk, &found, access, Front::Blank)?;
             access
                 .log
                 .warn("the first boot was cut short: it is ended with the same vault");
             show_again(disk, &open, access)?;
-            make(disk, open, access).map(Some)
+            let made = make(disk, open, access);
+            made.map(Some).map_err(|stop| closed(disk, stop))
         }
+        Ok(Some(_)) => Err(waits(disk, overwritten(disk.found.name()))),
         // The vault comes first: this is no work of ours.
-        None if half => first(disk, access),
-        None => Ok(None),
+        Ok(None) if half => first(disk, access),
+        Ok(None) => Ok(None),
+        Err(stop) if half || content == Content::Blank => Err(stop),
+        // What another system wrote over both.
+        Err(_) => Ok(None),
     }
+}
+
+/// What is before the vault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Front {
+    /// Nothing, or a part of what a first boot writes there.
+    Blank,
+    /// A header.
+    Sealed,
 }
 
 fn open_sealed(disk: &Disk<'_>, access: Access<'_>) -> Result<Prepared, Stop> {
@@ -150,14 +202,62 @@ fn open_sealed(disk: &Disk<'_>, access: Access<'_>) -> Result<Prepared, Stop> {
             "a copy of the data partition's header is damaged: {error}"
         )),
     }
-    let open = unlock(disk, &found, access)?;
+    let mut open = unlock(disk, &found, access, Front::Sealed)?;
+    if open.pending().partition {
+        // The power went between the header and the end of the first boot.
+        show_again(disk, &open, access)?;
+    }
     let key = volume_key(disk, &mut sealed, &open, access)?;
     settle(disk, &mut sealed, &open, access.log);
     let options = fresh_mapping();
     let mapped = sealed.map(&key, &options).map_err(failed)?;
     let mut prepared = mount(disk, &mapped, access)?;
-    prepared.words = Some(open.into_entropy());
+    newest(disk, &prepared.state_dir, &found, &open, access)?;
+    cover(disk, &prepared.state_dir, &mut open, access);
+    prepared.vault = Some(open);
     Ok(prepared)
+}
+
+/// Replaces slots that open under any command line of the firmware's boot entry. The vault was found to be the newest
+/// before: each change raises its generation, which tells an older copy from the newest.
+fn cover(disk: &Disk<'_>, state_dir: &Path, open: &mut OpenAlkv, access: Access<'_>) {
+    let Access { keeper, offer, log } = access;
+    if !vault::cover(open, keeper, offer, log) {
+        return;
+    }
+    match disk.copies().save(open) {
+        Ok(()) => vault::newest::note(state_dir, open.alkv(), log),
+        Err(error) => log.error(format_args!("the vault cannot be written: {error}")),
+    }
+}
+
+/// An older copy that was put back is closed again, unless its owner shows that it is wanted.
+fn newest(
+    disk: &Disk<'_>,
+    state_dir: &Path,
+    found: &VaultFound,
+    open: &OpenAlkv,
+    access: Access<'_>,
+) -> Result<(), Stop> {
+    let Access { keeper, offer, log } = access;
+    let medium_has_words = || {
+        let secrets = SystemSources.secrets();
+        let mut words = secrets.words.iter().chain(&secrets.other_words);
+        words.any(|words| words.entropy == *open.entropy())
+    };
+    let proof = || vault::newest::is_proven(found, open, offer, keeper, medium_has_words);
+    let checked = vault::newest::check(state_dir, open, false, proof, log);
+    checked.map_err(|mut waiting| {
+        keeper.lock();
+        if offer.passphrase.is_some() || offer.pin.is_some() {
+            let why = &waiting.problem.text;
+            waiting.problem.text = format!("what was typed does not open it; {why}");
+        }
+        if let Err(error) = super::close() {
+            log.error(format_args!("the data stays mounted: {error}"));
+        }
+        waits(disk, waiting)
+    })
 }
 
 /// Ends a change of the master key that a power cut interrupted. What it costs is spent only where
@@ -208,6 +308,12 @@ fn volume_key(
 pub(super) fn first(disk: &Disk<'_>, access: Access<'_>) -> Result<Option<Prepared>, Stop> {
     let pasted = access.offer.pasted.as_ref();
     let media = Media::read(pasted).map_err(|waiting| waits(disk, waiting))?;
+    if media.stateless {
+        access
+            .log
+            .info("the data disk is blank and stays so: this node is configured to be stateless");
+        return Ok(Some(stateless()));
+    }
     if media.vault.init == VaultInit::Off {
         return Ok(None);
     }
@@ -240,24 +346,20 @@ pub(super) fn first(disk: &Disk<'_>, access: Access<'_>) -> Result<Option<Prepar
         .keeper
         .adopt(made, &media.vault.words_to)
         .map_err(|waiting| waits(disk, waiting))?;
-    make(disk, open, access).map(Some)
+    let made = make(disk, open, access);
+    made.map(Some).map_err(|stop| closed(disk, stop))
 }
 
-/// Words that this machine made were not seen by anybody before the power went.
+/// Words that this machine made were not seen by anybody before the power went. Others came from the owner.
 fn show_again(disk: &Disk<'_>, open: &OpenAlkv, access: Access<'_>) -> Result<(), Stop> {
+    if !open.pending().words {
+        access.keeper.words_are_kept();
+        return Ok(());
+    }
     let pasted = access.offer.pasted.as_ref();
     let media = Media::read(pasted).map_err(|waiting| waits(disk, waiting))?;
-    let shown = match &media.secrets.words {
-        // They came from there.
-        Some(_) => {
-            access.keeper.words_are_kept();
-            Ok(())
-        }
-        None => {
-            let words = open.entropy().phrase();
-            access.keeper.present(words, &media.vault.words_to)
-        }
-    };
+    let words = open.entropy().phrase();
+    let shown = access.keeper.present(words, &media.vault.words_to);
     shown.map_err(|waiting| waits(disk, waiting))
 }
 
@@ -295,7 +397,9 @@ fn make(disk: &Disk<'_>, open: OpenAlkv, access: Access<'_>) -> Result<Prepared,
     formatted.or_else(|error| unreadable(disk.found, &error))?;
     prepared.finish().map_err(failed)?;
     let mut prepared = mount(disk, &mapped, access)?;
-    prepared.words = Some(open.into_entropy());
+    let made = vault::newest::check(&prepared.state_dir, &open, true, || true, access.log);
+    made.map_err(|waiting| waits(disk, waiting))?;
+    prepared.vault = Some(open);
     Ok(prepared)
 }
 
@@ -336,15 +440,26 @@ fn vault_of(disk: &Disk<'_>) -> Result<Option<VaultFound>, Stop> {
     }
 }
 
-fn unlock(disk: &Disk<'_>, found: &VaultFound, access: Access<'_>) -> Result<OpenAlkv, Stop> {
+/// Opens the vault. One that says that its partition was finished is not opened for a partition that has no header:
+/// its words go nowhere then, and nothing is written.
+fn unlock(
+    disk: &Disk<'_>,
+    found: &VaultFound,
+    access: Access<'_>,
+    front: Front,
+) -> Result<OpenAlkv, Stop> {
     let media = Media::secrets_for(&found.newest);
     let Access { keeper, offer, log } = access;
-    let opened = vault::open(found, keeper, offer, &media, log);
+    let permits = |open: &OpenAlkv| match front {
+        Front::Blank if !open.pending().partition => Err(blanked(disk.found.name())),
+        _ => Ok(()),
+    };
+    let opened = vault::open_if(found, keeper, offer, &media, log, &permits);
     let open = opened.map_err(|waiting| waits(disk, waiting))?;
     if found.damaged.is_some() || found.other.is_some() {
         match disk.copies().save(&open) {
             Ok(()) => log.warn("a copy of the vault was damaged or old, and is written again"),
-            Err(error) => log.error(format_args!("a copy of the vault is damaged: {error}")),
+            Err(error) => log.error(format_args!("the vault cannot be written: {error}")),
         }
     }
     Ok(open)
@@ -358,7 +473,15 @@ fn recovery(disk: &Disk<'_>, keeper: &Keeper) -> Result<alknet_vault::SecretStr,
 }
 
 fn waits(disk: &Disk<'_>, waiting: Waiting) -> Stop {
-    Stop::Waiting(Box::new(waiting), disk.path())
+    Stop::Waiting(Box::new(waiting), Some(disk.path()))
+}
+
+/// What went wrong on a disk whose vault is there: the console can reset it.
+fn closed(disk: &Disk<'_>, stop: Stop) -> Stop {
+    match stop {
+        Stop::Problem(problem) => waits(disk, Waiting::of(*problem).for_good()),
+        waiting @ Stop::Waiting(..) => waiting,
+    }
 }
 
 fn not_open(error: &VaultError) -> Waiting {
@@ -366,15 +489,39 @@ fn not_open(error: &VaultError) -> Waiting {
     Waiting::new(Ask::Nothing, "vault-locked", text, "it is tried again")
 }
 
+/// The vault opened, and says that there was a header.
+fn blanked(name: &str) -> Waiting {
+    let text = format!(
+        "the header of the encrypted data disk {name} was blanked or half overwritten after this machine had \
+         finished it; its vault stays closed"
+    );
+    Waiting::new(Ask::Nothing, "data-damaged", text, HINT_HEADER).for_good()
+}
+
+/// There is a vault behind something that this machine does not write there.
+fn overwritten(name: &str) -> Waiting {
+    let text = format!(
+        "the header of the encrypted data disk {name} was overwritten; its vault is still there, and stays closed"
+    );
+    Waiting::new(Ask::Nothing, "data-damaged", text, HINT_HEADER).for_good()
+}
+
+/// What to do where the header is gone.
+const HINT_HEADER: &str = "nothing was written to it; put back a copy of its first 16 MiB, or reset the machine at \
+                           the console (v) and use the words";
+
+/// Another system's: the console does not reset what this machine did not make.
 fn foreign<T>(disk: &Disk<'_>) -> Result<T, Stop> {
-    Ok(refuse(
+    let problem = super::problem(
         "data-locked",
         format!(
             "the data disk {} is encrypted, and no vault is in its header",
             disk.found.name()
         ),
         "attach a blank disk, or open it elsewhere with cryptsetup; nothing was written to it",
-    )?)
+    );
+    let waiting = Waiting::of(problem).for_good();
+    Err(Stop::Waiting(Box::new(waiting), None))
 }
 
 fn damaged<T>(disk: &Disk<'_>) -> Result<T, Stop> {

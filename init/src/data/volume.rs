@@ -138,7 +138,7 @@ pub(super) fn mount_data(
         problems: Vec::new(),
         waiting: None,
         vault_at: volume.vault_at.clone(),
-        words: None,
+        vault: None,
     };
     let mounted = match mount_at(volume, MsFlags::empty()) {
         Err(error) if !known.clean => {
@@ -154,7 +154,14 @@ pub(super) fn mount_data(
         return refuse(
             "data-damaged",
             format!("the data disk {} cannot be mounted: {error}", volume.on),
-            "repair it elsewhere with e2fsck, or blank its first MiB to start afresh",
+            match &volume.cipher {
+                Some(_) => {
+                    "repair it elsewhere with cryptsetup and e2fsck, or reset the machine at the console (v)"
+                }
+                None => {
+                    "repair it elsewhere with e2fsck, or blank its first 16 MiB to start afresh"
+                }
+            },
         );
     }
     // The replayed journal may have brought errors to light.

@@ -63,8 +63,13 @@ impl Machine {
         }
     }
 
-    fn try_command(&mut self, mut session: Session) {
+    pub(super) fn try_command(&mut self, mut session: Session) {
         self.timers.session = None;
+        if self.working {
+            // Two changes of the vault at once would lose one of them.
+            self.session = Some(session);
+            return;
+        }
         let Some(device) = self.vault_at.clone() else {
             let text = "this machine has no vault on a data disk";
             return self.asking.tell(vec![text.to_owned()]);
@@ -72,13 +77,16 @@ impl Machine {
         self.working = true;
         let keeper = Arc::clone(&self.keeper);
         let log = self.log.clone();
-        let audit = self.state_dir.join(AUDIT_DIR);
-        self.blocking(PART, move || {
+        let state_dir = self.state_dir.clone();
+        let audit = state_dir.join(AUDIT_DIR);
+        // What failed is told by `command_failed`.
+        self.blocking(PART, Event::Tick, move || {
             let place = Place {
                 audit: &audit,
                 device: &device,
                 keeper: &keeper,
                 log: &log,
+                state_dir: &state_dir,
                 sources: &SystemSources,
             };
             let outcome = session.run(&place);
@@ -92,7 +100,8 @@ impl Machine {
         if !matches!(outcome, Outcome::Wants(..)) {
             self.forget_shares();
         }
-        if self.keeper.is_locked() && self.waiting.is_some() && session.needs_open() {
+        let is_closed = !self.keeper.is_open() && self.waiting.is_some();
+        if is_closed && session.needs_open() && !matches!(outcome, Outcome::Refused(_)) {
             // Locked meanwhile: nothing of it is shown.
             self.asking.wait_for(self.waiting.as_ref());
         } else {

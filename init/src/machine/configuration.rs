@@ -5,9 +5,12 @@ use std::sync::Arc;
 use alknet_core::config::NodeConfig;
 use alknet_provisioning::ConsoleDocument;
 
+use alknet_vault::slots::Pending;
+
 use super::{Event, Machine};
 use crate::{
     control::ToNode,
+    data,
     settings::{self, Settings},
 };
 
@@ -15,7 +18,9 @@ use crate::{
 const REREAD_EVERY_MS: u64 = 3_000;
 
 /// Reading the sources together with a pasted configuration.
-pub(super) const PASTING: &str = "pasted configuration";
+const PASTING: &str = "pasted configuration";
+/// Reading the sources again.
+const READING: &str = "configuration";
 
 /// Configurations that came while the machine ran: pasted at the console, or taken by the node. Each is kept on
 /// the disk, where another look at the sources finds it as if the machine had been configured before.
@@ -66,6 +71,9 @@ impl Machine {
         let changed =
             settings.config != self.settings.config || settings.records != self.settings.records;
         let first = self.life == 0;
+        if settings.is_settled() {
+            self.conclude_configuration();
+        }
         self.settings = settings;
         if changed || first {
             self.settings.apply();
@@ -92,13 +100,20 @@ impl Machine {
                 return self.kept(life, n, Some(error.unwrap_or_default()));
             }
         };
+        // Kept, it would close the machine at the next start.
+        let contradiction = data::contradiction(&config, &self.facts.data);
         self.config_changes.took();
         self.settings.take(config);
+        if let Some(problem) = contradiction {
+            return self.kept(life, n, Some(problem.text));
+        }
         let Some(dir) = settings::data_dir(&self.facts.data.mode, &self.state_dir) else {
             let error = "there is no data partition: it holds until the machine restarts";
             return self.kept(life, n, Some(error.to_owned()));
         };
-        self.blocking("keeping the configuration", move || {
+        let error = Some("it failed; the log says why".to_owned());
+        let failed = Event::Kept { life, n, error };
+        self.blocking("keeping the configuration", failed, move || {
             let kept = alknet_provisioning::keep(&dir.join("config"), document.as_bytes());
             let error = kept.err().map(|error| error.to_string());
             Event::Kept { life, n, error }
@@ -111,6 +126,7 @@ impl Machine {
                 let source = alknet_provisioning::Source::Stored.to_string();
                 self.settings.source.clone_from(&source);
                 self.facts.config_source = source;
+                self.conclude_configuration();
                 self.log.info("the configuration was changed and is kept");
             }
             Some(error) => self.log.warn(format_args!(
@@ -119,6 +135,24 @@ impl Machine {
         }
         if let Some(node) = self.node.as_ref().filter(|node| node.life() == life) {
             node.send(ToNode::ConfigKept { n, error });
+        }
+    }
+
+    /// The node has a configuration from now on, whatever becomes of the file.
+    fn conclude_configuration(&mut self) {
+        self.conclude(Pending {
+            configuration: true,
+            ..Pending::default()
+        });
+    }
+
+    /// A part of PID 1 failed; if it read the sources, they are read again.
+    pub(super) fn configuration_failed(&mut self, part: &str, now: u64) {
+        if part == PASTING {
+            self.config_changes.end();
+        }
+        if part == READING {
+            self.timers.reread = Some(now + REREAD_EVERY_MS);
         }
     }
 
@@ -138,7 +172,7 @@ impl Machine {
         let config_changes = self.config_changes.count;
         let data = settings::data_dir(&self.facts.data.mode, &self.state_dir);
         let keeper = Arc::clone(&self.keeper);
-        self.blocking("configuration", move || {
+        self.blocking(READING, Event::Tick, move || {
             let settings = Settings::read(data.as_deref(), &keeper, None, None);
             Event::Settings {
                 config_changes,
@@ -180,7 +214,7 @@ impl Machine {
         self.config_changes.begin();
         let data = settings::data_dir(&self.facts.data.mode, &self.state_dir);
         let keeper = Arc::clone(&self.keeper);
-        self.blocking(PASTING, move || {
+        self.blocking(PASTING, Event::Tick, move || {
             let pasted = Some(document.copied());
             let settings = Settings::read(data.as_deref(), &keeper, None, pasted);
             Event::Pasted(Box::new((settings, document)))

@@ -57,6 +57,12 @@ impl Machine {
     }
 
     pub(super) fn spawn(&mut self, now: u64) {
+        if self.waiting.is_some() && !self.keeper.is_locked() {
+            // Without its data it would make a key of its own as well.
+            self.log.warn("the node waits until its data are there");
+            self.supervisor.idle(now);
+            return;
+        }
         if self.keeper.is_locked() {
             // Without its vault it would make a key of its own: no such key is ever shown.
             self.log.warn("the node waits until the vault is open");
@@ -198,7 +204,9 @@ impl Machine {
             Some(Fault::Hang) => loop {
                 std::thread::park();
             },
+            Some(Fault::HousekeepPanic) => self.breaks_housekeeping = true,
             Some(Fault::NetPanic) => self.network.fail(),
+            Some(Fault::OpenPanic) => self.breaks_opening = true,
             Some(Fault::Orphans) => make_orphans(),
             Some(Fault::Panic) => panic!("a fault was injected"),
             None => self.log.warn("no such fault"),

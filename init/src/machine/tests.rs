@@ -2,6 +2,8 @@ use std::fs::File;
 
 use alknet_provisioning::{Secrets, Source};
 use alknet_sealed::limits::DATA_AT;
+use alknet_vault::Entropy;
+use alknet_vault::slots::{Key, NewSlot, NewVault, OpenAlkv};
 
 use super::*;
 use crate::{
@@ -98,4 +100,52 @@ async fn what_the_node_took_is_not_undone_by_an_older_look_at_the_sources() {
     machine.reread_is_done(0, with_words(Source::Default), 0);
     assert_eq!(machine.settings.config.limits.connections_per_peer, Some(7));
     assert!(machine.timers.reread.is_some(), "it looks again");
+}
+
+/// A node that was sealed before anybody configured it takes its first configuration while it runs. From then on its
+/// vault says that it has one, whatever becomes of the file.
+#[tokio::test]
+async fn a_configuration_that_came_while_the_machine_runs_is_noted_in_the_vault() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let disk = dir.path().join("disk");
+    let file = File::create_new(&disk).expect("a new file");
+    file.set_len(DATA_AT).expect("a sparse file");
+    let vault = NewVault {
+        pending: Pending::ALL,
+        ..NewVault::new(Entropy::from_bytes(&[7; 32]).expect("32 bytes"), 0)
+    };
+    let made = OpenAlkv::create(vault, NewSlot::None).expect("made");
+    data::copies(&disk).create(&made).expect("written");
+    let found = || {
+        let found = data::copies(&disk).load().expect("good");
+        found.expect("a vault")
+    };
+    let log = Log::default();
+    let keeper = Keeper::new().expect("memory");
+    let (offer, media) = (Offer::default(), Secrets::default());
+    let opened = vault::open(&found(), &keeper, &offer, &media, &log);
+    opened.map(drop).expect("its key lies beside it");
+    let (events, mut arriving) = mpsc::channel(EVENTS_MAX);
+    let keeper = Arc::new(keeper);
+    let mut machine = Machine::at_rest(Facts::default(), keeper, settings(None), log, events);
+    machine.vault_at = Some(disk.clone());
+    machine.state_dir = dir.path().to_owned();
+    machine.kept(0, 1, None);
+    machine.conclude_now();
+    let outcome = loop {
+        match arriving.recv().await.expect("the machine is there") {
+            Event::Concluded(outcome) => break outcome,
+            _ => continue,
+        }
+    };
+    machine.concluded(outcome);
+    let configuration = Pending {
+        configuration: true,
+        ..Pending::default()
+    };
+    let left = Pending::ALL.without(configuration);
+    assert_eq!(machine.keeper.pending(), left);
+    let opened = found().open(&mut Key::Stored).expect("opened");
+    assert_eq!(opened.pending(), left);
+    assert!(!machine.working);
 }

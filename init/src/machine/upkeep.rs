@@ -24,7 +24,10 @@ impl Machine {
         if note {
             self.timers.note = now + clock::NOTE_EVERY.as_millis() as u64;
         }
-        self.blocking("housekeeping", move || {
+        let as_before = Event::Housekept(Box::new(prepared.copied()));
+        let breaks = std::mem::take(&mut self.breaks_housekeeping);
+        self.blocking("housekeeping", as_before, move || {
+            assert!(!breaks, "a fault was injected");
             data::refresh(&mut prepared);
             if note
                 && prepared.state.mode == "mounted"

@@ -1,39 +1,34 @@
 //! The vault in the machine's life: opened before anything is served, locked when somebody wants it,
 //! and the conversation with whoever sits at the console.
 
-use std::fs;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use alknet_provisioning::ConsoleDocument;
 use alknet_vault::audit::Event as VaultEvent;
+use alknet_vault::slots::Pending;
 
 use super::{Event, Machine, panic_text};
 use crate::{
     boot::{self, Opened},
     console::{Answer, Console},
     control::{PowerAction, ToNode},
-    data,
+    data::{self, Prepared},
     errand::Outcome,
     facts::Clock,
     helper,
     stage::boot_ms,
-    vault::{self, For, Offer, Step, Waiting},
+    tpm,
+    vault::{For, Offer, Step, Waiting},
 };
 
 /// How often an attempt is made that needs nobody, ms: a medium may be attached any time.
 const OPEN_EVERY_MS: u64 = 3_000;
 /// How long after another attempt one is made that was asked for meanwhile, ms.
 const AGAIN_MS: u64 = 500;
-/// How long new words can be seen, ms.
-const WORDS_MS_MAX: u64 = 600_000;
 /// Consoles over the vsock at once.
 const CALLERS_MAX: usize = 4;
-/// File of the configuration's folder that says that somebody has the words.
-const WORDS_KEPT: &str = "words-kept";
-/// File of the same folder with the words, encrypted to whom the configuration named.
-const WORDS_AGE: &str = "words.age";
 
 impl Machine {
     /// An attempt to get at the data is over.
@@ -62,6 +57,8 @@ impl Machine {
         self.adopt(settings, now);
         match &prepared.waiting {
             Some(waiting) => {
+                // Also where the attempt ended in a panic.
+                self.keeper.lock();
                 self.timers.open = waiting.retries.then_some(now + OPEN_EVERY_MS);
                 self.offer.keep(offer);
                 self.asking.wait_for(Some(waiting));
@@ -86,6 +83,9 @@ impl Machine {
         if self.waiting.is_none() {
             self.supervisor.start(now);
             self.tell_events();
+        } else {
+            // Also where the attempt ended in a panic.
+            self.keeper.lock();
         }
         self.vault_changed();
     }
@@ -96,11 +96,20 @@ impl Machine {
             self.timers.words = None;
             self.asking.forget_words();
             self.keeper.take_words();
+            // The console has reminded the owner from now on: after the next start it asks for proof.
+            self.conclude(Pending {
+                words: true,
+                ..Pending::default()
+            });
             self.vault_changed();
         }
         if self.timers.open.is_some_and(|at| now >= at) && self.shutdown.is_none() {
             self.open();
         }
+        if self.timers.reset.is_some_and(|at| now >= at) {
+            self.reset_marked_too_late(now);
+        }
+        self.conclude_now();
         self.ask_other_nodes(now);
     }
 
@@ -125,7 +134,8 @@ impl Machine {
         let Some((of, errand)) = self.keeper.escrow().next(now) else {
             return;
         };
-        self.blocking("an errand for the vault", move || {
+        let lost = Event::Came(of.clone(), Err("it failed; the log says why".to_owned()));
+        self.blocking("an errand for the vault", lost, move || {
             // Whatever happens, it counts as over.
             let outcome = catch_unwind(AssertUnwindSafe(|| helper::run(&errand)));
             let outcome = outcome.map_err(|payload| panic_text(&*payload));
@@ -182,18 +192,33 @@ impl Machine {
         let keeper = Arc::clone(&self.keeper);
         let log = self.log.clone();
         let offer = std::mem::take(&mut self.offer);
+        let breaks = std::mem::take(&mut self.breaks_opening);
         if prepared.state.mode == "locked" {
-            self.blocking("opening the data", move || {
+            let as_before = self.as_before(*prepared);
+            let open = move || {
+                assert!(!breaks, "a fault was injected");
                 Event::Opened(Box::new(boot::open(&keeper, offer, &log)))
-            });
-            return;
+            };
+            return self.blocking("opening the data", as_before, open);
         }
         let at = prepared.vault_at.clone();
         self.prepared = Some(prepared);
-        self.blocking("opening the vault", move || {
+        let as_before = Event::Unlocked(self.waiting.clone().map(Box::new));
+        self.blocking("opening the vault", as_before, move || {
+            assert!(!breaks, "a fault was injected");
             let waiting = at.and_then(|at| data::reopen(&at, &keeper, &offer, &log).err());
             Event::Unlocked(waiting.map(Box::new))
         });
+    }
+
+    /// What an attempt comes to that ends in a panic: it is still closed, for the same reason.
+    fn as_before(&self, prepared: Prepared) -> Event {
+        Event::Opened(Box::new(Opened {
+            prepared,
+            settings: self.settings.clone(),
+            clock: self.facts.clock,
+            offer: Offer::default(),
+        }))
     }
 
     /// Forgets the seed. What was derived goes on, or ends with the node.
@@ -202,6 +227,9 @@ impl Machine {
         // A node that was asked to has locked it already, and says so now.
         let was_open = self.keeper.is_open() || self.waiting.is_none();
         self.keeper.lock();
+        if hard && !self.keeper.facts().tpm2.is_empty() {
+            self.close_tpm();
+        }
         let end = hard.then(|| self.supervisor.idle(now)).flatten();
         // What is locked is locked again only where the keys of a node go as well.
         if self.keeper.is_locked() && (was_open || end.is_some()) {
@@ -219,6 +247,19 @@ impl Machine {
             self.obey(order, now);
         }
         self.vault_changed();
+    }
+
+    /// Whoever breaks into a machine whose vault is locked hard gets no key from the TPM either.
+    fn close_tpm(&self) {
+        tpm::begin_closing();
+        let log = self.log.clone();
+        // Nothing waits for it.
+        self.blocking("closing the TPM", Event::Tick, move || {
+            if let Err(error) = tpm::close() {
+                log.error(format_args!("the TPM still opens the vault: {error}"));
+            }
+            Event::Tick
+        });
     }
 
     /// The owner of the hypervisor gets a console as well.
@@ -277,63 +318,11 @@ impl Machine {
             }
             Step::WordsKept => {
                 self.timers.words = None;
-                self.keeper.words_are_kept();
                 self.note_words_kept();
-                self.log.info("the words of this node were written down");
             }
         }
         self.ask_again();
         self.vault_changed();
-    }
-
-    /// New words are shown once; whether somebody has older ones is noted on the disk.
-    fn recall_words(&mut self) {
-        self.recall_words_age();
-        if let Some(words) = self.keeper.take_words() {
-            let mut bytes = [0; 8];
-            let places = vault::places(words.expose().split(' ').count(), || {
-                // Which places are asked for is no secret: without randomness, the same ones.
-                let _ = getrandom::fill(&mut bytes);
-                u64::from_le_bytes(bytes)
-            });
-            self.asking.show(words, places);
-            self.timers.words = Some(boot_ms() + WORDS_MS_MAX);
-            self.log
-                .warn("the words of this node can be seen at the console for ten minutes");
-        } else if self.keeper.facts().words_kept {
-            self.note_words_kept();
-        } else if self.state_dir.join("config").join(WORDS_KEPT).exists() {
-            self.keeper.words_are_kept();
-        }
-    }
-
-    /// New ones are written down and shown; older ones are read again, for `vault/status`.
-    fn recall_words_age(&self) {
-        let path = self.state_dir.join("config").join(WORDS_AGE);
-        match self.keeper.words_age() {
-            Some(text) if !path.exists() => {
-                if let Err(error) = fs::write(&path, &text) {
-                    self.log.error(format_args!("{}: {error}", path.display()));
-                }
-                for console in self.consoles() {
-                    console.say("alknet: the words of this node, for 'age --decrypt':");
-                    text.lines().for_each(|line| console.say(line));
-                }
-            }
-            Some(_) => {}
-            None => {
-                if let Ok(text) = fs::read_to_string(&path) {
-                    self.keeper.recall_words_age(text);
-                }
-            }
-        }
-    }
-
-    fn note_words_kept(&self) {
-        let path = self.state_dir.join("config").join(WORDS_KEPT);
-        if let Err(error) = fs::write(&path, b"") {
-            self.log.warn(format_args!("{}: {error}", path.display()));
-        }
     }
 
     /// Facts, problems and the question, after any change.
@@ -343,6 +332,7 @@ impl Machine {
         let mut problems: Vec<_> = waiting.collect();
         // The same is told with the data while that is closed.
         problems.retain(|problem| !self.facts.problems.data.contains(problem));
+        problems.extend(self.reminder());
         self.facts.problems.vault = problems;
         let busy = self.opening || self.working;
         let question = self.asking.question().filter(|_| !busy);
@@ -407,7 +397,9 @@ impl Machine {
         self.opening = true;
         let keeper = Arc::clone(&self.keeper);
         let log = self.log.clone();
-        self.blocking("making the vault anew", move || {
+        // It is as it was after that.
+        let reboot = Event::Signal(PowerAction::Reboot);
+        self.blocking("making the vault anew", reboot, move || {
             if let Err(error) = data::begin_anew(&device) {
                 log.error(format_args!("the vault cannot be made anew: {error}"));
                 // It is as it was after that.
@@ -420,17 +412,5 @@ impl Machine {
             };
             Event::Opened(Box::new(boot::open(&keeper, offer, &log)))
         });
-    }
-
-    /// Erases keys and data, and restarts as a machine that was never used.
-    fn factory_reset(&mut self, now: u64) {
-        let Some(at) = self.vault_at.clone() else {
-            self.log.warn("there is nothing to erase on this machine");
-            return;
-        };
-        self.log.warn("factory reset: keys and data are erased");
-        self.keeper.lock();
-        self.reset = Some(at);
-        self.go_down(PowerAction::Reboot, "a factory reset", now);
     }
 }

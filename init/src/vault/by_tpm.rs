@@ -4,11 +4,13 @@ use std::fs::File;
 
 use alknet_tpm::{Pin, TpmError, TpmSource};
 use alknet_vault::SecretStr;
+use alknet_vault::audit::{Event, SlotName};
 use alknet_vault::slots::{
     Alkv, Found, Kek, KekError, KekRequest, KekSource, Key, OpenAlkv, Slot, SlotParams, SlotType,
 };
 
-use crate::tpm;
+use super::{Keeper, Offer};
+use crate::{log::Log, tpm};
 
 /// Whether that slot wants a PIN.
 pub(super) fn wants_pin(slot: &Slot) -> bool {
@@ -68,6 +70,43 @@ pub(super) fn obstacle(vault: &Alkv) -> Option<TpmError> {
         }
     }
     first
+}
+
+/// Makes slots anew that open whatever command line the firmware's boot entry has, and says whether the
+/// vault has to be written.
+pub(crate) fn cover(open: &mut OpenAlkv, keeper: &Keeper, offer: &Offer, log: &Log) -> bool {
+    let before = open.alkv().clone();
+    if !before.slots().iter().any(is_uncovered) {
+        return false;
+    }
+    let pin = pin(offer.pin.as_ref()).ok().flatten();
+    let done = tpm::open()
+        .map_err(Into::into)
+        .and_then(|mut tpm| tpm.cover_slots(open, pin.as_ref()));
+    let kind = SlotType::Tpm2;
+    match done {
+        Ok(done) => {
+            for (old, new) in done {
+                log.warn(format_args!(
+                    "slot {new} of the TPM is in the place of slot {old}, which opened with any command \
+                     line of the firmware's boot entry"
+                ));
+                let events = keeper.events();
+                events.add(Event::SlotAdded(SlotName { kind, id: new }));
+                events.add(Event::SlotRemoved(SlotName { kind, id: old }));
+            }
+        }
+        Err(error) => log.error(format_args!(
+            "a slot of the TPM opens with any command line of the firmware's boot entry, and cannot be made \
+             anew: {error}"
+        )),
+    }
+    keeper.note(open.alkv());
+    open.alkv() != &before
+}
+
+fn is_uncovered(slot: &Slot) -> bool {
+    matches!(slot.params(), SlotParams::Tpm2(params) if alknet_tpm::PcrChoice::is_uncovered(params.pcrs()))
 }
 
 fn open(found: &Found, pin: Option<Pin>) -> Result<OpenAlkv, String> {

@@ -8,13 +8,15 @@ use alknet_provisioning::Secrets;
 use alknet_tpm::{Pin, TpmError};
 use alknet_vault::audit::{Event, SlotName};
 use alknet_vault::slots::{
-    Argon2Params, Kek, KmsParams, NewSlot, NewVault, OpenAlkv, SeedKey, SlotError, VaultId,
-    attempt, calibrate, memory_cap_kib,
+    Argon2Params, Kek, KmsParams, NewSlot, NewVault, OpenAlkv, Pending, SeedKey, SlotError,
+    VaultId, attempt, calibrate, memory_cap_kib,
 };
 use alknet_vault::{Entropy, Index, SecretStr, VaultError, WordCount};
 
 use super::open::memory_kib;
-use super::{Ask, Escrow, Keeper, Offer, Waiting, Words, wait_for_randomness};
+use super::{
+    Ask, Escrow, Keeper, Offer, Waiting, Words, WordsAge, WordsAgeStage, wait_for_randomness,
+};
 use crate::{log::Log, tpm};
 
 /// What a first boot goes by.
@@ -186,6 +188,10 @@ pub(crate) fn create(first: &First<'_>, log: &Log) -> Result<Made, Waiting> {
         },
         // The configuration has no larger number.
         device: Index::new(first.config.device).unwrap_or_default(),
+        pending: Pending {
+            words: is_new,
+            ..Pending::ALL
+        },
         ..NewVault::new(entropy, now_s())
     };
     let open = with_slots(vault, &kinds, first, shared, log)?;
@@ -234,14 +240,15 @@ impl Keeper {
         Ok(open)
     }
 
-    /// New words go to whom the configuration names; nobody else sees them then. Else they wait for
-    /// somebody at the console.
+    /// New words are encrypted to the recipients that the configuration names, and count as kept once that file
+    /// is on the disk. Without recipients they wait for the owner at the console.
     pub(crate) fn present(&self, words: SecretStr, to: &[String]) -> Result<(), Waiting> {
-        let words_age = hand_over(&words, to)?;
+        let text = hand_over(&words, to)?;
         let mut state = self.state();
-        state.words_kept = words_age.is_some();
-        state.words = words_age.is_none().then_some(words);
-        state.words_age = words_age;
+        state.words_kept = false;
+        state.words = text.is_none().then_some(words);
+        let stage = WordsAgeStage::Made;
+        state.words_age = text.map(|text| WordsAge { text, stage });
         Ok(())
     }
 }
@@ -320,7 +327,12 @@ pub(super) fn cost(cap_kib: u32) -> Result<Argon2Params, SlotError> {
 }
 
 fn no_tpm(error: &TpmError) -> Waiting {
-    let hint = "give the machine a TPM 2.0, or leave tpm2 out of vault.unlock";
+    let hint = match error {
+        TpmError::FromBeside => {
+            "remove the options of the firmware's boot entry, and files beside the image, and restart"
+        }
+        _ => "give the machine a TPM 2.0, or leave tpm2 out of vault.unlock",
+    };
     let text = format!("the TPM does not take the key: {error}");
     Waiting::new(Ask::Nothing, "vault-waits", text, hint)
 }

@@ -16,8 +16,10 @@ mod credentials;
 mod escrow;
 mod events;
 mod first;
+pub(crate) mod newest;
 mod open;
 mod randomness;
+mod words;
 
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,19 +27,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use alknet_provisioning::ConsoleDocument;
 use alknet_tpm::PcrChoice;
 use alknet_vault::audit::SlotName;
-use alknet_vault::slots::{Alkv, OpenAlkv, Slot, SlotId, SlotParams, SlotType};
+use alknet_vault::slots::{Alkv, OpenAlkv, Pending, Slot, SlotId, SlotParams, SlotType};
 use alknet_vault::{Area, AreaError, Entropy, SecretStr, Vault, VaultError, VaultState};
 
 use crate::control::{Problem, Tpm2Facts, VaultFacts};
 
 pub(crate) use asking::{Asking, Step, places};
+pub(crate) use by_tpm::cover;
 pub(crate) use commands::{Command, Given, Outcome, Place, Session, Sources};
 pub(crate) use credentials::{Kept as KeptCredentials, keep as keep_credentials};
 pub(crate) use escrow::{Escrow, For};
 pub(crate) use events::Events;
 pub(crate) use first::{First, create};
-pub(crate) use open::open;
+pub(crate) use open::{conclude, open, open_if};
 pub(crate) use randomness::wait_for_randomness;
+pub(crate) use words::{note_kept, settle as settle_words};
 
 /// What only somebody else can give.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +84,16 @@ impl Waiting {
                 text: text.into(),
                 hint: hint.to_owned(),
             },
+        }
+    }
+
+    /// For a problem that nothing typed would mend, and that may go away by itself.
+    pub(crate) fn of(problem: Problem) -> Self {
+        Self {
+            ask: Ask::Nothing,
+            retries: true,
+            other_way: false,
+            problem,
         }
     }
 
@@ -150,14 +164,36 @@ struct State {
     opened_by: Option<SlotName>,
     device: u32,
     known: bool,
+    /// What its first boot still permits, once it was open.
+    pending: Option<Pending>,
+    /// The console may show the words without proof until this machine restarts.
+    shows_words: bool,
     words_kept: bool,
     /// Words that nobody has seen yet.
     words: Option<SecretStr>,
     /// The words as a file of age.
-    words_age: Option<String>,
+    words_age: Option<WordsAge>,
     attempts: alknet_vault::slots::Attempts,
     /// Slots whose refusal was written down.
     refused: Vec<SlotName>,
+}
+
+/// The words, encrypted to the recipients that the configuration names.
+#[derive(Debug)]
+struct WordsAge {
+    text: String,
+    stage: WordsAgeStage,
+}
+
+/// Where a file of age with the words is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum WordsAgeStage {
+    /// In memory only.
+    Made,
+    /// On the data partition; the console has not shown it yet.
+    Written,
+    /// On the data partition since earlier.
+    Shown,
 }
 
 impl Keeper {
@@ -210,6 +246,8 @@ impl Keeper {
         let mut state = self.state();
         state.opened_by = opening_slot(open);
         state.device = open.alkv().device().number();
+        state.pending = Some(open.pending());
+        state.shows_words |= open.pending().words;
         drop(state);
         if self.is_open() {
             return Ok(());
@@ -247,21 +285,56 @@ impl Keeper {
         self.state().words.take()
     }
 
-    /// The words as a file of age, if the configuration names somebody who may read it.
-    pub(crate) fn words_age(&self) -> Option<String> {
-        self.state().words_age.clone()
+    /// The words as a file of age, where it is on the disk and the console has not shown it yet.
+    pub(crate) fn show_words_age(&self) -> Option<String> {
+        let mut state = self.state();
+        let age = state.words_age.as_mut()?;
+        let is_new = age.stage == WordsAgeStage::Written;
+        is_new.then(|| {
+            age.stage = WordsAgeStage::Shown;
+            age.text.clone()
+        })
     }
 
-    /// The same, from the disk.
-    pub(crate) fn recall_words_age(&self, text: String) {
-        self.state().words_age = Some(text);
-    }
-
-    /// Somebody has the words.
+    /// The owner has the words, by a record that is on the disk.
     pub(crate) fn words_are_kept(&self) {
         let mut state = self.state();
         state.words_kept = true;
+        state.shows_words = false;
         state.words = None;
+    }
+
+    /// Whether the console may show the words without proof: they are new, the owner has not confirmed them, and
+    /// this machine has not restarted since it reminded the owner of that.
+    pub(crate) fn shows_words(&self) -> bool {
+        self.state().shows_words
+    }
+
+    /// What its first boot still permits; nothing before it was open.
+    pub(crate) fn pending(&self) -> Pending {
+        self.state().pending.unwrap_or_default()
+    }
+
+    /// The vault on the disk permits this much only.
+    pub(crate) fn set_pending(&self, pending: Pending) {
+        self.state().pending = Some(pending);
+    }
+
+    /// Whether the vault is sealed, was open, and says that the node was configured: it takes no configuration from a
+    /// medium. Before it was open that is not known, and the network may be configured by a medium.
+    pub(crate) fn is_configured(&self) -> bool {
+        let pending = self.state().pending;
+        self.is_sealed() && pending.is_some_and(|pending| !pending.configuration)
+    }
+
+    /// Whether only the words themselves would prove who the owner is, and the owner has not confirmed to have
+    /// them.
+    pub(crate) fn lacks_confirmation(&self) -> bool {
+        let state = self.state();
+        let is_typed =
+            state.slots.contains(&SlotType::Passphrase) || state.tpm2.iter().any(|slot| slot.pin);
+        let is_sealed = state.known && !state.slots.contains(&SlotType::None);
+        is_sealed && !is_typed && !state.words_kept
     }
 
     /// What somebody is asked for who wants to open it again.
@@ -303,7 +376,7 @@ impl Keeper {
             opened_by: state.opened_by.map(|slot| slot.kind.name().to_owned()),
             device: state.device,
             words_kept: state.words_kept,
-            words_age: state.words_age.clone(),
+            words_age: state.words_age.as_ref().map(|age| age.text.clone()),
             memory: self.area.kind().name().to_owned(),
         }
     }

@@ -6,10 +6,10 @@ use alknet_provisioning::Secrets;
 use alknet_tpm::TpmError;
 use alknet_vault::SecretStr;
 use alknet_vault::audit::{Event, SlotName};
-use alknet_vault::slots::{Found, Key, OpenAlkv, SlotError, SlotType, memory_cap_kib};
+use alknet_vault::slots::{Found, Key, OpenAlkv, Pending, SlotError, SlotType, memory_cap_kib};
 
 use super::{Ask, Keeper, Offer, Waiting, by_tpm};
-use crate::{log::Log, stage::boot_ms};
+use crate::{log::Log, stage::boot_ms, tpm};
 
 /// In which order slots are tried that need nobody.
 pub(super) const UNATTENDED: [SlotType; 4] = [
@@ -27,6 +27,22 @@ pub(crate) fn open(
     media: &Secrets,
     log: &Log,
 ) -> Result<OpenAlkv, Waiting> {
+    open_if(found, keeper, offer, media, log, &|_| Ok(()))
+}
+
+/// [`open`], where `permits` what it says inside: else its words go nowhere.
+pub(crate) fn open_if(
+    found: &Found,
+    keeper: &Keeper,
+    offer: &Offer,
+    media: &Secrets,
+    log: &Log,
+    permits: &dyn Fn(&OpenAlkv) -> Result<(), Waiting>,
+) -> Result<OpenAlkv, Waiting> {
+    let admitted = |opened: OpenAlkv| {
+        permits(&opened)?;
+        admitted(opened, keeper, log)
+    };
     keeper.note(&found.newest);
     let slots = |kind| {
         let slots = found.newest.slots().iter();
@@ -38,7 +54,7 @@ pub(crate) fn open(
             continue;
         };
         match unattended(found, kind, keeper, media) {
-            Ok(opened) => return admitted(opened, keeper, log),
+            Ok(opened) => return admitted(opened),
             Err((why, counts)) => {
                 let id = slot.id();
                 if counts {
@@ -51,7 +67,7 @@ pub(crate) fn open(
     let by_pin = slots(SlotType::Tpm2).find(|slot| by_tpm::wants_pin(slot));
     if let (Some(slot), Some(pin)) = (by_pin, &offer.pin) {
         match by_tpm::with_pin(found, pin) {
-            Ok(opened) => return admitted(opened, keeper, log),
+            Ok(opened) => return admitted(opened),
             Err(why) => {
                 let (kind, id) = (SlotType::Tpm2, slot.id());
                 let name = SlotName { kind, id };
@@ -63,7 +79,7 @@ pub(crate) fn open(
     let typed = slots(SlotType::Passphrase).next();
     if let (Some(_), Some(passphrase)) = (typed, &offer.passphrase) {
         match by_passphrase(found, passphrase, keeper) {
-            Ok(opened) => return admitted(opened, keeper, log),
+            Ok(opened) => return admitted(opened),
             Err(SlotError::WrongKey(_)) => refusals = vec!["that passphrase is wrong".to_owned()],
             Err(error) => refusals = vec![error.to_string()],
         }
@@ -89,6 +105,8 @@ pub(crate) fn open(
     waiting.retries |= kms || slots(SlotType::Provisioning).next().is_some();
     if kms && waiting.ask == Ask::Nothing {
         waiting.problem.hint = HINT_KMS.to_owned();
+    } else if tpm::is_closed() && waiting.ask == Ask::Nothing {
+        waiting.problem.hint = HINT_CLOSED.to_owned();
     }
     Err(waiting)
 }
@@ -96,6 +114,9 @@ pub(crate) fn open(
 /// What to do where another node keeps a share of the key, and nothing can be typed.
 const HINT_KMS: &str = "the node that keeps a share of the key is asked again by itself; an administrator \
                         of it sees who waits with 'alknet escrow list'";
+
+/// What to do where the TPM opens it, and nothing can be typed.
+const HINT_CLOSED: &str = "restart the machine";
 
 /// Opens it by what somebody typed, which waits where wrong passphrases came before, and is written
 /// down where it is wrong.
@@ -209,6 +230,43 @@ fn admitted(opened: OpenAlkv, keeper: &Keeper, log: &Log) -> Result<OpenAlkv, Wa
         keeper.events().add(Event::Unlocked(slot));
     }
     Ok(opened)
+}
+
+/// Withdraws permissions of the first boot in the vault on a device, which is opened once more for that by a slot
+/// that needs no typing. Answers what the vault still permits.
+///
+/// # Errors
+/// No such slot opens it now, or it cannot be written. The next start tries again.
+pub(crate) fn conclude(
+    found: &Found,
+    ended: Pending,
+    keeper: &Keeper,
+    media: &Secrets,
+    save: impl FnOnce(&OpenAlkv) -> Result<(), SlotError>,
+) -> Result<Pending, String> {
+    let slots = found.newest.slots();
+    let mut refusals = Vec::new();
+    // Another node is not asked for its share just for this.
+    for kind in UNATTENDED.into_iter().filter(|kind| *kind != SlotType::Kms) {
+        let mut of_kind = slots.iter().filter(|slot| slot.kind() == kind);
+        if of_kind.all(by_tpm::wants_pin) {
+            continue;
+        }
+        match unattended(found, kind, keeper, media) {
+            Ok(mut open) => {
+                let changed = open.conclude(ended).map_err(|error| error.to_string())?;
+                if changed {
+                    save(&open).map_err(|error| error.to_string())?;
+                }
+                return Ok(open.pending());
+            }
+            Err((why, _)) => refusals.push(format!("{}: {why}", kind.name())),
+        }
+    }
+    if refusals.is_empty() {
+        refusals.push("no slot of it opens by itself".to_owned());
+    }
+    Err(refusals.join("; "))
 }
 
 impl Keeper {

@@ -19,6 +19,13 @@ const PCRS_MAX: usize = 8;
 /// How a status says what being bound to PCRs is worth.
 const ENFORCED: &str = "measured and enforced";
 const MEASURED: &str = "measured, not enforced";
+const UNCOVERED: &str = "measured without the boot entry's command line, not enforced";
+
+/// What systemd-stub measures that does not come from the image: a command line of the firmware's boot
+/// entry or of a loader, add-ons and credentials from beside the image.
+pub(crate) const BESIDE_THE_IMAGE: u8 = 12;
+/// What a slot was bound to before its command line could not come from elsewhere than the image.
+const WITHOUT_BESIDE: [u8; 2] = [4, 11];
 
 /// PCRs of the SHA-256 bank, and what being bound to them is worth.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,11 +44,13 @@ impl PcrChoice {
         }
     }
 
-    /// Anything may start; what did is known: the programs themselves (4), and ours in parts (11).
+    /// Anything may start; what did is known: the programs themselves (4), ours in parts (11), and that
+    /// nothing from beside it changed its command line (12). Under Secure Boot the stub takes no command
+    /// line from there.
     #[must_use]
     pub fn measured() -> Self {
         Self {
-            pcrs: vec![4, 11],
+            pcrs: vec![4, 11, BESIDE_THE_IMAGE],
             enforced: false,
         }
     }
@@ -67,9 +76,18 @@ impl PcrChoice {
     pub fn protection(pcrs: &[u8]) -> &'static str {
         if pcrs.contains(&7) {
             ENFORCED
+        } else if Self::is_uncovered(pcrs) {
+            UNCOVERED
         } else {
             MEASURED
         }
+    }
+
+    /// Whether a slot that is bound to these PCRs was made before slots covered the command line of the
+    /// firmware's boot entry ([`crate::Tpm::cover_slots`]).
+    #[must_use]
+    pub fn is_uncovered(pcrs: &[u8]) -> bool {
+        pcrs == WITHOUT_BESIDE
     }
 
     /// Their numbers in rising order.
@@ -155,12 +173,13 @@ mod tests {
             let measured = chosen(secure_boot, setup_mode);
             assert_eq!(measured, PcrChoice::measured());
             assert_eq!(measured.to_string(), "measured, not enforced");
-            assert_eq!(measured.pcrs(), [4, 11]);
+            assert_eq!(measured.pcrs(), [4, 11, 12]);
         }
         assert_eq!(choose(Path::new("/absent")), PcrChoice::measured());
         for choice in [PcrChoice::enforced(), PcrChoice::measured()] {
             assert_eq!(PcrChoice::protection(choice.pcrs()), choice.to_string());
         }
+        assert_eq!(PcrChoice::protection(&[4, 11]), UNCOVERED);
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub(crate) mod cc {
     pub(crate) const GET_CAPABILITY: u32 = 0x17a;
     pub(crate) const PCR_READ: u32 = 0x17e;
     pub(crate) const POLICY_PCR: u32 = 0x17f;
+    pub(crate) const PCR_EXTEND: u32 = 0x182;
 
     /// The name for a message to people.
     pub(crate) fn name(code: u32) -> &'static str {
@@ -38,6 +39,7 @@ pub(crate) mod cc {
             GET_CAPABILITY => "TPM2_GetCapability",
             PCR_READ => "TPM2_PCR_Read",
             POLICY_PCR => "TPM2_PolicyPCR",
+            PCR_EXTEND => "TPM2_PCR_Extend",
             _ => "a command",
         }
     }

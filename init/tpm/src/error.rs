@@ -18,6 +18,12 @@ pub enum TpmError {
     /// A PIN that cannot be used.
     #[error("the PIN must be 1 to 32 printable ASCII characters")]
     BadPin,
+    /// No name of a storage key.
+    #[error("the name of a storage key is 64 hex digits, lower case")]
+    BadStorageKey,
+    /// [`crate::Tpm::close_slots`] was called.
+    #[error("the TPM opens nothing until the machine restarts, since the vault was locked hard")]
+    Closed,
     /// The NV index of the counter belongs to something else.
     #[error("NV index {0:#010x} of the TPM holds something that is not our counter")]
     CounterForeign(u32),
@@ -27,6 +33,17 @@ pub enum TpmError {
     /// The record of the slot is not one that sealing made.
     #[error("the sealed object is damaged: {0}")]
     Damaged(&'static str),
+    /// PCR 12 is not empty.
+    #[error(
+        "something from beside the image was started with it: a command line of the firmware's boot \
+         entry or of a loader, or an add-on (PCR 12); start the image alone"
+    )]
+    FromBeside,
+    /// Another TPM than the machine is to have, or something in between.
+    #[error(
+        "the TPM, or what stands in its place, has another storage key than this machine is to have"
+    )]
+    ForeignStorageKey,
     /// The answer does not carry the code that only the TPM with our key can make.
     #[error("an answer of the TPM was forged or altered on the way")]
     Forged,
@@ -88,6 +105,7 @@ fn others(changed: &[u8]) -> String {
         4 => "PCR 4 (the programs that were started)".to_owned(),
         7 => "PCR 7 (Secure Boot or its keys)".to_owned(),
         11 => "PCR 11 (the image or its command line)".to_owned(),
+        12 => "PCR 12 (a command line or add-on from beside the image)".to_owned(),
         other => format!("PCR {other}"),
     };
     let named: Vec<_> = changed.iter().map(named).collect();
@@ -139,7 +157,7 @@ impl From<&TpmError> for KekError {
         match error {
             TpmError::Absent => Self::Absent,
             TpmError::LockedOut(_) => Self::LockedOut,
-            TpmError::WrongPcrs { .. } => Self::Refused,
+            TpmError::Closed | TpmError::FromBeside | TpmError::WrongPcrs { .. } => Self::Refused,
             TpmError::WrongPin { .. } => Self::WrongPin,
             other => Self::Failed(other.to_string()),
         }

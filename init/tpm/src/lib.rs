@@ -44,6 +44,7 @@ mod wire;
 pub use choice::{PcrChoice, choose};
 pub use error::{Lockout, TpmError};
 pub use pcr::{Expected, PcrValues};
+pub use primary::StorageKey;
 pub use seal::Pin;
 pub use slots::AddSlotError;
 pub use source::TpmSource;

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 
+use crate::choice::BESIDE_THE_IMAGE;
 use crate::codes::{alg, cc};
 use crate::crypto::{self, DIGEST};
 use crate::limits::PCRS;
 use crate::primary::Parent;
 use crate::session::{Kind, Session, protect};
-use crate::tpm::{Command, Tpm};
+use crate::tpm::{Command, Target, Tpm};
 use crate::wire::{Reader, Writer};
 use crate::{PcrChoice, TpmError};
 
@@ -18,6 +19,14 @@ pub(crate) const NO_SELECTION: &[u8] = &[0; 4];
 const MASK: usize = 3;
 /// How many values `TPM2_PCR_Read` answers at once (`TPML_DIGEST`, part 2, section 10.9.2).
 const VALUES_AT_ONCE: usize = 8;
+
+/// What a PCR holds that nothing was measured into.
+pub(crate) const EMPTY: [u8; DIGEST] = [0; DIGEST];
+
+/// A PCR that every slot is bound to.
+const OF_ALL_SLOTS: u8 = 11;
+/// What is measured into it when nothing more is to be opened.
+const CLOSED: &[u8] = b"alknet: closed until the machine restarts";
 
 /// Values of PCRs in the SHA-256 bank, by number.
 pub type PcrValues = BTreeMap<u8, [u8; DIGEST]>;
@@ -81,6 +90,34 @@ impl<T: Read + Write> Tpm<T> {
         self.with_parent(None, |tpm, parent| tpm.pcr_values_by(parent, pcrs))
     }
 
+    /// Extends PCR 11: until the machine restarts the TPM opens no slot that is bound to what was booted, to
+    /// no program, whatever else that has.
+    ///
+    /// # Errors
+    /// Those of a command, and `Malformed` where the PCR is as before.
+    pub fn close_slots(&mut self) -> Result<(), TpmError> {
+        let before = self.pcr_values(&[OF_ALL_SLOTS])?;
+        let target = u32::from(OF_ALL_SLOTS);
+        let name = target.to_be_bytes();
+        let command = Command {
+            code: cc::PCR_EXTEND,
+            targets: &[Target {
+                handle: target,
+                name: &name,
+            }],
+            parameters: Writer::new()
+                .u32(1)
+                .u16(alg::SHA256)
+                .bytes(&crypto::sha256(&[CLOSED])),
+            makes: false,
+        };
+        self.run_open(&command)?;
+        if self.pcr_values(&[OF_ALL_SLOTS])? == before {
+            return Err(TpmError::Malformed("it extended a PCR, which is as before"));
+        }
+        Ok(())
+    }
+
     pub(crate) fn pcr_values_by(
         &mut self,
         parent: &Parent,
@@ -131,9 +168,31 @@ impl<T: Read + Write> Tpm<T> {
         if !open.is_empty() {
             values.extend(self.pcr_values_by(parent, &open)?);
         }
-        match values.iter().find(|(_, value)| **value == [0; DIGEST]) {
+        // Each slot would take such a command line for the image's own from then on.
+        if values
+            .get(&BESIDE_THE_IMAGE)
+            .is_some_and(|value| *value != EMPTY)
+        {
+            return Err(TpmError::FromBeside);
+        }
+        // The stub that measured the image would have measured something from beside it as well: of a
+        // start with PCR 11, none in PCR 12 is a value like any other.
+        let may_be_empty = |pcr: u8| pcr == BESIDE_THE_IMAGE && values.contains_key(&11);
+        let unmeasured = values
+            .iter()
+            .find(|(pcr, value)| **value == EMPTY && !may_be_empty(**pcr));
+        match unmeasured {
             Some((pcr, _)) => Err(TpmError::NotMeasured(*pcr)),
             None => Ok(values),
+        }
+    }
+
+    /// Refuses a machine whose command line did not come from the image alone.
+    pub(crate) fn nothing_from_beside(&mut self, parent: &Parent) -> Result<(), TpmError> {
+        let values = self.pcr_values_by(parent, &[BESIDE_THE_IMAGE])?;
+        match values.get(&BESIDE_THE_IMAGE) {
+            Some(&EMPTY) => Ok(()),
+            _ => Err(TpmError::FromBeside),
         }
     }
 }

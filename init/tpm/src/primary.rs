@@ -1,9 +1,14 @@
 //! The storage key: a key on P-256 that the TPM derives from its seed and a template, always the same.
 
+use std::fmt;
 use std::io::{Read, Write};
+use std::str::FromStr;
+
+use alknet_vault::slots::Tpm2Params;
 
 use crate::codes::{alg, cc, handle, object, rc};
 use crate::crypto::{self, DIGEST, Point};
+use crate::seal::storage_key;
 use crate::tpm::{Command, Target, Tpm};
 use crate::wire::{Reader, Writer};
 use crate::{TpmError, pcr};
@@ -12,6 +17,50 @@ use crate::{TpmError, pcr};
 pub(crate) const NAME: usize = 2 + DIGEST;
 /// Each coordinate in the `unique` of the template.
 const ZERO_COORDINATE: [u8; DIGEST] = [0; DIGEST];
+
+/// Which storage key: of another TPM, or of this one after it was cleared, it is another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StorageKey([u8; NAME]);
+
+impl StorageKey {
+    /// The one that a slot was sealed under.
+    ///
+    /// # Errors
+    /// `Damaged`.
+    pub fn of(params: &Tpm2Params) -> Result<Self, TpmError> {
+        storage_key(params).map(Self)
+    }
+}
+
+/// The SHA-256 digest that is its name (`TPM2B_NAME` without the algorithm), in hex.
+impl fmt::Display for StorageKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digest = &self.0[NAME - DIGEST..];
+        digest.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// The lower-case form that `Display` writes, and no other.
+impl FromStr for StorageKey {
+    type Err = TpmError;
+
+    fn from_str(text: &str) -> Result<Self, TpmError> {
+        let digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        if text.len() != 2 * DIGEST || !text.bytes().all(digit) {
+            return Err(TpmError::BadStorageKey);
+        }
+        let mut name = [0; NAME];
+        name[..NAME - DIGEST].copy_from_slice(&alg::SHA256.to_be_bytes());
+        for (byte, two) in name[NAME - DIGEST..]
+            .iter_mut()
+            .zip(text.as_bytes().chunks(2))
+        {
+            let two = std::str::from_utf8(two).map_err(|_| TpmError::BadStorageKey)?;
+            *byte = u8::from_str_radix(two, 16).map_err(|_| TpmError::BadStorageKey)?;
+        }
+        Ok(Self(name))
+    }
+}
 
 /// The storage key, loaded.
 #[derive(Debug)]
@@ -79,13 +128,34 @@ fn common() -> Writer {
 }
 
 impl<T: Read + Write> Tpm<T> {
+    /// From now on commands that make use of a storage key fail with `ForeignStorageKey` unless it is this
+    /// one: what stands in the place of the TPM has another, and gets nothing that is salted to its own.
+    #[must_use]
+    pub fn require(mut self, key: StorageKey) -> Self {
+        self.required = Some(key);
+        self
+    }
+
+    /// Which storage key this TPM has.
+    ///
+    /// # Errors
+    /// `OwnerPassword`, `Unsupported`, `ForeignStorageKey`, and what ends a command.
+    pub fn storage_key(&mut self) -> Result<StorageKey, TpmError> {
+        self.with_parent(None, |_, parent| Ok(StorageKey(parent.name)))
+    }
+
     /// Runs `work` with the storage key: the one of this name if there is a name, else whichever this
-    /// TPM has. One that is kept in the TPM is used first, since making one takes some TPMs a second.
+    /// TPM has, if none is [required](Self::require). One that is kept in the TPM is used first, since making one takes some TPMs a second.
     pub(crate) fn with_parent<R>(
         &mut self,
         wanted: Option<&[u8; NAME]>,
         mut work: impl FnMut(&mut Self, &Parent) -> Result<R, TpmError>,
     ) -> Result<R, TpmError> {
+        let required = self.required;
+        let is_required = |name: &[u8; NAME]| required.is_none_or(|key| key.0 == *name);
+        if wanted.is_some_and(|name| !is_required(name)) {
+            return Err(TpmError::OtherTpm);
+        }
         let fits = |parent: &Parent| wanted.is_none_or(|name| *name == parent.name);
         if wanted.is_some()
             && let Some(parent) = self.persistent()?
@@ -98,7 +168,9 @@ impl<T: Read + Write> Tpm<T> {
             }
         }
         let parent = self.create_primary()?;
-        let result = if fits(&parent) {
+        let result = if !is_required(&parent.name) {
+            Err(TpmError::ForeignStorageKey)
+        } else if fits(&parent) {
             work(self, &parent)
         } else {
             Err(TpmError::OtherTpm)

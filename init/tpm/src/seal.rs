@@ -61,7 +61,7 @@ impl<T: Read + Write> Tpm<T> {
     /// Seals a key to the values of PCRs, and to a PIN if there is one.
     ///
     /// # Errors
-    /// `NotMeasured` for a PCR that holds nothing, `BadPcrs`, `OwnerPassword`, `Unsupported`, and what
+    /// `NotMeasured` for a PCR that holds nothing, `FromBeside`, `BadPcrs`, `OwnerPassword`, `Unsupported`, and what
     /// ends a command.
     pub fn seal(
         &mut self,
@@ -122,7 +122,7 @@ impl<T: Read + Write> Tpm<T> {
     /// Gives the key back.
     ///
     /// # Errors
-    /// `WrongPcrs`, `WrongPin`, `PinMissing`, `LockedOut`, `OtherTpm`, `Damaged`, `OwnerPassword`,
+    /// `WrongPcrs`, `FromBeside`, `WrongPin`, `PinMissing`, `LockedOut`, `OtherTpm`, `Damaged`, `OwnerPassword`,
     /// `Forged`, and what ends a command.
     pub fn unseal(&mut self, params: &Tpm2Params, pin: Option<&Pin>) -> Result<Kek, TpmError> {
         let sealed = Sealed::read(params)?;
@@ -132,6 +132,7 @@ impl<T: Read + Write> Tpm<T> {
             (false, _) => None,
         };
         self.with_parent(Some(&sealed.parent), |tpm, parent| {
+            tpm.covered(parent, params)?;
             let loaded = tpm.load(parent, &sealed)?;
             let result = tpm.unseal_loaded(parent, loaded, &sealed, pin);
             tpm.flush(loaded);
@@ -150,13 +151,14 @@ impl<T: Read + Write> Tpm<T> {
     /// counted, so this tells whether it makes sense to ask somebody for the PIN.
     ///
     /// # Errors
-    /// `WrongPcrs`, `LockedOut`, `OtherTpm`, `Damaged`, `OwnerPassword`, `Forged`, and what ends a
+    /// `WrongPcrs`, `FromBeside`, `LockedOut`, `OtherTpm`, `Damaged`, `OwnerPassword`, `Forged`, and what ends a
     /// command.
     pub fn check(&mut self, params: &Tpm2Params) -> Result<(), TpmError> {
         let sealed = Sealed::read(params)?;
         self.with_parent(Some(&sealed.parent), |tpm, parent| {
             let loaded = tpm.load(parent, &sealed)?;
             tpm.flush(loaded);
+            tpm.covered(parent, params)?;
             let now = tpm.pcr_values_by(parent, params.pcrs())?;
             if pcr::policy(&now, params.pin()) != *params.policy() {
                 return Err(wrong_pcrs(params, &now));
@@ -167,6 +169,14 @@ impl<T: Read + Write> Tpm<T> {
             }
             Ok(())
         })
+    }
+
+    /// A slot that does not cover the command line of the boot entry is used only where there is none.
+    fn covered(&mut self, parent: &Parent, params: &Tpm2Params) -> Result<(), TpmError> {
+        if PcrChoice::is_uncovered(params.pcrs()) {
+            return self.nothing_from_beside(parent);
+        }
+        Ok(())
     }
 
     /// An answer altered on the way would only lead to a refusal later, so none has to be authentic.
@@ -284,6 +294,11 @@ fn wrong_pcrs(params: &Tpm2Params, now: &PcrValues) -> TpmError {
         |(pcr, noted): &(&u8, &[u8; DIGEST])| now.get(*pcr).is_some_and(|now| now != *noted);
     let changed = noted.filter(is_other).map(|(pcr, _)| *pcr).collect();
     TpmError::WrongPcrs { changed }
+}
+
+/// The name of the storage key that a record was sealed under.
+pub(crate) fn storage_key(params: &Tpm2Params) -> Result<[u8; NAME], TpmError> {
+    Ok(Sealed::read(params)?.parent)
 }
 
 /// What the TPM made of a secret.

@@ -4,11 +4,16 @@
 use std::io::{Read, Write};
 
 use alknet_vault::VaultError;
-use alknet_vault::slots::{Consent, NewSlot, OpenAlkv, SlotError, SlotId, SlotType};
+use alknet_vault::slots::{
+    Consent, NewSlot, OpenAlkv, SlotError, SlotId, SlotParams, SlotType, Tpm2Params,
+};
 use thiserror::Error;
 
+use crate::choice::BESIDE_THE_IMAGE;
+use crate::pcr::{self, EMPTY};
 use crate::predict::{PredictError, Update};
-use crate::{Expected, PcrChoice, Pin, Tpm, TpmError, new_kek};
+use crate::seal::storage_key;
+use crate::{Expected, PcrChoice, PcrValues, Pin, Tpm, TpmError, new_kek};
 
 /// Why there is no such slot. The vault is as it was.
 #[derive(Debug, Error)]
@@ -84,4 +89,55 @@ impl<T: Read + Write> Tpm<T> {
         let params = self.seal(&kek, choice, Expected::Predicted(&then), pin)?;
         Ok(open.add(NewSlot::Tpm2(params, &kek))?)
     }
+
+    /// Puts slots that cover the command line of the firmware's boot entry in the place of those of this
+    /// TPM that do not, each for the same programs as before, and answers which for which. `pin` is the
+    /// PIN that opened `open`, if one did. Other slots with a PIN stay: their PINs are not known here.
+    ///
+    /// # Errors
+    /// `Tpm`, `Vault`; what was done before that stays done.
+    pub fn cover_slots(
+        &mut self,
+        open: &mut OpenAlkv,
+        pin: Option<&Pin>,
+    ) -> Result<Vec<(SlotId, SlotId)>, AddSlotError> {
+        let opened_by = open.opened_by();
+        let slots = open.alkv().slots().iter();
+        let former = slots.filter_map(|slot| match slot.params() {
+            SlotParams::Tpm2(params) if PcrChoice::is_uncovered(params.pcrs()) => {
+                let pin = pin.filter(|_| params.pin() && slot.id() == opened_by);
+                (params.pin() == pin.is_some()).then(|| (slot.id(), params.clone(), pin))
+            }
+            _ => None,
+        });
+        let former: Vec<_> = former.collect();
+        let mut done = Vec::new();
+        for (id, params, pin) in former {
+            let Some(values) = bound_to(&params) else {
+                continue;
+            };
+            // Of a disk that came from another machine they are for its owner to remove.
+            match self.with_parent(Some(&storage_key(&params)?), |_, _| Ok(())) {
+                Err(TpmError::OtherTpm) => continue,
+                result => result?,
+            }
+            let kek = new_kek()?;
+            let choice = PcrChoice::measured();
+            let params = self.seal(&kek, &choice, Expected::Predicted(&values), pin)?;
+            let new = open.replace(id, NewSlot::Tpm2(params, &kek), Consent::None)?;
+            done.push((id, new));
+        }
+        Ok(done)
+    }
+}
+
+/// What a slot that covers no command line of a boot entry is bound to, and that there is to be none.
+/// Values that were not noted, or not as they were sealed, are no answer.
+fn bound_to(params: &Tpm2Params) -> Option<PcrValues> {
+    let pcrs = params.pcrs().iter().copied();
+    let mut values: PcrValues = pcrs.zip(params.values().iter().copied()).collect();
+    let is_all = values.len() == params.pcrs().len();
+    let is_sealed = is_all && pcr::policy(&values, params.pin()) == *params.policy();
+    values.insert(BESIDE_THE_IMAGE, EMPTY);
+    is_sealed.then_some(values)
 }

@@ -10,7 +10,7 @@ use crate::channel::{self, Answer, Channel, HEADER_BYTES};
 use crate::codes::{alg, cc, handle, rc, tag};
 use crate::crypto;
 use crate::limits::MESSAGE_BYTES_MAX;
-use crate::primary::Parent;
+use crate::primary::{Parent, StorageKey};
 use crate::session::{Kind, Session, protect};
 use crate::wire::{Reader, Writer};
 use crate::{Lockout, TpmError};
@@ -19,6 +19,8 @@ use crate::{Lockout, TpmError};
 #[derive(Debug)]
 pub struct Tpm<T> {
     channel: Channel<T>,
+    /// Any other storage key is not this machine's.
+    pub(crate) required: Option<StorageKey>,
 }
 
 /// A handle and the name by which it is authenticated.
@@ -73,6 +75,7 @@ impl<T: Read + Write> Tpm<T> {
     pub fn new(io: T) -> Self {
         Self {
             channel: Channel(io),
+            required: None,
         }
     }
 

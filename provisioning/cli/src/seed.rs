@@ -269,7 +269,7 @@ fn usage(form: Form, out: &Path, made: &[Made]) -> Vec<String> {
         Form::Cmdline => "add the word to the kernel's command line",
         Form::Console => "paste the line at the node's console",
         Form::Esp => "unmount the boot partition, and start the node from it",
-        Form::NocloudFat => "attach it as a drive, or write it onto a stick",
+        Form::NocloudFat => "attach it as a drive, or write it onto one",
         Form::NocloudIso => "attach it as a CD or a drive",
         Form::Text => "give it as a NoCloud volume's user-data, or as alknet.toml",
         Form::FwCfg => {

@@ -18,7 +18,7 @@ use crate::{FileSystem, Paths, Source, file};
 #[non_exhaustive]
 pub enum PutSeedKeyError {
     /// It could not be written.
-    #[error("{medium}: the seed.key cannot be written ({why}); use another stick")]
+    #[error("{medium}: the seed.key cannot be written ({why}); use another drive")]
     Failed {
         /// Where.
         medium: Source,
@@ -27,7 +27,7 @@ pub enum PutSeedKeyError {
     },
     /// There is nothing to write it on.
     #[error(
-        "no medium is there that can be written; attach a stick with a FAT file system and the label \
+        "no medium is there that can be written; attach a drive with a FAT file system and the label \
          CIDATA (mkfs.vfat -n CIDATA)"
     )]
     Nowhere,
@@ -35,7 +35,7 @@ pub enum PutSeedKeyError {
     #[error("only the boot partition, {0}, could take the seed.key")]
     OnlyBoot(Source),
     /// There is another there, which something else may need.
-    #[error("{0} has a seed.key of another vault, which is left there; use another stick")]
+    #[error("{0} has a seed.key of another vault, which is left there; use another drive")]
     Taken(Source),
 }
 

@@ -15,7 +15,7 @@ use crate::secrets::{Place, PlaceFile, SECRET_BYTES_MAX};
 use crate::{Paths, Problem, ProvisioningError, Source, file};
 
 pub use parts::strings;
-pub(crate) use volumes::{Names, Writable, writable};
+pub(crate) use volumes::{Labelled, Names, Writable, labelled, writable};
 
 /// Bytes that may be secret, wiped when they are let go.
 pub(crate) type Bytes = Zeroizing<Vec<u8>>;

@@ -71,8 +71,14 @@ pub(super) fn find(
     problems: &mut Vec<Problem>,
 ) -> Vec<Offer> {
     let mut offers = Vec::new();
-    for (kind, name, device, file_system) in labelled(paths) {
-        let source = kind.source(name);
+    for volume in labelled(paths) {
+        let source = volume.source();
+        let Labelled {
+            kind,
+            device,
+            file_system,
+            ..
+        } = volume;
         match read(
             kind,
             &source,
@@ -89,16 +95,39 @@ pub(super) fn find(
     offers
 }
 
+/// A volume that carries a label of ours.
+pub(crate) struct Labelled {
+    kind: Kind,
+    pub(crate) name: String,
+    pub(crate) device: PathBuf,
+    pub(crate) file_system: FileSystem,
+}
+
+impl Labelled {
+    pub(crate) fn source(&self) -> Source {
+        self.kind.source(self.name.clone())
+    }
+
+    pub(crate) fn is_boot(&self) -> bool {
+        self.kind == Kind::Boot
+    }
+}
+
 /// Volumes that carry a label of ours: NoCloud's, then boot partitions.
-fn labelled(paths: &Paths) -> Vec<(Kind, String, PathBuf, FileSystem)> {
+pub(crate) fn labelled(paths: &Paths) -> Vec<Labelled> {
     let labelled = |name: String| {
         let device = paths.dev.join(name.replace('!', "/"));
         let (kind, file_system) = kind(&device)?;
-        Some((kind, name, device, file_system))
+        Some(Labelled {
+            kind,
+            name,
+            device,
+            file_system,
+        })
     };
     let mut found: Vec<_> = devices(paths).into_iter().filter_map(labelled).collect();
     // The order of the names stays within a kind.
-    found.sort_by_key(|(kind, ..)| *kind == Kind::Boot);
+    found.sort_by_key(Labelled::is_boot);
     found
 }
 
@@ -112,12 +141,12 @@ pub(crate) struct Writable {
 
 /// Those with FAT.
 pub(crate) fn writable(paths: &Paths) -> Vec<Writable> {
-    let fat = |(kind, name, device, file_system): (Kind, String, PathBuf, FileSystem)| {
-        (file_system == FileSystem::Vfat).then(|| Writable {
-            source: kind.source(name),
-            device,
-            seed_key: kind.names().seed_key,
-            is_boot: kind == Kind::Boot,
+    let fat = |volume: Labelled| {
+        (volume.file_system == FileSystem::Vfat).then(|| Writable {
+            source: volume.source(),
+            seed_key: volume.kind.names().seed_key,
+            is_boot: volume.is_boot(),
+            device: volume.device,
         })
     };
     labelled(paths).into_iter().filter_map(fat).collect()
@@ -163,7 +192,7 @@ fn read(
     let has_secrets = offer.words.is_some() || offer.seed_key.is_some();
     if kind == Kind::NoCloud {
         let meta_data = of_volume(root, "meta-data", CONFIG_BYTES_MAX)?;
-        // A stick that only opens the vault is no half of a NoCloud volume.
+        // A drive that only opens the vault is no half of a NoCloud volume.
         let is_key_only = has_secrets && meta_data.is_none() && offer.document.is_none();
         if !is_key_only {
             missing(

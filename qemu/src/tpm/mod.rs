@@ -11,9 +11,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::error::{Error, Result};
-use crate::machine::Memory;
+use crate::machine::{Machine, Memory};
 use crate::process::{FIRST_FD, Process};
 use relay::Relay;
+
+pub use relay::Interposer;
 
 /// In the folder of a saved machine: what its firmware asked the chip.
 const COMMANDS: &str = "tpm";
@@ -37,16 +39,16 @@ impl Chip {
         state: &Path,
         qemu: UnixStream,
         log: &Path,
-        memory: &Memory,
+        machine: &Machine,
     ) -> Result<Self> {
         let pair = UnixStream::pair();
         let (ours, theirs) = pair.map_err(Error::io("making a socket pair"))?;
         let process = spawn(state, theirs.into(), log)?;
-        let before = match memory {
+        let before = match &machine.memory {
             Memory::Restored(folder) => Some(command::read(&folder.join(COMMANDS))?),
             _ => None,
         };
-        let relay = Relay::start(qemu, ours, before);
+        let relay = Relay::start(qemu, ours, before, machine.interposer.clone());
         let relay = relay.map_err(Error::io("repeating to a TPM what firmware asked it"))?;
         Ok(Self {
             relay,

@@ -39,6 +39,19 @@ const BUFFER_BYTES: u32 = 0xf80;
 /// Bytes of an order or an answer; blobs of state, which are longer, do not pass.
 const ORDER_BYTES_MAX: usize = 4096;
 
+/// A man in the middle between a machine and its TPM: hears, changes and makes up what passes.
+pub trait Interposer: std::fmt::Debug + Send + Sync {
+    /// What the machine gets for a command; `chip` has the TPM execute any. Both have headers.
+    ///
+    /// # Errors
+    /// Those of `chip`: the connection ends.
+    fn exchange(
+        &self,
+        command: &[u8],
+        chip: &mut dyn FnMut(&[u8]) -> io::Result<Vec<u8>>,
+    ) -> io::Result<Vec<u8>>;
+}
+
 /// The two threads that do it. They end with QEMU.
 #[derive(Debug)]
 pub(super) struct Relay(Arc<Shared>);
@@ -48,6 +61,7 @@ struct Shared {
     /// Since the chip was switched on.
     asked: Mutex<Vec<Exchange>>,
     taken_over: AtomicBool,
+    interposer: Option<Arc<dyn Interposer>>,
 }
 
 impl Relay {
@@ -56,8 +70,12 @@ impl Relay {
         qemu: UnixStream,
         chip: UnixStream,
         before: Option<Vec<Exchange>>,
+        interposer: Option<Arc<dyn Interposer>>,
     ) -> io::Result<Self> {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared {
+            interposer,
+            ..Shared::default()
+        });
         let mut control = Control {
             qemu,
             chip,
@@ -202,7 +220,11 @@ impl Control {
 /// Passes commands and responses until QEMU ends, and keeps them.
 fn pass(mut qemu: UnixStream, mut chip: UnixStream, shared: &Shared) -> io::Result<()> {
     while let Some(command) = command::receive(&mut qemu)? {
-        let response = command::with_one_bank(&command, ask(&mut chip, &command)?);
+        let response = match &shared.interposer {
+            Some(interposer) => interposer.exchange(&command, &mut |it| ask(&mut chip, it))?,
+            None => ask(&mut chip, &command)?,
+        };
+        let response = command::with_one_bank(&command, response);
         let code = code(&response);
         // Before the guest goes on: who sees what it does next finds this here.
         shared.asked().push(Exchange { command, code });

@@ -1,7 +1,10 @@
 //! A hundred thousand first packets in ten seconds, none from where it says, and somebody honest
-//! among them. In namespaces of its own: an address can only be forged where nobody checks.
+//! among them; and one host with thousands of addresses. In namespaces of its own: an address can only be
+//! forged where nobody checks.
 
+mod crowd;
 mod initial;
+mod unasked;
 
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -14,6 +17,7 @@ use std::time::{Duration, Instant};
 use alknet_call::{ALPN, CallClient, CallConnection};
 use alknet_core::Carriage;
 use alknet_endpoint::{Dialer, Target};
+use alknet_test_support::{is_campaign, slowdown};
 use alknet_tests::{Bench, Cli, serve};
 use alknet_tls::NodeKey;
 use nix::sched::{CloneFlags, setns};
@@ -32,6 +36,15 @@ const BURST: u32 = 50;
 
 /// What that may cost the node.
 const GROWTH_MAX: u64 = 16 << 20;
+/// What an honest client's p99 may become, in times of what it was.
+const SLOWER_MAX: f64 = 3.0;
+
+/// Of a hundred packets, so many have to come as far as the node's socket…
+const ARRIVE_PERCENT: u64 = 90;
+/// …and the node has to do something about so many: in a campaign, and in a run on a machine at rest. A busy one
+/// drops those for which the socket has no room.
+const SEEN_PERCENT: u64 = 90;
+const SEEN_PERCENT_BESIDE_OTHERS: u64 = 50;
 
 /// Calls and connections of somebody honest before the flood.
 const CALM_CALLS: usize = 2000;
@@ -62,15 +75,16 @@ struct Lab {
 }
 
 impl Lab {
-    fn new() -> Self {
+    /// Namespaces with this letter in their names.
+    fn new(letter: char) -> Self {
         assert!(
             nix::unistd::geteuid().is_root(),
             "this test makes network namespaces: run it as root, with iproute2"
         );
         let id = std::process::id();
         let lab = Self {
-            node: format!("alkf{id}n"),
-            others: format!("alkf{id}o"),
+            node: format!("alk{letter}{id}n"),
+            others: format!("alk{letter}{id}o"),
         };
         let Self { node, others } = &lab;
         ip(&format!("netns add {node}"));
@@ -97,14 +111,19 @@ impl Lab {
         setns(namespace, CloneFlags::CLONE_NEWNET).expect("root may enter it");
     }
 
-    fn serve(&self, bench: &Bench) -> Served {
+    /// The node at [`NODE`], and wherever else `listen` says.
+    fn serve(&self, bench: &Bench, listen: &str, config: &str) -> Served {
         let node = Cli::new(bench.path().join("node"));
-        let serves = node.command(&["serve", "--port", "0", "--listen", &NODE.to_string()]);
+        let file = bench.path().join("node.toml");
+        std::fs::write(&file, config).expect("the folder is ours");
+        let serves = node.command(&["serve", "--port", "0", "--listen", listen]);
         let mut command = Command::new("ip");
         command
             .args(["netns", "exec", &self.node])
             .arg(serves.get_program())
             .args(serves.get_args())
+            .arg("--config")
+            .arg(file)
             .args(["--admin", &bench.admin().identity()])
             .stdin(Stdio::null())
             .stderr(Stdio::null());
@@ -142,6 +161,18 @@ impl Served {
     /// Resident memory of the node in bytes. `ip netns exec` became the node.
     fn resident(&self) -> u64 {
         resident(self.child.id())
+    }
+
+    /// Datagrams that came as far as a socket of the node's network: read, or dropped for want of room.
+    fn arrived(&self) -> u64 {
+        let path = format!("/proc/{}/net/snmp", self.child.id());
+        let text = std::fs::read_to_string(path).expect("it runs");
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix("Udp: "));
+        let (names, values) = lines.next().zip(lines.next()).expect("names and values");
+        let counters = names.split(' ').zip(values.split(' '));
+        let counted = counters.filter(|(name, _)| ["InDatagrams", "RcvbufErrors"].contains(name));
+        let numbers = counted.map(|(_, value)| value.parse::<u64>().expect("a number"));
+        numbers.sum()
     }
 }
 
@@ -254,6 +285,7 @@ async fn scenario(lab: Arc<Lab>, admin: &Path, served: &Served) {
         honest.use_it(&lasting, &mut calm).await;
     }
     let before = served.resident();
+    let arrived_before = served.arrived();
 
     let stop = Arc::new(AtomicBool::new(false));
     let peak = Arc::new(AtomicU64::new(before));
@@ -287,9 +319,11 @@ async fn scenario(lab: Arc<Lab>, admin: &Path, served: &Served) {
         values[series].as_f64().unwrap_or_default() as u64
     };
     let seen = of("retried") + of("ignored") + of("timeout");
+    let arrived = served.arrived() - arrived_before;
     let grown = peak.load(Ordering::Relaxed) - before;
     println!(
-        "figure packets sent: {sent}, of which the node saw {seen}: {} retried, {} ignored",
+        "figure packets sent: {sent}, {arrived} with those that are wrong arrived, of which the node saw {seen}: \
+         {} retried, {} ignored",
         of("retried"),
         of("ignored")
     );
@@ -298,6 +332,7 @@ async fn scenario(lab: Arc<Lab>, admin: &Path, served: &Served) {
         before >> 10,
         grown >> 10
     );
+    let mut slower = Vec::new();
     for (what, calm, flooded) in [
         ("call", &mut calm.calls, &mut flooded.calls),
         (
@@ -312,29 +347,50 @@ async fn scenario(lab: Arc<Lab>, admin: &Path, served: &Served) {
             "figure p99 of a {what}: {calm:.2} ms calm, {flooded:.2} ms flooded, {:.1} times ({counted} measured)",
             flooded / calm
         );
+        slower.push((what, flooded / calm));
     }
     assert_eq!(sent, PACKETS);
-    assert!(seen > u64::from(PACKETS) / 10, "{seen} arrived: {values:#}");
+    let percent = |count: u64| count * 100 / u64::from(PACKETS);
+    // The flood itself makes nine in ten of what arrives; an honest client's packets are few.
+    assert!(percent(arrived) >= ARRIVE_PERCENT, "{arrived} arrived");
+    let least = if is_campaign() {
+        SEEN_PERCENT
+    } else {
+        (SEEN_PERCENT_BESIDE_OTHERS as f64 / slowdown()) as u64
+    };
+    assert!(percent(seen) >= least, "{seen} were seen: {values:#}");
     assert!(grown <= GROWTH_MAX, "{grown} bytes");
+    if is_campaign() {
+        let late: Vec<_> = slower.iter().filter(|(_, by)| *by > SLOWER_MAX).collect();
+        assert!(
+            late.is_empty(),
+            "slower by more than {SLOWER_MAX}: {late:?}"
+        );
+    }
 }
 
 #[test]
 fn a_flood_of_forged_addresses_costs_little_and_keeps_nobody_out() {
     let bench = Bench::new();
-    let lab = Arc::new(Lab::new());
-    let served = lab.serve(&bench);
+    let lab = Arc::new(Lab::new('f'));
+    let served = lab.serve(&bench, &NODE.to_string(), "");
     let admin = bench.admin().state().to_owned();
-    // A thread that changed its namespace is not given back to the test runner.
-    let thread = std::thread::spawn(move || {
+    let others = Arc::clone(&lab);
+    among(&others, async move { scenario(lab, &admin, &served).await });
+}
+
+/// Runs `scenario` among the others. A thread that changed its namespace is not given back to the test
+/// runner.
+fn among(lab: &Lab, scenario: impl Future<Output = ()> + Send) {
+    let run = || {
         lab.enter();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build();
-        runtime
-            .expect("a runtime")
-            .block_on(scenario(lab, &admin, &served));
-    });
-    if let Err(panic) = thread.join() {
+        runtime.expect("a runtime").block_on(scenario);
+    };
+    let ended = std::thread::scope(|scope| scope.spawn(run).join());
+    if let Err(panic) = ended {
         std::panic::resume_unwind(panic);
     }
 }

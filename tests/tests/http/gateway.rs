@@ -4,8 +4,9 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use alknet_gateway::limits::STREAMS_PER_IDENTITY;
 use alknet_test_support::seconds;
-use alknet_tests::{Bench, Web};
+use alknet_tests::{Bench, Web, eventually};
 use serde_json::{Value, json};
 
 const VERSIONS: [(&str, &str); 2] = [("--http1.1", "HTTP/1.1"), ("--http2", "HTTP/2")];
@@ -303,16 +304,6 @@ fn events_come_as_they_happen_and_end_when_nobody_reads() {
         curl.kill().expect("it runs");
         curl.wait().expect("it ran");
     }
-    // What nobody reads is over: nothing is left running.
-    let streams = || {
-        let text = web.curl_as(&web.admin, "/metrics", &[]);
-        assert_eq!(text.status, 200);
-        let kind = text.header("content-type").expect("a type").to_owned();
-        assert!(kind.starts_with("text/plain; version="), "{kind}");
-        let text = String::from_utf8(text.body).expect("text");
-        assert!(text.contains("alknet_build_info"), "{text}");
-    };
-    streams();
     let ended = web.curl_as(
         &web.admin,
         "/subscribe",
@@ -326,6 +317,66 @@ fn events_come_as_they_happen_and_end_when_nobody_reads() {
     let text = String::from_utf8(ended.body).expect("text");
     assert!(text.contains("id: 1\nevent: data\ndata: {"), "{text}");
     assert!(text.ends_with("event: completed\ndata: {}\n\n"), "{text}");
+}
+
+/// As many as an identity may follow at once, whose client then dies: each has ended when there is room for another.
+#[test]
+fn nothing_is_left_running_for_a_client_that_is_gone() {
+    let bench = Bench::new();
+    let web = Web::start(&bench, "");
+    let follow = r#"{"operation":"/node/log","input":{"follow":true,"last":1}}"#;
+    let ended = r#"{"operation":"/node/log","input":{"last":1}}"#;
+    let one_more = || {
+        let asks = ["--header", "Accept: text/event-stream", "--json", ended];
+        web.curl_as(&web.admin, "/subscribe", &asks)
+    };
+    for round in 0..2 {
+        let heard = |n: usize| bench.path().join(format!("heard-{round}-{n}"));
+        let each = (0..STREAMS_PER_IDENTITY).map(|n| {
+            format!(
+                "url = \"{}\"\noutput = \"{}\"\ninsecure\nhttp2\nno-buffer\nmax-time = {}\ndata = \"{}\"\n\
+                 header = \"Authorization: Bearer {}\"\nheader = \"Accept: text/event-stream\"\n\
+                 header = \"Content-Type: application/json\"\n",
+                web.url("/subscribe"),
+                heard(n).display(),
+                seconds(Duration::from_secs(300)),
+                follow.replace('"', "\\\""),
+                web.admin,
+            )
+        });
+        let file = bench.path().join("followers");
+        let text = each.collect::<Vec<_>>().join("next\n");
+        std::fs::write(&file, text).expect("the folder is ours");
+        let mut curl = Command::new("curl")
+            .args([
+                "--silent",
+                "--parallel",
+                "--parallel-max",
+                "300",
+                "--config",
+            ])
+            .arg(&file)
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("curl is installed by the set-up");
+        eventually("every one hears something", || {
+            let has_heard = |n: &usize| heard(*n).metadata().is_ok_and(|file| file.len() > 0);
+            (0..STREAMS_PER_IDENTITY)
+                .all(|n| has_heard(&n))
+                .then_some(())
+        });
+        let refused = one_more();
+        assert_eq!(
+            (refused.status, refused.code().as_str()),
+            (429, "OVERLOADED"),
+            "round {round}"
+        );
+        curl.kill().expect("it runs");
+        curl.wait().expect("it ran");
+        eventually("there is room again", || {
+            (one_more().status == 200).then_some(())
+        });
+    }
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! A node that tells strangers nothing, and one that answers to its own names only.
 
-use alknet_tests::{Bench, Told, Web};
+use std::process::Command;
+
+use alknet_tests::{Bench, Told, Web, binary};
+use serde_json::Value;
 
 const PATHS: [&str; 10] = [
     "/call",
@@ -143,5 +146,32 @@ fn only_names_of_the_node_are_answered() {
     ] {
         let status = host(name);
         assert!(matches!(status, 400 | 421), "{name}: {status}");
+    }
+}
+
+/// A node that tells strangers nothing cannot show them a description, nor answer browsers that ask without a token
+/// whether a page may call.
+#[test]
+fn what_contradicts_stealth_is_refused() {
+    let bench = Bench::new();
+    let file = bench.path().join("document.toml");
+    for (line, key) in [
+        ("public_openapi = true", "http.public_openapi"),
+        (
+            "cors = { origins = [\"https://a.example\"] }",
+            "http.cors.origins",
+        ),
+    ] {
+        for (stealth, valid) in [(false, true), (true, false)] {
+            let document = format!("[http]\nstealth = {stealth}\n{line}\n");
+            std::fs::write(&file, document).expect("the folder is ours");
+            let mut command = Command::new(binary());
+            command.args(["config", "check", "--json"]).arg(&file);
+            let output = command.output().expect("the binary can be started");
+            let told: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+            assert_eq!(told["valid"], valid, "{line}: {told}");
+            let named = told["errors"].to_string().contains(key);
+            assert_eq!(named, !valid, "{line}: {told}");
+        }
     }
 }

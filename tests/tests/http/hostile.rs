@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use alknet_core::{Carriage, Connection, RecvStream, SendStream};
 use alknet_endpoint::Dialer;
 use alknet_test_support::deadline;
-use alknet_tests::{Bench, Web};
+use alknet_tests::{Bench, Web, eventually};
 use alknet_tls::NodeKey;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::block_in_place;
 
@@ -106,6 +107,41 @@ fn head(authority: &str) -> Vec<u8> {
     block
 }
 
+/// Ten wrong tokens in a minute, and whatever else is behind the same address.
+#[test]
+fn a_guesser_is_told_to_wait_and_nobody_else_is_refused() {
+    let bench = Bench::new();
+    let web = Web::start(&bench, "");
+    let follow = r#"{"operation":"/node/log","input":{"follow":true,"last":1}}"#;
+    let mut events = web.events(&web.admin, follow, &["--http2"]);
+    assert!(events.next().is_some(), "it follows the log");
+    let wrong = format!("alk_00000000_{}", "A".repeat(43));
+    let refused = eventually("a guess that is refused", || {
+        let told = web.curl_as(&wrong, "/search", &["--http2"]);
+        assert!([401, 429].contains(&told.status), "{told:?}");
+        (told.status == 429).then_some(told)
+    });
+    assert_eq!(refused.code(), "OVERLOADED");
+    let wait = refused.header("retry-after").expect("a time to wait");
+    assert!((1..=60).contains(&wait.parse().unwrap_or(0)), "{wait}");
+    for version in ["--http1.1", "--http2"] {
+        assert_eq!(web.curl("/healthz", &[version]).status, 200);
+        assert_eq!(web.curl_as(&web.reader, "/search", &[version]).status, 200);
+        assert_eq!(web.curl("/search", &[version]).status, 401);
+    }
+    // The call that makes a line of the log, too.
+    let info = web.post(&web.admin, "/call", r#"{"operation":"/node/info"}"#);
+    let problems = info.json()["output"]["problems"].clone();
+    let codes: Vec<_> = problems
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|one| &one["code"])
+        .collect();
+    assert_eq!(codes, ["failed-logins"], "{problems}");
+    assert!(events.next().is_some(), "what a token opened goes on");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_heads_and_slow_bodies_are_cut_off() {
     let bench = Bench::new();
@@ -179,21 +215,54 @@ async fn streams_reset_at_once_end_the_connection() {
     for _ in 0..4 {
         let mut raw = Raw::open(&web, H2).await;
         raw.preface().await;
-        for burst in 0..400 {
-            let mut bytes = Vec::new();
-            for n in 0..50 {
-                let stream = (burst * 50 + n) * 2 + 1;
-                bytes.extend(frame(1, 5, stream, &head("localhost")));
-                bytes.extend(frame(3, 0, stream, &8u32.to_be_bytes()));
-            }
-            if !raw.say(&bytes).await {
-                break;
-            }
-        }
-        // Either all 20,000 were taken in stride, or the node ended the connection.
-        raw.hear().await;
+        let taken = resets(&mut raw, 20_000, 50).await;
+        assert!(taken < 20_000, "all of them were taken in stride");
     }
     survives(&web, before);
+}
+
+/// Each request is answered before its stream is reset: the library of the node finds nothing wrong with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_reset_one_by_one_end_the_connection() {
+    let bench = Bench::new();
+    let web = Web::start(&bench, "");
+    let before = resident(&web);
+    let mut raw = Raw::open(&web, H2).await;
+    raw.preface().await;
+    let taken = resets(&mut raw, 20_000, 1).await;
+    // A browser that leaves a page resets what is open of it.
+    assert!(
+        (128..20_000).contains(&taken),
+        "{taken} were taken in stride"
+    );
+    survives(&web, before);
+}
+
+/// Sends requests, each of which it resets, so many at a time: `most`, or as many as the node took before it ended the
+/// connection.
+async fn resets(raw: &mut Raw, most: u32, at_once: u32) -> u32 {
+    let mut answers = vec![0; 64 << 10];
+    for first in (0..most).step_by(at_once as usize) {
+        let mut bytes = Vec::new();
+        for n in first..first + at_once {
+            let stream = n * 2 + 1;
+            bytes.extend(frame(1, 5, stream, &head("localhost")));
+            bytes.extend(frame(3, 0, stream, &8u32.to_be_bytes()));
+        }
+        // A ping is answered when what came before it was read.
+        bytes.extend(frame(6, 0, 0, &[7; 8]));
+        if !raw.say(&bytes).await {
+            return first;
+        }
+        let mut heard: Vec<u8> = Vec::new();
+        while !heard.windows(8).any(|part| part == [7; 8]) {
+            match within(raw.recv.read(&mut answers)).await {
+                Ok(0) | Err(_) => return first,
+                Ok(read) => heard.extend(&answers[..read]),
+            }
+        }
+    }
+    most
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -268,4 +337,359 @@ async fn nonsense_is_refused_and_nothing_else_stops() {
         assert!(ok, "{text:?}: {told}");
     }
     survives(&web, before);
+}
+
+/// Bytes of the longest body.
+const BODY_BYTES: usize = 8 << 20;
+
+/// Bytes of requests that one identity may have under way, as docs/http.md has it.
+fn share() -> u64 {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").expect("the kernel says");
+    let total = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = total.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    let part = (kib.expect("a number") << 10) / 8;
+    part.clamp(4 << 20, 256 << 20) / 2
+}
+
+/// The most that the node had of memory until now.
+fn peak(web: &Web) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{}/status", web.node.pid()));
+    let text = text.expect("the node runs");
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    kib.and_then(|kib| kib.parse::<u64>().ok())
+        .expect("a number")
+        << 10
+}
+
+#[test]
+fn two_hundred_bodies_at_once_cost_little_and_others_are_served() {
+    let bench = Bench::new();
+    let web = Web::start(&bench, "[http]\nrequests_burst = 1000\n");
+    let body = bench.path().join("body");
+    let call =
+        |text: &str| format!(r#"{{"operation":"/services/list","input":{{"prefix":"{text}"}}}}"#);
+    std::fs::write(&body, call(&"x".repeat(BODY_BYTES - call("").len()))).expect("room");
+    let options = format!(
+        "http2\nlimit-rate = \"2M\"\nheader = \"Authorization: Bearer {}\"\n\
+         header = \"Content-Type: application/json\"\ndata-binary = \"@{}\"\n",
+        web.reader,
+        body.display()
+    );
+    let before = peak(&web);
+    let mut asked = 0;
+    let mut attack = web.at_once(&bench, &["/call"; 200], 200, &options);
+    while !attack.is_over() {
+        let info = r#"{"operation":"/node/info"}"#;
+        assert_eq!(web.post(&web.admin, "/call", info).status, 200);
+        let calls = format!(r#"{{"calls":[{{"id":"a",{}]}}"#, &info[1..]);
+        let told = web.post(&web.admin, "/batch", &calls).json();
+        let name = &told["results"][0]["output"]["name"];
+        assert!(name.is_string(), "{told}");
+        asked += 1;
+    }
+    let statuses = attack.statuses();
+    assert!(asked > 1, "nobody else asked meanwhile");
+    assert_eq!(statuses.len(), 200);
+    let count = |wanted: u16| statuses.iter().filter(|status| **status == wanted).count();
+    let (served, refused, unconnected) = (count(200), count(429), count(0));
+    assert_eq!(served + refused + unconnected, 200, "{statuses:?}");
+    // A network has so many connections, and no more.
+    assert!(served > 0 && served + refused >= 64, "{statuses:?}");
+    let grown = peak(&web) - before;
+    assert!(grown < share() + GROWTH_BYTES, "{grown} bytes more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_of_short_values_cost_no_trees() {
+    let bench = Bench::new();
+    let web = Web::start(&bench, "");
+    let file = bench.path().join("body");
+    let data = format!("@{}", file.display());
+    let list = |bytes: usize| format!("[{}0]", "0,".repeat(bytes / 2));
+    let tool = |arguments: &str| {
+        format!(
+            r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"call","arguments":{arguments}}}}}"#
+        )
+    };
+    let (long, shorter) = (list(BODY_BYTES - 200), list((4 << 20) - 500));
+    let names: Vec<_> = (0..600_000).map(|n| format!("\"{n:x}\":0")).collect();
+    let names = names.join(",");
+    let before = peak(&web);
+    for (path, body, status) in [
+        (
+            "/call",
+            format!(r#"{{"operation":"/services/list","input":{long}}}"#),
+            422,
+        ),
+        (
+            "/call",
+            format!(r#"{{"operation":"/services/list","input":{{"x":{long}}}}}"#),
+            0,
+        ),
+        (
+            "/call",
+            format!(r#"{{"operation":"/services/schema","input":{{"name":"x",{names}}}}}"#),
+            0,
+        ),
+        (
+            "/call",
+            format!(r#"{{"operation":"/none/such","input":{long}}}"#),
+            404,
+        ),
+        (
+            "/call",
+            format!(r#"{{"operation":"/services/list","inputs":{long}}}"#),
+            400,
+        ),
+        ("/call", format!(r#"{{{names}}}"#), 400),
+        ("/batch", format!(r#"{{"calls":{long}}}"#), 400),
+        (
+            "/mcp",
+            tool(&format!(
+                r#"{{"operation":"/services/list","input":{shorter}}}"#
+            )),
+            200,
+        ),
+        (
+            "/mcp",
+            tool(&format!(
+                r#"{{"operation":"/none/such","inputs":{shorter}}}"#
+            )),
+            200,
+        ),
+        ("/mcp", tool(&shorter), 413),
+        ("/mcp", shorter.clone(), 413),
+    ] {
+        std::fs::write(&file, &body).expect("room");
+        let arguments = [
+            "--header",
+            "Content-Type: application/json",
+            "--header",
+            "Accept: application/json, text/event-stream",
+            "--data-binary",
+            &data,
+        ];
+        let told = block_in_place(|| web.curl_as(&web.reader, path, &arguments));
+        let shown: String = body.chars().take(80).collect();
+        let fine = told.status == status || (status == 0 && [200, 404, 422].contains(&told.status));
+        assert!(fine, "{} for {path} {shown}: {}", told.status, told.text());
+        let grown = peak(&web) - before;
+        // Four times the longest, and once itself.
+        assert!(
+            grown < 5 * BODY_BYTES as u64 + (16 << 20),
+            "{grown} for {path} {shown}"
+        );
+    }
+}
+
+/// Bytes that the node has read of files and sockets.
+fn read(web: &Web) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{}/io", web.node.pid()));
+    let text = text.expect("the node runs");
+    let line = text.lines().find_map(|line| line.strip_prefix("rchar: "));
+    line.and_then(|line| line.parse().ok()).expect("a number")
+}
+
+#[test]
+fn a_large_file_is_not_read_before_it_is_sent() {
+    let bench = Bench::new();
+    let folder = bench.path().join("www");
+    std::fs::create_dir(&folder).expect("room");
+    let large = std::fs::File::create(folder.join("large.bin")).expect("room");
+    large.set_len(300 << 20).expect("a file with holes");
+    let web = Web::start(
+        &bench,
+        &format!("[http]\nsite = \"{}\"\n", folder.display()),
+    );
+    let options = "http2\nrange = \"0-9\"\n";
+    let before = read(&web);
+    let statuses = web
+        .at_once(&bench, &["/large.bin"; 480], 48, options)
+        .statuses();
+    assert!(
+        statuses.len() == 480 && statuses.iter().all(|status| *status == 206),
+        "{statuses:?}"
+    );
+    let read = read(&web) - before;
+    assert!(read < 100 << 20, "{read} bytes were read for 4,800");
+}
+
+/// A request for the path, by the static table and literals that are not kept.
+fn asks(path: &str) -> Vec<u8> {
+    let mut block = vec![0x82, 0x87, 0x04, path.len() as u8];
+    block.extend(path.as_bytes());
+    block.extend([0x01, 9]);
+    block.extend(b"localhost");
+    block
+}
+
+/// One request for a path over HTTP/3 (RFC 9114 section 4.1): a frame of fields by the static table (RFC 9204
+/// appendix A) and literals.
+fn asks_three(path: &str) -> Vec<u8> {
+    let mut fields = vec![0, 0, 0xd1, 0xd7, 0x51, path.len() as u8];
+    fields.extend(path.as_bytes());
+    fields.extend([0x50, 9]);
+    fields.extend(b"localhost");
+    [&[1, fields.len() as u8], &fields[..]].concat()
+}
+
+/// A connection of HTTP/3 with some answers that are left where they are.
+struct Idle {
+    connection: Connection,
+    _dialer: Dialer,
+    _control: SendStream,
+    left: Vec<(SendStream, RecvStream)>,
+}
+
+impl Idle {
+    /// So many that the connection's window has room for others.
+    const ANSWERS: usize = 4;
+
+    async fn open(web: &Web, path: &str) -> Self {
+        let key = NodeKey::generate().expect("the system has entropy");
+        let dialer = Dialer::new(Some(key));
+        let dialled = dialer.dial_over(Carriage::Quic, &web.target(), b"h3").await;
+        let connection = dialled.expect("anybody may connect");
+        let mut control = connection.open_uni().await.expect("a stream");
+        control.write_all(&[0, 4, 0]).await.expect("SETTINGS");
+        let mut idle = Self {
+            connection,
+            _dialer: dialer,
+            _control: control,
+            left: Vec::new(),
+        };
+        for _ in 0..Self::ANSWERS {
+            let asked = idle.ask(path).await;
+            idle.left.push(asked);
+        }
+        idle
+    }
+
+    async fn ask(&self, path: &str) -> (SendStream, RecvStream) {
+        let (mut send, recv) = self.connection.open_bi().await.expect("a stream");
+        let asked = send.write_all(&asks_three(path)).await;
+        asked.expect("the connection goes on");
+        send.finish().expect("it is open");
+        (send, recv)
+    }
+
+    /// Takes another answer: the client is there, and takes nothing of the first ones alone.
+    async fn is_served(&self) {
+        let (_send, mut recv) = within(self.ask("/healthz")).await;
+        let mut answer = Vec::new();
+        let read = within(recv.read_to_end(&mut answer)).await;
+        assert!(read.is_ok() && answer.ends_with(b"ok\n"), "{read:?}");
+    }
+}
+
+/// Lines of the access log about answers of a path that went nowhere.
+fn left(bench: &Bench, web: &Web, path: &str) -> usize {
+    let past = json!({ "last": 100_000 });
+    let log = bench
+        .admin()
+        .subscribe(web.node.target(), "node/log", &past);
+    let path = format!(" path={path} status=499 ");
+    let text = |record: &Value| record["message"].as_str().unwrap_or_default().to_owned();
+    log.filter(|record| record["target"] == "access" && text(record).contains(&path))
+        .count()
+}
+
+/// Streams of a connection of HTTP/2 that are left, by [`until_reset`].
+const STREAMS: u32 = 120;
+
+/// How many answers began on a connection, once all of its streams were reset, or it ended.
+async fn until_reset(mut raw: Raw) -> u32 {
+    let mut heard = Vec::new();
+    let mut piece = vec![0; 64 << 10];
+    let (mut answers, mut resets) = (0, 0);
+    loop {
+        // Heads of answers, and what ends them.
+        while let Some((kind, rest)) = next_frame(&heard) {
+            answers += u32::from(kind == 1);
+            resets += u32::from(kind == 3);
+            heard.drain(..rest);
+        }
+        if resets == STREAMS {
+            return answers;
+        }
+        match within(raw.recv.read(&mut piece)).await {
+            Ok(0) | Err(_) => return answers,
+            Ok(read) => heard.extend(&piece[..read]),
+        }
+    }
+}
+
+/// Over HTTP/2 each answer has a window of one byte; over HTTP/3 a few of a connection are left where they are
+/// while the client takes others.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_are_not_taken_end_and_cost_little() {
+    const CONNECTIONS: usize = 20;
+    const CONNECTIONS_THREE: usize = 8;
+    let bench = Bench::new();
+    let folder = bench.path().join("www");
+    std::fs::create_dir(&folder).expect("room");
+    for name in ["two.bin", "three.bin"] {
+        std::fs::write(folder.join(name), vec![7; 4 << 20]).expect("room");
+    }
+    let web = Web::start(
+        &bench,
+        &format!("[http]\nsite = \"{}\"\n", folder.display()),
+    );
+    let before = resident(&web);
+    let mut idle = Vec::new();
+    for _ in 0..CONNECTIONS_THREE {
+        idle.push(Idle::open(&web, "/three.bin").await);
+    }
+    let mut all = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let mut raw = Raw::open(&web, H2).await;
+        raw.say(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+        // A window of one byte for each stream: SETTINGS_INITIAL_WINDOW_SIZE (RFC 9113 section 6.5.2).
+        raw.frame(4, 0, 0, &[0, 4, 0, 0, 0, 1]).await;
+        for n in 0..STREAMS {
+            raw.frame(1, 5, n * 2 + 1, &asks("/two.bin")).await;
+        }
+        all.push(raw);
+    }
+    let resets = all.into_iter().map(until_reset);
+    let until = Instant::now() + hung();
+    let mut most = 0;
+    let three = async {
+        loop {
+            for one in &idle {
+                one.is_served().await;
+            }
+            most = most.max(resident(&web));
+            let ended = block_in_place(|| left(&bench, &web, "/three.bin"));
+            if ended == CONNECTIONS_THREE * Idle::ANSWERS {
+                break;
+            }
+            assert!(Instant::now() < until, "{ended} answers have ended");
+            // Others are served meanwhile, every second.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    let ((), answers) = tokio::join!(three, futures_util::future::join_all(resets));
+    let grown = most.saturating_sub(before);
+    let chunks = CONNECTIONS as u64 * u64::from(STREAMS) * (32 << 10);
+    assert!(grown < chunks + GROWTH_BYTES, "{grown} bytes are held");
+    assert!(
+        answers.iter().all(|answers| *answers == STREAMS),
+        "{answers:?}"
+    );
+    for (_, mut recv) in idle.into_iter().flat_map(|one| one.left) {
+        let read = within(recv.read_to_end(&mut Vec::new())).await;
+        assert!(read.is_err(), "it was reset: {read:?}");
+    }
+    survives(&web, before);
+}
+
+/// The kind of the first frame, and where the next begins.
+fn next_frame(heard: &[u8]) -> Option<(u8, usize)> {
+    let [a, b, c, kind] = *heard.first_chunk()?;
+    let end = 9 + u32::from_be_bytes([0, a, b, c]) as usize;
+    (heard.len() >= end).then_some((kind, end))
 }

@@ -251,8 +251,13 @@ fn a_server_that_is_gone_or_may_not_be_asked_stops_nothing_else() {
     assert_eq!(node.code("gone/getNote", &id), "UNAVAILABLE");
     assert_eq!(told(&api, "GET", "/api/notes/a"), 1);
 
-    // What is wrong is said, and no more of the node is missing than what it is about.
-    assert!(node.health().contains("import-failed"), "{}", node.health());
+    // What is wrong is said, and no more of the node is missing than what it is about. Another server's failure
+    // is no reason for whoever watches this node to restart it.
+    let problems = node.web.node.call("node/info", &Value::Null)["problems"].take();
+    let codes = problems.as_array().expect("a list").iter();
+    let codes: BTreeSet<_> = codes.filter_map(|one| one["code"].as_str()).collect();
+    assert_eq!(codes, BTreeSet::from(["import-failed"]), "{problems}");
+    assert_eq!(node.health(), "ok\n");
     assert_eq!(node.code("absent/getNote", &id), "NOT_FOUND");
     let log = node.log();
     for wrong in ["import absent: ", "import later: "] {
@@ -378,4 +383,45 @@ fn namespaces_of_the_node_are_its_own() {
         let refused = !checked.status.success() && said.contains("is the node's own");
         assert!(refused, "{name}: {said}");
     }
+}
+
+/// A description that another server writes is a program too: what no value could be checked with is not imported,
+/// and what would take hours for one value is refused for that value.
+#[test]
+fn schemas_of_servers_cost_the_node_little_time() {
+    let server = Server::bombs();
+    let document = |name: &str| server.url(&format!("/{name}.json"));
+    let imports = [
+        openapi("chain", server.port(), &document("chain"), HERE),
+        openapi("numbers", server.port(), &document("numbers"), HERE),
+        mcp("tools", server.port()),
+    ];
+    let node = Importer::start(
+        Bench::new(),
+        &imports.concat(),
+        &["chain/*", "numbers/*", "tools/*"],
+    );
+    for there in ["chain/do", "numbers/do", "tools/fine", "tools/numbers"] {
+        node.until_there(there);
+    }
+    // What no value could be checked with is left out; of an object, what is not given is not checked.
+    assert_eq!(node.list("tools/"), json!(["tools/fine", "tools/numbers"]));
+    let asked = || curl(&server.url("/asked"), &[]).json();
+    let list = json!(vec![7; 20_000]);
+    for (operation, input) in [
+        ("chain/do", json!({ "body": "x" })),
+        ("numbers/do", json!({ "body": list })),
+        ("tools/numbers", json!({ "v": list })),
+    ] {
+        let error = node.error(operation, &input);
+        assert_eq!(error["code"], "INVALID_INPUT", "{error:#}");
+        let message = error["message"].as_str().unwrap_or_default();
+        assert!(message.contains("steps"), "{message}");
+    }
+    assert_eq!(asked(), 0, "nothing was sent");
+    // As many as a tree may have whatever its text is.
+    let list = json!(vec![7; 10_000]);
+    node.answer("tools/fine", &json!({ "v": list }));
+    assert_eq!(asked(), 1);
+    assert_eq!(node.health(), "ok\n");
 }

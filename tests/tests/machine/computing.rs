@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use alknet_call::CallOptions;
-use alknet_test_support::{deadline, skipped};
+use alknet_test_support::{deadline, skip, skipped};
 use alknet_tests::{Bench, Boot, Node, Web, eventually};
 use serde_json::{Value, json};
 
@@ -275,6 +275,40 @@ fn an_old_processor_computes() {
         (&json!(0), &json!([]))
     );
     node.end();
+}
+
+/// A request is not ended for the time that the node's own kernels take to compile on an emulated processor.
+#[test]
+fn compiling_our_kernels_is_no_time_on_the_gpu() {
+    if !has_driver() {
+        skip!("Vulkan driver", "there is nothing to compile");
+    }
+    let bench = Bench::new();
+    // A second on a machine at rest, whose emulated processor compiles for longer.
+    let seconds = deadline(Duration::from_millis(170)).as_secs().max(1);
+    let admin = bench.admin().identity();
+    let node = bench
+        .machine(Boot::MicrovmErofs)
+        .plain()
+        .config(format!(
+            "compute.gpu_seconds = {seconds}\nnode.admin_keys = [\"{admin}\"]\n"
+        ))
+        .boot();
+    let matrix = json!({ "inline": MATRIX, "dtype": "F32", "shape": [2, 2] });
+    let input = json!({ "a": matrix, "b": matrix, "variant": "wgsl" });
+    let answer = node.call("compute/matmul", &input);
+    assert_eq!(answer["product"]["inline"], SQUARE, "{answer}");
+    let compiling = answer["jit_ms"].as_f64().unwrap_or_default();
+    println!(
+        "figure compiling on an emulated processor, of {seconds} s on the GPU: {compiling:.0} ms"
+    );
+    node.end();
+    if compiling <= 1e3 * seconds as f64 {
+        skip!(
+            "slow processor",
+            "the kernel was compiled before the time on the GPU would have ended"
+        );
+    }
 }
 
 fn judges_shaders(node: &Node) {

@@ -2,17 +2,20 @@
 //! before. Each says so on the console and in `node/info`.
 
 use std::fs::{self, File};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
-use alknet_qemu::Disk;
+use alknet_qemu::{Dhcp4, Disk, Lan, LanSettings, Nic, Vm};
 use alknet_tests::tools::{RAW_DATA_AT, assert_clean, debugfs, tool_says};
-use alknet_tests::{Bench, Boot, Node};
+use alknet_tests::{Bench, Boot, Node, READY, eventually};
 use serde_json::{Value, json};
 
 /// The console speaks of a problem right after it says that the node serves, if not before.
 const SAID_WITHIN: Duration = Duration::from_secs(10);
+/// From power-on until a machine that serves nothing says why.
+const CLOSED_WITHIN: Duration = Duration::from_secs(30);
 /// The smallest data disk.
 const SMALL_BYTES: u64 = 128 << 20;
 /// What is left free on a disk filled by a test; less than 4 MiB is full.
@@ -23,18 +26,149 @@ const SUPER_AT: u64 = 1024;
 const GROUPS_AT: u64 = 4096;
 /// A partition table and its backup: 34 sectors at the front, 33 at the end.
 const TABLE_BYTES: usize = 34 * 512;
+/// Where a closed machine answers its neighbours.
+const STATUS_PORT: u16 = 7474;
+/// Pause between two questions of a neighbour.
+const ASK_EVERY: Duration = Duration::from_millis(300);
+
+/// Without its disk it does not know its key. One that it made instead would be another node's: it is not shown to
+/// anybody, until the disk is there.
+#[test]
+fn without_its_data_disk_it_serves_nothing_and_goes_on_with_it() {
+    let bench = Bench::new();
+    let node = bench.snapshot(Boot::MicrovmErofs).restore();
+    let identity = node.identity().to_owned();
+    node.end();
+    let disk = Disk::file(bench.data()).data().unplugged();
+    let vm = bench.machine(Boot::Q35Initramfs).data(Some(disk)).start();
+    closed(&vm, "data-missing", "no disk with serial alk-data");
+    vm.plug_disk(0).unwrap_or_else(|error| panic!("{error}"));
+    let node = Node::new(vm, Boot::Q35Initramfs, bench.admin().clone());
+    assert_eq!(node.identity(), identity);
+    let info = node.info();
+    assert_eq!(info["problems"], json!([]), "{info:#}");
+    node.end();
+}
 
 #[test]
-fn without_a_data_disk_it_serves_from_memory_and_says_so() {
+fn a_stateless_node_needs_no_disk_and_takes_none_that_holds_something() {
+    let stateless = |bench: &Bench| {
+        let admin = bench.admin().identity();
+        format!("[node]\nadmin_keys = [\"{admin}\"]\nstateless = true\n")
+    };
     let bench = Bench::new();
-    let first = bench.machine(Boot::MicrovmErofs).data(None).plain().boot();
-    let info = problem(&first, "data-missing");
+    let machine = || {
+        let machine = bench.machine(Boot::MicrovmErofs);
+        machine.config(stateless(&bench))
+    };
+    let first = machine().data(None).boot();
+    let info = first.info();
     assert_eq!(info["data"]["mode"], "volatile", "{info:#}");
+    assert_eq!(info["problems"], json!([]), "{info:#}");
     let identity = first.identity().to_owned();
     first.end();
-    let second = bench.machine(Boot::MicrovmErofs).data(None).plain().boot();
+    // A blank disk stays blank.
+    let second = machine().boot();
     assert_ne!(second.identity(), identity, "memory does not keep");
     second.end();
+    let blank = fs::read(bench.data()).expect("the disk is ours");
+    assert!(blank.iter().all(|byte| *byte == 0), "it was written to");
+    drop(blank);
+
+    let bench = Bench::new();
+    let node = bench.snapshot(Boot::MicrovmErofs).restore();
+    let identity = node.identity().to_owned();
+    node.end();
+    let machine = bench.machine(Boot::MicrovmErofs);
+    let vm = machine.config(stateless(&bench)).start();
+    closed(&vm, "data-unwanted", "this node is stateless");
+    drop(vm);
+    let node = bench.machine(Boot::MicrovmErofs).boot();
+    assert_eq!(node.identity(), identity);
+    node.end();
+}
+
+#[test]
+fn two_disks_of_that_name_serve_nothing() {
+    let bench = Bench::new();
+    let other = Disk::file(bench.disk("other", SMALL_BYTES)).data();
+    let address = Ipv4Addr::new(10, 9, 0, 20);
+    let lan = Lan::new(LanSettings {
+        dhcp4: Some(Dhcp4::of(address)),
+        ..LanSettings::default()
+    });
+    let machine = bench.machine(Boot::MicrovmErofs).disk(other);
+    let vm = machine.nic(Nic::lan(&lan)).start();
+    closed(
+        &vm,
+        "data-ambiguous",
+        "several disks call themselves alk-data",
+    );
+    neighbours_hear(&vm, &lan, address, "data-ambiguous");
+}
+
+/// Asks a closed machine from its link why it is closed. From an address that a router would pass on, it does not answer.
+fn neighbours_hear(vm: &Vm, lan: &Lan, address: Ipv4Addr, code: &str) {
+    let is_on_link = |address: IpAddr| match address {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    let on_link = lan.wait_neighbour(is_on_link, vm.scale(CLOSED_WITHIN));
+    let on_link = on_link.unwrap_or_else(|| panic!("no address of the link\n{}", vm.report()));
+    let [from_afar, beside] = [address.into(), on_link].map(|address: IpAddr| {
+        let forward = lan.forward((address, STATUS_PORT).into());
+        asking(forward.unwrap_or_else(|error| panic!("{error}")))
+    });
+    let answer = eventually("the status of the link", || {
+        for socket in [&from_afar, &beside] {
+            socket.send(b"?").expect("a port of this host");
+        }
+        let mut answer = [0; 512];
+        let bytes = beside.recv(&mut answer).ok()?;
+        Some(String::from_utf8_lossy(&answer[..bytes]).into_owned())
+    });
+    assert_eq!(answer, format!("alknet: closed: {code}\n"));
+    // The questions from afar were there first.
+    let answered = from_afar.recv(&mut [0; 512]);
+    assert!(answered.is_err(), "it answers more than its link");
+}
+
+/// A client of one port of this host, that waits a moment for each answer.
+fn asking(to: SocketAddr) -> UdpSocket {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    let waits = socket.set_read_timeout(Some(ASK_EVERY));
+    waits.and_then(|()| socket.connect(to)).expect("a socket");
+    socket
+}
+
+/// An attacker who puts a plain partition in the place of a sealed one gets no node that takes it for its own.
+#[test]
+fn a_plain_partition_is_for_a_node_that_is_configured_for_one() {
+    let bench = Bench::new();
+    let node = small(&bench);
+    let identity = node.identity().to_owned();
+    node.end();
+    let vm = bench.machine(Boot::MicrovmErofs).start();
+    closed(&vm, "data-unsealed", "does not say vault.init = \"off\"");
+    drop(vm);
+    let node = bench.machine(Boot::MicrovmErofs).plain().boot();
+    assert_eq!(node.identity(), identity);
+    // Nor is such a configuration kept that would close the machine at its next start.
+    let file = bench.path().join("applied.toml");
+    let admin = bench.admin().identity();
+    fs::write(&file, format!("[node]\nadmin_keys = [\"{admin}\"]\n")).expect("the folder is ours");
+    let mut apply = bench.admin().command(&["config", "apply", &node.target()]);
+    apply.arg(&file);
+    let applied = bench.admin().run(apply).json();
+    assert_eq!(applied["kept"], false, "{applied:#}");
+    node.end();
+    let node = bench.machine(Boot::MicrovmErofs).plain().boot();
+    assert_eq!(node.identity(), identity);
+    node.end();
+    // Its key was lost with a damaged block: it makes no other.
+    debugfs(&bench.data(), "rm identity/node.key");
+    let vm = bench.machine(Boot::MicrovmErofs).plain().start();
+    closed(&vm, "data-damaged", "identity/node.key, cannot be read");
 }
 
 #[test]
@@ -133,17 +267,13 @@ fn a_file_system_with_recorded_errors_is_read_only() {
 fn a_file_system_that_cannot_be_mounted_is_left_alone() {
     for (at, what) in [(SUPER_AT, "superblock"), (GROUPS_AT, "group descriptors")] {
         let bench = Bench::new();
-        let node = small(&bench);
+        small(&bench).end();
         let image = bench.data();
-        let identity = node.identity().to_owned();
-        node.end();
         overwrite(&image, &[0xa5; 1024], at);
         let before = fs::read(&image).expect("the disk is ours");
-        let node = bench.machine(Boot::MicrovmErofs).plain().boot();
-        let info = problem(&node, "data-damaged");
-        assert_eq!(info["data"]["mode"], "volatile", "{what}: {info:#}");
-        assert_ne!(node.identity(), identity, "{what}");
-        node.end();
+        let vm = bench.machine(Boot::MicrovmErofs).plain().start();
+        closed(&vm, "data-damaged", "data disk vdb");
+        drop(vm);
         let after = fs::read(&image).expect("the disk is ours");
         assert!(
             before == after,
@@ -168,14 +298,10 @@ fn somebody_elses_data_is_refused_and_never_formatted() {
     for image in [fat, text] {
         let before = fs::read(&image).expect("the disk is ours");
         let disk = Disk::file(&image).data();
-        let node = bench
-            .machine(Boot::MicrovmErofs)
-            .data(Some(disk))
-            .plain()
-            .boot();
-        let info = problem(&node, "data-damaged");
-        assert_eq!(info["data"]["mode"], "volatile", "{info:#}");
-        node.end();
+        let machine = bench.machine(Boot::MicrovmErofs).data(Some(disk)).plain();
+        let vm = machine.start();
+        closed(&vm, "data-damaged", "neither blank nor a file system");
+        drop(vm);
         let after = fs::read(&image).expect("the disk is ours");
         assert!(before == after, "{} was written to", image.display());
     }
@@ -251,6 +377,19 @@ fn a_data_disk_that_became_larger_is_used_whole() {
 pub(super) fn small(bench: &Bench) -> Node {
     let snapshot = bench.snapshot(Boot::MicrovmErofs);
     snapshot.data_bytes(SMALL_BYTES).plain().restore()
+}
+
+/// Waits until the console says this of a machine, and asserts that it serves nothing.
+fn closed(vm: &Vm, code: &str, text: &str) {
+    for said in [&format!("alknet: problem {code}: "), text] {
+        let waited = vm.wait_for(said, CLOSED_WITHIN);
+        waited.unwrap_or_else(|error| panic!("{error}"));
+    }
+    // Later than a machine that serves says so.
+    let connected = vm.wait_for("alknet: address ", CLOSED_WITHIN);
+    connected.unwrap_or_else(|error| panic!("{error}"));
+    let said = vm.console().text();
+    assert!(!said.contains(READY), "{said}");
 }
 
 /// Asserts that this problem is on the console and in `node/info`, and returns the latter.

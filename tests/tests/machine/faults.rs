@@ -72,6 +72,35 @@ fn a_broken_part_does_not_take_the_others_along() {
     node.end();
 }
 
+/// Work that PID 1 does on a thread of its own may panic as well. The vault can be opened after that.
+#[test]
+fn a_panic_while_the_vault_is_opened_leaves_it_to_be_opened_again() {
+    let bench = Bench::new();
+    let node = with_faults(&bench);
+    node.call("node/fault", &json!({ "kind": "init-housekeep-panic" }));
+    logged(&node, "housekeeping failed");
+    node.call("node/fault", &json!({ "kind": "init-open-panic" }));
+    node.call("vault/lock", &Value::Null);
+    let asks = "alknet: asks: passphrase of the vault";
+    let asked = node.vm().wait_for(asks, PATIENCE);
+    let mark = asked.unwrap_or_else(|error| panic!("{error}"));
+    let enter = || {
+        let sent = node.vm().console().send("\r");
+        sent.unwrap_or_else(|error| panic!("{error}"));
+    };
+    enter();
+    let failed = node.vm().wait_for_after(mark, "internal-error", PATIENCE);
+    failed.unwrap_or_else(|error| panic!("{error}"));
+    logged(&node, "opening the vault failed");
+    let state = |node: &Node| node.call("vault/status", &Value::Null)["state"].take();
+    assert_eq!(state(&node), "locked");
+    alknet_tests::eventually("it is opened", || {
+        enter();
+        (state(&node) == "unlocked").then_some(())
+    });
+    node.end();
+}
+
 #[test]
 fn a_node_that_dies_or_hangs_is_started_again() {
     let bench = Bench::new();

@@ -61,6 +61,32 @@ fn words_that_a_machine_makes_open_with_age_and_are_its_own() {
     node.end();
 }
 
+/// The file of age is the only copy of the words that anybody can have: it is on the disk before the node says that
+/// they are kept.
+#[test]
+fn the_only_copy_of_the_words_is_there_after_a_power_cut() {
+    let bench = Bench::new();
+    let (recipient, _) = age_key(&bench, "far-away.key");
+    let config = format!("[vault]\nwords_to = [\"{recipient}\"]");
+    let machine = || bench.machine(Boot::MicrovmErofs).configured(&config);
+    let mut node = machine().boot();
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["words_kept"], true, "{status:#}");
+    let sealed = status["words_age"].as_str().expect("the encrypted words");
+    node.vm_mut()
+        .cut_power()
+        .unwrap_or_else(|error| panic!("{error}"));
+    let identity = node.identity().to_owned();
+    drop(node);
+
+    let node = machine().boot();
+    assert_eq!(node.identity(), identity);
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["words_age"], sealed, "{status:#}");
+    assert_eq!(status["words_kept"], true, "{status:#}");
+    node.end();
+}
+
 /// `alknet vault status` and `alknet vault lock` by the node's administrator and by somebody else.
 fn asked_and_locked(bench: &Bench, node: &Node, status: &Value) {
     let ask = |who: &Cli| who.run(who.command(&["vault", "status", &node.target()]));

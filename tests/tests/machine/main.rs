@@ -1,6 +1,8 @@
 //! The booted appliance and its machine: disks, networks, power, and what breaks.
 
 mod beside;
+mod boot_entry;
+mod chip;
 mod computing;
 mod configuration;
 mod console;
@@ -12,9 +14,11 @@ mod faults;
 mod handover;
 mod http;
 mod imports;
+mod interposer;
 mod media;
 mod memory;
 mod network;
+mod older;
 mod power;
 mod provision;
 mod randomness;
@@ -22,5 +26,6 @@ mod reach;
 mod rescue;
 mod secure_boot;
 mod sources;
+mod stolen;
 mod tpm;
 mod vault;

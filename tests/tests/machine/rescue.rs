@@ -3,8 +3,13 @@
 //! host of the tests needs no device mapper for that.
 
 use std::ffi::OsStr;
-use std::path::Path;
+use std::fs::File;
+use std::io::{BufReader, ErrorKind, Read};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use alknet_sealed::limits::{DATA_AT, SECTOR_BYTES};
 
 use alknet_tests::tools::{debugfs, tool_says, variable};
 use alknet_tests::{Bench, binary, run_with_input};
@@ -23,6 +28,37 @@ pub(super) fn recovery_key(words: &str) -> String {
 
 /// The text of a file of the data on `disk`.
 pub(super) fn read(bench: &Bench, disk: &Path, words: &str, file: &str) -> String {
+    debugfs(&decrypt(bench, disk, words), &format!("cat {file}"))
+}
+
+/// Overwrites each sector of the data on `disk` that holds `text`. It takes the words to know which those are; an
+/// attacker without them tries places. Answers how many there were.
+pub(super) fn damage(bench: &Bench, disk: &Path, words: &str, text: &str) -> usize {
+    let plain = File::open(decrypt(bench, disk, words)).expect("it was decrypted");
+    let encrypted = File::options().write(true).open(disk);
+    let encrypted = encrypted.expect("the disk is ours");
+    let mut plain = BufReader::new(plain);
+    let mut sector = vec![0; SECTOR_BYTES as usize];
+    let mut damaged = 0;
+    for at in (DATA_AT..).step_by(sector.len()) {
+        match plain.read_exact(&mut sector) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => break,
+            Err(error) => panic!("{error}"),
+        }
+        if memchr::memmem::find(&sector, text.as_bytes()).is_some() {
+            let garbage = vec![0xa5; sector.len()];
+            encrypted
+                .write_all_at(&garbage, at)
+                .expect("the disk is ours");
+            damaged += 1;
+        }
+    }
+    damaged
+}
+
+/// All data of `disk` in the clear, in a file of the bench.
+fn decrypt(bench: &Bench, disk: &Path, words: &str) -> PathBuf {
     let at = |name: &str| bench.path().join(name);
     let (phrase, key, plain) = (at("phrase"), at("volume.key"), at("plain"));
     std::fs::write(&phrase, recovery_key(words)).expect("the folder is ours");
@@ -44,5 +80,5 @@ pub(super) fn read(bench: &Bench, disk: &Path, words: &str, file: &str) -> Strin
         .expect("Python is installed by the set-up");
     let complaint = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{complaint}");
-    debugfs(&plain, &format!("cat {file}"))
+    plain
 }

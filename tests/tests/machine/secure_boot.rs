@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use alknet_qemu::{Owner, Vm};
-use alknet_tests::tools::{tool, tool_says};
+use alknet_tests::tools::{tool, tool_says, variable};
 use alknet_tests::{Bench, Boot};
 use serde_json::{Value, json};
 
 /// Names the folder of Python packages that nobody here wrote.
-const PACKAGES_VARIABLE: &str = "ALKNET_TEST_PYTHONPATH";
+pub(crate) const PACKAGES_VARIABLE: &str = "ALKNET_TEST_PYTHONPATH";
 /// From power-on until the firmware, or the console, said what it has to say.
 const SAID_WITHIN: Duration = Duration::from_secs(30);
 
@@ -21,7 +21,7 @@ const OTHER_KEYS: &str = "PCR 7 (Secure Boot or its keys)";
 
 /// Where the EFI system partition begins on the disk, as mtools has it, and our program there.
 const BOOT_AT: &str = "1M";
-const PROGRAM: &str = "::/EFI/BOOT/BOOTX64.EFI";
+pub(crate) const PROGRAM: &str = "::/EFI/BOOT/BOOTX64.EFI";
 
 #[test]
 fn only_what_the_owner_signed_starts_and_opens_the_vault() {
@@ -77,11 +77,8 @@ fn refused(vm: &Vm) {
 
 /// Variables of the firmware that let it start what this owner signed.
 fn enrolled(bench: &Bench, owner: &Owner, name: &str) -> PathBuf {
-    let packages = std::env::var_os(PACKAGES_VARIABLE).unwrap_or_else(|| {
-        panic!("{PACKAGES_VARIABLE} is not set; run these tests with `cargo xtask test`")
-    });
     let variables = bench.path().join(name);
-    let enrolled = owner.enroll(&variables, packages.as_ref());
+    let enrolled = owner.enroll(&variables, variable(PACKAGES_VARIABLE).as_ref());
     enrolled.unwrap_or_else(|error| panic!("{error}"));
     variables
 }
@@ -99,7 +96,7 @@ pub(super) fn boot_partition(bench: &Bench) -> String {
 }
 
 /// The program that the disk came with.
-fn program(bench: &Bench) -> PathBuf {
+pub(crate) fn program(bench: &Bench) -> PathBuf {
     let program = bench.path().join("unsigned");
     let disk = boot_partition(bench);
     let arguments = ["-i", &disk, PROGRAM, &program.display().to_string()];
@@ -109,8 +106,13 @@ fn program(bench: &Bench) -> PathBuf {
 
 /// Puts another in its place.
 fn install(bench: &Bench, program: &Path) {
+    put(bench, program, PROGRAM);
+}
+
+/// Puts a file on the boot partition of the disk.
+pub(crate) fn put(bench: &Bench, file: &Path, to: &str) {
     let disk = boot_partition(bench);
-    let arguments = ["-o", "-i", &disk, &program.display().to_string(), PROGRAM];
+    let arguments = ["-o", "-i", &disk, &file.display().to_string(), to];
     let done = tool("mcopy", &arguments);
     assert!(done.status.success(), "{done:?}");
 }

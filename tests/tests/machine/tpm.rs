@@ -13,11 +13,12 @@ use alknet_tests::{Bench, Boot, Machine, Node};
 use serde_json::{Value, json};
 
 use crate::console::{commands, typed};
+use crate::secure_boot::{PROGRAM, program, put};
 
 /// From power-on until the console asks for something; firmware alone takes long when it is emulated.
 const ASKED_WITHIN: Duration = Duration::from_secs(30);
 /// From an answer at the console until what it leads to.
-const DONE_WITHIN: Duration = Duration::from_secs(30);
+pub(crate) const DONE_WITHIN: Duration = Duration::from_secs(30);
 
 /// A word of the image's command line, and one that does the same.
 const WORD: &[u8] = b"panic=10";
@@ -40,7 +41,7 @@ fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
     let node = served(&bench, vm);
     let identity = node.identity().to_owned();
     let status = node.call("vault/status", &Value::Null);
-    let slot = json!({ "slot": 0, "pcrs": [4, 11], "pin": false,
+    let slot = json!({ "slot": 0, "pcrs": [4, 11, 12], "pin": false,
                        "protection": "measured, not enforced" });
     for (key, value) in [
         ("sealed", json!(true)),
@@ -56,6 +57,25 @@ fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["opened_by"], "tpm2", "{status:#}");
     assert_eq!(node.info()["problems"], json!([]));
+    // After a hard lock it opens nothing before the machine restarts, not even for who presses Enter.
+    let mut node = node;
+    let mark = node.vm().console().mark();
+    node.try_call("vault/lock", &json!({ "hard": true }), &[]);
+    let line = "alknet: asks: passphrase of the vault";
+    let asks = node.vm().wait_for_after(mark, line, DONE_WITHIN);
+    asks.unwrap_or_else(|error| panic!("{error}"));
+    type_line(node.vm(), "");
+    let closed = node
+        .vm()
+        .wait_for_after(mark, "the TPM opens nothing", DONE_WITHIN);
+    let mark = closed.unwrap_or_else(|error| panic!("{error}"));
+    type_line(node.vm(), "correct horse");
+    node.wait_ready(mark);
+    assert_eq!(node.identity(), identity);
+    node.end();
+    let node = machine("own").boot();
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["opened_by"], "tpm2", "{status:#}");
     node.end();
 
     replace(&bench.raw(), WORD, OTHER_WORD);
@@ -209,12 +229,73 @@ fn a_pin_and_a_passphrase_are_made_together_and_changed_at_the_console() {
     node.end();
 }
 
+/// The administrator makes a slot for another image before it is put in the place of the one that runs, and
+/// renews the slot of that one afterwards.
+#[test]
+fn the_next_image_opens_by_a_slot_that_was_made_for_it() {
+    let bench = Bench::new();
+    let machine = || {
+        let unlock = "[vault]\nunlock = [\"tpm2\", \"passphrase\"]";
+        measured(&bench, "own").configured(unlock)
+    };
+    let next = program(&bench);
+    let mut image = std::fs::read(&next).expect("the folder is ours");
+    let word = word_at(&image, WORD);
+    image[word..word + WORD.len()].copy_from_slice(OTHER_WORD);
+    std::fs::write(&next, image).expect("the folder is ours");
+
+    let vm = machine().after_firmware().start();
+    asked(&vm, "new passphrase");
+    type_line(&vm, "correct horse");
+    shown(&vm, "the same again");
+    type_line(&vm, "correct horse");
+    let node = served(&bench, vm);
+    let identity = node.identity().to_owned();
+    commands(node.vm());
+    typed(
+        node.vm(),
+        "slot add tpm2 next",
+        "passphrase of the vault: _",
+    );
+    typed(node.vm(), "correct horse", "no alknet-next.efi in the root");
+    node.end();
+
+    put(&bench, &next, "::/alknet-next.efi");
+    let node = machine().after_firmware().boot();
+    commands(node.vm());
+    typed(
+        node.vm(),
+        "slot add tpm2 next",
+        "passphrase of the vault: _",
+    );
+    typed(node.vm(), "correct horse", "slot 2 (tpm2) was added");
+    assert_eq!(slots(&node), json!(["tpm2", "passphrase", "tpm2"]));
+    node.end();
+
+    put(&bench, &next, PROGRAM);
+    let node = machine().boot();
+    assert_eq!(node.identity(), identity);
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["opened_by"], "tpm2", "{status:#}");
+    commands(node.vm());
+    typed(node.vm(), "slot test 0", "PCR 11 (the");
+    typed(node.vm(), "slot renew 0", "passphrase of the vault: _");
+    typed(
+        node.vm(),
+        "correct horse",
+        "slot 3 (tpm2) is for what runs, in the place of slot 0",
+    );
+    typed(node.vm(), "slot test 3", "slot 3 (tpm2) opens");
+    assert_eq!(node.info()["problems"], json!([]));
+    node.end();
+}
+
 fn slots(node: &Node) -> Value {
     node.call("vault/status", &Value::Null)["slots"].take()
 }
 
 /// The image on a machine with UEFI, this chip, and variables that stay. Firmware measures it here.
-fn measured<'a>(bench: &'a Bench, chip: &str) -> Machine<'a> {
+pub(crate) fn measured<'a>(bench: &'a Bench, chip: &str) -> Machine<'a> {
     bench.machine(Boot::UefiRaw).measured(chip)
 }
 
@@ -223,7 +304,7 @@ fn after_firmware<'a>(bench: &'a Bench, chip: &str) -> Machine<'a> {
     measured(bench, chip).after_firmware()
 }
 
-fn served(bench: &Bench, vm: Vm) -> Node {
+pub(crate) fn served(bench: &Bench, vm: Vm) -> Node {
     Node::new(vm, Boot::UefiRaw, bench.admin().clone())
 }
 
@@ -239,12 +320,17 @@ fn boot_partition(disk: &Path) -> (File, Vec<u8>) {
 /// Changes a word of the command line of the image on a disk, which is there once.
 fn replace(disk: &Path, from: &[u8], to: &[u8]) {
     let (file, boot) = boot_partition(disk);
-    let places: Vec<_> = memchr::memmem::find_iter(&boot, b"console=ttyS0 quiet ").collect();
+    let at = word_at(&boot, from);
+    file.write_all_at(to, at as u64).expect("a file");
+}
+
+/// Where a word of the command line is, which is there once.
+fn word_at(image: &[u8], word: &[u8]) -> usize {
+    let places: Vec<_> = memchr::memmem::find_iter(image, b"console=ttyS0 quiet ").collect();
     let [at] = places[..] else {
         panic!("{} command lines", places.len());
     };
-    let word = memchr::memmem::find(&boot[at..], from).expect("the word is there");
-    file.write_all_at(to, (at + word) as u64).expect("a file");
+    at + memchr::memmem::find(&image[at..], word).expect("the word is there")
 }
 
 /// Makes the program on a disk another one to firmware, with the same image in it: what its stub measures
@@ -262,25 +348,25 @@ fn set_reserved(disk: &Path, byte: u8) {
 }
 
 /// Waits until the console asks for that, with nobody at it.
-fn asked(vm: &Vm, what: &str) {
+pub(crate) fn asked(vm: &Vm, what: &str) {
     let line = format!("alknet: asks: {what}");
     let waited = vm.wait_for(&line, ASKED_WITHIN);
     waited.unwrap_or_else(|error| panic!("{error}"));
 }
 
 /// Waits until the console said that in one line.
-fn says(vm: &Vm, what: &str) {
+pub(crate) fn says(vm: &Vm, what: &str) {
     let waited = vm.wait_line(what, ASKED_WITHIN);
     waited.unwrap_or_else(|error| panic!("{error}"));
 }
 
 /// Waits until the live console shows that.
-fn shown(vm: &Vm, what: &str) {
+pub(crate) fn shown(vm: &Vm, what: &str) {
     let waited = vm.wait_for_after(Mark::default(), what, DONE_WITHIN);
     waited.unwrap_or_else(|error| panic!("{error}"));
 }
 
-fn type_line(vm: &Vm, line: &str) {
+pub(crate) fn type_line(vm: &Vm, line: &str) {
     let sent = vm.console().send(&format!("{line}\r"));
     sent.unwrap_or_else(|error| panic!("{error}"));
 }

@@ -1,6 +1,7 @@
 //! Joining a hub, with nothing but the binary: invitations, workers that dial out, laptops, and
 //! calls through the hub.
 
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Child;
 
@@ -16,6 +17,10 @@ scopes = ["node:read", "peer:route:*"]
 [[hub.role]]
 name = "caller"
 scopes = ["node:read", "hub:invoke:node"]
+
+[[hub.role]]
+name = "porter"
+scopes = ["hub:invite", "hub:admin"]
 "#;
 
 /// A hub with all of them.
@@ -168,6 +173,19 @@ fn a_worker_that_dialled_out_is_called_through_the_hub() {
     peer(&bench, &hub, &id, "removed");
     let gone = info(admin, &hub.target, &["--peer", &id]);
     assert_eq!(gone.code(), "NOT_FOUND", "{gone:?}");
+
+    // The worker's own administrators are told, and its health is its own.
+    eventually("the worker says that its hub put it out", || {
+        let status = run(admin, &["status", &worker.target]);
+        let info: Value = serde_json::from_str(&status.output).ok()?;
+        let problems = info["problems"].as_array()?.clone();
+        let found = problems.iter().find(|one| one["code"] == "hub-refuses")?;
+        assert!(
+            found["text"].as_str()?.contains("does not take this node"),
+            "{found}"
+        );
+        Some(())
+    });
 }
 
 #[test]
@@ -301,6 +319,144 @@ fn a_token_is_for_one_key_and_for_its_time() {
     // Nobody but those with the scope invites.
     let refused = run(&one, &["hub", "invite", &hub.target]);
     assert_eq!((refused.status, refused.code().as_str()), (4, "FORBIDDEN"));
+}
+
+/// By the join string that it still has, by another that it was given, and by a key of its own making.
+#[test]
+fn a_removed_peer_does_not_let_itself_in_again() {
+    let bench = Bench::new();
+    let hub = Served::start(&bench, "hub", &hub_config(), "0");
+    let count = ["--role", "user", "--count", "5"];
+    let [came_by, unused] = [(); 2].map(|()| invite(&bench, &hub, &count));
+    let [one, two] = ["one", "two"].map(|name| bench.somebody(name));
+    let enroll = |cli: &Cli, join: &str| run(cli, &["enroll", join]);
+    let id = enroll(&one, &came_by).json()["peer_id"].clone();
+    let id = id.as_str().expect("an id");
+    let removed = run(bench.admin(), &["hub", "remove", &hub.target, id]).json();
+    assert_eq!(removed["closed"].as_array().map(Vec::len), Some(1));
+    for (cli, join) in [(&one, &came_by), (&two, &came_by), (&one, &unused)] {
+        let refused = enroll(cli, join);
+        assert_eq!(refused.code(), "ENROLL_INVALID", "{refused:?}");
+    }
+    let open = hub_peers(&bench, &hub)["invitations"].clone();
+    assert_eq!(open.as_array().map(Vec::len), Some(1), "{open}");
+    // The other invitation is good for other keys, and a newer one for this key.
+    assert_eq!(enroll(&two, &unused).status, 0);
+    let newer = invite(&bench, &hub, &count);
+    assert_eq!(enroll(&one, &newer).json()["peer_id"], id);
+}
+
+/// Whoever may invite, or let in by hand, makes nobody more than they are, and themselves least of all.
+#[test]
+fn nobody_gives_a_role_that_holds_more_than_they_do() {
+    let bench = Bench::new();
+    let config = hub_config().replace("enabled = true", "enabled = true\nenroll = \"approve\"");
+    let hub = Served::start(&bench, "hub", &config, "0");
+    let [porter, other] = ["porter", "other"].map(|name| bench.somebody(name));
+    let join = invite(&bench, &hub, &["--role", "porter"]);
+    run(&porter, &["enroll", &join]).json();
+    for (role, status) in [("worker", 0), ("porter", 0), ("user", 4), ("caller", 4)] {
+        let answer = run(&porter, &["hub", "invite", &hub.target, "--role", role]);
+        assert_eq!(answer.status, status, "{role}: {answer:?}");
+    }
+    let approve = [
+        "hub",
+        "approve",
+        &hub.target,
+        &other.identity(),
+        "--role",
+        "user",
+    ];
+    let refused = run(&porter, &approve);
+    assert_eq!((refused.status, refused.code().as_str()), (4, "FORBIDDEN"));
+}
+
+/// A peer that is about to be removed, or to lose its rights, makes invitations for keys of its own.
+#[test]
+fn an_invitation_ends_with_who_made_it() {
+    let bench = Bench::new();
+    let hub = Served::start(&bench, "hub", &hub_config(), "0");
+    let [porter, one, two] = ["porter", "one", "two"].map(|name| bench.somebody(name));
+    let join = invite(&bench, &hub, &["--role", "porter"]);
+    let id = run(&porter, &["enroll", &join]).json()["peer_id"].clone();
+    let invited = |role: &str| {
+        let words = ["hub", "invite", &hub.target, "--role", role, "--count", "5"];
+        let join = run(&porter, &words).json()["join"]
+            .as_str()
+            .map(str::to_owned);
+        join.expect("a join string")
+    };
+    let [of_porter, of_worker] = ["porter", "worker"].map(invited);
+    assert_eq!(run(&one, &["enroll", &of_worker]).status, 0);
+    // It may not make anybody a porter any more, so its invitation does not either.
+    let fewer = invite(&bench, &hub, &["--role", "user"]);
+    assert_eq!(run(&porter, &["enroll", &fewer]).status, 0);
+    let refused = run(&two, &["enroll", &of_porter]);
+    assert_eq!(refused.code(), "ENROLL_INVALID", "{refused:?}");
+    let id = id.as_str().expect("an id");
+    let removed = run(bench.admin(), &["hub", "remove", &hub.target, id]).json();
+    assert_eq!(removed["peer_id"], id);
+    for join in [&of_porter, &of_worker] {
+        let refused = run(&two, &["enroll", join]);
+        assert_eq!(refused.code(), "ENROLL_INVALID", "{refused:?}");
+    }
+}
+
+/// A request that two hubs pass to each other, neither of which says for whom it asks.
+#[test]
+fn hubs_that_forward_to_each_other_stop() {
+    const HOPS_MAX: usize = 4;
+    let bench = Bench::new();
+    let ports = [(); 2].map(|()| {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        listener.local_addr().expect("it is bound").port()
+    });
+    let names = ["one", "two"];
+    // Each is to know the other's key, which a node makes when it is first served.
+    let keys = names.map(|name| {
+        let served = Served::start(&bench, name, "", "0");
+        let key = served.key().to_owned();
+        served.stop();
+        key
+    });
+    let scopes = "[\"node:read\", \"hub:invoke:hub\", \"hub:invoke:node\"]";
+    let (known, ports) = (
+        format!("scopes = {scopes}\n"),
+        ports.map(|port| port.to_string()),
+    );
+    let hub = "[hub]\nenabled = true\ndisclose = \"none\"\n";
+    let join = format!(
+        "{hub}[[join]]\nname = \"two\"\naddress = \"127.0.0.1:{}\"\nkey = \"{}\"\n{known}",
+        ports[1], keys[1]
+    );
+    let peers = format!(
+        "{hub}[[peers]]\npeer_id = \"one\"\nkeys = [\"{}\"]\n{known}",
+        keys[0]
+    );
+    // One connection is enough for both ways.
+    let _two = Served::start(&bench, "two", &peers, &ports[1]);
+    let one = Served::start(&bench, "one", &join, &ports[0]);
+    // From the first to the second, back, and so on, and at the end `node/info`.
+    let passed_on = |times: usize| {
+        let mut call = ("node/info", Value::Null);
+        for n in (0..times).rev() {
+            let (operation, input) = call;
+            let peer = names[(n + 1) % 2];
+            let input = json!({ "peer": peer, "operation": operation, "input": input });
+            call = ("hub/invoke", input);
+        }
+        bench.admin().call(&one.target, call.0, &call.1, &[])
+    };
+    eventually("a call that is passed on", || {
+        (passed_on(1).status == 0).then_some(())
+    });
+    for times in 1..=HOPS_MAX {
+        let answer = passed_on(times);
+        assert_eq!(answer.json()["identity"], keys[times % 2], "{times}");
+    }
+    let refused = passed_on(HOPS_MAX + 1);
+    assert_eq!(refused.code(), "FORBIDDEN", "{refused:?}");
+    assert!(refused.errors.contains("passed on 4 times"), "{refused:?}");
 }
 
 #[test]

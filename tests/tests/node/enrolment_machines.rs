@@ -1,11 +1,20 @@
 //! A hub and a worker, both booted machines: the worker joins by its configuration, is called through
-//! the hub, comes back after the hub was reset, changes its key, and is put out.
+//! the hub, comes back after the hub was reset, changes its key, and is put out. Meanwhile a script on the hub calls
+//! the worker, a client gives that up, the hub's configuration is replaced under load, and the worker restarts with a
+//! call under way.
 //!
 //! Each is behind a network of its own, as behind NAT: the worker reaches the hub at the address of
 //! its gateway, and nobody but its administrator reaches the worker.
 
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
 use alknet_qemu::Disk;
-use alknet_tests::{Answer, Bench, Boot, HUB, Node, eventually};
+use alknet_tests::{Answer, Bench, Boot, Cli, HUB, Node, eventually};
+use futures_util::future::join_all;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 /// Where a machine on QEMU's network finds the host, and so the ports of the other machine.
@@ -16,13 +25,23 @@ const DATA_BYTES: u64 = 1 << 30;
 /// The machine that joins.
 const WORKER: &str = "kitchen";
 
+/// What the worker lets its hub do.
+const GRANTED: &str = "scopes = [\"node:read\", \"runtime:debug\"]";
+
+/// Calls that are under way at the same time while the hub's configuration is replaced.
+const AT_ONCE: usize = 8;
+
+fn document(bench: &Bench, name: &str, config: &str) -> String {
+    format!(
+        "[node]\nname = \"{name}\"\nadmin_keys = [\"{}\"]\n{config}",
+        bench.admin().identity()
+    )
+}
+
 /// A machine with a data disk of its own.
 fn boot(bench: &Bench, name: &str, config: &str) -> Node {
     let disk = Disk::file(bench.disk(name, DATA_BYTES)).data();
-    let document = format!(
-        "[node]\nname = \"{name}\"\nadmin_keys = [\"{}\"]\n{config}",
-        bench.admin().identity()
-    );
+    let document = document(bench, name, config);
     // The worker changes its key, which one that is derived from words cannot; the hub needs no vault.
     let machine = bench.machine(Boot::Q35Initramfs).config(document).plain();
     // Two emulated machines are slow enough for the kernel to find its timer broken, and to stop.
@@ -33,6 +52,23 @@ fn boot(bench: &Bench, name: &str, config: &str) -> Node {
 fn run(bench: &Bench, words: &[&str]) -> Answer {
     let admin = bench.admin();
     admin.run(admin.command(words))
+}
+
+/// A join string that is good for five keys, for a hub at this address.
+fn invite(bench: &Bench, hub: &Node, address: &str) -> String {
+    let target = hub.target();
+    let words = [
+        "hub",
+        "invite",
+        &target,
+        "--count",
+        "5",
+        "--address",
+        address,
+    ];
+    let invited = run(bench, &words);
+    let join = invited.json()["join"].as_str().map(str::to_owned);
+    join.unwrap_or_else(|| panic!("no join string: {invited:?}"))
 }
 
 /// The one peer of the hub, once it is in this state.
@@ -67,19 +103,125 @@ fn reached(hub: &Node, key: &str) {
     });
 }
 
+/// Waits until so many scripts run there.
+fn scripts_run(node: &Node, count: usize) {
+    eventually(&format!("{count} scripts that run"), || {
+        let listed = node.call("runtime/sessions", &json!({}));
+        let sessions = listed["sessions"].as_array().cloned().unwrap_or_default();
+        let running = sessions.iter().filter(|it| it["state"] == "running");
+        (running.count() == count).then_some(())
+    });
+}
+
+/// A script on the hub calls operations of the worker, as far as the worker lets the hub.
+fn a_script_of_the_hub_calls_the_worker(hub: &Node, worker: &Node, id: &str) {
+    let source = format!(
+        "const there = {{ peer: '{id}' }};
+         const {{ identity }} = await ops.call('node/info', {{}}, there);
+         const sum = await ops.call('runtime/eval', {{ source: 'export default 6 * 7' }}, there);
+         let refused = 'nothing';
+         try {{ await ops.call('node/reboot', null, there); }} catch (error) {{ refused = error.code; }}
+         export default {{ identity, sum: sum.value, refused }}"
+    );
+    let ran = hub.call("runtime/eval", &json!({ "source": source }));
+    let expected = json!({
+        "identity": worker.identity(), "sum": 42, "refused": "NOT_FOUND",
+    });
+    assert_eq!(ran["value"], expected, "{ran}");
+}
+
+/// A client gives up what it asked of the hub, which asked the worker: the script on the third machine ends.
+fn what_is_given_up_ends_on_the_third_machine(bench: &Bench, hub: &Node, worker: &Node, id: &str) {
+    let limits = json!({ "wall_ms": 600_000 });
+    let there = json!({
+        "source": "await new Promise(() => setTimeout(() => {}, 1e6))", "limits": limits,
+    });
+    let here = format!(
+        "export default await ops.call('runtime/eval', {there}, {{ peer: '{id}', timeoutMs: 500000 }})"
+    );
+    let input = json!({ "source": here, "limits": limits }).to_string();
+    let mut call = bench.admin().command(&["call", "--timeout", "600"]);
+    call.args([&hub.target(), "runtime/eval", &input]);
+    let call = call.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    let mut call = call.expect("the binary can be started");
+    scripts_run(worker, 1);
+    scripts_run(hub, 1);
+    let pid = Pid::from_raw(call.id().cast_signed());
+    kill(pid, Signal::SIGINT).expect("it was not waited for yet");
+    let ended = call.wait().expect("it is our child");
+    assert!(!ended.success(), "{ended}");
+    scripts_run(worker, 0);
+    scripts_run(hub, 0);
+}
+
+/// The hub's configuration is replaced again and again while it passes calls on to the worker: each is answered.
+fn no_call_is_lost_while_the_hub_is_configured(bench: &Bench, hub: &Node) {
+    let input = json!({ "peer": "kitchen", "operation": "node/info" });
+    let stop = AtomicBool::new(false);
+    let (applied, answered) = thread::scope(|scope| {
+        let calling = scope.spawn(|| {
+            let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+            runtime.block_on(async {
+                let (_dialer, client) = hub.client().await.expect("it serves");
+                let mut answered = 0;
+                while !stop.load(Ordering::SeqCst) {
+                    let calls = (0..AT_ONCE).map(|_| client.call("hub/invoke", &input));
+                    for answer in join_all(calls).await {
+                        answer.unwrap_or_else(|error| panic!("after {answered}: {error}"));
+                        answered += 1;
+                    }
+                }
+                answered
+            })
+        });
+        let file = bench.path().join("attic.toml");
+        let applied: Vec<_> = ["debug", "info", "debug", "info"]
+            .map(|level| {
+                let document =
+                    document(bench, "attic", HUB) + &format!("[log]\nlevel = \"{level}\"\n");
+                std::fs::write(&file, document).expect("the folder is ours");
+                let path = file.display().to_string();
+                run(bench, &["config", "apply", &hub.target(), &path])
+            })
+            .into();
+        stop.store(true, Ordering::SeqCst);
+        (applied, calling.join())
+    });
+    for answer in &applied {
+        assert_eq!(answer.status, 0, "{answer:?}");
+    }
+    let answered = answered.expect("every call was answered");
+    assert!(answered >= applied.len() * AT_ONCE, "{answered} calls");
+}
+
+/// The worker is told to restart while it works for somebody on the third machine, who is answered first.
+fn what_the_worker_accepted_is_answered_before_it_restarts(hub: &Node, worker: &mut Node) {
+    let mark = worker.vm().console().mark();
+    let slow = "await new Promise((done) => setTimeout(done, 5000)); export default 6 * 7";
+    let answer = thread::scope(|scope| {
+        let calling = scope.spawn(|| {
+            let input = json!({ "source": slow });
+            hub.try_call("runtime/eval", &input, &["--peer", "kitchen"])
+        });
+        scripts_run(worker, 1);
+        worker.call("node/reboot", &Value::Null);
+        calling.join().expect("no panic")
+    });
+    assert_eq!(answer.json()["value"], 42);
+    worker.wait_ready(mark);
+}
+
 #[test]
 fn a_worker_machine_joins_a_hub_machine_and_stays_the_same_peer() {
     let bench = Bench::new();
     let mut hub = boot(&bench, "attic", HUB);
     let address = format!("{GATEWAY}:{}", hub.address().port());
-    let invited = run(
-        &bench,
-        &["hub", "invite", &hub.target(), "--address", &address],
-    );
-    let join = invited.json()["join"].as_str().map(str::to_owned);
-    let join = join.unwrap_or_else(|| panic!("no join string: {invited:?}"));
+    let from_host = hub.address().to_string();
+    // The worker has one, a laptop that is to be removed as well another, and a third is kept.
+    let join = invite(&bench, &hub, &address);
+    let [of_laptop, unused] = [(); 2].map(|()| invite(&bench, &hub, &from_host));
 
-    let config = format!("[[join]]\ncode = \"{join}\"\n");
+    let config = format!("[[join]]\ncode = \"{join}\"\n{GRANTED}\n");
     let mut worker = boot(&bench, WORKER, &config);
     let enrolled = peer(&bench, &hub, "ready");
     assert_eq!(enrolled["name"], "kitchen");
@@ -101,6 +243,10 @@ fn a_worker_machine_joins_a_hub_machine_and_stays_the_same_peer() {
     );
     reached(&hub, worker.identity());
 
+    a_script_of_the_hub_calls_the_worker(&hub, &worker, &id);
+    what_is_given_up_ends_on_the_third_machine(&bench, &hub, &worker, &id);
+    no_call_is_lost_while_the_hub_is_configured(&bench, &hub);
+
     // The worker changes its key: the hub knows before it is used, and it is used after a restart.
     let before = worker.identity().to_owned();
     let rotated = worker.call("node/rotate-key", &Value::Null);
@@ -121,10 +267,7 @@ fn a_worker_machine_joins_a_hub_machine_and_stays_the_same_peer() {
     assert!(codes.contains(&json!("node-key-waits")), "{codes:?}");
     let new = rotated["new_key"].as_str().expect("a key").to_owned();
     reached(&hub, &before);
-    let mark = worker.vm().console().mark();
-    let reset = worker.vm().reset_button();
-    reset.unwrap_or_else(|error| panic!("{error}"));
-    worker.wait_ready(mark);
+    what_the_worker_accepted_is_answered_before_it_restarts(&hub, &mut worker);
     assert_eq!(worker.identity(), new);
     reached(&hub, &new);
     let same = peer(&bench, &hub, "ready");
@@ -149,6 +292,28 @@ fn a_worker_machine_joins_a_hub_machine_and_stays_the_same_peer() {
     });
     assert_eq!(through(&hub), None);
     peer(&bench, &hub, "removed");
+
+    // A removal outlives every invitation made before it: the one that the peer came by, with its key
+    // and with another, and one that it never used. Each is good for five keys.
+    let (laptop, other) = (bench.somebody("laptop"), bench.somebody("other"));
+    let enroll = |cli: &Cli, join: &str| cli.run(cli.command(&["enroll", join]));
+    let joined = enroll(&laptop, &of_laptop).json();
+    let id = joined["peer_id"].as_str().expect("an id");
+    let removed = run(&bench, &["hub", "remove", &hub.target(), id]).json();
+    assert_eq!(removed["closed"].as_array().map(Vec::len), Some(1));
+    for (cli, join) in [
+        (&laptop, &of_laptop),
+        (&other, &of_laptop),
+        (&laptop, &unused),
+    ] {
+        let refused = enroll(cli, join);
+        assert_eq!(refused.code(), "ENROLL_INVALID", "{refused:?}");
+    }
+    assert_eq!(enroll(&other, &unused).status, 0, "it was never removed");
+    assert_eq!(
+        enroll(&laptop, &invite(&bench, &hub, &from_host)).json()["peer_id"],
+        id
+    );
     worker.end();
     hub.end();
 }

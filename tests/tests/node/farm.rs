@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use alknet_call::limits::CALL_TIMEOUT_DEFAULT;
 use alknet_call::{
     ALPN, CallClient, CallConnection, CallError, CallHandler, CompositionAuthority, Ctx,
     Dispatcher, ErrorCode, HandlerKind, ImportOptions, InvokeOptions, OnAbort, OperationSpec,
@@ -27,12 +28,16 @@ use tokio::sync::{Notify, watch};
 const CARRIAGES: [Carriage; 2] = [Carriage::Quic, Carriage::Tcp];
 const WORKERS: [&str; 3] = ["w1", "w2", "w3"];
 
+/// How long anything may take: less than the deadline that a call has by itself, whose end would pass for an abort.
+const SOON: Duration = Duration::from_secs(20);
+const SOON_MAX: Duration = Duration::from_secs(CALL_TIMEOUT_DEFAULT.as_secs() - 5);
+
 /// A test that hangs fails instead, and says where.
 #[track_caller]
 fn soon<F: Future>(future: F) -> impl Future<Output = F::Output> {
     let at = Location::caller();
     async move {
-        let done = tokio::time::timeout(deadline(Duration::from_secs(60)), future).await;
+        let done = tokio::time::timeout(deadline(SOON).min(SOON_MAX), future).await;
         done.unwrap_or_else(|_| panic!("nothing happened at {at}"))
     }
 }

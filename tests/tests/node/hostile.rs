@@ -6,9 +6,9 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use alknet_core::{Carriage, CloseReason, Connection, StreamError};
+use alknet_core::{Carriage, CloseReason, Connection, StreamCode, StreamError};
 use alknet_endpoint::{DialError, Dialer, Target};
-use alknet_test_support::deadline;
+use alknet_test_support::{deadline, is_campaign, took};
 use alknet_tests::{Bench, Boot, Cli, HostNode, wire};
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
@@ -38,8 +38,7 @@ const CARRIAGES: [Carriage; 2] = [Carriage::Quic, Carriage::Tcp];
 
 /// Campaigns run for longer than continuous integration has time for.
 fn count(few: usize, many: usize) -> usize {
-    let full = std::env::var("ALKNET_SOAK").is_ok_and(|count| count == "full");
-    if full { many } else { few }
+    if is_campaign() { many } else { few }
 }
 
 async fn within<T>(work: impl Future<Output = T>) -> T {
@@ -368,6 +367,48 @@ async fn hostile_frames_of_somebody_known() {
     site.serves();
 }
 
+/// Few at a time, so that none has to prove its address before.
+#[tokio::test(flavor = "multi_thread")]
+async fn quic_handshakes_are_charged_without_retry() {
+    const BURST: usize = 5;
+    const DIALLED: usize = 40;
+    let bench = Bench::new();
+    let limits = format!("[limits]\nhandshake_burst = {BURST}\nhandshakes_per_second = 1\n");
+    let node = bench.host_with(&limits);
+    let site = Site {
+        admin: bench.admin(),
+        target: node.target().to_owned(),
+    };
+    // A known peer pays nothing, and leaves no credit that others could use.
+    let admin = Dialer::new(Some(key_of(bench.admin())));
+    for _ in 0..DIALLED {
+        answers(&site.dial(&admin, Carriage::Quic).await).await;
+    }
+    let stranger = Dialer::new(Some(key()));
+    let mut served = 0;
+    for _ in 0..DIALLED {
+        let target = site.parsed();
+        let dialled = within(stranger.dial_over(Carriage::Quic, &target, CALL)).await;
+        if let Ok(connection) = dialled {
+            served += usize::from(is_answered(&connection).await);
+        }
+    }
+    // A slow machine earns some back meanwhile.
+    assert!((1..DIALLED).contains(&served), "{served} of {DIALLED}");
+    let refused = &site.info(&[])["endpoint"]["handshakes_refused"];
+    assert!(refused.as_u64() > Some(0), "{refused}");
+}
+
+/// Whether the node answers what anybody may ask.
+async fn is_answered(connection: &Connection) -> bool {
+    let Ok((mut send, mut recv)) = wire::stream(connection).await else {
+        return false;
+    };
+    let request = wire::request("1", "services/list", &Value::Null);
+    let asked = send.write_chunk(request.into()).await.is_ok();
+    asked && matches!(within(recv.read_chunk(1)).await, Ok(Some(_)))
+}
+
 /// An id in flight cannot be used again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reused_id_ends_in_code_5() {
@@ -383,8 +424,32 @@ async fn a_reused_id_ends_in_code_5() {
     site.serves();
 }
 
-/// A frame that begins and never ends is given up after half a minute, on either carriage; so is
-/// a stranger on TCP who connects and asks nothing.
+/// Waits for the end of `what`, which in a campaign comes a second after its time at the latest.
+async fn timed<T>(what: &str, patience: Duration, end: impl Future<Output = T>) -> T {
+    let began = Instant::now();
+    let end = end.await;
+    let most = patience + Duration::from_secs(1);
+    took(&format!("{what} is ended"), most, began.elapsed());
+    end
+}
+
+/// Begins a request every second, and gives it up, until the node ends the connection: bytes that ask nothing.
+async fn begins_and_gives_up(connection: &Connection) -> CloseReason {
+    let every = Duration::from_secs(1);
+    loop {
+        if let Ok(reason) = tokio::time::timeout(every, connection.closed()).await {
+            return reason;
+        }
+        if let Ok((mut send, _recv)) = wire::stream(connection).await {
+            send.write_chunk(bytes::Bytes::from_static(&[0])).await.ok();
+            send.reset(StreamCode::Cancelled);
+        }
+    }
+}
+
+/// A frame that begins and never ends is given up after half a minute, on either carriage; so is, after
+/// three quarters of one, an unknown peer who connects and asks nothing. On QUIC it may keep the connection
+/// open, as the dialer does.
 #[tokio::test(flavor = "multi_thread")]
 async fn half_open_streams_end_in_code_8() {
     let bench = Bench::new();
@@ -394,11 +459,20 @@ async fn half_open_streams_end_in_code_8() {
     let dial = |carriage| site.dial(&dialer, carriage);
     let (quic, tcp) = (dial(Carriage::Quic).await, dial(Carriage::Tcp).await);
     let silent = dial(Carriage::Tcp).await;
+    let kept_open = dial(Carriage::Quic).await;
+    let busy = dial(Carriage::Quic).await;
+    let (frame, stranger) = (Duration::from_secs(30), Duration::from_secs(45));
     let all = async {
         tokio::join!(
-            send(&quic, half, false),
-            send(&tcp, half, false),
-            send(&silent, b"", false)
+            timed("half a frame over QUIC", frame, send(&quic, half, false)),
+            timed("half a frame over TCP", frame, send(&tcp, half, false)),
+            timed("silence over TCP", stranger, send(&silent, b"", false)),
+            timed("silence over QUIC", stranger, kept_open.closed()),
+            timed(
+                "bytes that ask nothing",
+                stranger,
+                begins_and_gives_up(&busy)
+            )
         )
     };
     let served = async {
@@ -407,8 +481,18 @@ async fn half_open_streams_end_in_code_8() {
         site.serves();
     };
     let (ended, ()) = within(async { tokio::join!(all, served) }).await;
-    assert_eq!(ended, (Ended::Reset(TIMEOUT), Ended::Closed, Ended::Closed));
-    answers(&quic).await;
+    let (of_quic, of_tcp, of_silent, of_kept_open, of_busy) = ended;
+    assert_eq!(
+        (of_quic, of_tcp, of_silent),
+        (Ended::Reset(TIMEOUT), Ended::Closed, Ended::Closed)
+    );
+    for reason in [of_kept_open, of_busy] {
+        assert!(
+            matches!(reason, CloseReason::Peer(Some(TIMEOUT), _)),
+            "{reason:?}"
+        );
+    }
+    answers(&dial(Carriage::Quic).await).await;
     site.serves();
 }
 

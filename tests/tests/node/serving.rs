@@ -4,8 +4,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use alknet_tests::{Answer, Bench, Boot, Cli, Node, binary};
+use alknet_test_support::deadline;
+use alknet_tests::{Answer, Bench, Boot, Cli, HostNode, Node, binary};
 use serde_json::{Value, json};
 
 /// What every node offers its administrator.
@@ -368,6 +370,54 @@ fn a_host_keeps_its_identity_and_leaves_no_trace_of_running() {
     let gone = run(&Cli::new(state.clone()), &["status"]);
     assert_eq!((gone.status, gone.code().as_str()), (3, "UNAVAILABLE"));
     assert!(serve().target.starts_with(&key));
+}
+
+/// Both would serve with one key, and each would write over what the other keeps.
+#[test]
+fn a_second_process_on_the_folder_of_a_node_is_refused_by_the_first_s_number() {
+    let bench = Bench::new();
+    let node = bench.host();
+    let state = Cli::new(node.state().to_owned());
+    for verb in [&["serve"][..], &["tensor", "serve", "."]] {
+        let mut command = state.command(verb);
+        command.args(["--listen", "127.0.0.1", "--port", "0"]);
+        command.current_dir(bench.path());
+        let second = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+        let mut second = second.expect("it starts");
+        let ended = ends(&mut second);
+        // One that serves has to be stopped, and fails the test.
+        second.kill().ok();
+        let said = second.wait_with_output().expect("it is our child").stderr;
+        let said = String::from_utf8_lossy(&said).into_owned();
+        assert_eq!(ended, Some(2), "{verb:?}: {said}");
+        assert!(
+            said.contains(&format!("process {} ", node.pid())),
+            "{verb:?}: {said}"
+        );
+        // What 'alknet status' finds it by is the first one's still.
+        let found = std::fs::read_to_string(node.state().join("serve.json")).expect("it serves");
+        let found: Value = serde_json::from_str(&found).expect("JSON");
+        assert_eq!(found["pid"], node.pid(), "{verb:?}");
+        assert_eq!(found["target"], node.target(), "{verb:?}");
+        assert!(node.call("node/info", &null())["identity"].is_string());
+    }
+    let folder = node.state().to_owned();
+    drop(node);
+    // The lock is the process's, and not the file's.
+    assert!(folder.join("serve.lock").exists());
+    drop(HostNode::start(&folder, bench.admin()));
+}
+
+/// Its exit status, unless it goes on.
+fn ends(child: &mut std::process::Child) -> Option<i32> {
+    let until = Instant::now() + deadline(Duration::from_secs(20));
+    while Instant::now() < until {
+        if let Some(status) = child.try_wait().expect("it is our child") {
+            return status.code();
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    None
 }
 
 #[test]

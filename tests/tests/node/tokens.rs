@@ -153,6 +153,81 @@ async fn nobody_makes_a_token_with_more_than_they_hold() {
     );
 }
 
+/// An administrator who is about to be taken off the list makes a token, and a token that is about to be taken
+/// back another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_ends_with_who_made_it() {
+    let bench = Bench::new();
+    let (admin, second) = (bench.admin(), bench.somebody("second"));
+    let config = format!("[node]\nadmin_keys = [\"{}\"]\n", second.identity());
+    let list = ["--scope", "peer:list"];
+    let of_second = {
+        let node = bench.host_with(&config);
+        let (of_second, _) = made(&second, &node, &list);
+        let (maker, maker_id) = made(admin, &node, &["--scope", "admin", "--scope", "peer:list"]);
+        let (_dialer, _connection, client) = stranger(&node).await;
+        let options = CallOptions {
+            auth_token: Some(maker),
+            ..CallOptions::default()
+        };
+        let input = json!({ "scopes": ["peer:list"] });
+        let child = client.call_with("token/make", &input, &options).await;
+        let child = child.expect("it may").value()["token"]
+            .as_str()
+            .expect("a token")
+            .to_owned();
+        let ask = async |token: &str| code(&client, token, "peer/list", &Value::Null).await;
+        assert_eq!(
+            (ask(&of_second).await, ask(&child).await),
+            ("ok".into(), "ok".into())
+        );
+        token(admin, "revoke", &node, &[&maker_id]).json();
+        assert_eq!(ask(&child).await, "UNAUTHENTICATED");
+        assert_eq!(ask(&of_second).await, "ok");
+        of_second
+    };
+    // Another document, without the second one.
+    let node = bench.host_with("");
+    let (_dialer, _connection, client) = stranger(&node).await;
+    let asked = code(&client, &of_second, "peer/list", &Value::Null).await;
+    assert_eq!(asked, "UNAUTHENTICATED");
+    let left = token(admin, "list", &node, &[]).json();
+    let left = left["tokens"].as_array().expect("a list");
+    let gone: Vec<_> = left.iter().map(|one| &one["maker_gone"]).collect();
+    assert_eq!(gone, [&json!(true)], "{left:?}");
+}
+
+/// A token of the least scope is enough to connect as somebody known.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_least_token_keeps_no_administrator_out() {
+    const PLACES: usize = 32;
+    let bench = Bench::new();
+    let limits = format!(
+        "[limits]\nconnections = {PLACES}\nhandshake_burst = 1000\nhandshakes_per_second = 1000\n"
+    );
+    let (node, admin) = (bench.host_with(&limits), bench.admin());
+    let (least, _) = made(admin, &node, &["--scope", "metrics:read"]);
+    let least = AuthToken::new(least);
+    let target: Target = node.target().parse().expect("a target");
+    let dialer = Dialer::new(None);
+    let (mut kept, mut in_it) = (Vec::new(), 0);
+    for _ in 0..PLACES * 3 {
+        // Those that find no place are ended.
+        let Ok(connection) = dialer.dial_over(Carriage::Tcp, &target, ALPN).await else {
+            continue;
+        };
+        let client = CallClient::without_operations().attach(connection, None);
+        in_it += usize::from(client.authenticate(&least).await.is_ok());
+        kept.push(client);
+    }
+    assert!(in_it >= PLACES / 2, "{in_it} got in");
+    for carriage in ["quic", "tcp"] {
+        let more = ["--carriage", carriage];
+        let info = admin.call(node.target(), "node/info", &Value::Null, &more);
+        assert_eq!(info.status, 0, "{carriage}: {info:?}");
+    }
+}
+
 #[test]
 fn tokens_outlive_the_node_and_those_of_the_configuration_are_its_own() {
     let bench = Bench::new();

@@ -10,7 +10,7 @@ use alknet_call::{ALPN, Body, CallClient, CallError, CallOptions};
 use alknet_core::AuthToken;
 use alknet_endpoint::{Dialer, Target};
 use alknet_test_support::eventually;
-use alknet_tests::{Bench, Cli, serve};
+use alknet_tests::{Bench, Cli, curl, serve};
 use alknet_tls::NodeKey;
 use data_encoding::{BASE64, HEXLOWER};
 use serde_json::{Value, json};
@@ -153,12 +153,18 @@ async fn log_metrics_and_problems_of_a_node_hold_no_secret() {
     // What cannot be served is a problem, and what is served says until when.
     let info = served.wait_for_problems();
     let problem = &info["problems"][0];
-    assert_eq!(problem["code"], "tls_cert_reload_failed", "{info:#}");
+    assert_eq!(problem["code"], "tls-cert-reload-failed", "{info:#}");
     let text = problem["text"].as_str().unwrap_or_default();
     assert!(
         text.contains("bad.test.pem") && problem["hint"] != "",
         "{info:#}"
     );
+
+    // The code alone, to those who need not be anybody.
+    let (_, address) = served.target.split_once('@').expect("where it serves");
+    let health = curl(&format!("https://{address}/healthz"), &[]);
+    let said = (health.status, health.text());
+    assert_eq!(said, (503, "degraded: tls-cert-reload-failed\n".to_owned()));
 
     let stranger = served.bench.somebody("stranger");
     let refused = stranger.call(&served.target, "node/metrics", &Value::Null, &[]);

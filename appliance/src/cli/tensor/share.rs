@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,7 +12,7 @@ use clap::Args;
 
 use super::super::serve::ServeArgs;
 use super::super::{Exit, Failure, output, serve};
-use crate::node::{ServeFile, tensor_store};
+use crate::node::{StateLock, tensor_store};
 
 /// How the names of tensor files end.
 const ENDINGS: [&str; 2] = ["mt", "safetensors"];
@@ -39,7 +38,8 @@ struct Shared {
 /// Fills the store, then serves until it is told to stop.
 pub(super) fn run(args: ShareArgs, json: bool) -> Result<Exit, Failure> {
     let state_dir = args.serve.state_dir()?;
-    alone(&state_dir)?;
+    // Two that write to one store would not know of each other.
+    let lock = StateLock::take(&state_dir)?;
     let store = tensor_store(&state_dir).map_err(|error| of_serve(&state_dir, &error))?;
     let shared = share(&store, &args.folder)?;
     drop(store);
@@ -47,25 +47,7 @@ pub(super) fn run(args: ShareArgs, json: bool) -> Result<Exit, Failure> {
         let Shared { files, unchanged } = shared;
         output::line(&format!("{files} files, {unchanged} of them as before"))?;
     }
-    serve::run(args.serve, json)
-}
-
-/// Two that write to one store would not know of each other.
-fn alone(state_dir: &Path) -> Result<(), Failure> {
-    match ServeFile::read(state_dir) {
-        Ok(file) if Path::new("/proc").join(file.pid.to_string()).exists() => {
-            Err(Failure::usage(format!(
-                "process {} serves from {} already: store files there with tensor/put, or give \
-                 another --state",
-                file.pid,
-                state_dir.display()
-            )))
-        }
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(Failure::local(format!(
-            "{error}; delete it if no node serves from there"
-        ))),
-        Ok(_) | Err(_) => Ok(()),
-    }
+    serve::run_locked(args.serve, lock, json)
 }
 
 /// Puts every tensor file below a folder into the store.
@@ -172,19 +154,6 @@ mod tests {
             .flat("a", Dtype::U8, &[3], content.into())
             .expect("it fits");
         writer.save().expect("writable");
-    }
-
-    #[test]
-    fn a_node_that_may_serve_from_there_is_not_overlooked() {
-        let folder = tempfile::tempdir().expect("writable");
-        assert!(alone(folder.path()).is_ok());
-        let file = folder.path().join("serve.json");
-        let own = format!("{{\"pid\":{},\"target\":\"x\"}}", std::process::id());
-        fs::write(&file, own).expect("writable");
-        assert_eq!(alone(folder.path()).expect_err("we").exit, Exit::Usage);
-        fs::write(&file, "{").expect("writable");
-        let error = alone(folder.path()).expect_err("nobody knows");
-        assert!(error.message.contains("serve.json"), "{error}");
     }
 
     #[test]

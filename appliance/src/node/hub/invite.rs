@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use alknet_call::{Body, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, Registration};
-use alknet_core::PeerAddr;
+use alknet_core::{Identity, PeerAddr};
 use alknet_hub::{
     ADDRESSES_MAX, Invitation, InviteError, JoinCode, JoinError, NamePattern, TokenKind,
 };
@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::Hub;
 use crate::node::facts;
+use crate::node::people::nobody;
 
 /// Life of a token unless asked for another, in seconds.
 const TTL_S: u64 = 3600;
@@ -79,18 +80,17 @@ pub(super) fn invite(hub: Hub) -> Registration {
     let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
         let hub = hub.clone();
         async move {
-            let made_by = ctx.identity().map(|who| who.id.to_string());
-            hub.invite(input.parse()?, made_by.unwrap_or_default())
-                .await
+            let who = ctx.identity().ok_or_else(nobody)?;
+            hub.invite(input.parse()?, who).await
         }
     });
     Registration::new(spec, handler)
 }
 
 impl Hub {
-    async fn invite(&self, input: Input, made_by: String) -> Result<Value, CallError> {
+    async fn invite(&self, input: Input, who: &Identity) -> Result<Value, CallError> {
         let addresses = self.addresses(&input.addresses)?;
-        let mut role = self.role(&input.role)?;
+        let mut role = self.role_from(&input.role, who)?;
         role.labels.extend(input.labels);
         if let Some(names) = &input.names {
             let [first, last] = input.numbers.unwrap_or(NUMBERS);
@@ -105,7 +105,8 @@ impl Hub {
                 count => TokenKind::Many(count),
             },
             ttl_s: input.ttl_s.unwrap_or(TTL_S),
-            made_by,
+            made_by: who.id.to_string(),
+            made_by_key: self.people.identities.entries().admin_key(&who.id),
         };
         let hub = self.key()?;
         let made = self.desk.invite(invitation, self.clock.now_s()).await;
@@ -189,6 +190,7 @@ fn of_invite(error: &InviteError) -> CallError {
         InviteError::Name(_) | InviteError::Ttl | InviteError::Uses => {
             CallError::invalid_input(message)
         }
+        InviteError::Maker => CallError::new(ErrorCode::Forbidden, message),
         InviteError::Clock => CallError::new(ErrorCode::Unavailable, message),
         InviteError::TooMany => CallError::new(ErrorCode::Overloaded, message),
         _ => CallError::internal(message),

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use alknet_call::{CallError, Disclose, Dispatcher, ErrorCode, ImportOptions, RegistryBuilder};
 use alknet_core::config::{HubDisclose, HubEnroll, HubSection, NodeConfig};
-use alknet_core::{Clock, PeerKey};
+use alknet_core::{Clock, Identity, PeerKey};
 use alknet_hub::{Desk, EnrolError, EnrolHandler, EnrolMode, HubCard, Policy, Role};
 
 use super::facts::{self, About, SharedFacts};
@@ -127,6 +127,16 @@ impl Hub {
             role.labels = known.labels.clone();
         }
         Ok(role)
+    }
+
+    /// The same where `who` may make somebody that: nobody gives what they do not hold.
+    fn role_from(&self, name: &str, who: &Identity) -> Result<Role, CallError> {
+        let role = self.role(name)?;
+        if who.scopes.covers(&role.scopes) {
+            return Ok(role);
+        }
+        let message = format!("the role '{name}' may do more than you, and you cannot give it");
+        Err(CallError::new(ErrorCode::Forbidden, message))
     }
 
     fn key(&self) -> Result<[u8; 32], CallError> {

@@ -6,7 +6,7 @@ use std::time::Instant;
 use alknet_call::{
     Body, CallError, Ctx, ErrorCode, HandlerKind, OperationSpec, PeerState, Registration,
 };
-use alknet_core::{IdentityKind, PeerEntry, PeerId, StoreError};
+use alknet_core::{Identity, IdentityKind, PeerEntry, PeerId};
 use alknet_endpoint::ConnectionSummary;
 use alknet_hub::{Alias, ApproveError, Knock, TokenRecord};
 use jiff::Timestamp;
@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::{Hub, not_enrolled, of_desk};
 use crate::node::ops::empty_input;
+use crate::node::people::nobody;
 
 /// Scope of those who look.
 const READ_SCOPE: &str = "hub:read";
@@ -85,9 +86,12 @@ pub(super) fn approve(hub: Hub) -> Registration {
         }))
         .with_output(json!({ "type": "object", "required": ["peer_id", "name"] }))
         .with_scope(ADMIN_SCOPE);
-    let handler = HandlerKind::once(move |input: Body, _ctx: Ctx| {
+    let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
         let hub = hub.clone();
-        async move { hub.approve(input.parse()?).await }
+        async move {
+            let who = ctx.identity().ok_or_else(nobody)?;
+            hub.approve(input.parse()?, who).await
+        }
     });
     Registration::new(spec, handler)
 }
@@ -145,7 +149,14 @@ pub(super) fn remove(hub: Hub) -> Registration {
         "additionalProperties": false,
         "properties": { "peer": { "type": "string", "description": "Its id or its name" } }
     }))
-    .with_output(json!({ "type": "object", "required": ["peer_id"] }))
+    .with_output(json!({
+        "type": "object",
+        "required": ["peer_id", "closed"],
+        "properties": { "closed": {
+            "type": "array", "items": { "type": "string" },
+            "description": "Invitations that the peer had joined by, which take in nobody any more",
+        } }
+    }))
     .with_scope(ADMIN_SCOPE);
     let handler = HandlerKind::once(move |input: Body, _ctx: Ctx| {
         let hub = hub.clone();
@@ -196,8 +207,8 @@ impl Hub {
         }))
     }
 
-    async fn approve(&self, input: Approve) -> Result<Value, CallError> {
-        let role = self.role(&input.role)?;
+    async fn approve(&self, input: Approve, who: &Identity) -> Result<Value, CallError> {
+        let role = self.role_from(&input.role, who)?;
         let name = alias(input.name.as_deref())?;
         let now_s = self.clock.now_s();
         let approved = self
@@ -227,16 +238,14 @@ impl Hub {
 
     async fn remove(&self, input: Remove) -> Result<Value, CallError> {
         let peer = self.named(&input.peer)?;
-        self.desk.remove(&peer).await.map_err(|error| match error {
-            StoreError::Unknown(_) => CallError::new(ErrorCode::NotFound, not_enrolled()),
-            error => CallError::internal(error.to_string()),
-        })?;
-        tracing::info!(%peer, "hub.remove");
+        let removed = self.desk.remove(&peer).await;
         // Whoever reads the answer may rely on it: who is out is out.
         if let Some(server) = self.people.server.get() {
             server.sweep();
         }
-        Ok(json!({ "peer_id": peer }))
+        let closed = removed.map_err(|error| of_desk(&error))?;
+        tracing::info!(%peer, "hub.remove");
+        Ok(json!({ "peer_id": peer, "closed": closed }))
     }
 
     fn named(&self, name: &str) -> Result<PeerId, CallError> {

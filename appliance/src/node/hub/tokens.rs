@@ -94,7 +94,10 @@ mod tests {
             expires: 1000,
             role: Role::new("worker".parse().expect("a role")),
             made_by: "admin".to_owned(),
+            made_by_key: None,
             uses: Vec::new(),
+            removals: Some(0),
+            closed: false,
             revision: 0,
         };
         let name = record.hash.key_id;

@@ -43,7 +43,7 @@ pub(super) fn operation(compute: &Compute) -> Registration {
         .with_output(output)
         .with_scope("compute:read");
     register(compute, spec, |compute, input, ctx| async move {
-        let input: Input = if input.value().is_null() {
+        let input: Input = if input.is_null() {
             Input::default()
         } else {
             parse(&input)?

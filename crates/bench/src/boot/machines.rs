@@ -128,7 +128,9 @@ impl Bench {
 
     /// Our image as it is shipped, without a data disk.
     pub(super) fn ours(&self, ours: &Ours, form: Form, machine: Machine) -> Result<VmBuilder> {
-        node::builder(&ours.image, &self.kernel, form, machine, &self.admin)
+        let builder = node::builder(&ours.image, &self.kernel, form, machine, &self.admin)?;
+        let document = format!("{}stateless = true\n", node::config(&self.admin));
+        Ok(builder.config(document))
     }
 
     fn with_empty(&self, kind: MachineKind, kernel: &Path, line: &str) -> VmBuilder {

@@ -84,6 +84,7 @@ pub(crate) fn bind(sides: &Sides, keys: &Keys, handlers: HandlerRegistry) -> Res
             per_address_max: u32::MAX,
             per_peer_max: u32::MAX,
             unvalidated_handshakes_max: 4096,
+            unvalidated_handshakes_per_second_max: u32::MAX,
             handshake_burst: u32::MAX,
             handshakes_per_second: u32::MAX,
             ..Limits::default()

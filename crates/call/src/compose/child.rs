@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use futures_util::FutureExt;
 use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use crate::body::Body;
 use crate::compiled::Compiled;
@@ -28,6 +29,27 @@ pub(crate) struct Child {
     pub(crate) tokens: Tokens,
     pub(crate) deadline: Option<Instant>,
     pub(crate) trace: Option<Box<str>>,
+    /// Its idempotency key, where that counts: the call then only waits for the run of the key, which is
+    /// counted instead.
+    pub(crate) key: Option<Box<str>>,
+}
+
+impl Child {
+    /// The same call without the one that made it: no abort reaches it. A keyed mutation runs as one.
+    pub(crate) fn detached(&self) -> Self {
+        Self {
+            id: self.id.clone(),
+            parent: self.parent.clone(),
+            depth: self.depth,
+            root: self.root.detached(),
+            operation: Arc::clone(&self.operation),
+            env: Arc::clone(&self.env),
+            tokens: Tokens::root(&CancellationToken::new()),
+            deadline: self.deadline,
+            trace: self.trace.clone(),
+            key: self.key.clone(),
+        }
+    }
 }
 
 /// Counts a child as running as long as it lives, and ends what depends on it.
@@ -43,7 +65,9 @@ impl Running {
             .map_err(|_| {
                 CallError::overloaded("calls below one request", COMPOSITION_CHILDREN_MAX)
             })?;
-        if let Err(error) = child.operation.enter() {
+        if child.key.is_none()
+            && let Err(error) = child.operation.enter()
+        {
             count.fetch_sub(1, Ordering::AcqRel);
             return Err(error);
         }
@@ -87,7 +111,9 @@ impl Drop for Running {
     fn drop(&mut self) {
         let child = &self.0;
         child.tokens.end();
-        child.operation.leave();
+        if child.key.is_none() {
+            child.operation.leave();
+        }
         child.root.children.fetch_sub(1, Ordering::AcqRel);
     }
 }

@@ -20,7 +20,8 @@ use crate::compose::follow::Followed;
 use crate::context::Ctx;
 use crate::error::{CallError, ErrorCode};
 use crate::handler::{HandlerKind, OnceHandler};
-use crate::limits::{COMPOSITION_DEPTH_MAX, HOP_MARGIN};
+use crate::keyed;
+use crate::limits::{COMPOSITION_DEPTH_MAX, HOP_MARGIN, IDEMPOTENCY_KEY_BYTES_MAX};
 use crate::peers::{PeerRef, ScopedPeerEnv};
 use crate::spec::OperationType;
 
@@ -48,6 +49,9 @@ pub struct InvokeOptions {
     pub on_abort: OnAbort,
     /// W3C `traceparent` for it. Nothing of the caller's request is passed on by itself.
     pub trace: Option<String>,
+    /// Runs a keyed mutation once, however often this operation calls it with the same key for the same
+    /// requester; other operations ignore it. 1 to 64 bytes.
+    pub idempotency_key: Option<String>,
 }
 
 impl InvokeOptions {
@@ -213,7 +217,7 @@ impl Env {
         }
         let running = Running::new(child)?;
         if operation.checks_input() {
-            operation.check_input(input.try_value()?)?;
+            operation.check_input(&input)?;
         }
         Ok(running.follow(Arc::clone(handler), input))
     }
@@ -286,8 +290,13 @@ impl Env {
         }
         let running = Running::new(child)?;
         if operation.checks_input() {
-            operation.check_input(input.try_value()?)?;
+            operation.check_input(&input)?;
         }
+        let keyed = keyed::begin_child(running.child(), found.peer.as_ref(), &input)?;
+        let handler = match keyed {
+            Some(keyed) => keyed.handler(handler),
+            None => handler,
+        };
         match options.on_abort {
             OnAbort::AbortDependents => running.run(handler, input).await,
             OnAbort::ContinueRunning => detach(running, handler, input).await,
@@ -339,8 +348,27 @@ impl Env {
             },
             deadline: self.deadline(operation, options)?,
             trace: options.trace.as_deref().map(Into::into),
+            key: self.key(operation, options)?,
             root: Arc::clone(root),
         })
+    }
+
+    /// The key under which the call runs once, where that counts. Keys of two operations stay two, and so
+    /// do those of an operation and of its requester.
+    fn key(
+        &self,
+        operation: &Compiled,
+        options: &InvokeOptions,
+    ) -> Result<Option<Box<str>>, CallError> {
+        let Some(key) = options.idempotency_key.as_deref() else {
+            return Ok(None);
+        };
+        if key.is_empty() || key.len() > IDEMPOTENCY_KEY_BYTES_MAX {
+            let text = format!("an idempotency key has 1 to {IDEMPOTENCY_KEY_BYTES_MAX} bytes");
+            return Err(CallError::invalid_input(text));
+        }
+        let is_keyed = keyed::is_keyed(&operation.spec);
+        Ok(is_keyed.then(|| keyed::key_for(self.ctx.operation(), key).into()))
     }
 
     /// The earliest of what is asked, what the operation and this node allow, and what the caller

@@ -4,23 +4,23 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use alknet_core::{BoxFuture, Identity, PeerId};
-use data_encoding::HEXLOWER;
 use futures_util::{StreamExt, stream};
 use serde_json::json;
 use serde_json::value::RawValue;
-use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use crate::body::{Body, Item, Output};
-use crate::client::{CallOptions, Caller};
+use crate::client::{CallOptions, Caller, Subscription};
 use crate::context::Ctx;
 use crate::envelope::ForwardedFor;
 use crate::error::{CallError, ErrorCode};
 use crate::handler::{BoxStream, HandlerKind, OnceHandler, StreamHandler};
 use crate::import::Disclose;
-use crate::limits::HOP_MARGIN;
+use crate::keyed::key_for;
+use crate::limits::{FORWARDING_HOPS_MAX, HOP_MARGIN};
 use crate::link::{Forwarding, Link};
 use crate::outbound::Event;
+use crate::outgoing::Pending;
 use crate::peers::attach::peer_of;
 use crate::spec::OperationType;
 
@@ -92,6 +92,7 @@ impl Forward {
             forwarded_for: self.originator(ctx)?,
             idempotency_key: onward_key(ctx),
             trace: ctx.trace().map(str::to_owned),
+            hops: next_hop(ctx.hops())?,
             ..CallOptions::default()
         })
     }
@@ -117,16 +118,43 @@ impl Forward {
     }
 
     async fn once(&self, input: Body, ctx: Ctx) -> Result<Output, CallError> {
+        let (_counted, pending) = self.begin(input, &ctx).await?;
+        Ok(pending.outcome().await?.into())
+    }
+
+    /// Sends the request. Its input is not kept while the peer works.
+    async fn begin(&self, input: Body, ctx: &Ctx) -> Result<(Forwarding, Pending), CallError> {
         let input = json_text(&input)?;
-        let mut link = self.link(&ctx)?;
+        let mut link = self.link(ctx)?;
         loop {
             // For each connection: waiting for a connection that ended has used some of what was left.
-            let options = self.options(&ctx)?;
-            let _counted = Forwarding::new(&link);
+            let options = self.options(ctx)?;
+            let counted = Forwarding::new(&link);
+            let _queued = link.claim_unsent(input.get().len())?;
             let caller = Caller::new(Arc::clone(&link));
             match caller.begin(&self.remote, &*input, &options).await {
-                Ok(pending) => return Ok(pending.outcome().await?.into()),
-                Err(error) => link = self.other(&ctx, &link, error)?,
+                Ok(pending) => return Ok((counted, pending)),
+                Err(error) => link = self.other(ctx, &link, error)?,
+            }
+        }
+    }
+
+    /// The same for a subscription.
+    async fn subscribe(
+        &self,
+        input: Body,
+        ctx: &Ctx,
+    ) -> Result<(Forwarding, Subscription), CallError> {
+        let input = json_text(&input)?;
+        let mut link = self.link(ctx)?;
+        loop {
+            let options = self.options(ctx)?;
+            let counted = Forwarding::new(&link);
+            let _queued = link.claim_unsent(input.get().len())?;
+            let caller = Caller::new(Arc::clone(&link));
+            match caller.subscribe_with(&self.remote, &*input, &options).await {
+                Ok(events) => return Ok((counted, events)),
+                Err(error) => link = self.other(ctx, &link, error)?,
             }
         }
     }
@@ -136,17 +164,7 @@ impl Forward {
         input: Body,
         ctx: Ctx,
     ) -> Result<BoxStream<Result<Item, CallError>>, CallError> {
-        let input = json_text(&input)?;
-        let mut link = self.link(&ctx)?;
-        let (counted, events) = loop {
-            let options = self.options(&ctx)?;
-            let counted = Forwarding::new(&link);
-            let caller = Caller::new(Arc::clone(&link));
-            match caller.subscribe_with(&self.remote, &*input, &options).await {
-                Ok(events) => break (counted, events),
-                Err(error) => link = self.other(&ctx, &link, error)?,
-            }
-        };
+        let (counted, events) = self.subscribe(input, &ctx).await?;
         Ok(Box::pin(events.map(move |event| {
             let _counted = &counted;
             event.map(item)
@@ -190,6 +208,19 @@ impl Disclose {
     }
 }
 
+/// How often a request has been passed on once this node does so. It is told whether or not a forwarder
+/// is disclosed, and also of calls that operations make for a request: a circle of nodes ends.
+fn next_hop(hops: u8) -> Result<u8, CallError> {
+    if hops >= FORWARDING_HOPS_MAX {
+        let message = format!(
+            "the request was passed on {FORWARDING_HOPS_MAX} times already: do nodes forward to each other \
+             in a circle?"
+        );
+        return Err(CallError::new(ErrorCode::Forbidden, message));
+    }
+    Ok(hops + 1)
+}
+
 /// The idempotency key of a forwarded request. Without one, a request whose answer is lost on the
 /// way to the peer would run there again when its caller asks again: failures that may be gone next
 /// time are not remembered here.
@@ -203,16 +234,6 @@ fn onward_key(ctx: &Ctx) -> Option<String> {
         (None, key) => key?.to_string(),
     };
     Some(key_for(&caller, key))
-}
-
-/// As long as a key may be.
-fn key_for(caller: &str, key: &str) -> String {
-    let mut hash = Sha256::new();
-    // Neither a peer id nor a key string has this byte, so no two pairs are the same text.
-    hash.update(caller);
-    hash.update([0u8]);
-    hash.update(key);
-    HEXLOWER.encode(&hash.finalize())
 }
 
 fn item(event: Event) -> Item {
@@ -276,6 +297,16 @@ mod tests {
         assert_eq!(key.len(), IDEMPOTENCY_KEY_BYTES_MAX);
         assert_ne!(key, key_for("someon", "ek"));
         assert_ne!(key, key_for("another", "k"));
+    }
+
+    #[test]
+    fn a_request_is_passed_on_so_often() {
+        assert_eq!(next_hop(0), Ok(1));
+        assert_eq!(next_hop(FORWARDING_HOPS_MAX - 1), Ok(FORWARDING_HOPS_MAX));
+        for hops in [FORWARDING_HOPS_MAX, u8::MAX] {
+            let refused = next_hop(hops).expect_err("too often");
+            assert_eq!(refused.code, ErrorCode::Forbidden);
+        }
     }
 
     #[tokio::test]

@@ -1,5 +1,7 @@
 //! Requests that a hub passes on: to whom, for whom, and how often.
 
+use std::sync::Arc;
+
 use alknet_call::*;
 use alknet_core::{Carriage, CloseCode};
 use serde_json::{Value, json};
@@ -130,6 +132,39 @@ async fn what_was_forwarded_is_not_forwarded_again() {
     may.push("hub:transit");
     let (_, answer) = raw(&farm, &may, payload).await;
     assert_eq!(answer["output"]["for"], json!({"id": "end-user"}));
+}
+
+/// Two nodes that offer each other's operation as their own. Neither says for whom it asks, so that neither
+/// can tell that it is asked for what it asked itself.
+#[tokio::test]
+async fn nodes_that_forward_in_a_circle_stop() {
+    let circle = |own: &str, others: &str| {
+        let export = ReExport::new(OperationType::Query, others, PeerRef::Any).named(own);
+        let registry = Registry::builder().with(export.into()).build();
+        let imports = ImportOptions::default().with_disclose(Disclose::None);
+        let dispatcher = Dispatcher::new(registry.expect("every rule is kept"));
+        Node::of(dispatcher.with_imports(imports), Arc::default())
+    };
+    let (one, other) = (
+        circle("one/ask", "other/ask"),
+        circle("other/ask", "one/ask"),
+    );
+    let _link = one.join(&other, Carriage::Memory, identity("one", &["*"]));
+    attached(&other, &["one"]).await;
+    attached(&one, &["hub"]).await;
+    let user = one.client(Carriage::Memory, Some(identity("user", &["*"])));
+    let error = soon(user.call("one/ask", &json!(1))).await;
+    let error = error.expect_err("nobody answers it");
+    assert_eq!(error.code, ErrorCode::Forbidden, "{error}");
+    assert!(error.message.contains("passed on 4 times"), "{error}");
+
+    // Nor does it help to come late into the circle: what came with a number goes on with one more.
+    let farm = farm(Carriage::Memory).await;
+    let may = ["peer:route:w1", "container:exec"];
+    for (hops, kind) in [(3, EventKind::Responded), (4, EventKind::Error)] {
+        let payload = json!({ "operationId": "/container/exec", "peer": "w1", "hops": hops });
+        assert_eq!(raw(&farm, &may, payload).await.0, kind, "{hops}");
+    }
 }
 
 #[tokio::test]

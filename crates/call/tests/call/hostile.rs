@@ -1,9 +1,12 @@
 //! Peers that do not keep to the protocol, by hand: each ends in its documented code, and a
 //! legitimate caller is served all the while.
 
+use std::time::Duration;
+
 use alknet_call::limits::PeerLimits;
 use alknet_call::*;
 use alknet_core::{Carriage, HandlerError, StreamError};
+use alknet_test_support::deadline;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
@@ -384,6 +387,22 @@ async fn half_a_frame_and_silence_run_out_of_time() {
     }
 }
 
+/// A QUIC connection is kept open by a few bytes a minute that no handler sees.
+#[tokio::test]
+async fn an_unknown_peer_that_asks_nothing_more_is_ended() {
+    let node = Node::impatient();
+    let (dialled, served) = node.serve(Carriage::Memory, None);
+    let mut peer = RawPeer::new(dialled).await;
+    peer.request("1", "/services/list", json!({})).await;
+    let (kind, _, _) = peer.event().await;
+    assert_eq!(kind, EventKind::Responded);
+    let (known, served_known) = node.serve(Carriage::Memory, Some(identity("edge", &["*"])));
+    let served = soon(served).await.expect("no panic");
+    assert!(matches!(served, Err(HandlerError::Timeout)), "{served:?}");
+    assert!(!served_known.is_finished(), "a known peer may be silent");
+    drop(known);
+}
+
 #[tokio::test]
 async fn a_reader_that_stops_reading_loses_its_lane() {
     let node = Node::impatient();
@@ -393,6 +412,55 @@ async fn a_reader_that_stops_reading_loses_its_lane() {
     let served = soon(served).await.expect("no panic");
     assert!(matches!(served, Err(HandlerError::Timeout)), "{served:?}");
     node.probe.wait(|p| &p.dropped, 1).await;
+}
+
+/// Others on the connection wait for what it leaves unread.
+#[tokio::test]
+async fn an_answer_that_nobody_reads_ends_its_stream() {
+    let node = Node::impatient();
+    let (dialled, _served) = node.serve(Carriage::Memory, Some(identity("edge", &["*"])));
+    let mut unread = RawPeer::new(dialled.clone()).await;
+    unread.request("1", "/test/big", json!(600 << 10)).await;
+    unread.send.finish().expect("open");
+    let mut paused = RawPeer::new(dialled.clone()).await;
+    paused.request("2", "/test/count", Value::Null).await;
+    paused.send.finish().expect("open");
+    // A reader that comes back too late.
+    tokio::time::sleep(deadline(Duration::from_millis(300))).await;
+    let end = loop {
+        match soon(unread.recv.read_chunk(1 << 20)).await {
+            Ok(Some(_)) => {}
+            end => break end,
+        }
+    };
+    assert!(matches!(end, Err(StreamError::Reset(8))), "{end:?}");
+    // A subscription is kept short, and its reader may pause.
+    for _ in 0..100 {
+        let (kind, ..) = paused.event().await;
+        assert_eq!(kind, EventKind::Responded);
+    }
+}
+
+/// The node begins nothing that it would have to keep the answer of.
+#[tokio::test]
+async fn nothing_more_is_begun_while_too_much_is_unread() {
+    let node = Node::new();
+    let (dialled, _served) = node.serve(Carriage::Memory, Some(identity("edge", &["*"])));
+    let mut peers = Vec::new();
+    let text = "x".repeat(900 << 10);
+    for n in 0..12 {
+        let mut peer = RawPeer::new(dialled.clone()).await;
+        peer.request(&n.to_string(), "/test/echo", json!(text))
+            .await;
+        peer.send.finish().expect("open");
+        peers.push(peer);
+    }
+    // Read one after the other, each is answered, and none with a refusal.
+    for peer in &mut peers {
+        let (kind, _, payload) = peer.event().await;
+        assert_eq!(kind, EventKind::Responded);
+        assert_eq!(payload["output"], json!(text));
+    }
 }
 
 #[tokio::test]

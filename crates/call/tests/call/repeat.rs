@@ -79,6 +79,66 @@ async fn a_key_runs_once_for_each_identity() {
     }
 }
 
+/// An operation that calls a keyed mutation with the keys that its input lists, one after the other.
+fn shop() -> RegistryBuilder {
+    let order = HandlerKind::once(|input: Body, ctx: Ctx| async move {
+        let mut answers = Vec::new();
+        for key in input.value().as_array().into_iter().flatten() {
+            let options = InvokeOptions {
+                idempotency_key: key.as_str().map(str::to_owned),
+                ..InvokeOptions::default()
+            };
+            let paid = ctx
+                .env()
+                .invoke_with("bank/pay", &json!({}), &options)
+                .await;
+            answers.push(match paid {
+                Ok(answer) => answer.value().clone(),
+                Err(error) => json!(error.code.name()),
+            });
+        }
+        Ok(Value::Array(answers))
+    });
+    let spec = OperationSpec::mutation("shop/order", "Pays.").with_scope("shop");
+    let authority = CompositionAuthority::new("shop", ["*"]);
+    let order = Registration::new(spec, order).composing(authority, ScopedPeerEnv::new(["bank/*"]));
+    let mut spec = OperationSpec::mutation("bank/pay", "Runs once for a key.").with_scope("shop");
+    spec.idempotent = Idempotence::Keyed;
+    spec.concurrency = Some(1);
+    let paid = Arc::new(AtomicUsize::new(0));
+    let pay = HandlerKind::once(move |_, _| {
+        let paid = Arc::clone(&paid);
+        async move { Ok(json!(paid.fetch_add(1, Ordering::SeqCst) + 1)) }
+    });
+    Registry::builder()
+        .with(order)
+        .with(Registration::new(spec, pay))
+}
+
+#[tokio::test]
+async fn a_key_of_a_call_between_operations_runs_once_for_each_requester() {
+    for carriage in CARRIAGES {
+        let node = crate::composition::node(shop());
+        let client = |who: &str| node.client(carriage, Some(identity(who, &["shop"])));
+        let (one, two) = (client("one"), client("two"));
+        let order = async |client: &CallConnection, keys: Value| {
+            let answer = soon(client.call("shop/order", &keys)).await;
+            answer.expect("ordered").value().clone()
+        };
+        assert_eq!(order(&one, json!(["a", "a", "b"])).await, json!([1, 1, 2]));
+        // In another request, for another requester, and without a key.
+        assert_eq!(order(&one, json!(["b", "a"])).await, json!([2, 1]));
+        assert_eq!(order(&two, json!(["a"])).await, json!([3]));
+        assert_eq!(order(&one, json!([null, null])).await, json!([4, 5]));
+        // The requester's own key is another one.
+        let own = soon(one.call_with("bank/pay", &json!({}), &keyed("a"))).await;
+        assert_eq!(*own.expect("runs").value(), json!(6));
+        let refused = json!(["INVALID_INPUT", "INVALID_INPUT"]);
+        assert_eq!(order(&one, json!(["", "k".repeat(65)])).await, refused);
+        assert_eq!(order(&one, json!(["c"])).await, json!([7]));
+    }
+}
+
 #[tokio::test]
 async fn duplicates_join_the_running_call_whoever_goes_away() {
     for carriage in CARRIAGES {

@@ -3,8 +3,11 @@
 use std::sync::Arc;
 
 use alknet_call::*;
-use alknet_core::{AuthToken, Carriage, CloseReason, DialErrorKind, Expect};
+use alknet_core::{
+    AuthToken, Carriage, CloseReason, DialErrorKind, Expect, Identity, IdentityProvider, PeerKey,
+};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use crate::common::*;
 
@@ -53,6 +56,45 @@ async fn a_stranger_becomes_somebody_once() {
             let error = authenticate(&client, again).await.expect_err("once");
             assert_eq!(error.code, ErrorCode::Conflict, "{again}");
         }
+    }
+}
+
+/// Takes a token away just before anybody begins to watch for that.
+#[derive(Default)]
+struct Racing(Tokens);
+
+impl IdentityProvider for Racing {
+    fn by_key(&self, key: &PeerKey) -> Option<Arc<Identity>> {
+        self.0.by_key(key)
+    }
+
+    fn by_token(&self, token: &AuthToken) -> Option<Arc<Identity>> {
+        self.0.by_token(token)
+    }
+
+    fn watch(&self) -> watch::Receiver<u64> {
+        self.0.revoke("good");
+        self.0.watch()
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_is_revoked_while_it_is_shown_ends_the_connection() {
+    for carriage in CARRIAGES {
+        let dispatcher = Dispatcher::new(registry(&Arc::default()));
+        let dispatcher = dispatcher.with_identities(Arc::new(Racing::default()));
+        let node = Node::of(dispatcher, Arc::default());
+        let (dialled, served) = node.serve(carriage, None);
+        let client = CallClient::without_operations().attach(dialled, None);
+        let began = tokio::time::Instant::now();
+        // The answer may be lost with the connection.
+        let _ = authenticate(&client, "good").await;
+        soon(served)
+            .await
+            .expect("no panic")
+            .expect("it ends in order");
+        // Not when the token is looked up again for its end.
+        assert!(began.elapsed() < limits::SESSION_RECHECK);
     }
 }
 

@@ -65,6 +65,7 @@ fn peer(peer: &PeerConfig) -> Option<PeerEntry> {
         enabled: peer.enabled,
         expires: peer.expires.map(seconds),
         max_connections: peer.max_connections,
+        removal: None,
     })
 }
 

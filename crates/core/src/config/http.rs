@@ -194,8 +194,10 @@ pub(super) fn section(
     let h3 = flag("h3", standard.h3, notes);
     let stealth = flag("stealth", standard.stealth, notes);
     let healthz = flag("healthz", standard.healthz, notes);
-    let public_openapi = flag("public_openapi", standard.public_openapi, notes);
     let websocket = flag("websocket", standard.websocket, notes);
+    let public = section.key("public_openapi");
+    let public_openapi = public.as_ref().and_then(|value| value.bool(notes));
+    let public_openapi = public_openapi.unwrap_or(standard.public_openapi);
     let mut rate = |key, otherwise, notes: &mut Notes<'_>| {
         let value: Option<Value<'_, '_>> = section.key(key);
         let value = value.and_then(|value| value.number(1..=RATE_MAX, notes));
@@ -238,7 +240,7 @@ pub(super) fn section(
             format!("set {key}"),
         );
     }
-    if let (true, true, Some(value)) = (stealth, public_openapi, told) {
+    if let (true, true, Some(value)) = (stealth, public_openapi, &public) {
         let what = "a node that tells nothing has no public description";
         value.wrong(notes, what, "leave out http.stealth or http.public_openapi");
     }
@@ -261,16 +263,24 @@ pub(super) fn section(
         requests_per_second,
         requests_burst,
         stranger_requests_per_second,
-        cors: cors.map_or_else(HttpCors::default, |section| cors_of(section, notes)),
+        cors: cors.map_or_else(HttpCors::default, |section| {
+            cors_of(section, stealth, notes)
+        }),
         hsts: hsts.map_or_else(HttpHsts::default, |section| hsts_of(section, notes)),
         mcp: mcp.map_or_else(HttpMcp::default, |section| mcp_of(section, notes)),
         import: import::imports(&imports, known, notes),
     }
 }
 
-fn cors_of(mut section: Section<'_, '_>, notes: &mut Notes<'_>) -> HttpCors {
-    let origins = listed(&section.list("origins", notes), origin, notes);
+fn cors_of(mut section: Section<'_, '_>, stealth: bool, notes: &mut Notes<'_>) -> HttpCors {
+    let told = section.list("origins", notes);
+    let origins = listed(&told, origin, notes);
     section.finish(notes);
+    // A browser asks without a token whether a page may send one (the Fetch standard, section 3.2.2).
+    if let (true, Some(value)) = (stealth, told.first()) {
+        let what = "a node that tells nothing answers no browser that asks whether a page may call";
+        value.wrong(notes, what, "leave out http.stealth or http.cors.origins");
+    }
     HttpCors { origins }
 }
 
@@ -421,7 +431,7 @@ mod tests {
 names = ["hub.example.org"]
 decoy = "redirect"
 redirect = "https://example.org/"
-stealth = true
+server = "nginx"
 port80 = "acme+redirect"
 page = false
 requests_per_second = 1000
@@ -437,7 +447,7 @@ mcp = { tools = ["/node/info"] }
         );
         assert_eq!(http.mcp.tools, ["node/info"]);
         assert_eq!(http.cors.origins.len(), 2);
-        assert!(http.enabled && http.stealth && http.page == Some(false));
+        assert!(http.enabled && !http.stealth && http.page == Some(false));
         let hsts = &http.hsts;
         assert!(hsts.enabled && hsts.include_subdomains && hsts.preload);
     }
@@ -461,6 +471,14 @@ mcp = { tools = ["/node/info"] }
             ("mcp = { tools = [\"info\"] }", "node/info"),
             ("requests_per_second = 0", "requests_per_second"),
             ("stelth = true", "stealth"),
+            (
+                "stealth = true\npublic_openapi = true",
+                "http.public_openapi",
+            ),
+            (
+                "stealth = true\ncors = { origins = [\"https://a.example\"] }",
+                "http.cors.origins",
+            ),
         ] {
             let told = refused(&format!("[http]\n{line}\n"));
             assert!(told.contains(word), "{line}: {told}");

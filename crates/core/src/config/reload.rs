@@ -404,6 +404,7 @@ fn static_keys(running: &NodeConfig, next: &NodeConfig) -> Vec<&'static str> {
         ("node.name", node.name != new.name),
         ("node.domain", node.domain != new.domain),
         ("node.time_servers", node.time_servers != new.time_servers),
+        ("node.stateless", node.stateless != new.stateless),
         ("network", running.network != next.network),
         ("tls", running.tls != next.tls),
         ("http.enabled", running.http.enabled != next.http.enabled),

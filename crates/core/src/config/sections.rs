@@ -131,6 +131,7 @@ fn node_section(
     let name = section.key("name");
     let domain = section.key("domain");
     let admin_keys = section.list("admin_keys", notes);
+    let stateless = section.key("stateless");
     let node = NodeSection {
         name: name.and_then(|value| value.parsed(notes, values::host_name)),
         domain: domain.and_then(|value| value.parsed(notes, values::domain)),
@@ -143,6 +144,9 @@ fn node_section(
             values::time_server,
             notes,
         ),
+        stateless: stateless
+            .and_then(|value| value.bool(notes))
+            .unwrap_or_default(),
     };
     section.finish(notes);
     node

@@ -22,6 +22,7 @@ name = "edge-1"
 domain = "edge-1.example.org"
 admin_keys = ["ed25519:1111111111111111111111111111111111111111111111111111111111111111"]
 time_servers = ["time.example.org", "192.0.2.1"]
+stateless = false
 
 [[network]]
 match = "eth0"

@@ -23,7 +23,7 @@ pub struct LimitsConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 4096))]
     pub connections: Option<u32>,
-    /// Connections served at once for one address.
+    /// Connections served at once for the unknown peers of one network (a /24 of IPv4, a /56 of IPv6).
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 4096))]
     pub connections_per_address: Option<u32>,
@@ -39,7 +39,7 @@ pub struct LimitsConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10000))]
     pub handshakes_per_second: Option<u32>,
-    /// Failed logins of a network in a minute before its strangers are shut out.
+    /// Failed logins of a network in a minute before its guesses are refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000))]
     pub failures_per_minute: Option<u32>,

@@ -16,6 +16,15 @@ pub(super) struct Holder {
     pub(super) identity: Arc<Identity>,
     pub(super) enabled: bool,
     pub(super) expires: Option<u64>,
+    /// Who made it, of a token that was made while the node ran.
+    pub(super) maker: Option<Maker>,
+}
+
+/// Whoever made a token: it ends with them.
+#[derive(Clone)]
+pub(super) enum Maker {
+    Id(Box<str>),
+    Key(PeerKey),
 }
 
 /// The day each token was last used on, in days since 1970; 0 for never. Outlives the table.
@@ -110,8 +119,16 @@ impl Index {
         Some((holder, day))
     }
 
-    pub(super) fn by_id(&self, id: &PeerId) -> Option<&Holder> {
+    pub(super) fn by_id(&self, id: &str) -> Option<&Holder> {
         self.by_id.get(id)
+    }
+
+    /// Whoever made this token, if they are known.
+    pub(super) fn maker(&self, maker: &Maker) -> Option<&Holder> {
+        match maker {
+            Maker::Id(id) => self.by_id(id),
+            Maker::Key(key) => self.by_key(key),
+        }
     }
 
     pub(super) fn max_connections(&self, peer: &PeerId) -> Option<u32> {
@@ -129,6 +146,7 @@ impl Index {
             }),
             enabled: true,
             expires: None,
+            maker: None,
         };
         self.by_id.insert(id.clone(), holder.clone());
         self.by_key.entry(*key).or_insert(holder);
@@ -146,6 +164,7 @@ impl Index {
             identity: Arc::new(identity(kind)),
             enabled: peer.enabled,
             expires: peer.expires,
+            maker: None,
         };
         let by_key = holder(IdentityKind::Peer);
         self.by_id.insert(peer.peer_id.clone(), by_key.clone());
@@ -177,6 +196,11 @@ impl Index {
             }),
             enabled: true,
             expires: key.expires,
+            maker: match (&key.created_by_key, &key.created_by) {
+                (Some(key), _) => Some(Maker::Key(*key)),
+                (None, Some(id)) => Some(Maker::Id(id.as_str().into())),
+                (None, None) => None,
+            },
         };
         let id = key.token.key_id;
         self.by_id.insert(key.id(), holder.clone());

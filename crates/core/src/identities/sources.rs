@@ -95,7 +95,32 @@ impl Sources {
                 return Err(StoreError::TokenTaken(token.key_id));
             }
         }
-        Ok((vec![StoreChange::PutPeer(entry)], ()))
+        let mut changes = Vec::new();
+        if !entry.enabled {
+            // For good: whoever is let in again later makes others.
+            changes = self.without_made_by(&entry.peer_id);
+        }
+        changes.push(StoreChange::PutPeer(entry));
+        Ok((changes, ()))
+    }
+
+    /// Takes back every token of the store that `maker` made, and those made by these.
+    fn without_made_by(&self, maker: &PeerId) -> Vec<StoreChange> {
+        let mut makers = vec![maker.clone()];
+        let mut gone = Vec::new();
+        while let Some(maker) = makers.pop() {
+            let made = self.api_keys.values().filter(|key| {
+                key.created_by_key.is_none() && key.created_by.as_deref() == Some(maker.as_str())
+            });
+            for key in made {
+                let id = key.token.key_id;
+                if !gone.contains(&id) {
+                    gone.push(id);
+                    makers.push(key.id());
+                }
+            }
+        }
+        gone.into_iter().map(StoreChange::RemoveApiKey).collect()
     }
 
     pub(super) fn patch(&self, peer: PeerId, patch: PeerPatch) -> Plan<()> {
@@ -106,7 +131,9 @@ impl Sources {
         if !self.peers.contains_key(&peer) {
             return Ok((Vec::new(), false));
         }
-        Ok((vec![StoreChange::RemovePeer(peer)], true))
+        let mut changes = self.without_made_by(&peer);
+        changes.push(StoreChange::RemovePeer(peer));
+        Ok((changes, true))
     }
 
     pub(super) fn rotate(
@@ -152,6 +179,12 @@ impl Sources {
         if self.all_peers().any(held) {
             return Err(StoreError::TokenTaken(key.token.key_id));
         }
+        // Removed while it made the token, which would be good again once the peer is let in again.
+        let maker = key.created_by.as_deref();
+        let maker = maker.and_then(|id| self.peers.get(id));
+        if let Some(gone) = maker.filter(|peer| !peer.enabled && key.created_by_key.is_none()) {
+            return Err(StoreError::Unknown(gone.peer_id.clone()));
+        }
         Ok((vec![StoreChange::PutApiKey(key)], ()))
     }
 
@@ -159,7 +192,9 @@ impl Sources {
         if !self.api_keys.contains_key(&id) {
             return Ok((Vec::new(), false));
         }
-        Ok((vec![StoreChange::RemoveApiKey(id)], true))
+        let mut changes = self.without_made_by(&PeerId::of_api_key(&id));
+        changes.push(StoreChange::RemoveApiKey(id));
+        Ok((changes, true))
     }
 
     /// Takes back a token, whoever's it is.

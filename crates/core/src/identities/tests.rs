@@ -115,6 +115,73 @@ fn a_token_stands_for_its_peer_or_for_itself() {
 }
 
 #[test]
+fn a_token_ends_with_who_made_it() {
+    let maker = |name: &str, keys: &[u8]| PeerEntry {
+        scopes: ["fs:read:*", "metrics:*"].into_iter().collect(),
+        ..peer(name, keys)
+    };
+    let mut lent = maker("lent", &[1]);
+    lent.expires = Some(1000);
+    let (all, clock) = of(vec![lent]);
+    clock.0.store(500, Ordering::Relaxed);
+    now(all.put(maker("stored", &[2]))).expect("a new peer");
+    let made_by = |maker: &str, admin: Option<PeerKey>| {
+        let token = AuthToken::generate().expect("randomness");
+        now(all.put_api_key(ApiKey {
+            created_by: Some(maker.to_owned()),
+            created_by_key: admin,
+            ..api_key(&token)
+        }))
+        .expect("a new name");
+        token
+    };
+    let good = |token: &AuthToken| all.by_token(token).is_some();
+    let name = |token: &AuthToken| format!("key:{}", token.hash().expect("a token").key_id);
+    let (by_lent, by_stored) = (made_by("lent", None), made_by("stored", None));
+    let by_token = made_by(&name(&by_stored), None);
+    let by_admin = made_by("admin", Some(key(100)));
+    for token in [&by_lent, &by_stored, &by_token, &by_admin] {
+        assert!(good(token));
+    }
+    assert!(!good(&made_by("nobody", None)));
+    assert_eq!(all.token_ends_in(&by_lent), Some(Duration::from_secs(500)));
+    clock.0.store(1000, Ordering::Relaxed);
+    assert!(!good(&by_lent) && good(&by_stored));
+    // Another administrator has the same name afterwards.
+    all.replace_config(Entries {
+        admins: vec![(id("admin"), key(101))],
+        ..Entries::default()
+    });
+    assert!(!good(&by_admin) && good(&by_token));
+    // Whoever is removed and let in again has none of them back.
+    let enabled = |enabled| PeerPatch {
+        enabled: Some(enabled),
+        ..PeerPatch::default()
+    };
+    let scopes = |scopes: &[&str]| PeerPatch {
+        scopes: Some(scopes.iter().collect()),
+        ..PeerPatch::default()
+    };
+    now(all.patch(id("stored"), scopes(&["fs:read:*"]))).expect("a peer");
+    assert!(!good(&by_stored) && !good(&by_token), "more than it holds");
+    now(all.patch(id("stored"), scopes(&["metrics:*"]))).expect("a peer");
+    assert!(good(&by_stored) && good(&by_token));
+    now(all.patch(id("stored"), enabled(false))).expect("a peer");
+    let late = AuthToken::generate().expect("randomness");
+    let late = now(all.put_api_key(ApiKey {
+        created_by: Some("stored".to_owned()),
+        ..api_key(&late)
+    }));
+    assert!(late.is_err(), "it was removed meanwhile");
+    now(all.patch(id("stored"), enabled(true))).expect("a peer");
+    assert!(all.by_id_text("stored").is_some() && !good(&by_stored) && !good(&by_token));
+    let chain = (0..=MAKERS_MAX).fold(made_by("stored", None), |maker, _| {
+        made_by(&name(&maker), None)
+    });
+    assert!(!good(&chain), "no circle, however it came into the store");
+}
+
+#[test]
 fn an_end_counts_once_the_clock_is_sane() {
     let mut short = peer("short", &[1]);
     short.expires = Some(1000);

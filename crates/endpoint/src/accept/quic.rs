@@ -13,8 +13,8 @@ use quinn::crypto::rustls::HandshakeData;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::mpsc;
 
-use super::{Probe, bounded, canonical, proof, stopped};
-use crate::admission::{self, Address, Limit, Ticket};
+use super::{Handshake, Probe, bounded, canonical, proof, stopped};
+use crate::admission::{self, Address, Limit};
 use crate::error::EndpointError;
 use crate::hello::HelloChooser;
 use crate::quic;
@@ -88,12 +88,12 @@ fn admit<I: Incoming>(shared: &Arc<Shared>, incoming: I) {
         .admission()
         .quic(I::CARRIAGE, from, address, Instant::now());
     match decision {
-        admission::Quic::Accept(ticket) => {
-            let ticket = QuicTicket {
-                shared: Arc::clone(shared),
-                ticket,
-            };
-            tokio::spawn(connection(ticket, incoming));
+        admission::Quic::Accept {
+            ticket,
+            evict,
+            paid,
+        } => {
+            shared.start_handshake(ticket, evict, |guard| connection(guard, incoming, paid));
         }
         admission::Quic::Ignore => {
             shared.meters.hit(Limit::Retries);
@@ -117,23 +117,13 @@ fn admit<I: Incoming>(shared: &Arc<Shared>, incoming: I) {
     }
 }
 
-struct QuicTicket {
-    shared: Arc<Shared>,
-    ticket: Ticket,
-}
-
-impl Drop for QuicTicket {
-    fn drop(&mut self) {
-        self.shared.admission().finish(self.ticket);
-    }
-}
-
-async fn connection(ticket: QuicTicket, incoming: impl Incoming) {
-    let shared = Arc::clone(&ticket.shared);
+async fn connection(guard: Handshake, incoming: impl Incoming, paid: bool) {
+    let shared = Arc::clone(guard.shared());
     let arrived = bounded(&shared, incoming.finish()).await;
-    drop(ticket);
+    // From here on nothing may end this task for a newer handshake.
+    drop(guard);
     if let Some(arrived) = arrived {
-        serve(shared, arrived).await;
+        serve(shared, arrived, paid).await;
     }
 }
 

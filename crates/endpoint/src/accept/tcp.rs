@@ -1,9 +1,8 @@
 //! TLS on TCP: who starts a handshake, and which of them give way to newer ones.
 
-use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use alknet_core::{Carriage, ConnectionInfo};
@@ -12,11 +11,10 @@ use rustls::server::Acceptor;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use tokio::task::AbortHandle;
 use tokio_rustls::{LazyConfigAcceptor, TlsStream};
 
-use super::{Probe, bounded, canonical, proof, stopped};
-use crate::admission::{self, Limit, Ticket};
+use super::{Handshake, Probe, bounded, canonical, proof, stopped};
+use crate::admission::{self, Limit};
 use crate::metrics::Refused;
 use crate::serve::{Arrived, Shared, serve};
 use crate::sockets;
@@ -32,8 +30,6 @@ const ALPN_OF_OLD_CLIENTS: &[u8] = b"http/1.1";
 pub(crate) struct TcpSide {
     shared: Arc<Shared>,
     tls: Arc<ServerTls>,
-    /// Handshakes that can be ended for newer ones.
-    handshakes: Mutex<HashMap<Ticket, AbortHandle>>,
 }
 
 impl TcpSide {
@@ -41,14 +37,7 @@ impl TcpSide {
         Self {
             shared: Arc::clone(shared),
             tls: Arc::clone(tls),
-            handshakes: Mutex::default(),
         }
-    }
-
-    fn handshakes(&self) -> std::sync::MutexGuard<'_, HashMap<Ticket, AbortHandle>> {
-        self.handshakes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -98,36 +87,14 @@ fn admit(side: &Arc<TcpSide>, stream: TcpStream, remote: SocketAddr) {
             return shared.totals.handshakes_refused.add();
         }
     };
-    if let Some(oldest) = evict.and_then(|evict| side.handshakes().remove(&evict)) {
-        shared.meters.hit(Limit::Handshakes);
-        shared.totals.handshakes_evicted.add();
-        oldest.abort();
-    }
-    let guard = TcpTicket {
-        side: Arc::clone(side),
-        ticket,
-    };
-    // Held until the handle is in the table, so that the task cannot end before it is.
-    let mut handshakes = side.handshakes();
-    let task = tokio::spawn(connection(guard, stream, remote));
-    handshakes.insert(ticket, task.abort_handle());
+    let own = Arc::clone(side);
+    shared.start_handshake(ticket, evict, |guard| {
+        connection(own, guard, stream, remote)
+    });
 }
 
-struct TcpTicket {
-    side: Arc<TcpSide>,
-    ticket: Ticket,
-}
-
-impl Drop for TcpTicket {
-    fn drop(&mut self) {
-        self.side.handshakes().remove(&self.ticket);
-        self.side.shared.admission().finish(self.ticket);
-    }
-}
-
-async fn connection(guard: TcpTicket, stream: TcpStream, remote: SocketAddr) {
-    let shared = Arc::clone(&guard.side.shared);
-    let side = Arc::clone(&guard.side);
+async fn connection(side: Arc<TcpSide>, guard: Handshake, stream: TcpStream, remote: SocketAddr) {
+    let shared = Arc::clone(guard.shared());
     // By itself, so that what it needs is not kept as long as the connection lasts.
     let handshake = Box::pin(handshake(&side, stream, remote.ip()));
     let connection = bounded(&shared, handshake).await;
@@ -137,7 +104,7 @@ async fn connection(guard: TcpTicket, stream: TcpStream, remote: SocketAddr) {
         .flatten()
         .map(|tls| arrived(&shared, tls, remote))
     {
-        serve(shared, arrived).await;
+        serve(shared, arrived, true).await;
     }
 }
 

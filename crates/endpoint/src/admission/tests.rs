@@ -6,6 +6,10 @@ fn v4(last: u8) -> IpAddr {
     Ipv4Addr::new(192, 0, 2, last).into()
 }
 
+fn peer(name: &str) -> PeerId {
+    name.parse().expect("a peer id")
+}
+
 fn admission() -> (Admission, Limits, Instant) {
     let limits = Limits::default();
     (Admission::new(limits), limits, Instant::now())
@@ -17,7 +21,7 @@ fn forged_addresses_are_asked_then_ignored_and_charged_to_nobody() {
     for _ in 0..limits.unvalidated_handshakes_max {
         assert!(matches!(
             admission.quic(Carriage::Quic, v4(1), Address::Unproven, now),
-            Quic::Accept(_)
+            Quic::Accept { .. }
         ));
     }
     for _ in 0..limits.retries_per_second_max {
@@ -33,7 +37,7 @@ fn forged_addresses_are_asked_then_ignored_and_charged_to_nobody() {
     // The one whose address was forged still gets in by answering.
     assert!(matches!(
         admission.quic(Carriage::Quic, v4(1), Address::Proven, now),
-        Quic::Accept(_)
+        Quic::Accept { .. }
     ));
     let later = now + Duration::from_secs(1);
     assert_eq!(
@@ -50,12 +54,61 @@ fn who_could_not_be_told_why_proves_its_address_first() {
     for _ in 0..=limits.unvalidated_handshakes_max {
         assert_eq!(ask(Address::Unanswerable), Quic::Retry(None));
     }
-    assert!(matches!(ask(Address::Proven), Quic::Accept(_)));
-    assert!(matches!(ask(Address::Unproven), Quic::Accept(_)));
+    assert!(matches!(ask(Address::Proven), Quic::Accept { .. }));
+    assert!(matches!(ask(Address::Unproven), Quic::Accept { .. }));
     for _ in 0..limits.retries_per_second_max {
         ask(Address::Unanswerable);
     }
     assert_eq!(ask(Address::Unanswerable), Quic::Ignore);
+}
+
+/// Whether or not there are so many that the address has to be proven before.
+#[test]
+fn a_network_that_used_up_its_rate_proves_its_address_and_is_refused() {
+    let (mut admission, limits, now) = admission();
+    for _ in 0..limits.handshake_burst {
+        let Quic::Accept { ticket, paid, .. } =
+            admission.quic(Carriage::Quic, v4(1), Address::Unproven, now)
+        else {
+            panic!("refused");
+        };
+        assert!(!paid);
+        admission.finish(ticket);
+        // It is proven once the handshake is done.
+        assert!(admission.charge(Carriage::Quic, v4(1), now));
+    }
+    let mut ask = |address| admission.quic(Carriage::Quic, v4(2), address, now);
+    assert_eq!(
+        ask(Address::Unproven),
+        Quic::Retry(Some(Limit::HandshakeRate))
+    );
+    assert_eq!(ask(Address::Proven), Quic::Refuse(Limit::HandshakeRate));
+    let later = now + Duration::from_secs(1);
+    let asked = admission.quic(Carriage::Quic, v4(2), Address::Unproven, later);
+    assert!(matches!(asked, Quic::Accept { .. }));
+}
+
+/// Each is given up at once, by the client or by a forger in its name.
+#[test]
+fn handshakes_without_proof_have_a_rate_of_all() {
+    let (mut admission, limits, now) = admission();
+    let begin = |admission: &mut Admission, n, now| {
+        let asked = admission.quic(Carriage::Quic, elsewhere(n), Address::Unproven, now);
+        if let Quic::Accept { ticket, .. } = asked {
+            admission.finish(ticket);
+        }
+        asked
+    };
+    for n in 0..limits.unvalidated_handshakes_per_second_max {
+        assert!(matches!(begin(&mut admission, n, now), Quic::Accept { .. }));
+    }
+    let retry = Quic::Retry(Some(Limit::HandshakesUnproven));
+    assert_eq!(begin(&mut admission, 1, now), retry);
+    let later = now + Duration::from_secs(1);
+    assert!(matches!(
+        begin(&mut admission, 1, later),
+        Quic::Accept { .. }
+    ));
 }
 
 #[test]
@@ -64,7 +117,7 @@ fn finished_handshakes_make_room() {
     let mut tickets = Vec::new();
     for _ in 0..limits.unvalidated_handshakes_max {
         match admission.quic(Carriage::Quic, v4(1), Address::Unproven, now) {
-            Quic::Accept(ticket) => tickets.push(ticket),
+            Quic::Accept { ticket, .. } => tickets.push(ticket),
             other => panic!("{other:?}"),
         }
     }
@@ -72,7 +125,7 @@ fn finished_handshakes_make_room() {
     admission.finish(tickets[0]);
     assert!(matches!(
         admission.quic(Carriage::Quic, v4(2), Address::Unproven, now),
-        Quic::Accept(_)
+        Quic::Accept { .. }
     ));
     assert_eq!(
         admission.quic(Carriage::Quic, v4(2), Address::Unproven, now),
@@ -91,9 +144,9 @@ fn the_newest_silent_tcp_connection_takes_the_oldest_place() {
         assert_eq!(evict, None);
         first.get_or_insert(ticket);
     }
-    // Somebody else is not disturbed.
+    // Another network is not disturbed.
     assert!(matches!(
-        admission.tcp(v4(2)),
+        admission.tcp(elsewhere(2)),
         Tcp::Accept { evict: None, .. }
     ));
     assert!(matches!(admission.tcp(v4(1)), Tcp::Accept { evict, .. } if evict == first));
@@ -103,13 +156,31 @@ fn the_newest_silent_tcp_connection_takes_the_oldest_place() {
 fn silent_tcp_connections_from_everywhere_are_bounded() {
     let (mut admission, limits, _) = admission();
     for i in 0..1000u32 {
-        let from = Ipv4Addr::from(i).into();
+        let from = elsewhere(i);
         let Tcp::Accept { evict, .. } = admission.tcp(from) else {
             panic!("refused");
         };
         assert_eq!(evict.is_some(), i >= limits.tcp_handshakes_max);
     }
     assert_eq!(admission.tcp.len(), limits.tcp_handshakes_max as usize);
+}
+
+/// Thousands of networks, each with one that stalls.
+#[test]
+fn an_address_of_a_known_peer_keeps_its_place_among_silent_ones() {
+    let (mut admission, limits, now) = admission();
+    admission.remember(v4(1), now);
+    let Tcp::Accept { ticket: known, .. } = admission.tcp(v4(1)) else {
+        panic!("refused");
+    };
+    for i in 0..1000u32 {
+        let Tcp::Accept { evict, .. } = admission.tcp(elsewhere(i)) else {
+            panic!("refused");
+        };
+        assert_ne!(evict, Some(known));
+        assert_eq!(evict.is_some(), i >= limits.tcp_handshakes_max - 1);
+    }
+    assert!(admission.tcp.leave(known));
 }
 
 #[test]
@@ -120,7 +191,7 @@ fn a_prefix_has_a_burst_and_earns_it_back() {
     }
     assert!(!admission.charge(Carriage::Tcp, v4(1), now));
     assert!(admission.charge(Carriage::Quic, v4(1), now));
-    assert!(admission.charge(Carriage::Tcp, v4(2), now));
+    assert!(admission.charge(Carriage::Tcp, elsewhere(2), now));
     admission.refund(Carriage::Tcp, v4(1));
     assert!(admission.charge(Carriage::Tcp, v4(1), now));
     let later = now + Duration::from_secs(1);
@@ -134,7 +205,7 @@ fn a_prefix_has_a_burst_and_earns_it_back() {
 fn remembered_prefixes_are_bounded() {
     let (mut admission, _, now) = admission();
     for i in 0..BUCKETS_MAX as u32 + 100 {
-        assert!(admission.charge(Carriage::Tcp, Ipv4Addr::from(i).into(), now));
+        assert!(admission.charge(Carriage::Tcp, elsewhere(i), now));
     }
     assert_eq!(admission.buckets.len(), BUCKETS_MAX);
     let later = now + Duration::from_secs(60);
@@ -142,50 +213,164 @@ fn remembered_prefixes_are_bounded() {
     assert_eq!(admission.buckets.len(), 1);
 }
 
+/// Another network each.
+fn elsewhere(n: u32) -> IpAddr {
+    Ipv4Addr::from(n << 8).into()
+}
+
 #[test]
-fn connections_are_limited_per_address_per_peer_and_in_all() {
+fn addresses_of_one_network_count_as_one() {
     let limits = Limits {
-        connections_max: 3,
         per_address_max: 2,
+        ..Limits::default()
+    };
+    let mut admission = Admission::new(limits);
+    let v6 = |n: u16| -> IpAddr { [0x2001, 0xdb8, 0, n, 0, 0, 0, 1].into() };
+    for network in [[v4(1), v4(2), v4(3)], [v6(1), v6(2), v6(3)]] {
+        let conn = |n: usize| ConnId(u64::try_from(n).unwrap_or_default());
+        assert_eq!(admission.connect(conn(1), network[0], false), Ok(()));
+        assert_eq!(admission.connect(conn(2), network[1], false), Ok(()));
+        let full = Full::Network(Network::of(network[2]));
+        assert_eq!(admission.connect(conn(3), network[2], false), Err(full));
+        // A known peer behind the same network is none of them, nor one that proves itself later.
+        assert_eq!(admission.connect(conn(4), network[2], true), Ok(()));
+        assert!(admission.authenticated(conn(1), &peer("a")));
+        assert_eq!(admission.connect(conn(3), network[2], false), Ok(()));
+        for n in 1..=4 {
+            admission.disconnect(conn(n), None);
+        }
+    }
+    assert_eq!((admission.connections, admission.by_network.len()), (0, 0));
+    assert!(admission.token_holders.is_empty() && admission.by_token.is_empty());
+}
+
+/// By one token of the least scope, and by many.
+#[test]
+fn tokens_take_no_more_than_half_of_the_places() {
+    let limits = Limits {
+        connections_max: 16,
+        per_address_max: 4,
+        ..Limits::default()
+    };
+    let mut admission = Admission::new(limits);
+    let mut connect = |n: u64, who: &str| {
+        let place = admission.connect(ConnId(n), elsewhere(n as u32), false);
+        place.is_ok() && admission.authenticated(ConnId(n), &peer(who))
+    };
+    for n in 0..4 {
+        assert!(connect(n, "one"));
+    }
+    assert!(!connect(4, "one"), "it stays one of the unknown ones");
+    for n in 5..9 {
+        assert!(connect(n, "two"));
+    }
+    assert!(!connect(9, "three"));
+    admission.disconnect(ConnId(0), None);
+    assert!(admission.authenticated(ConnId(4), &peer("one")));
+    assert!(admission.authenticated(ConnId(4), &peer("one")));
+    assert_eq!(admission.by_token[&peer("one")], 4);
+}
+
+#[test]
+fn a_share_of_the_places_is_for_known_peers() {
+    let limits = Limits {
+        connections_max: 8,
         per_peer_max: 1,
         ..Limits::default()
     };
     let mut admission = Admission::new(limits);
-    let peer: PeerId = "a".parse().expect("a peer id");
+    for n in 0..6 {
+        assert_eq!(
+            admission.connect(ConnId(n), elsewhere(n as u32), false),
+            Ok(())
+        );
+    }
+    let one_more =
+        |admission: &mut Admission, known| admission.connect(ConnId(9), elsewhere(9), known);
+    let full = Full::Strangers(Network::of(elsewhere(9)));
+    assert_eq!(one_more(&mut admission, false), Err(full));
+    for n in 6..8 {
+        assert_eq!(admission.connect(ConnId(n), elsewhere(1), true), Ok(()));
+    }
+    // From here on one of an unknown peer has to go for a known one: the handshake is let begin.
+    assert_eq!(one_more(&mut admission, true), Err(Full::All));
+    assert!(matches!(admission.tcp(elsewhere(9)), Tcp::Accept { .. }));
+    admission.connect_for(ConnId(9), elsewhere(9), true);
+    for n in 0..6 {
+        admission.disconnect(ConnId(n), None);
+    }
+    for n in 10..15 {
+        admission.connect_for(ConnId(n), elsewhere(1), true);
+    }
+    // Nothing can be made room for: nobody need try.
+    assert_eq!(admission.tcp(elsewhere(9)), Tcp::Refuse(Limit::Connections));
+    let peer = peer("a");
     let identify =
         |admission: &mut Admission, n, own| admission.identify(&peer, ConnId(n), false, own);
-    assert_eq!(admission.connect(v4(1)), Ok(()));
-    assert_eq!(identify(&mut admission, 1, None), Entry::Welcome);
-    assert_eq!(admission.connect(v4(1)), Ok(()));
-    assert_eq!(identify(&mut admission, 2, None), Entry::Full);
-    assert_eq!(identify(&mut admission, 2, Some(2)), Entry::Welcome);
-    assert_eq!(admission.connect(v4(1)), Err(Limit::ConnectionsPerAddress));
-    assert_eq!(
-        admission.tcp(v4(1)),
-        Tcp::Refuse(Limit::ConnectionsPerAddress)
-    );
-    assert_eq!(admission.connect(v4(2)), Ok(()));
-    assert_eq!(admission.connect(v4(3)), Err(Limit::Connections));
-    admission.disconnect(v4(1), Some((&peer, ConnId(1))));
-    admission.disconnect(v4(1), Some((&peer, ConnId(2))));
-    assert_eq!(admission.connect(v4(3)), Ok(()));
-    assert_eq!(identify(&mut admission, 3, None), Entry::Welcome);
+    assert_eq!(identify(&mut admission, 6, None), Entry::Welcome);
+    assert_eq!(identify(&mut admission, 7, None), Entry::Full);
+    assert_eq!(identify(&mut admission, 7, Some(2)), Entry::Welcome);
+    admission.disconnect(ConnId(6), Some(&peer));
+    admission.disconnect(ConnId(7), Some(&peer));
+    assert_eq!(identify(&mut admission, 8, None), Entry::Welcome);
 }
 
 #[test]
 fn other_limits_count_at_once_and_end_nobody() {
     let (mut admission, limits, _) = admission();
-    for _ in 0..3 {
-        assert_eq!(admission.connect(v4(1)), Ok(()));
+    for n in 0..3 {
+        assert_eq!(admission.connect(ConnId(n), v4(1), false), Ok(()));
     }
     admission.set_limits(Limits {
         per_address_max: 1,
         ..limits
     });
-    assert_eq!(admission.connect(v4(1)), Err(Limit::ConnectionsPerAddress));
+    let full = Full::Network(Network::of(v4(1)));
+    assert_eq!(admission.connect(ConnId(3), v4(1), false), Err(full));
     assert_eq!(admission.connections, 3);
     admission.set_limits(limits);
-    assert_eq!(admission.connect(v4(1)), Ok(()));
+    assert_eq!(admission.connect(ConnId(3), v4(1), false), Ok(()));
+}
+
+/// However many addresses with proof stall in the middle: the newest gets in, and the network that has the
+/// most pays for it.
+#[test]
+fn proven_handshakes_that_stall_give_way() {
+    let (mut admission, limits, now) = admission();
+    let mut ask = |from| match admission.quic(Carriage::Quic, from, Address::Proven, now) {
+        Quic::Accept { ticket, evict, .. } => (ticket, evict),
+        other => panic!("{other:?}"),
+    };
+    let (honest, _) = ask(elsewhere(1));
+    let crowd: Vec<_> = (0..limits.validated_handshakes_max - 1)
+        .map(|n| ask(elsewhere(2 + n / 16)).0)
+        .collect();
+    assert_eq!(ask(elsewhere(1000)).1, Some(crowd[0]));
+    assert_eq!(ask(elsewhere(1001)).1, Some(crowd[16]));
+    assert_ne!(ask(elsewhere(1002)).1, Some(honest));
+}
+
+/// Somebody else in the network of a known peer asks for all that the network has.
+#[test]
+fn a_known_peers_address_does_not_pay_for_its_neighbours() {
+    let (mut admission, limits, now) = admission();
+    admission.remember(v4(1), now);
+    for _ in 0..limits.handshake_burst {
+        assert!(admission.charge(Carriage::Quic, v4(2), now));
+    }
+    assert!(!admission.charge(Carriage::Quic, v4(3), now));
+    for _ in 0..limits.handshake_burst {
+        assert!(admission.charge(Carriage::Quic, v4(1), now));
+    }
+    assert!(
+        !admission.charge(Carriage::Quic, v4(1), now),
+        "it pays for itself"
+    );
+    for n in 0..KNOWN_ADDRESSES_MAX as u32 {
+        admission.remember(elsewhere(n), now + Duration::from_secs(1));
+    }
+    assert_eq!(admission.known_addresses.len(), KNOWN_ADDRESSES_MAX);
+    assert!(!admission.known_addresses.contains_key(&v4(1)));
 }
 
 #[test]
@@ -195,5 +380,9 @@ fn who_guesses_is_shut_out_with_its_network() {
         assert_eq!(admission.fail(v4(1), now), None);
     }
     assert!(admission.fail(v4(1), now).is_some());
-    assert!(admission.is_penalised(v4(1), now) && !admission.is_penalised(v4(2), now));
+    assert!(admission.penalty(v4(2), now).is_some());
+    assert_eq!(admission.penalty(elsewhere(2), now), None);
+    let all = admission.penalties(now);
+    assert_eq!(all.len(), 1);
+    assert_eq!(all[0].0.to_string(), "192.0.2.0/24");
 }

@@ -1,9 +1,10 @@
 //! Connections from their first byte to their last.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use alknet_core::{Carriage, CloseCode, CloseReason, StreamCode, StreamError};
 use alknet_endpoint::{DialError, Dialer, Target};
+use alknet_test_support::took;
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -100,6 +101,13 @@ async fn exported_secrets_depend_on_their_label() {
     }
 }
 
+/// How soon connections of a peer that was removed end, as docs/endpoint.md has it.
+const REMOVED_WITHIN: Duration = Duration::from_secs(1);
+
+/// Answers to somebody else that may come before: some tens of milliseconds on a machine at rest, and as many more
+/// on a busy one as everything takes there.
+const ANSWERED_BEFORE: usize = 300;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removed_peer_loses_its_live_connections() {
     let node = Node::start();
@@ -117,12 +125,31 @@ async fn a_removed_peer_loses_its_live_connections() {
     let (_send, mut recv) = stream(&tcp).await;
     assert_eq!(ask(&quic, b"in").await.expect("echo"), "in");
     assert_eq!(ask(&other, b"in").await.expect("echo"), "in");
+    let began = Instant::now();
     node.peers.remove(&key);
+    // It is the change that ends them, and nothing that comes around later: somebody else is answered a few times at
+    // the most before.
+    let mut answered = 0;
+    loop {
+        tokio::select! {
+            biased;
+            _ = quic.closed() => break,
+            () = std::future::ready(()) => {}
+        }
+        assert!(answered < ANSWERED_BEFORE, "the connection goes on");
+        assert_eq!(ask(&other, b"stay").await.expect("echo"), "stay");
+        answered += 1;
+    }
     assert_eq!(code(&quic).await, Some(1));
     let end = tokio::time::timeout(hung(), recv.read_chunk(9))
         .await
         .expect("an end");
     assert!(!matches!(end, Ok(Some(_))));
+    took(
+        "a removed peer's connections end",
+        REMOVED_WITHIN,
+        began.elapsed(),
+    );
     assert_eq!(ask(&other, b"stay").await.expect("echo"), "stay");
     until(|| node.server.counters().revoked >= 1).await;
 }

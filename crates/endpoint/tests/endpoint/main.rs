@@ -15,3 +15,4 @@ mod roles;
 mod served;
 mod support;
 mod third_party;
+mod unread;

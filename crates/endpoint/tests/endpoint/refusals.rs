@@ -197,6 +197,32 @@ async fn a_crowd_proves_its_addresses() {
     assert!(node.server.counters().handshakes_retried >= 1);
 }
 
+/// Few at a time, so that none has to prove its address before.
+#[tokio::test(flavor = "multi_thread")]
+async fn quic_handshakes_are_charged_without_retry() {
+    let node = Node::with_limits(Limits {
+        handshake_burst: 5,
+        handshakes_per_second: 1,
+        ..Limits::default()
+    });
+    let (friend, _) = node.peer("friend");
+    // A known peer pays nothing, and leaves no credit that others could use.
+    for _ in 0..20 {
+        works(&node, &friend, Carriage::Quic).await;
+    }
+    let stranger = Dialer::new(None);
+    let mut served = 0;
+    for _ in 0..40 {
+        let target = node.target();
+        let dialled = stranger.dial_over(Carriage::Quic, &target, ECHO).await;
+        if let Ok(connection) = dialled {
+            served += usize::from(ask(&connection, b"x").await.is_ok_and(|said| said == "x"));
+        }
+    }
+    // A slow machine earns some back meanwhile.
+    assert!((5..40).contains(&served), "{served} of 40");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn limits_have_their_codes() {
     let node = Node::with_limits(Limits {

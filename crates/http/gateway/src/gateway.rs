@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::caller::Caller;
 use crate::error::{ApiError, Code};
 use crate::limits::{BATCH_CALLS_MAX, BATCH_ID_BYTES_MAX, BATCH_PARALLEL, BATCH_TIMEOUT};
+use crate::memory::Lease;
 use crate::room::{Account, Place, Quota, Room};
 use crate::wire::{BatchMode, BatchResult, Description, Invocation, Page, Query, Summary};
 
@@ -73,9 +74,11 @@ impl Gateway {
     /// outside, nobody can tell by the time it takes what a path wants.
     ///
     /// # Errors
-    /// The token stands for nobody. It is for the caller to count the guess, by [`Gate::guessed`], when the
+    /// The token stands for nobody; 429 where too many such came from the same network. It is for the caller to count the guess, by [`Gate::guessed`], when the
     /// answer is away.
     pub fn authenticate(&self, gate: &Gate, token: Option<&str>) -> Result<Known, ApiError> {
+        // Asked for whatever comes, as everything else that takes time.
+        let penalty = gate.penalty();
         let Some(token) = token else {
             in_vain(gate);
             return Ok(Known {
@@ -85,10 +88,13 @@ impl Gateway {
         };
         let token = AuthToken::new(token.to_owned());
         match gate.whom(&token) {
-            Ok(identity) => Ok(Known {
-                identity: Some(identity),
-                token: Some(Arc::new(token)),
-            }),
+            Ok(identity) => {
+                gate.authenticated(&identity);
+                Ok(Known {
+                    identity: Some(identity),
+                    token: Some(Arc::new(token)),
+                })
+            }
             Err(error) => {
                 if token.hash().is_err() {
                     // It was copied and refused, but neither hashed nor looked up.
@@ -97,7 +103,10 @@ impl Gateway {
                 }
                 // Whoever sends none is whom the connection proved.
                 std::hint::black_box(gate.identity());
-                Err(wrong(error))
+                Err(match penalty {
+                    None => wrong(error),
+                    Some(refused) => too_many(refused),
+                })
             }
         }
     }
@@ -193,7 +202,8 @@ impl Gateway {
     }
 
     /// Calls several. The results come in the order of the calls; those that could not begin in time, or
-    /// not after another failed, say `NOT_RUN`.
+    /// not after another failed, say `NOT_RUN`. Outputs count against `answers`; one for which there is no room is
+    /// an error in its place.
     ///
     /// # Errors
     /// There are too many calls, or their ids are wrong.
@@ -202,6 +212,7 @@ impl Gateway {
         caller: &Caller,
         calls: Vec<(String, Result<Invocation, ApiError>)>,
         mode: BatchMode,
+        answers: &Lease,
     ) -> Result<Vec<BatchResult>, ApiError> {
         check_ids(&calls)?;
         let deadline = tokio::time::Instant::from_std(Instant::now() + BATCH_TIMEOUT);
@@ -220,7 +231,7 @@ impl Gateway {
                     Ok(call) => self.invoke(caller, call).await,
                     Err(error) => Err(error),
                 };
-                (n, outcome)
+                (n, outcome.and_then(|output| kept(output, answers)))
             });
         let mut runs = stream::iter(runs).buffer_unordered(at_once);
         while let Ok(Some((n, outcome))) = tokio::time::timeout_at(deadline, runs.next()).await {
@@ -241,6 +252,24 @@ impl Gateway {
                 outcome: outcome.unwrap_or_else(|| Err(not_run())),
             })
             .collect())
+    }
+
+    /// Memory for what the caller sends and is sent, of which nothing is taken yet.
+    #[must_use]
+    pub fn lease(&self, caller: &Caller) -> Lease {
+        self.room.lease(&self.counted(caller))
+    }
+
+    /// The same for whom an account is.
+    #[must_use]
+    pub fn lease_of(&self, account: &Arc<Account>) -> Lease {
+        self.room.lease(account)
+    }
+
+    /// Bytes of requests and answers that are under way.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.room.bytes()
     }
 
     /// Starts a subscription. Dropping it ends the work behind it.
@@ -290,9 +319,17 @@ fn wrong(error: CallError) -> ApiError {
     refused
 }
 
+/// The same where too many guesses came from the same network.
+fn too_many(refused: CallError) -> ApiError {
+    let mut answer = ApiError::overloaded(refused.message.clone(), 0);
+    answer.error = Box::new(refused);
+    answer
+}
+
 fn incoming<'a>(caller: &'a Caller, call: &'a Invocation, request_id: &'a str) -> Incoming<'a> {
     Incoming {
         input: call.input.clone(),
+        memory: call.memory.clone(),
         identity: caller.identity.clone(),
         token: caller.token.as_deref(),
         proved_by: caller.proved_by,
@@ -305,6 +342,20 @@ fn incoming<'a>(caller: &'a Caller, call: &'a Invocation, request_id: &'a str) -
 
 fn refuse(caller: &Caller, refused: Refused) -> ApiError {
     ApiError::of_call(refused, caller.identity.is_some(), &caller.request_id)
+}
+
+/// An output as the text that is sent, which counts twice: it is also copied into the whole answer.
+fn kept(output: Output, answers: &Lease) -> Result<Output, ApiError> {
+    let text = match output {
+        Output::Raw(text) => text,
+        other => {
+            let mut text = Vec::new();
+            other.append_to(&mut text);
+            text.into()
+        }
+    };
+    answers.answer(2 * text.len())?;
+    Ok(Output::Raw(text))
 }
 
 fn check_ids(calls: &[(String, Result<Invocation, ApiError>)]) -> Result<(), ApiError> {

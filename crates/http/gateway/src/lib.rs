@@ -11,6 +11,7 @@ pub mod limits;
 mod caller;
 mod error;
 mod gateway;
+mod memory;
 mod room;
 mod tickets;
 mod wire;
@@ -18,6 +19,7 @@ mod wire;
 pub use caller::{Caller, RequestId, Via};
 pub use error::{ApiError, Code};
 pub use gateway::{Gateway, Known, NO_TOKEN, Running, Subscription};
+pub use memory::{Lease, Upload};
 pub use room::{Account, Quota};
 pub use tickets::{Ticket, Tickets};
 pub use wire::{

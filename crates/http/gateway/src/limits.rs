@@ -30,11 +30,21 @@ pub const CALLS_PER_NODE: usize = 256;
 pub const CALLS_PER_IDENTITY: usize = 32;
 /// Streams of events open at once for one identity.
 pub const STREAMS_PER_IDENTITY: usize = 64;
+/// Bytes of requests and answers that are under way at once, however much memory the machine has.
+pub const BYTES_PER_NODE: usize = 256 << 20;
+/// And however little.
+pub const BYTES_PER_NODE_MIN: usize = 4 << 20;
+/// Which part of the machine's memory they may have between these two: an eighth.
+pub const MEMORY_PART: u64 = 8;
+/// Which part of them one identity may have: a half, so that no one takes all.
+pub const BYTES_SHARE: usize = 2;
+/// Bytes up to which a request is a small one. A quarter of the bytes is for those alone.
+pub const SMALL_BYTES: usize = 64 << 10;
 /// Requests a second for one identity, on average.
 pub const REQUESTS_PER_SECOND: u32 = 50;
 /// Requests one identity may make at once before the average counts.
 pub const REQUESTS_BURST: u32 = 200;
-/// Requests a second without an identity, for one network address.
+/// Requests a second without an identity, for one network (a /24 of IPv4, a /56 of IPv6).
 pub const STRANGER_REQUESTS_PER_SECOND: u32 = 10;
 /// Requests a stranger may make at once before the average counts.
 pub const STRANGER_REQUESTS_BURST: u32 = 40;

@@ -1,16 +1,17 @@
-//! How much one identity, or one stranger's address, may ask for.
+//! How much one identity, or one network of unknown peers, may ask for.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use alknet_core::PeerId;
+use alknet_core::{Network, PeerId};
 use arc_swap::ArcSwap;
 
 use crate::error::ApiError;
 use crate::limits;
+use crate::memory::{Lease, Most};
 
 /// What the configuration allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +20,7 @@ pub struct Quota {
     pub per_second: u32,
     /// Requests one identity may make at once before the average counts.
     pub burst: u32,
-    /// The same for an address that nobody is known to be behind.
+    /// The same for the unknown peers of one network.
     pub stranger_per_second: u32,
     /// And at once.
     pub stranger_burst: u32,
@@ -29,6 +30,10 @@ pub struct Quota {
     pub calls_each: usize,
     /// Streams of events at once for one identity.
     pub streams_each: usize,
+    /// Bytes of requests and answers that are under way at once for the whole node.
+    pub bytes: usize,
+    /// And for one identity.
+    pub bytes_each: usize,
 }
 
 impl Default for Quota {
@@ -41,11 +46,25 @@ impl Default for Quota {
             calls: limits::CALLS_PER_NODE,
             calls_each: limits::CALLS_PER_IDENTITY,
             streams_each: limits::STREAMS_PER_IDENTITY,
+            bytes: limits::BYTES_PER_NODE,
+            bytes_each: limits::BYTES_PER_NODE / limits::BYTES_SHARE,
         }
     }
 }
 
 impl Quota {
+    /// The same on a machine with so much memory.
+    #[must_use]
+    pub fn for_memory(self, memory_bytes: u64) -> Self {
+        let part = usize::try_from(memory_bytes / limits::MEMORY_PART).unwrap_or(usize::MAX);
+        let bytes = part.clamp(limits::BYTES_PER_NODE_MIN, limits::BYTES_PER_NODE);
+        Self {
+            bytes,
+            bytes_each: bytes / limits::BYTES_SHARE,
+            ..self
+        }
+    }
+
     /// Requests a second on average, and at once.
     fn requests(&self, known: bool) -> (u32, u32) {
         match known {
@@ -59,20 +78,21 @@ impl Quota {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Who {
     Known(PeerId),
-    /// An IPv4 address, or the first 64 bits of an IPv6 one.
-    Address(IpAddr),
+    /// Whoever has one address easily has others of its network.
+    Network(Network),
     /// On a carriage without addresses.
     Nowhere,
 }
 
 /// What runs for somebody.
 #[derive(Debug, Default)]
-struct Load {
+pub(crate) struct Load {
     calls: AtomicU32,
     streams: AtomicU32,
+    pub(crate) bytes: AtomicUsize,
 }
 
-/// What one identity, or one stranger's address, asked for. Whoever serves a connection keeps it from one
+/// What one identity, or the unknown peers of one network, asked for. Whoever serves a connection keeps it from one
 /// request to the next; who holds it weakly does not keep it from being forgotten.
 #[derive(Debug)]
 pub struct Account {
@@ -89,6 +109,10 @@ struct Spent {
 }
 
 impl Account {
+    pub(crate) fn load(&self) -> &Load {
+        &self.load
+    }
+
     fn spent(&self) -> MutexGuard<'_, Spent> {
         self.spent.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -157,7 +181,7 @@ impl Room {
         let known = who.is_some();
         let who = match (who, address) {
             (Some(id), _) => Who::Known(id.clone()),
-            (None, Some(address)) => Who::Address(network(address)),
+            (None, Some(address)) => Who::Network(Network::of(address)),
             (None, None) => Who::Nowhere,
         };
         let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -242,6 +266,22 @@ impl Room {
         Ok(place)
     }
 
+    /// Memory for a request, of which nothing is taken yet.
+    pub(crate) fn lease(&self, account: &Arc<Account>) -> Lease {
+        let quota = self.quota.load();
+        let most = Most {
+            node: quota.bytes,
+            each: quota.bytes_each,
+        };
+        Lease::new(Arc::clone(account), Arc::clone(&self.all), most)
+    }
+
+    /// Bytes that are counted now.
+    #[must_use]
+    pub(crate) fn bytes(&self) -> usize {
+        self.all.bytes.load(Ordering::Acquire)
+    }
+
     /// Calls and streams that run now.
     #[must_use]
     pub(crate) fn running(&self) -> (u32, u32) {
@@ -266,17 +306,6 @@ fn forget(accounts: &mut HashMap<Who, Arc<Account>>, now: Instant) {
     }
 }
 
-/// Whoever has one IPv6 address has 2^64 of them.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => {
-            let bits = u128::from(v6) >> 64 << 64;
-            IpAddr::V6(Ipv6Addr::from(bits))
-        }
-        v4 => v4,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -290,7 +319,46 @@ mod tests {
             calls: 3,
             calls_each: 2,
             streams_each: 1,
+            bytes: 64 * limits::SMALL_BYTES,
+            bytes_each: 32 * limits::SMALL_BYTES,
         })
+    }
+
+    #[test]
+    fn bytes_are_counted_for_the_node_and_for_each_and_given_back() {
+        let room = room();
+        let account = |name: &str| room.account(Some(&name.parse().expect("an id")), None);
+        let (ada, bob, eve) = (account("ada"), account("bob"), account("eve"));
+        let small = limits::SMALL_BYTES;
+        let first = room.lease(&ada);
+        first.more(30 * small).expect("room");
+        let code = |refused: Result<(), ApiError>| refused.expect_err("refused").status.as_u16();
+        assert_eq!(code(room.lease(&ada).more(3 * small)), 429, "of ada's");
+        assert_eq!(code(room.lease(&bob).more(33 * small)), 413, "never");
+        let second = room.lease(&bob);
+        second.more(18 * small).expect("room");
+        assert_eq!(
+            code(room.lease(&eve).more(small + 1)),
+            429,
+            "kept for small ones"
+        );
+        let third = room.lease(&eve);
+        for _ in 0..16 {
+            third.more(small / 16).expect("room");
+        }
+        assert_eq!(room.bytes(), 49 * small);
+        first.less(10 * small);
+        room.lease(&eve).more(2 * small).expect("room again");
+        drop((first, second, third));
+        assert_eq!(room.bytes(), 0);
+    }
+
+    #[test]
+    fn a_machine_with_less_memory_takes_less() {
+        let bytes = |memory: u64| Quota::default().for_memory(memory).bytes;
+        assert_eq!(bytes(512 << 20), 64 << 20);
+        assert_eq!(bytes(0), limits::BYTES_PER_NODE_MIN);
+        assert_eq!(bytes(u64::MAX), limits::BYTES_PER_NODE);
     }
 
     #[test]
@@ -328,10 +396,10 @@ mod tests {
             room.request(&room.account_at(None, Some(address), now), now)
         };
         assert!(ask("2001:db8::1").is_ok());
-        assert!(ask("2001:db8::2").is_err());
-        assert!(ask("2001:db8:0:1::1").is_ok());
+        assert!(ask("2001:db8:0:1::1").is_err());
+        assert!(ask("2001:db8:0:100::1").is_ok());
         assert!(ask("192.0.2.1").is_ok());
-        assert!(ask("::ffff:192.0.2.1").is_err());
+        assert!(ask("::ffff:192.0.2.2").is_err());
     }
 
     #[test]
@@ -352,7 +420,7 @@ mod tests {
     fn accounts_are_bounded() {
         let room = room();
         let now = Instant::now();
-        let address = |n: u32| Some(IpAddr::V4((0x0a00_0000 + n).into()));
+        let address = |n: u32| Some(IpAddr::V4((0x0a00_0000 + (n << 8)).into()));
         let at = |n: u32| room.account_at(None, address(n), now);
         let oldest = room.account_at(None, address(1), now - Duration::from_secs(1));
         let (held, weak) = (at(0), Arc::downgrade(&oldest));

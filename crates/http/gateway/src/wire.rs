@@ -1,19 +1,24 @@
 //! The shapes of requests and answers. They are a contract: see `docs/http.md`.
 
 use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
 use std::time::Duration;
 
-use alknet_call::{ErrorDef, OperationSpec, OperationType, read_object};
+use alknet_call::{ErrorDef, InputMemory, OperationSpec, OperationType, read_object};
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
-use serde_json::{Map, Value};
 
 use crate::error::ApiError;
 use crate::limits::{
-    NAMESPACE_CHARS_MAX, NESTING_MAX, SEARCH_BYTES_MAX, SEARCH_LIMIT, SEARCH_LIMIT_MAX,
-    TIMEOUT_MS_MAX,
+    BATCH_CALLS_MAX, NAMESPACE_CHARS_MAX, NESTING_MAX, SEARCH_BYTES_MAX, SEARCH_LIMIT,
+    SEARCH_LIMIT_MAX, TIMEOUT_MS_MAX,
 };
+use crate::memory::Upload;
 
 /// Body of `/call` and `/subscribe`.
 #[derive(Debug, Deserialize)]
@@ -59,16 +64,19 @@ impl<'a> CallRequest<'a> {
     ///
     /// # Errors
     /// 400 where the time is out of range.
-    pub fn invocation(&self, body: &Bytes) -> Result<Invocation, ApiError> {
+    pub fn invocation(&self, body: &Upload) -> Result<Invocation, ApiError> {
         let timeout_ms = self.timeout_ms;
         if timeout_ms.is_some_and(|ms| !(1..=TIMEOUT_MS_MAX).contains(&ms)) {
             let message = format!("timeout_ms is 1 to {TIMEOUT_MS_MAX}");
             return Err(ApiError::malformed("/timeout_ms", message));
         }
-        let input = self.input.map(|raw| body.slice_ref(raw.get().as_bytes()));
+        let input = self
+            .input
+            .map(|raw| body.text.slice_ref(raw.get().as_bytes()));
         Ok(Invocation {
             operation: self.operation.as_ref().to_owned(),
             input,
+            memory: body.memory(),
             timeout: timeout_ms.map(Duration::from_millis),
             idempotency_key: self.idempotency_key.as_deref().map(str::to_owned),
             peer: self.peer.as_deref().map(str::to_owned),
@@ -83,6 +91,8 @@ pub struct Invocation {
     pub operation: String,
     /// Checked JSON text; `None` stands for `null`.
     pub input: Option<Bytes>,
+    /// What it counts against.
+    pub memory: Option<Arc<dyn InputMemory>>,
     /// The answer is wanted within this time.
     pub timeout: Option<Duration>,
     /// A mutation asked for again with the same key runs once.
@@ -107,8 +117,8 @@ impl Invocation {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BatchRequest<'a> {
-    /// The calls, 64 at most; none have no results.
-    #[serde(borrow)]
+    /// The calls, 64 at most; none have no results. One more is read of those that are too many.
+    #[serde(borrow, deserialize_with = "first_calls")]
     pub calls: Vec<BatchItem<'a>>,
     /// How they follow each other.
     #[serde(default)]
@@ -170,19 +180,13 @@ impl<'a> BatchRequest<'a> {
         read_object(body, NESTING_MAX).map_err(|error| {
             let members = [("calls", Kind::List), ("mode", Kind::Text)];
             let outer = diagnose(body, "", &members, &["calls"], error.message);
-            let items = serde_json::from_slice::<Value>(body).ok();
-            let items = items
-                .as_ref()
-                .and_then(|value| value.get("calls")?.as_array());
             // The first call that is wrong by itself says more than the whole does.
-            let wrong = items
-                .into_iter()
-                .flatten()
-                .enumerate()
-                .find_map(|(n, item)| {
-                    let at = format!("/calls/{n}");
-                    fault(item, &at, &ITEM_MEMBERS, &["id", "operation"])
-                });
+            let calls: Option<Listed<'_>> = serde_json::from_slice(body).ok();
+            let calls = calls.into_iter().flat_map(|listed| listed.calls);
+            let wrong = calls.enumerate().find_map(|(n, item)| {
+                let at = format!("/calls/{n}");
+                fault(item.get(), &at, &ITEM_MEMBERS, &["id", "operation"])
+            });
             wrong.unwrap_or(outer)
         })
     }
@@ -193,7 +197,7 @@ impl BatchItem<'_> {
     ///
     /// # Errors
     /// 400 where the time is out of range.
-    pub fn invocation(&self, body: &Bytes) -> Result<Invocation, ApiError> {
+    pub fn invocation(&self, body: &Upload) -> Result<Invocation, ApiError> {
         let request = CallRequest {
             operation: self.operation.clone(),
             input: self.input,
@@ -413,12 +417,12 @@ enum Kind {
 }
 
 impl Kind {
-    fn takes(self, value: &Value) -> bool {
+    fn takes(self, value: &str) -> bool {
         match self {
             Self::Any => true,
-            Self::List => value.is_array(),
-            Self::Number => value.is_u64() || value.is_null(),
-            Self::Text => value.is_string(),
+            Self::List => value.starts_with('['),
+            Self::Number => value == "null" || value.parse::<u64>().is_ok(),
+            Self::Text => value.starts_with('"'),
         }
     }
 
@@ -440,42 +444,112 @@ fn diagnose(
     needed: &[&str],
     otherwise: String,
 ) -> ApiError {
-    let value = serde_json::from_slice::<Value>(body).ok();
-    let fault = value.and_then(|value| fault(&value, at, members, needed));
+    let text = serde_json::from_slice::<&RawValue>(body).ok();
+    let fault = text.and_then(|text| fault(text.get(), at, members, needed));
     fault.unwrap_or_else(|| ApiError::malformed(at, otherwise))
 }
 
-fn fault(value: &Value, at: &str, members: &[(&str, Kind)], needed: &[&str]) -> Option<ApiError> {
-    let Some(object) = value.as_object() else {
+/// What is wrong with a text of JSON, which is read member by member and never kept.
+fn fault(text: &str, at: &str, members: &[(&str, Kind)], needed: &[&str]) -> Option<ApiError> {
+    if !text.starts_with('{') {
         return Some(ApiError::malformed(at, "an object is expected"));
+    }
+    let mut missing = needed.to_vec();
+    let faults = Faults {
+        at,
+        members,
+        missing: &mut missing,
     };
-    let missing = needed.iter().find(|name| !object.contains_key(**name));
-    wrong_member(object, at, members).or_else(|| {
-        let name = missing?;
+    let wrong = serde_json::Deserializer::from_str(text).deserialize_map(faults);
+    wrong.ok()?.or_else(|| {
+        let name = missing.first()?;
         Some(ApiError::malformed(at, format!("'{name}' is missing")))
     })
 }
 
-fn wrong_member(
-    object: &Map<String, Value>,
-    at: &str,
-    members: &[(&str, Kind)],
-) -> Option<ApiError> {
-    object.iter().find_map(|(name, value)| {
-        // RFC 6901 section 3.
-        let pointer = format!("{at}/{}", name.replace('~', "~0").replace('/', "~1"));
-        match members.iter().find(|(known, _)| known == name) {
-            None => Some(ApiError::malformed(
-                &pointer,
-                format!("'{name}' is not known here"),
-            )),
-            Some((_, kind)) if !kind.takes(value) => {
-                let message = format!("'{name}' has to be {}", kind.name());
-                Some(ApiError::malformed(&pointer, message))
+/// Finds the first member that is wrong.
+struct Faults<'a, 'm> {
+    at: &'a str,
+    members: &'a [(&'a str, Kind)],
+    /// Those that have to be there and were not yet.
+    missing: &'a mut Vec<&'m str>,
+}
+
+impl<'de> Visitor<'de> for Faults<'_, '_> {
+    type Value = Option<ApiError>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut all: A) -> Result<Self::Value, A::Error> {
+        let mut wrong = None;
+        while let Some(Name(name)) = all.next_key()? {
+            let value = all.next_value::<&RawValue>()?;
+            self.missing.retain(|needed| *needed != name);
+            if wrong.is_none() {
+                wrong = wrong_member(&name, value.get(), self.at, self.members);
             }
-            Some(_) => None,
         }
-    })
+        Ok(wrong)
+    }
+}
+
+#[derive(Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+
+fn wrong_member(name: &str, value: &str, at: &str, members: &[(&str, Kind)]) -> Option<ApiError> {
+    // RFC 6901 section 3.
+    let pointer = || format!("{at}/{}", name.replace('~', "~0").replace('/', "~1"));
+    match members.iter().find(|(known, _)| *known == name) {
+        None => Some(ApiError::malformed(
+            &pointer(),
+            format!("'{name}' is not known here"),
+        )),
+        Some((_, kind)) if !kind.takes(value) => {
+            let message = format!("'{name}' has to be {}", kind.name());
+            Some(ApiError::malformed(&pointer(), message))
+        }
+        Some(_) => None,
+    }
+}
+
+/// The calls of a batch as they are written.
+#[derive(Deserialize)]
+struct Listed<'a> {
+    #[serde(borrow, deserialize_with = "first_calls")]
+    calls: Vec<&'a RawValue>,
+}
+
+/// As many as a batch has, and one more where it has too many.
+fn first_calls<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    struct First<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for First<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut all: A) -> Result<Vec<T>, A::Error> {
+            let mut first = Vec::new();
+            while first.len() <= BATCH_CALLS_MAX {
+                match all.next_element()? {
+                    Some(call) => first.push(call),
+                    None => return Ok(first),
+                }
+            }
+            while all.next_element::<IgnoredAny>()?.is_some() {}
+            Ok(first)
+        }
+    }
+
+    deserializer.deserialize_seq(First(PhantomData))
 }
 
 #[cfg(test)]
@@ -509,7 +583,8 @@ mod tests {
     #[test]
     fn inputs_are_slices_of_the_body() {
         let body = Bytes::from_static(br#"{"operation":"/a/b","input": {"n":1}}"#);
-        let request = CallRequest::read(&body).expect("fine");
+        let body = Upload::from(body);
+        let request = CallRequest::read(&body.text).expect("fine");
         let invocation = request.invocation(&body).expect("fine");
         assert_eq!(invocation.input.as_deref(), Some(&br#"{"n":1}"#[..]));
         assert_eq!(invocation.operation, "/a/b");
@@ -519,7 +594,8 @@ mod tests {
     fn times_out_of_range_are_refused() {
         for ms in ["0", "600001"] {
             let body = Bytes::from(format!(r#"{{"operation":"a/b","timeout_ms":{ms}}}"#));
-            let request = CallRequest::read(&body).expect("a number");
+            let body = Upload::from(body);
+            let request = CallRequest::read(&body.text).expect("a number");
             assert!(request.invocation(&body).is_err(), "{ms}");
         }
     }
@@ -575,6 +651,16 @@ mod tests {
         let error = query.set("namespace", &longer).expect_err("refused").error;
         assert!(error.message.contains("at most 63 "), "{}", error.message);
         assert_eq!(error.details.expect("details")["pointer"], "/namespace");
+    }
+
+    #[test]
+    fn a_batch_with_too_many_calls_is_read_as_one_with_one_too_many() {
+        let calls: Vec<_> = (0..10_000)
+            .map(|n| format!(r#"{{"id":"{n}","operation":"a/b"}}"#))
+            .collect();
+        let body = format!(r#"{{"calls":[{}]}}"#, calls.join(","));
+        let batch = BatchRequest::read(body.as_bytes()).expect("its shape is right");
+        assert_eq!(batch.calls.len(), BATCH_CALLS_MAX + 1);
     }
 
     #[test]

@@ -4,6 +4,10 @@ use std::time::Duration;
 
 /// Bytes of one request at `/mcp`.
 pub const REQUEST_BYTES_MAX: usize = 4 << 20;
+/// Bytes of what a message has beside the arguments of the tool that it calls.
+pub const MESSAGE_BYTES_MAX: usize = 64 << 10;
+/// Nested arrays and objects in the arguments of a tool.
+pub const NESTING_MAX: usize = 64;
 /// Operations that are tools of their own.
 pub const PINNED_MAX: usize = 32;
 /// Bytes of a tool's name, as the protocol has it.

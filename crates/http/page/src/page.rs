@@ -4,11 +4,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use alknet_call::Registration;
+use alknet_call::{CallError, Registration};
 use alknet_core::{AuthToken, BoxError, Identity, IdentityProvider, MountBody};
 use alknet_gateway::{Caller, Gateway, Invocation, Via};
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HOST, ORIGIN};
+use http::header::{CONTENT_TYPE, HOST, ORIGIN, RETRY_AFTER};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body::Body;
 use http_body_util::{BodyExt, Limited};
@@ -229,13 +229,25 @@ impl Asked<'_> {
         let text = form.field("token").unwrap_or_default();
         let token = AuthToken::new(text.trim().to_owned());
         // A wrong one is a guess, and counted against the network it comes from.
-        let Ok(identity) = self.caller.gate.by_token(&token) else {
-            return self.entry(StatusCode::FORBIDDEN, Some(WRONG));
+        let identity = match self.caller.gate.by_token(&token) {
+            Ok(identity) => identity,
+            Err(error) => return self.wrong(&error),
         };
         if !identity.scopes.allows(SCOPE) {
             return self.entry(StatusCode::FORBIDDEN, Some(NARROW));
         }
         self.begin(Proof::token(identity.id.clone(), Arc::new(token)))
+    }
+
+    /// The form again for whoever sent a wrong token; later, where too many came from the same network.
+    fn wrong(&self, error: &CallError) -> Answer {
+        let Some(wait_ms) = error.retry_after_ms else {
+            return self.entry(StatusCode::FORBIDDEN, Some(WRONG));
+        };
+        let mut answer = self.entry(StatusCode::TOO_MANY_REQUESTS, Some(WAIT));
+        let wait_s = wait_ms.div_ceil(1000).max(1);
+        answer.headers_mut().insert(RETRY_AFTER, wait_s.into());
+        answer
     }
 
     /// Begins a session, and shows the page.
@@ -379,6 +391,10 @@ impl Asked<'_> {
     }
 
     fn caller_of(&self, proof: &Proof, identity: Option<Arc<Identity>>) -> Caller {
+        if let Some(identity) = &identity {
+            // Its connection is no unknown peer's.
+            self.caller.gate.authenticated(identity);
+        }
         Caller {
             identity,
             token: proof.bearer(),
@@ -445,6 +461,8 @@ const HTTPS_PORT: u16 = 443;
 
 const USED: &str = "This link was used already, or is more than a minute old. Ask for another.";
 const WRONG: &str = "This token stands for nobody here.";
+const WAIT: &str =
+    "This token stands for nobody here, and too many such came from your network lately.";
 const NARROW: &str = "Whoever this is may not see the page: it is for administrators, and a token \
 needs the scope admin.";
 

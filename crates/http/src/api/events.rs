@@ -4,8 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alknet_gateway::limits::CALL_BYTES_MAX;
-use alknet_gateway::{ApiError, Caller, Code, RequestId, Subscription};
+use alknet_gateway::{ApiError, Caller, Code, Lease, RequestId, Subscription};
 use axum::body::Body;
 use bytes::Bytes;
 use futures_util::stream;
@@ -14,7 +13,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use serde_json::json;
 
-use super::{invocation, key};
+use super::{invocation, key, room};
 use crate::access::Line;
 use crate::answer::{self, JSON};
 use crate::limits::EVENT_BYTES_MAX;
@@ -44,7 +43,7 @@ pub(super) async fn subscribe(
         ));
     }
     let key = key(&parts.headers)?;
-    let body = upload::json(&parts.headers, body, CALL_BYTES_MAX).await?;
+    let body = upload::json(&parts.headers, body, room(shared, caller)).await?;
     let call = invocation(&body, key)?;
     line.calls([call.operation.as_str()]);
     if !later {
@@ -54,7 +53,7 @@ pub(super) async fn subscribe(
     // Whoever may not call gets no ticket.
     shared.gateway.find(caller, &call.operation)?;
     let time = shared.tickets.time().as_secs();
-    let bytes = body.len();
+    let bytes = body.text.len();
     let name = shared.tickets.make((caller.clone(), call), bytes)?;
     let told = json!({ "url": format!("{TICKET}{name}"), "expires_in": time });
     Ok(answer::api(
@@ -134,6 +133,9 @@ struct Reading {
     subscription: Option<Subscription>,
     id: RequestId,
     sent: u64,
+    /// Counts what came last until the client has taken it.
+    lease: Lease,
+    counted: usize,
     /// A comment is sent when nothing else is for so long.
     ping: Duration,
 }
@@ -142,6 +144,8 @@ struct Reading {
 fn events(shared: &Shared, subscription: Subscription) -> Response<Body> {
     let reading = Reading {
         id: subscription.caller().request_id,
+        lease: shared.gateway.lease(subscription.caller()),
+        counted: 0,
         subscription: Some(subscription),
         sent: 0,
         ping: shared.settings().patience.event_ping,
@@ -160,6 +164,7 @@ fn events(shared: &Shared, subscription: Subscription) -> Response<Body> {
 
 impl Reading {
     async fn next(&mut self) -> Option<Bytes> {
+        self.lease.less(std::mem::take(&mut self.counted));
         let subscription = self.subscription.as_mut()?;
         let event = tokio::time::timeout(self.ping, subscription.next()).await;
         let Ok(event) = event else {
@@ -169,23 +174,31 @@ impl Reading {
             Some(Ok(event)) => {
                 let mut data = Vec::new();
                 event.output.append_to(&mut data);
-                if data.len() <= EVENT_BYTES_MAX {
-                    self.sent += 1;
-                    return Some(frame(Some(self.sent), "data", &data));
+                match self.room(data.len()) {
+                    Ok(()) => {
+                        self.sent += 1;
+                        return Some(frame(Some(self.sent), "data", &data));
+                    }
+                    Err(error) => failed(&error, &self.id),
                 }
-                let message = format!(
-                    "an event has {} bytes, and {EVENT_BYTES_MAX} fit",
-                    data.len()
-                );
-                let status = StatusCode::PAYLOAD_TOO_LARGE;
-                let error = ApiError::new(status, Code::PayloadTooLarge, message);
-                failed(&error, &self.id)
             }
             Some(Err(error)) => failed(&error, &self.id),
             None => frame(None, "completed", b"{}"),
         };
         self.subscription = None;
         Some(frame)
+    }
+
+    /// Counts the bytes of an event.
+    fn room(&mut self, bytes: usize) -> Result<(), ApiError> {
+        if bytes > EVENT_BYTES_MAX {
+            let message = format!("an event has {bytes} bytes, and {EVENT_BYTES_MAX} fit");
+            let status = StatusCode::PAYLOAD_TOO_LARGE;
+            return Err(ApiError::new(status, Code::PayloadTooLarge, message));
+        }
+        self.lease.more(bytes)?;
+        self.counted = bytes;
+        Ok(())
     }
 }
 

@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use alknet_gateway::limits::CALL_BYTES_MAX;
 use alknet_gateway::{
-    ApiError, BatchRequest, BatchResult, CallRequest, Caller, Code, Invocation, Query, RequestId,
+    ApiError, BatchRequest, BatchResult, CallRequest, Caller, Code, Invocation, Lease, Query,
+    RequestId, Upload,
 };
 use axum::body::Body;
-use bytes::Bytes;
 use http::header::{ETAG, IF_NONE_MATCH};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
@@ -70,14 +70,26 @@ async fn call(
     line: &mut Line,
 ) -> Result<Response<Body>, ApiError> {
     let key = key(&parts.headers)?;
-    let body = upload::json(&parts.headers, body, CALL_BYTES_MAX).await?;
-    let invocation = invocation(&body, key)?;
+    let invocation = {
+        let body = upload::json(&parts.headers, body, room(shared, caller)).await?;
+        invocation(&body, key)?
+    };
     line.calls([invocation.operation.as_str()]);
     let output = shared.gateway.invoke(caller, invocation).await?;
     let mut text = opened(&caller.request_id);
     output.append_to(&mut text);
+    drop(output);
     text.push(b'}');
-    Ok(answer::api(StatusCode::OK, JSON, text.into()))
+    counted(text, shared.gateway.lease(caller))
+}
+
+/// What the body of a call may take.
+fn room(shared: &Shared, caller: &Caller) -> upload::Room {
+    upload::Room {
+        lease: shared.gateway.lease(caller),
+        most: CALL_BYTES_MAX,
+        time: shared.settings().patience.body_time,
+    }
 }
 
 /// `{"request_id":"…","output":`
@@ -101,8 +113,8 @@ fn key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
 }
 
 /// What the body asks for; the header may say the key as well, but not another one.
-fn invocation(body: &Bytes, key: Option<String>) -> Result<Invocation, ApiError> {
-    let request = CallRequest::read(body)?;
+fn invocation(body: &Upload, key: Option<String>) -> Result<Invocation, ApiError> {
+    let request = CallRequest::read(&body.text)?;
     let mut invocation = request.invocation(body)?;
     match (&invocation.idempotency_key, key) {
         (Some(own), Some(key)) if *own != key => {
@@ -121,14 +133,17 @@ async fn batch(
     (parts, body): (&Parts, &mut Body),
     line: &mut Line,
 ) -> Result<Response<Body>, ApiError> {
-    let body = upload::json(&parts.headers, body, CALL_BYTES_MAX).await?;
-    let batch = BatchRequest::read(&body)?;
-    let calls = batch.calls.iter();
-    let calls = calls.map(|item| (item.id.as_ref().to_owned(), item.invocation(&body)));
-    let calls: Vec<_> = calls.collect();
+    let (calls, mode) = {
+        let body = upload::json(&parts.headers, body, room(shared, caller)).await?;
+        let batch = BatchRequest::read(&body.text)?;
+        let calls = batch.calls.iter();
+        let calls = calls.map(|item| (item.id.as_ref().to_owned(), item.invocation(&body)));
+        (calls.collect::<Vec<_>>(), batch.mode)
+    };
     let named = calls.iter().filter_map(|(_, call)| call.as_ref().ok());
     line.calls(named.map(|call| call.operation.as_str()));
-    let results = shared.gateway.batch(caller, calls, batch.mode).await?;
+    let answers = shared.gateway.lease(caller);
+    let results = shared.gateway.batch(caller, calls, mode, &answers).await?;
     let mut text = b"{\"results\":[".to_vec();
     for (n, result) in results.into_iter().enumerate() {
         if n > 0 {
@@ -137,7 +152,14 @@ async fn batch(
         append_result(&mut text, result, &caller.request_id);
     }
     text.extend_from_slice(b"]}");
-    Ok(answer::api(StatusCode::OK, JSON, text.into()))
+    drop(answers);
+    counted(text, shared.gateway.lease(caller))
+}
+
+/// An answer that counts against `lease` until it is taken.
+fn counted(text: Vec<u8>, lease: Lease) -> Result<Response<Body>, ApiError> {
+    lease.answer(text.capacity())?;
+    Ok(answer::kept(StatusCode::OK, JSON, text.into(), lease))
 }
 
 fn append_result(text: &mut Vec<u8>, result: BatchResult, id: &RequestId) {
@@ -169,7 +191,7 @@ fn search(shared: &Shared, caller: &Caller, parts: &Parts) -> Result<Response<Bo
         return Ok(unchanged);
     }
     let page = shared.gateway.list(caller, &query);
-    Ok(described(shared, caller, &page))
+    described(shared, caller, &page)
 }
 
 fn schema(shared: &Shared, caller: &Caller, parts: &Parts) -> Result<Response<Body>, ApiError> {
@@ -189,7 +211,7 @@ fn schema(shared: &Shared, caller: &Caller, parts: &Parts) -> Result<Response<Bo
     if let Some(unchanged) = unchanged(shared, caller, parts) {
         return Ok(unchanged);
     }
-    Ok(described(shared, caller, &description))
+    described(shared, caller, &description)
 }
 
 /// Name and value of a member of a query string.
@@ -209,13 +231,19 @@ fn members(parts: &Parts) -> Result<Vec<Member<'_>>, ApiError> {
     Ok(members)
 }
 
-fn described(shared: &Shared, caller: &Caller, value: &impl serde::Serialize) -> Response<Body> {
+fn described(
+    shared: &Shared,
+    caller: &Caller,
+    value: &impl serde::Serialize,
+) -> Result<Response<Body>, ApiError> {
     let text = serde_json::to_vec(value).unwrap_or_default();
-    let mut response = answer::api(StatusCode::OK, JSON, text.into());
+    let lease = shared.gateway.lease(caller);
+    lease.more(text.capacity())?;
+    let mut response = answer::kept(StatusCode::OK, JSON, text.into(), lease);
     if let Ok(etag) = HeaderValue::from_str(&shared.gateway.etag(caller)) {
         response.headers_mut().insert(ETAG, etag);
     }
-    response
+    Ok(response)
 }
 
 /// 304 where the caller has what it asks for (RFC 9110 section 13.1.2).
@@ -267,5 +295,7 @@ async fn metrics(
         return Err(ApiError::new(status, Code::Internal, message));
     };
     let kind = HeaderValue::from_str(&kind).unwrap_or(JSON);
-    Ok(answer::api(StatusCode::OK, kind, text.into()))
+    let lease = shared.gateway.lease(caller);
+    lease.answer(text.len())?;
+    Ok(answer::kept(StatusCode::OK, kind, text.into(), lease))
 }

@@ -12,17 +12,24 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::io::{AsyncRead, ReadBuf};
 
+use super::stream::Until;
 use crate::access::Line;
 use crate::connection::{Busy, Conn};
-use crate::limits::{LINGER_BYTES, LINGER_TIME};
+use crate::limits::{ANSWER_PIECE, ANSWER_PIECE_LARGE, LINGER_BYTES, LINGER_TIME};
 
 /// A body that keeps its connection busy until its end, and is counted for the log.
 pub(super) struct Held {
     body: Body,
     line: Line,
     conn: Arc<Conn>,
-    /// Whether the client has yet to take what came last.
+    /// What is left of the piece that came last: nobody who takes little is handed much.
+    left: Bytes,
+    /// Bytes that are handed on at once.
+    piece: usize,
+    /// Whether the client has yet to take what was handed on last.
     owed: bool,
+    /// Until when, of its own stream.
+    until: Option<Arc<Until>>,
     /// When the last of it was taken from where it comes from.
     last: Option<Instant>,
     busy: Busy,
@@ -30,27 +37,62 @@ pub(super) struct Held {
 
 impl Held {
     pub(super) fn new(body: Body, conn: Arc<Conn>, busy: Busy, line: Line) -> Self {
-        Self {
+        let piece = match conn.protocol {
+            "h2" => ANSWER_PIECE,
+            _ => ANSWER_PIECE_LARGE,
+        };
+        let mut held = Self {
             body,
             line,
             conn,
+            left: Bytes::new(),
+            piece,
             owed: false,
+            until: Until::polled(),
             last: None,
             busy,
+        };
+        // A client without room is never asked whether it takes the first of it.
+        held.owe(Instant::now(), 0);
+        held
+    }
+
+    /// So many bytes are handed on.
+    fn owe(&mut self, now: Instant, bytes: usize) {
+        self.owed = true;
+        let until = self.conn.owes(now, bytes);
+        if let Some(own) = &self.until {
+            own.set(until);
         }
     }
 
     fn taken(&mut self) {
         if std::mem::take(&mut self.owed) {
             self.conn.taken();
+            if let Some(own) = &self.until {
+                own.clear();
+            }
         }
+    }
+
+    /// The next bytes that are handed on.
+    fn piece(&mut self) -> Option<Bytes> {
+        let piece = self.left.split_to(self.left.len().min(self.piece));
+        (!piece.is_empty()).then_some(piece)
+    }
+
+    fn sent(&mut self, bytes: usize) {
+        self.line.sent(bytes);
+        let now = Instant::now();
+        self.last = Some(now);
+        self.owe(now, bytes);
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         self.taken();
-        let whole = self.body.is_end_stream();
+        let whole = self.is_end_stream();
         if whole {
             self.line.end();
         }
@@ -72,28 +114,47 @@ impl http_body::Body for Held {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         // Nobody asks for more who has no room for it.
         self.taken();
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        match &frame {
-            Some(Ok(frame)) => {
-                let bytes = frame.data_ref().map_or(0, Bytes::len);
-                self.line.sent(bytes);
-                self.owed = true;
-                let now = Instant::now();
-                self.last = Some(now);
-                self.conn.owes(now, bytes);
-            }
-            // What breaks off, we broke off.
-            Some(Err(_)) | None => self.line.end(),
+        if let Some(piece) = self.piece() {
+            self.sent(piece.len());
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
-        Poll::Ready(frame)
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let frame = match frame {
+            Some(Ok(frame)) => frame.into_data(),
+            // What breaks off, we broke off.
+            other => {
+                self.line.end();
+                return Poll::Ready(other);
+            }
+        };
+        let frame = match frame {
+            Ok(data) => {
+                self.left = data;
+                let piece = self.piece().unwrap_or_default();
+                self.sent(piece.len());
+                Frame::data(piece)
+            }
+            Err(trailers) => {
+                self.sent(0);
+                trailers
+            }
+        };
+        Poll::Ready(Some(Ok(frame)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.left.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let left = self.left.len() as u64;
+        let body = self.body.size_hint();
+        let mut hint = SizeHint::new();
+        hint.set_lower(body.lower().saturating_add(left));
+        if let Some(upper) = body.upper().and_then(|upper| upper.checked_add(left)) {
+            hint.set_upper(upper);
+        }
+        hint
     }
 }
 

@@ -5,6 +5,8 @@ mod bounds;
 mod gathered;
 mod pooled;
 mod quic;
+mod resets;
+mod stream;
 mod streams;
 mod tcp;
 mod timed;

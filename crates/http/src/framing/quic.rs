@@ -3,6 +3,7 @@
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use alknet_core::{CloseCode, Connection, HandlerError};
 use axum::body::Body;
@@ -150,10 +151,12 @@ async fn request(resolver: RequestResolver<Streams, Bytes>, conn: Arc<Conn>, can
         return;
     };
     let body = Asked { stream: recv, left };
-    let request = request.map(|()| Body::new(Timed::new(body, conn.patience())));
+    let patience = conn.patience();
+    let request = request.map(|()| Body::new(Timed::new(body, patience)));
+    let patience = patience.reader;
     let work = async {
         let Ok(response) = answer(conn, request).await;
-        respond(&mut send, response).await
+        respond(&mut send, response, patience).await
     };
     let done = tokio::select! {
         done = work => done,
@@ -167,26 +170,38 @@ async fn request(resolver: RequestResolver<Streams, Bytes>, conn: Arc<Conn>, can
 async fn respond(
     send: &mut RequestStream<Sending, Bytes>,
     response: Response<Body>,
+    patience: Duration,
 ) -> Result<(), ()> {
     let (head, mut body) = response.into_parts();
-    let gone = |_| ();
-    send.send_response(Response::from_parts(head, ()))
-        .await
-        .map_err(gone)?;
+    let head = send.send_response(Response::from_parts(head, ()));
+    in_time(patience, head).await?;
     while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
         let frame = frame.map_err(|error| {
             tracing::debug!("an answer over HTTP/3 broke off: {error}");
         })?;
         match frame.into_data() {
-            Ok(data) => send.send_data(data).await.map_err(gone)?,
+            Ok(data) => {
+                let bytes = data.len() as u64;
+                let time = patience + Duration::from_secs(bytes / limits::BODY_BYTES_PER_SECOND);
+                in_time(time, send.send_data(data)).await?;
+            }
             Err(frame) => {
                 if let Ok(trailers) = frame.into_trailers() {
-                    return send.send_trailers(trailers).await.map_err(gone);
+                    return in_time(patience, send.send_trailers(trailers)).await;
                 }
             }
         }
     }
-    send.finish().await.map_err(gone)
+    in_time(patience, send.finish()).await
+}
+
+/// A client that takes nothing of one answer may go on with others: it is this one that ends.
+async fn in_time<T, E>(
+    time: Duration,
+    sending: impl Future<Output = Result<T, E>>,
+) -> Result<T, ()> {
+    let sent = tokio::time::timeout(time, sending).await;
+    sent.map_err(drop)?.map_err(drop)
 }
 
 /// Fields that belong to a connection of HTTP/1.1, and make a request malformed (RFC 9114 section 4.2).

@@ -10,12 +10,14 @@ use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::watch;
 
 use super::body::{Lingering, Watched};
 use super::gathered::{Gathered, drive};
 use super::pooled::Pooled;
+use super::resets::Counted;
+use super::stream::Streams;
 use super::timed::Timed;
 use super::{Why, answer, over};
 use crate::connection::Conn;
@@ -76,7 +78,7 @@ pub(crate) async fn serve(
         }
         Version::Http2 => {
             let send = Gathered::new(send);
-            let io = TokioIo::new(tokio::io::join(recv, send.clone()));
+            let io = TokioIo::new(tokio::io::join(Counted::new(recv), send.clone()));
             let serving = builder().serve_connection(io, service);
             let mut serving = pin!(serving);
             tokio::select! {
@@ -110,8 +112,8 @@ async fn finish<F: Future<Output = Result<(), hyper::Error>>>(
     goodbye.unwrap_or(Ok(()))
 }
 
-fn builder() -> http2::Builder<TokioExecutor> {
-    let mut builder = http2::Builder::new(TokioExecutor::new());
+fn builder() -> http2::Builder<Streams> {
+    let mut builder = http2::Builder::new(Streams::new());
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits::STREAMS_MAX)

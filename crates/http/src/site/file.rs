@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, IoSliceMut};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -10,16 +11,21 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use alknet_gateway::{ApiError, Lease};
 use axum::body::Body;
 use bytes::Bytes;
 use futures_util::stream;
 use http::HeaderValue;
+use http_body_util::Full;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use sha2::{Digest, Sha256};
 
 use super::PACKED;
-use crate::limits::{SITE_CACHE_BYTES, SITE_CHUNK, SITE_FILE_BYTES, SITE_LOOK_AGAIN, SITE_NAMES};
+use crate::answer;
+use crate::limits::{
+    SITE_CACHE_BYTES, SITE_CHUNK, SITE_FILE_BYTES, SITE_LOOK_AGAIN, SITE_LOOKS, SITE_NAMES,
+};
 
 /// Changes whenever the content of a file may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +47,18 @@ impl Version {
             modified_ns: ns(meta.mtime(), meta.mtime_nsec()),
             changed_ns: ns(meta.ctime(), meta.ctime_nsec()),
         }
+    }
+
+    /// Stands for it in an `ETag`.
+    fn digest(&self) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        for part in [self.device, self.inode, self.len] {
+            hash.update(part.to_le_bytes());
+        }
+        for part in [self.modified_ns, self.changed_ns] {
+            hash.update(part.to_le_bytes());
+        }
+        hash.finalize().into()
     }
 }
 
@@ -116,6 +134,8 @@ struct Cache {
 pub(super) struct Files {
     folder: PathBuf,
     cache: Mutex<Cache>,
+    /// Whose turn it is to look: one for each name, and a few names at once.
+    turns: [tokio::sync::Mutex<()>; SITE_LOOKS],
 }
 
 /// A file that is there, as it is now.
@@ -130,6 +150,7 @@ impl Files {
         let files = Self {
             folder,
             cache: Mutex::default(),
+            turns: Default::default(),
         };
         if let Err(error) = files.open_folder() {
             let folder = files.folder.display();
@@ -140,6 +161,7 @@ impl Files {
 
     /// What lies under this name, as it was a moment ago at most.
     pub(super) async fn look(self: &Arc<Self>, name: &Path) -> Option<Entry> {
+        let asked = Instant::now();
         if let Some(looked) = self.cache().names.get_mut(name) {
             if looked.at.elapsed() < SITE_LOOK_AGAIN {
                 return Some(looked.entry.clone());
@@ -147,11 +169,33 @@ impl Files {
             // One looks again, whoever else comes meanwhile takes what was.
             looked.at = Instant::now();
         }
-        self.look_again(name).await
+        let _turn = self.turn(name).await;
+        // Somebody may have looked while this one waited.
+        let looked = self
+            .cache()
+            .names
+            .get(name)
+            .map(|looked| (looked.at, looked.entry.clone()));
+        match looked {
+            Some((at, entry)) if at > asked => Some(entry),
+            _ => self.looked(name).await,
+        }
+    }
+
+    async fn turn(&self, name: &Path) -> tokio::sync::MutexGuard<'_, ()> {
+        let mut hash = DefaultHasher::new();
+        name.hash(&mut hash);
+        let n = hash.finish() as usize % self.turns.len();
+        self.turns[n].lock().await
     }
 
     /// What lies under this name now.
     pub(super) async fn look_again(self: &Arc<Self>, name: &Path) -> Option<Entry> {
+        let _turn = self.turn(name).await;
+        self.looked(name).await
+    }
+
+    async fn looked(self: &Arc<Self>, name: &Path) -> Option<Entry> {
         let files = Arc::clone(self);
         let name = name.to_owned();
         let looked = tokio::task::spawn_blocking(move || files.look_now(name));
@@ -244,29 +288,20 @@ impl Files {
         if let Some(kept) = known.and_then(|forms| forms.kept(&name, version)) {
             return Ok(kept.clone());
         }
-        let mut hash = Sha256::new();
-        let mut content = Vec::new();
         let small = version.len <= SITE_FILE_BYTES;
-        let mut chunk = vec![0; SITE_CHUNK];
-        let mut at = 0;
-        while at < version.len {
-            let read = file.read_at(&mut chunk, at)?;
-            if read == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            hash.update(&chunk[..read]);
-            if small {
-                content.extend_from_slice(&chunk[..read]);
-            }
-            at += read as u64;
-        }
-        let hash = hash.finalize();
+        let mut content = vec![0; if small { version.len as usize } else { 0 }];
+        file.read_exact_at(&mut content, 0)?;
+        // What is large is not read before it is sent: its version is what the system says of it.
+        let hash = match small {
+            true => Sha256::digest(&content).into(),
+            false => version.digest(),
+        };
         let text: String = hash.iter().take(16).map(|b| format!("{b:02x}")).collect();
         Ok(Kept {
             name,
             version,
             etag: HeaderValue::from_str(&format!("\"{text}\"")).map_err(io::Error::other)?,
-            content: small.then(|| content.into()),
+            content: small.then_some(content.into()),
         })
     }
 
@@ -313,26 +348,32 @@ impl Found {
         self.kept.version.len
     }
 
-    /// These bytes of it.
-    pub(super) fn body(self, range: Range<u64>) -> Body {
+    /// These bytes of it. What it holds of them counts against `lease` until the client has taken it: also what
+    /// is kept in memory, for that may be forgotten there meanwhile and read again for the next.
+    ///
+    /// # Errors
+    /// There is no memory for one more.
+    pub(super) fn body(self, range: Range<u64>, lease: Lease) -> Result<Body, ApiError> {
         if let Some(content) = &self.kept.content {
             let part = range.start as usize..range.end as usize;
-            return Body::from(content.slice(part));
+            lease.more(part.len())?;
+            return Ok(answer::counted(Full::new(content.slice(part)), lease));
         }
         let Some(file) = self.file else {
-            return Body::empty();
+            return Ok(Body::empty());
         };
-        Body::from_stream(stream::try_unfold(
-            (file, range),
-            |(file, range)| async move {
+        lease.more(SITE_CHUNK)?;
+        Ok(Body::from_stream(stream::try_unfold(
+            (file, range, lease),
+            |(file, range, lease)| async move {
                 if range.is_empty() {
                     return Ok::<_, io::Error>(None);
                 }
                 let (chunk, file) = read_chunk(file, range.clone()).await?;
                 let next = range.start + chunk.len() as u64;
-                Ok(Some((chunk, (file, next..range.end))))
+                Ok(Some((chunk, (file, next..range.end, lease))))
             },
-        ))
+        )))
     }
 }
 

@@ -10,10 +10,11 @@ mod range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use alknet_gateway::Lease;
 use axum::body::Body;
 use http::header::{
     ACCEPT_ENCODING, ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE,
-    CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, LOCATION, RANGE, VARY,
+    CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, LOCATION, RANGE, RETRY_AFTER, VARY,
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
@@ -21,6 +22,9 @@ use percent_encoding::percent_decode_str;
 
 use file::{Entry, Files, Forms, Found};
 use range::Wanted;
+
+/// Seconds that whoever has as many files under way as they may is to wait for another.
+const BUSY_RETRY: HeaderValue = HeaderValue::from_static("1");
 
 /// What a folder shows.
 const INDEX: &str = "index.html";
@@ -41,7 +45,9 @@ impl Site {
     }
 
     /// The file that a request asks for; `None` where there is none.
-    pub(crate) async fn answer(&self, parts: &Parts) -> Option<Response<Body>> {
+    ///
+    /// What its answer holds counts against `lease`.
+    pub(crate) async fn answer(&self, parts: &Parts, lease: Lease) -> Option<Response<Body>> {
         if !matches!(parts.method, Method::GET | Method::HEAD) {
             return None;
         }
@@ -53,17 +59,17 @@ impl Site {
         }
         match self.files.look(&name).await? {
             Entry::Folder => (!folder).then(|| moved(path)),
-            Entry::File(forms) => self.file(&name, &forms, &parts.headers).await,
+            Entry::File(forms) => self.file(&name, &forms, (&parts.headers, lease)).await,
         }
     }
 
     /// The first page, whatever was asked for.
-    pub(crate) async fn first_page(&self) -> Option<Response<Body>> {
+    pub(crate) async fn first_page(&self, lease: Lease) -> Option<Response<Body>> {
         let index = Path::new(INDEX);
         let headers = HeaderMap::new();
         match self.files.look(index).await? {
             Entry::Folder => None,
-            Entry::File(forms) => self.file(index, &forms, &headers).await,
+            Entry::File(forms) => self.file(index, &forms, (&headers, lease)).await,
         }
     }
 
@@ -71,20 +77,23 @@ impl Site {
         &self,
         name: &Path,
         forms: &Forms,
-        headers: &HeaderMap,
+        (headers, lease): (&HeaderMap, Lease),
     ) -> Option<Response<Body>> {
-        if let Some(response) = self.form(name, forms, headers) {
-            return Some(response);
+        if let Some((found, head)) = self.form(name, forms, headers) {
+            return Some(respond(found, head, headers, lease));
         }
         // It changed since it was looked at, or the form that the client can unpack is gone.
         match self.files.look_again(name).await? {
             Entry::Folder => None,
-            Entry::File(forms) => self.form(name, &forms, headers),
+            Entry::File(forms) => {
+                let (found, head) = self.form(name, &forms, headers)?;
+                Some(respond(found, head, headers, lease))
+            }
         }
     }
 
-    /// The form of a file that suits the client, if it still is what it was.
-    fn form(&self, name: &Path, forms: &Forms, headers: &HeaderMap) -> Option<Response<Body>> {
+    /// The form of a file that suits the client, if it still is what it was, and what is said of it.
+    fn form(&self, name: &Path, forms: &Forms, headers: &HeaderMap) -> Option<(Found, HeaderMap)> {
         let (kept, coding) = forms.choose(|coding| accepts(headers, coding))?;
         let found = self.files.open(kept)?;
         let mut head = HeaderMap::new();
@@ -98,7 +107,7 @@ impl Site {
         if let Some(coding) = coding {
             head.insert(CONTENT_ENCODING, HeaderValue::from_static(coding));
         }
-        Some(respond(found, head, headers))
+        Some((found, head))
     }
 }
 
@@ -183,7 +192,7 @@ fn accepts(headers: &HeaderMap, coding: &str) -> bool {
     })
 }
 
-fn respond(found: Found, mut head: HeaderMap, asked: &HeaderMap) -> Response<Body> {
+fn respond(found: Found, mut head: HeaderMap, asked: &HeaderMap, lease: Lease) -> Response<Body> {
     let etag = found.etag().to_str().unwrap_or_default().to_owned();
     let text = |name| asked.get(name).and_then(|value| value.to_str().ok());
     let mut response = Response::new(Body::empty());
@@ -221,9 +230,18 @@ fn respond(found: Found, mut head: HeaderMap, asked: &HeaderMap) -> Response<Bod
             return response;
         }
     };
-    head.insert(CONTENT_LENGTH, (range.end - range.start).into());
-    *response.headers_mut() = head;
-    *response.body_mut() = found.body(range);
+    let len = range.end - range.start;
+    match found.body(range, lease) {
+        Ok(body) => {
+            head.insert(CONTENT_LENGTH, len.into());
+            *response.headers_mut() = head;
+            *response.body_mut() = body;
+        }
+        Err(_) => {
+            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            response.headers_mut().insert(RETRY_AFTER, BUSY_RETRY);
+        }
+    }
     response
 }
 

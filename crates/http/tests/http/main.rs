@@ -4,6 +4,7 @@
 mod access;
 mod basic;
 mod headers;
+mod memory;
 mod node;
 mod patience;
 mod visible;

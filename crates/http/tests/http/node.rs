@@ -221,6 +221,43 @@ impl Node {
             .expect("nobody wants a path of another")
     }
 
+    /// One on a machine with so much memory.
+    pub(crate) fn on(memory_bytes: u64) -> Self {
+        let node = Self::new("");
+        let settings = Settings::new(&NodeConfig::default()).for_memory(memory_bytes);
+        node.http.set(settings);
+        node
+    }
+
+    /// Bytes of requests and answers that are under way.
+    pub(crate) fn bytes(&self) -> usize {
+        self.gateway.bytes()
+    }
+
+    /// Waits until so many are.
+    pub(crate) async fn until_bytes(&self, bytes: usize) {
+        let wait = async {
+            while self.bytes() != bytes {
+                tokio::task::yield_now().await;
+            }
+        };
+        let waited = tokio::time::timeout(hung(), wait).await;
+        waited.unwrap_or_else(|_| panic!("{} bytes, not {bytes}", self.bytes()));
+    }
+
+    /// Says this over HTTP/1.1, and keeps the connection.
+    pub(crate) async fn begins(&self, text: &str) -> Begun {
+        let (dialled, served) = self.dial(b"http/1.1");
+        let (mut send, recv) = dialled.open_bi().await.expect("a stream");
+        send.write_all(text.as_bytes()).await.expect("it reads");
+        Begun {
+            send,
+            _recv: recv,
+            _dialled: dialled,
+            _served: served,
+        }
+    }
+
     /// One that has other patience, and parts of others that read bodies: the page, tools, `/mine`.
     pub(crate) fn patient(patience: Patience) -> Self {
         let route = post(|request: Request<Body>| read(request.into_body()));
@@ -431,6 +468,20 @@ impl Node {
     pub(crate) async fn events(&self, version: &'static str, token: &str, body: &Value) -> Told {
         let request = self.subscribe(token, body);
         self.client(version).await.told(request).await
+    }
+}
+
+/// A request that began.
+pub(crate) struct Begun {
+    send: alknet_core::SendStream,
+    _recv: alknet_core::RecvStream,
+    _dialled: Connection,
+    _served: JoinHandle<Result<(), HandlerError>>,
+}
+
+impl Begun {
+    pub(crate) async fn says(&mut self, text: &[u8]) {
+        self.send.write_all(text).await.expect("it reads");
     }
 }
 

@@ -1,5 +1,7 @@
 //! Why somebody is not let in, and how that is said.
 
+use std::time::Duration;
+
 use alknet_core::StoreError;
 use thiserror::Error;
 
@@ -19,6 +21,10 @@ const OVERLOADED_MS: u64 = 10_000;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum EnrolError {
+    /// As [`Invalid`](Self::Invalid), after too many such from the same network: for how long they are
+    /// answered so.
+    #[error("too many wrong tokens came from this network; a right one is taken at any time")]
+    Guesses(Duration),
     /// The token is unknown, used, over or damaged, or the hub takes nobody: one answer for all, so
     /// that nobody learns which.
     #[error("the token is not valid here, or not any more: ask for a new join string")]
@@ -58,7 +64,7 @@ impl EnrolError {
             Self::Key => "UNAUTHENTICATED",
             Self::Name(_) => "INVALID_INPUT",
             Self::NameTaken(_) => "ENROLL_NAME_TAKEN",
-            Self::Overloaded(_) => "OVERLOADED",
+            Self::Guesses(_) | Self::Overloaded(_) => "OVERLOADED",
             Self::Pending(_) => "ENROLL_PENDING",
             Self::Randomness | Self::Store(_) | Self::Tokens(_) => "INTERNAL",
         }
@@ -72,7 +78,7 @@ impl EnrolError {
             Self::Key => 401,
             Self::Name(_) => 422,
             Self::NameTaken(_) => 409,
-            Self::Overloaded(_) => 429,
+            Self::Guesses(_) | Self::Overloaded(_) => 429,
             Self::Pending(_) => 202,
             Self::Randomness | Self::Store(_) | Self::Tokens(_) => 500,
         }
@@ -89,6 +95,7 @@ impl EnrolError {
     pub fn refusal(&self) -> Refusal {
         let retry_after_ms = match self {
             Self::Pending(_) => Some(KNOCK_AGAIN_MS),
+            Self::Guesses(left) => Some(u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
             Self::Overloaded(_) => Some(OVERLOADED_MS),
             _ => None,
         };
@@ -129,9 +136,15 @@ pub enum InviteError {
         "the clock of the hub is not set, so that nothing it makes would end: wait for the network"
     )]
     Clock,
+    /// The inviter is not let in any more, or does not hold what the role gives.
+    #[error("you are not let in any more, or do not hold what the role gives")]
+    Maker,
     /// A label breaks a rule.
     #[error(transparent)]
     Name(#[from] NameError),
+    /// The peers cannot be read.
+    #[error(transparent)]
+    Peers(#[from] StoreError),
     /// The tokens cannot be read or written.
     #[error(transparent)]
     Store(#[from] TokenStoreError),

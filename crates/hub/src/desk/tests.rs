@@ -80,6 +80,7 @@ impl Hub {
             kind,
             ttl_s: 3600,
             made_by: "admin".to_owned(),
+            made_by_key: None,
         };
         let made = self.desk.invite(invitation, Some(NOW)).await;
         made.expect("a token").0
@@ -146,6 +147,118 @@ async fn a_token_is_for_one_key_and_repeats_for_it() {
     let token = hub.token(TokenKind::Once, worker()).await;
     let back = hub.enrol(1, &request(Some(&token), None), NOW + 2).await;
     assert_eq!(back.expect("taken").peer_id, first.peer_id);
+}
+
+/// Whatever it shows and whenever: the invitation it came by, others that it was given, or another key.
+#[tokio::test]
+async fn a_removal_outlives_every_invitation_made_before_it() {
+    let hub = hub(EnrolMode::Token);
+    let [by_this, by_another] = [
+        hub.token(TokenKind::Many(5), worker()).await,
+        hub.token(TokenKind::Many(5), worker()).await,
+    ];
+    let ask = request(Some(&by_this), None);
+    let joined = hub.enrol(1, &ask, NOW).await.expect("taken");
+    assert_eq!(hub.code(2, &ask, NOW).await, "taken");
+    let closed = hub.desk.remove(&joined.peer_id).await.expect("a peer");
+    assert_eq!(closed, [by_this.name()]);
+    let other = request(Some(&by_another), None);
+    for later in [0, 1, REPEAT_TIME_S - 1, REPEAT_TIME_S, REPEAT_TIME_S + 61] {
+        for ask in [&ask, &other] {
+            assert_eq!(hub.code(1, ask, NOW + later).await, "ENROLL_INVALID");
+        }
+        assert_eq!(hub.code(3, &ask, NOW + later).await, "ENROLL_INVALID");
+    }
+    // Those who came by the same invitation stay, and the other one is good for other keys.
+    assert!(hub.peers.by_key(&key(2)).is_some());
+    assert_eq!(hub.code(3, &other, NOW).await, "taken");
+    // A new invitation lets it in, until the next removal.
+    let newer = hub.token(TokenKind::Many(5), worker()).await;
+    let newer = request(Some(&newer), None);
+    let back = hub.enrol(1, &newer, NOW).await.expect("taken");
+    assert_eq!(back.peer_id, joined.peer_id);
+    // It does not change its rights by an older one either.
+    assert_eq!(hub.code(1, &other, NOW).await, "ENROLL_INVALID");
+    hub.desk.remove(&back.peer_id).await.expect("a peer");
+    assert_eq!(hub.code(1, &newer, NOW).await, "ENROLL_INVALID");
+}
+
+/// The power fails after the peer is shut out and before its invitations are closed.
+#[tokio::test]
+async fn a_removal_that_was_cut_off_closes_invitations_all_the_same() {
+    let hub = hub(EnrolMode::Token);
+    let token = hub.token(TokenKind::Many(5), worker()).await;
+    let ask = request(Some(&token), None);
+    let joined = hub.enrol(1, &ask, NOW).await.expect("taken");
+    let tombstone = PeerPatch {
+        enabled: Some(false),
+        removal: Some(1),
+        ..PeerPatch::default()
+    };
+    let cut_off = hub.peers.patch(joined.peer_id, tombstone);
+    cut_off.await.expect("a peer");
+    for n in [1, 2] {
+        assert_eq!(hub.code(n, &ask, NOW).await, "ENROLL_INVALID");
+    }
+}
+
+#[tokio::test]
+async fn an_invitation_ends_with_who_made_it() {
+    let hub = hub(EnrolMode::Token);
+    let role = Role {
+        scopes: ["hub:invite", "relay:accept"].into_iter().collect(),
+        ..worker()
+    };
+    let token = hub.token(TokenKind::Once, role).await;
+    let inviter = hub.enrol(1, &request(Some(&token), None), NOW).await;
+    let inviter = inviter.expect("taken").peer_id;
+    let invite = async |made_by: &str, made_by_key| {
+        let invitation = Invitation {
+            role: worker(),
+            kind: TokenKind::Many(5),
+            ttl_s: 3600,
+            made_by: made_by.to_owned(),
+            made_by_key,
+        };
+        let made = hub.desk.invite(invitation, Some(NOW)).await;
+        made.map(|(token, _)| token)
+    };
+    let tokens = [
+        invite(inviter.as_str(), None).await.expect("a token"),
+        invite("admin", Some(key(100))).await.expect("a token"),
+        invite(inviter.as_str(), None).await.expect("a token"),
+    ];
+    let nobody = invite("nobody", None).await;
+    assert!(matches!(nobody, Err(InviteError::Maker)));
+    let code = async |n: u8, token: usize| {
+        let ask = request(Some(&tokens[token]), None);
+        hub.code(n, &ask, NOW).await
+    };
+    assert_eq!(code(2, 0).await, "taken");
+    // With the right to give its role, too.
+    let scopes = |scopes: &[&str]| PeerPatch {
+        scopes: Some(scopes.iter().collect()),
+        ..PeerPatch::default()
+    };
+    let fewer = hub.peers.patch(inviter.clone(), scopes(&["hub:invite"]));
+    fewer.await.expect("a peer");
+    assert_eq!(code(3, 2).await, "ENROLL_INVALID");
+    let fewer = invite(inviter.as_str(), None).await;
+    assert!(matches!(fewer, Err(InviteError::Maker)));
+    let all = hub.peers.patch(inviter.clone(), scopes(&["*"]));
+    all.await.expect("a peer");
+    let closed = hub.desk.remove(&inviter).await.expect("a peer");
+    assert!(closed.contains(&tokens[0].name()));
+    // It calls once more in the moment of its removal.
+    let late = invite(inviter.as_str(), None).await;
+    assert!(matches!(late, Err(InviteError::Maker)));
+    assert_eq!(code(3, 0).await, "ENROLL_INVALID");
+    // Another administrator has the name of the one who made it.
+    hub.peers.replace_config(Entries {
+        admins: vec![("admin".parse().expect("a peer id"), key(102))],
+        ..Entries::default()
+    });
+    assert_eq!(code(3, 1).await, "ENROLL_INVALID");
 }
 
 #[tokio::test]
@@ -267,8 +380,10 @@ async fn a_full_hub_says_so() {
     // Who was there already is welcome, and whoever goes leaves room.
     let again = hub.enrol(3, &ask, NOW + 1).await.expect("known");
     hub.desk.remove(&again.peer_id).await.expect("a peer");
-    assert_eq!(hub.code(4, &ask, NOW).await, "taken");
-    let token = hub.token(TokenKind::Once, worker()).await;
+    // The removed peer has the text of the token that it joined by, which is closed.
+    let token = hub.token(TokenKind::Many(2), worker()).await;
+    let newcomer = hub.code(4, &request(Some(&token), None), NOW).await;
+    assert_eq!(newcomer, "taken");
     let back = hub.code(3, &request(Some(&token), None), NOW).await;
     assert_eq!(
         back, "OVERLOADED",
@@ -385,6 +500,7 @@ async fn invitations_have_bounds() {
             kind: TokenKind::Many(uses),
             ttl_s,
             made_by: "admin".to_owned(),
+            made_by_key: None,
         };
         hub.desk.invite(invitation, now).await.map(drop)
     };

@@ -70,7 +70,14 @@ struct Lab {
 
 fn lab(says: PeerKey) -> Lab {
     let clock = Arc::new(SystemClock { built_s: 0 });
-    let peers = Arc::new(Identities::new(Entries::default(), clock.clone()));
+    let entries = Entries {
+        admins: vec![(
+            "admin".parse().expect("a peer id"),
+            PeerKey::Ed25519([100; 32]),
+        )],
+        ..Entries::default()
+    };
+    let peers = Arc::new(Identities::new(entries, clock.clone()));
     let card = HubCard {
         key: says,
         names: vec!["hub".to_owned()],
@@ -100,6 +107,7 @@ impl Lab {
             kind: TokenKind::Once,
             ttl_s: 60,
             made_by: "admin".to_owned(),
+            made_by_key: None,
         };
         let now = std::time::UNIX_EPOCH
             .elapsed()

@@ -85,7 +85,7 @@ impl Making {
         let capabilities = self.capabilities.clone();
         let running = Arc::new(self);
         let handler = match streams {
-            true => HandlerKind::stream(move |input, ctx| running.clone().stream(&input, ctx)),
+            true => HandlerKind::stream(move |input, ctx| running.clone().stream(input, ctx)),
             false => HandlerKind::once(move |input, ctx| running.clone().once(input, ctx)),
         };
         Registration::new(spec, handler)
@@ -95,13 +95,13 @@ impl Making {
     }
 
     async fn once(self: Arc<Self>, input: Body, ctx: Ctx) -> Result<Value, CallError> {
-        let call = self.begin(&input, ctx)?;
+        let call = self.begin(input, ctx)?;
         let answer = self.invoker.invoke(call).await;
         self.ended(answer.as_ref().err());
         answer.map_err(|failure| call_error(&self.code, failure))
     }
 
-    fn stream(self: Arc<Self>, input: &Body, ctx: Ctx) -> BoxStream<Result<Value, CallError>> {
+    fn stream(self: Arc<Self>, input: Body, ctx: Ctx) -> BoxStream<Result<Value, CallError>> {
         let call = match self.begin(input, ctx) {
             Ok(call) => call,
             Err(error) => return Box::pin(stream::iter([Err(error)])),
@@ -126,7 +126,7 @@ impl Making {
         Box::pin(items)
     }
 
-    fn begin(&self, input: &Body, ctx: Ctx) -> Result<Invocation, CallError> {
+    fn begin(&self, input: Body, ctx: Ctx) -> Result<Invocation, CallError> {
         if self.crashes.is_aside(self.code.id) {
             let text = "the operation lost its worker too often; it is set aside until the node \
                  starts again or another version is promoted";
@@ -137,7 +137,7 @@ impl Making {
         }
         Ok(Invocation {
             code: Arc::clone(&self.code),
-            input: input.value().clone(),
+            input: input.try_into_value()?,
             ctx,
         })
     }

@@ -109,18 +109,18 @@ async fn rollback(promotion: Arc<Promotion>, input: Body, ctx: Ctx) -> Result<Va
 }
 
 async fn proposals(promotion: Arc<Promotion>, input: Body) -> Result<Value, CallError> {
-    let show: Option<Show> = match input.value() {
-        Value::Null => None,
-        _ => Some(read(&input)?),
+    let show: Option<Show> = match input.is_null() {
+        true => None,
+        false => Some(read(&input)?),
     };
     let asked = show.unwrap_or_default().asked()?;
     Ok(promotion.show(asked).await?)
 }
 
 fn read<T: DeserializeOwned>(input: &Body) -> Result<T, CallError> {
-    match input.value() {
-        Value::Object(_) => input.parse(),
-        _ => Err(CallError::invalid_input("the input is an object")),
+    match input.raw().trim_ascii_start().starts_with(b"{") {
+        true => input.parse(),
+        false => Err(CallError::invalid_input("the input is an object")),
     }
 }
 

@@ -1,7 +1,6 @@
 //! JSON Schemas: whether a value fits.
 
-use alknet_call::limits::PATTERN_BYTES_MAX;
-use jsonschema::PatternOptions;
+use alknet_call::Schema;
 use serde_json::Value;
 
 /// Whether `value` fits `schema`; nothing is fetched for it.
@@ -9,15 +8,8 @@ use serde_json::Value;
 /// # Errors
 /// The first place that does not fit, or what is wrong with the schema.
 pub(crate) fn check(schema: &Value, value: &Value) -> Result<(), String> {
-    let validator = jsonschema::options()
-        .offline()
-        .with_pattern_options(PatternOptions::regex().size_limit(PATTERN_BYTES_MAX))
-        .should_validate_formats(false)
-        .build(schema)
-        .map_err(|error| format!("the schema is none: {error}"))?;
-    validator
-        .validate(value)
-        .map_err(|error| format!("{}: {error}", error.instance_path()))
+    let schema = Schema::new(schema).map_err(|error| format!("the schema is none: {error}"))?;
+    schema.validate(value).map_err(|misfit| misfit.to_string())
 }
 
 #[cfg(test)]

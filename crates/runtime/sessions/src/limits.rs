@@ -28,14 +28,36 @@ pub const UNACKNOWLEDGED: usize = alknet_runtime::limits::UNACKNOWLEDGED;
 pub const LOG_BYTES_PER_S: u64 = 64 << 10;
 /// Lines that wait for whoever follows a session's console; the rest is in the log only.
 pub const CONSOLE_LINES: usize = 1024;
-/// Bytes of an answer or input that crosses, at most: what an isolate would refuse as well.
+/// Bytes of what travels beside a frame, at most: sources, and bytes that go with a call. Values are
+/// bounded by what they take in memory.
 pub const VALUE_BYTES_MAX: u64 = 64 << 20;
+/// Bytes of the node's memory that the values of one session take at once: inputs until they are answered,
+/// items and results until they are passed on, and the operations that it registered. One value of the
+/// largest size, and its text.
+pub const MEMORY_OF_SESSION_MAX: usize = 8 << 20;
+/// The same for all sessions of a tenant, so that no tenant takes what is there for all.
+pub const MEMORY_OF_TENANT_MAX: usize = 32 << 20;
+/// The same for all sessions of the node.
+pub const MEMORY_MAX: usize = 64 << 20;
+/// How many times the weight of its specification a registered operation takes, with what vectors grow by. Its
+/// schemas are compiled in the worker.
+pub(crate) const REGISTERED_FACTOR: usize = 3;
+/// Weight of the details of an error, at most; an error with more loses them.
+pub(crate) const FAULT_BYTES_MAX: usize = 256 << 10;
+/// Weight of an item that counts as one of [`UNACKNOWLEDGED`]; a heavier one counts as several.
+pub(crate) const ITEM_BYTES: usize = 64 << 10;
 /// Levels of CBOR around and in a value that crosses.
 pub(crate) const NESTING_MAX: usize = 4 * alknet_runtime::limits::JSON_DEPTH;
 /// Frames of a session on their way to the host. The host takes 256; the rest waits in the worker.
 pub(crate) const UNHEARD_MAX: usize = 128;
+/// Bytes of these from which on the next frame waits. The host takes twice as many and the longest frame.
+pub(crate) const UNHEARD_BYTES_MAX: usize = 512 << 10;
+/// Bytes of an item or a specification, which go within a frame.
+pub(crate) const OWN_BYTES_MAX: usize = alknet_worker::limits::FRAME_BYTES_MAX - (4 << 10);
 /// How many frames the host takes before it says so.
 pub(crate) const HEARD_EVERY: usize = 32;
+/// Or how many bytes.
+pub(crate) const HEARD_BYTES: usize = 64 << 10;
 /// Bytes of console that a worker collects before it sends them.
 pub(crate) const LINES_BYTES: usize = 8 << 10;
 /// Stack of a thread that runs an isolate: the most an isolate may use, and what Rust needs below.

@@ -6,10 +6,14 @@ use rquickjs::object::Filter;
 use rquickjs::{Error, Function, Object, Type, Value as JsValue};
 use serde_json::{Map, Number, Value};
 
+use super::weight::{self, VALUE};
 use crate::limits::{JSON_BYTES, JSON_DEPTH};
 
 /// Largest whole number that a double holds without a neighbour in between.
 const WHOLE_MAX: f64 = 9_007_199_254_740_992.0;
+
+/// Items that room is made for before they are read.
+const ITEMS_AT_ONCE: usize = 1024;
 
 /// Why a value does not cross.
 #[derive(Debug)]
@@ -57,9 +61,9 @@ impl<'js> Reader<'js> {
     fn value(&mut self, value: &JsValue<'js>, key: &str) -> Result<Option<Value>, Unfit> {
         let read = match value.type_of() {
             Type::Undefined | Type::Uninitialized => return Ok(None),
-            Type::Null => self.take(4).map(|()| Value::Null)?,
+            Type::Null => self.take(VALUE).map(|()| Value::Null)?,
             Type::Bool => self
-                .take(5)
+                .take(VALUE)
                 .map(|()| Value::Bool(value.as_bool() == Some(true)))?,
             Type::Int | Type::Float => self.number(value.as_number().unwrap_or(f64::NAN))?,
             Type::BigInt => self.big(value)?,
@@ -71,7 +75,7 @@ impl<'js> Reader<'js> {
     }
 
     fn number(&mut self, number: f64) -> Result<Value, Unfit> {
-        self.take(8)?;
+        self.take(VALUE)?;
         if number.trunc() == number && number.abs() <= WHOLE_MAX {
             // Also makes 0 of -0, as JSON's text does.
             return Ok(Value::Number(Number::from(number as i64)));
@@ -82,7 +86,7 @@ impl<'js> Reader<'js> {
     }
 
     fn big(&mut self, value: &JsValue<'js>) -> Result<Value, Unfit> {
-        self.take(8)?;
+        self.take(VALUE)?;
         if !self.fits.call::<_, bool>((value.clone(),))? {
             return Err(self.unfit("a BigInt beyond 2^53"));
         }
@@ -98,7 +102,7 @@ impl<'js> Reader<'js> {
             Err(Error::Utf8(_)) => return Err(self.unfit("half of a surrogate pair")),
             Err(error) => return Err(error.into()),
         };
-        self.take(text.len() + 2)?;
+        self.take(VALUE + weight::text(text.as_bytes()))?;
         Ok(text)
     }
 
@@ -142,22 +146,27 @@ impl<'js> Reader<'js> {
 
     fn array(&mut self, object: &Object<'js>) -> Result<Value, Unfit> {
         let length: f64 = object.get(PredefinedAtom::Length)?;
-        // Each element takes a byte at least, so that an array of four thousand million holes is
-        // refused by the size and not counted out.
-        if !(0.0..=self.left as f64).contains(&length) {
-            return Err(self.unfit("an array larger than 4 MiB"));
+        self.take(VALUE)?;
+        // Each element is a value at least, so that an array of four thousand million holes is refused
+        // by the size and not counted out.
+        if !(0.0..=(self.left / VALUE) as f64).contains(&length) {
+            return Err(too_large());
         }
-        let mut items = Vec::new();
-        for index in 0..length as u32 {
-            self.take(1)?;
+        let length = length as u32;
+        // Not all at once: arrays that hold each other are counted as they are read.
+        let mut items = Vec::with_capacity((length as usize).min(ITEMS_AT_ONCE));
+        for index in 0..length {
             let item: JsValue<'js> = object.get(index)?;
-            let item = self.value(&item, &index.to_string())?;
-            items.push(item.unwrap_or(Value::Null));
+            items.push(match self.value(&item, &index.to_string())? {
+                Some(item) => item,
+                None => self.take(VALUE).map(|()| Value::Null)?,
+            });
         }
         Ok(Value::Array(items))
     }
 
     fn members(&mut self, object: &Object<'js>) -> Result<Value, Unfit> {
+        self.take(VALUE)?;
         let mut members = Map::new();
         for key in object.own_keys::<rquickjs::String<'js>>(Filter::new().string().enum_only()) {
             let key = self.text(key?.as_value())?;
@@ -178,7 +187,7 @@ impl<'js> Reader<'js> {
                 self.left = left;
                 Ok(())
             }
-            None => Err(Unfit::Encode("the value is larger than 4 MiB".to_owned())),
+            None => Err(too_large()),
         }
     }
 
@@ -191,6 +200,14 @@ impl<'js> Reader<'js> {
         };
         Unfit::Encode(format!("{what} has no JSON form{at}"))
     }
+}
+
+fn too_large() -> Unfit {
+    let text = format!(
+        "the value takes more than {} MiB of memory, {VALUE} bytes for each value in it",
+        JSON_BYTES >> 20
+    );
+    Unfit::Encode(text)
 }
 
 /// Views of bytes. Buffers are found by [`Reader::members`]: asking the engine about each object

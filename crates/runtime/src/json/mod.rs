@@ -6,6 +6,7 @@
 
 mod from_script;
 mod to_script;
+pub mod weight;
 
 pub(crate) use from_script::{Reader, Unfit};
 pub(crate) use to_script::{write, write_mixed};

@@ -14,9 +14,9 @@ use rquickjs::{
 };
 use serde_json::{Value, json};
 
-pub use record::{Calls, Noted, Record};
+pub use record::{Calls, Noted, Record, Room};
 pub use replay::{Recorded, RecordedBytes, Replay};
-pub use secret::{Marks, REDACTED, redact, tells};
+pub use secret::{Marks, REDACTED, Schemas, redact, tells};
 pub use test::{Case, CaseReport, Expect, Percentiles, Report, TEST_SEED, TEST_START_MS};
 
 use crate::error::{Code, OpError};

@@ -1,5 +1,6 @@
 //! Fixtures made of real calls.
 
+use std::fmt;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,7 +10,8 @@ use serde_json::{Value, json};
 use super::replay::{Recorded, RecordedBytes};
 use super::secret::Marks;
 use crate::error::OpError;
-use crate::limits::{RECORDED_BYTES_MAX, RECORDED_MAX};
+use crate::json::weight;
+use crate::limits::{RECORDED_BYTES_MAX, RECORDED_MAX, RECORDED_MEMORY_FACTOR};
 
 /// Writes down calls and their answers, in the order in which they began, without what the schemas
 /// of the called operations mark as secret. Clones write to the same.
@@ -18,6 +20,12 @@ use crate::limits::{RECORDED_BYTES_MAX, RECORDED_MAX};
 /// script.
 #[derive(Clone, Debug, Default)]
 pub struct Record(Arc<Mutex<Kept>>);
+
+/// Memory for what is recorded, of whoever keeps it.
+pub trait Room: fmt::Debug + Send + Sync {
+    /// Takes so many bytes more until this is dropped; `false` where there is no room for them.
+    fn take(&self, bytes: usize) -> bool;
+}
 
 /// What was recorded.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -37,6 +45,35 @@ struct Kept {
     bytes: usize,
     left_out: usize,
     ended: bool,
+    /// Without, [`RECORDED_BYTES_MAX`] is all that bounds it.
+    room: Option<Arc<dyn Room>>,
+}
+
+/// What something recorded counts for.
+#[derive(Clone, Copy, Debug, Default)]
+struct Size {
+    /// As [`Kept::bytes`] counts.
+    bytes: usize,
+    memory: usize,
+}
+
+impl Size {
+    /// Text, or memory where that is far more.
+    fn of(value: &Value) -> Self {
+        let memory = weight::of(value);
+        Self {
+            bytes: text_len(value).max(memory / RECORDED_MEMORY_FACTOR),
+            memory,
+        }
+    }
+
+    /// With so many bytes that are no value.
+    const fn and(self, bytes: usize) -> Self {
+        Self {
+            bytes: self.bytes + bytes,
+            memory: self.memory + bytes,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -84,6 +121,11 @@ impl Record {
         }
     }
 
+    /// From now on what is recorded takes memory of `room`, and what finds none is left out.
+    pub fn keep_in(&self, room: Arc<dyn Room>) {
+        lock(&self.0).room = Some(room);
+    }
+
     /// A call that no record can say.
     pub fn leave_out(&self) {
         lock(&self.0).left_out += 1;
@@ -120,12 +162,12 @@ impl Noted {
         self.grow(|call, marks| {
             let mut output = output.clone();
             marks.redact_output(&mut output);
-            let mut more = text_len(&output);
+            let mut more = Size::of(&output);
             if let Some(bytes) = bytes {
                 // What nothing points to any more may have been a secret.
                 let mut kept = Vec::new();
                 gather(&mut output, bytes, &mut kept)?;
-                more += base64_len(kept.len());
+                more = more.and(base64_len(kept.len()));
                 call.bytes = Some(RecordedBytes(kept.into()));
             }
             call.output = Some(output);
@@ -138,7 +180,7 @@ impl Noted {
         self.grow(|call, marks| {
             let mut item = item.clone();
             marks.redact_output(&mut item);
-            let more = text_len(&item) + 1;
+            let more = Size::of(&item).and(1);
             let items = call.output.get_or_insert_with(|| json!([]));
             items.as_array_mut()?.push(item);
             Some(more)
@@ -149,7 +191,7 @@ impl Noted {
     pub fn left(&self) {
         self.grow(|call, _| {
             call.output.get_or_insert_with(|| json!([]));
-            Some(0)
+            Some(Size::default())
         });
     }
 
@@ -161,7 +203,12 @@ impl Noted {
         self.grow(|call, marks| {
             let mut error = error.clone();
             marks.redact_error(&mut error);
-            let more = text_len(&error);
+            let details = Size::of(&error.details);
+            let text = text_len(&error);
+            let more = Size {
+                bytes: text.max(details.bytes),
+                memory: text.saturating_add(details.memory),
+            };
             call.error = Some(error);
             Some(more)
         });
@@ -173,7 +220,7 @@ impl Noted {
     }
 
     /// Adds to the call, unless it cannot be kept; `add` says by how much it grows.
-    fn grow(&self, add: impl FnOnce(&mut Recorded, &Marks) -> Option<usize>) {
+    fn grow(&self, add: impl FnOnce(&mut Recorded, &Marks) -> Option<Size>) {
         let mut kept = lock(&self.kept);
         let kept = &mut *kept;
         let Some(entry) = self.at.and_then(|at| kept.entries.get_mut(at)) else {
@@ -184,11 +231,15 @@ impl Noted {
         }
         let marks = entry.marks.as_ref();
         let more = marks.and_then(|marks| add(&mut entry.call, marks));
-        match more.filter(|more| kept.bytes + more <= RECORDED_BYTES_MAX) {
+        let bytes = kept.bytes;
+        let fits = |more: &Size| {
+            bytes + more.bytes <= RECORDED_BYTES_MAX && has_room(kept.room.as_ref(), *more)
+        };
+        match more.filter(fits) {
             Some(more) => {
                 entry.state = State::Good;
-                entry.bytes += more;
-                kept.bytes += more;
+                entry.bytes += more.bytes;
+                kept.bytes += more.bytes;
             }
             None => {
                 entry.state = State::Bad;
@@ -202,8 +253,11 @@ impl Noted {
 
 impl Kept {
     fn begin(&mut self, call: Recorded, marks: Option<Marks>) -> Option<usize> {
-        let bytes = text_len(&call);
+        let input = Size::of(&call.input);
+        let bytes = text_len(&call).max(input.bytes);
+        let memory = input.memory.saturating_add(call.path.len());
         let fits = self.entries.len() < RECORDED_MAX && self.bytes + bytes <= RECORDED_BYTES_MAX;
+        let fits = fits && has_room(self.room.as_ref(), Size { bytes, memory });
         if self.ended || !fits {
             self.left_out += 1;
             return None;
@@ -252,6 +306,10 @@ fn gather(value: &mut Value, bytes: &[u8], kept: &mut Vec<u8>) -> Option<()> {
             .try_for_each(|member| gather(member, bytes, kept)),
         _ => Some(()),
     }
+}
+
+fn has_room(room: Option<&Arc<dyn Room>>, more: Size) -> bool {
+    room.is_none_or(|room| room.take(more.memory))
 }
 
 /// How long the text of bytes is.

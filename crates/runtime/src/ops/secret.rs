@@ -1,6 +1,8 @@
 //! What a schema marks as secret, and values without it.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
@@ -12,50 +14,85 @@ const SECRET: &str = "x-secret";
 /// What stands in the place of a secret.
 pub const REDACTED: &str = "[secret]";
 
+/// The schemas of one operation, wherever they are.
+pub trait Schemas: fmt::Debug + Send + Sync {
+    /// Of its input.
+    fn input(&self) -> &Value;
+
+    /// Of its output, or of one item.
+    fn output(&self) -> &Value;
+
+    /// The codes that it declares, each with the schema of its details.
+    fn errors(&self) -> Vec<(&str, &Value)>;
+}
+
 /// What the schemas of one operation mark as secret; of one that marks nothing, nothing is kept.
 #[derive(Clone, Debug, Default)]
-pub struct Marks(Option<Box<Schemas>>);
+pub struct Marks(Option<Arc<dyn Schemas>>);
 
-#[derive(Clone, Debug)]
-struct Schemas {
+#[derive(Debug)]
+struct Own {
     input: Value,
     output: Value,
-    /// Of the details, by the code that the operation declares.
     errors: BTreeMap<String, Value>,
 }
 
+impl Schemas for Own {
+    fn input(&self) -> &Value {
+        &self.input
+    }
+
+    fn output(&self) -> &Value {
+        &self.output
+    }
+
+    fn errors(&self) -> Vec<(&str, &Value)> {
+        let errors = self.errors.iter();
+        errors
+            .map(|(code, schema)| (code.as_str(), schema))
+            .collect()
+    }
+}
+
 impl Marks {
-    /// Of an operation with these schemas; `errors` are the codes that it declares, each with the
+    /// Of an operation with copies of these schemas; `errors` are the codes that it declares, each with the
     /// schema of its details.
     pub fn of<'s>(
         input: &Value,
         output: &Value,
         errors: impl IntoIterator<Item = (&'s str, &'s Value)>,
     ) -> Self {
-        let errors = errors.into_iter().collect::<Vec<_>>();
-        let of_errors = errors.iter().map(|(_, schema)| *schema);
-        if ![input, output].into_iter().chain(of_errors).any(marks) {
-            return Self(None);
-        }
         let owned = |(code, schema): (&str, &Value)| (code.to_owned(), schema.clone());
-        Self(Some(Box::new(Schemas {
+        Self::within(Arc::new(Own {
             input: input.clone(),
             output: output.clone(),
             errors: errors.into_iter().map(owned).collect(),
-        })))
+        }))
+    }
+
+    /// Of an operation whose schemas are held already, which a record of many calls holds no second time.
+    #[must_use]
+    pub fn within(schemas: Arc<dyn Schemas>) -> Self {
+        let own = [schemas.input(), schemas.output()].into_iter().any(marks);
+        let any = own
+            || schemas
+                .errors()
+                .into_iter()
+                .any(|(_, schema)| marks(schema));
+        Self(any.then_some(schemas))
     }
 
     /// Takes the secrets out of an input.
     pub fn redact_input(&self, input: &mut Value) {
         if let Some(schemas) = &self.0 {
-            redact(&schemas.input, input);
+            redact(schemas.input(), input);
         }
     }
 
     /// Takes the secrets out of an output, or out of one item.
     pub fn redact_output(&self, output: &mut Value) {
         if let Some(schemas) = &self.0 {
-            redact(&schemas.output, output);
+            redact(schemas.output(), output);
         }
     }
 
@@ -64,8 +101,10 @@ impl Marks {
     pub fn redact_error(&self, error: &mut OpError) {
         let Some(schemas) = &self.0 else { return };
         REDACTED.clone_into(&mut error.message);
-        match schemas.errors.get(&error.code) {
-            Some(schema) => redact(schema, &mut error.details),
+        let declared = schemas.errors();
+        let own = declared.iter().find(|(code, _)| *code == error.code);
+        match own {
+            Some((_, schema)) => redact(schema, &mut error.details),
             None => *error.details = Value::Null,
         }
     }

@@ -1,6 +1,6 @@
 //! What crosses between a script and its host.
 
-use alknet_runtime::{Code, limits};
+use alknet_runtime::{Code, limits, weight};
 use serde_json::{Value, json};
 
 use crate::support::{code, value};
@@ -65,8 +65,19 @@ fn depth_and_size_are_limited() {
         Code::Encode
     );
     let text = |bytes: usize| format!("export default 'x'.repeat({bytes})");
-    assert!(value(&text(limits::JSON_BYTES - 2)).is_string());
-    assert_eq!(code(&text(limits::JSON_BYTES - 1)), Code::Encode);
+    let most = limits::JSON_BYTES - weight::VALUE;
+    assert!(value(&text(most)).is_string());
+    assert_eq!(code(&text(most + 1)), Code::Encode);
+    // Holes are values, however deep they lie.
+    let holes = |items: usize| format!("export default [new Array({items})]");
+    let most = limits::JSON_BYTES / weight::VALUE - 2;
+    assert!(value(&holes(most)).is_array());
+    assert_eq!(code(&holes(most + 1)), Code::Encode);
+    assert_eq!(code("export default new Array(2e6)"), Code::Encode);
+    assert_eq!(
+        code("export default Array.from({ length: 1000 }, () => new Array(1000))"),
+        Code::Encode
+    );
     assert_eq!(
         code("const a = []; a.length = 2 ** 32 - 1; export default a"),
         Code::Encode

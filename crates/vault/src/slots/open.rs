@@ -15,8 +15,8 @@ use crate::secret::{SecretArr, SecretBytes, SecretStr};
 use crate::slots::copies::TEXT_BYTES_MAX;
 use crate::slots::record::SlotParams;
 use crate::slots::{
-    Alkv, Argon2Params, Kek, KmsParams, SeedKey, Slot, SlotError, SlotId, SlotType, Tpm2Params,
-    VaultId, alkv, argon,
+    Alkv, Argon2Params, Kek, KmsParams, Pending, SeedKey, Slot, SlotError, SlotId, SlotType,
+    Tpm2Params, VaultId, alkv, argon,
 };
 
 /// The last number that every reader of JSON has.
@@ -33,10 +33,12 @@ pub struct NewVault {
     pub device: Index,
     /// Seconds since 1970.
     pub created_s: u64,
+    /// What its first boot permits.
+    pub pending: Pending,
 }
 
 impl NewVault {
-    /// Device 0 of words without a passphrase.
+    /// Device 0 of words without a passphrase; nothing is pending.
     #[must_use]
     pub fn new(entropy: Entropy, created_s: u64) -> Self {
         Self {
@@ -44,6 +46,7 @@ impl NewVault {
             passphrase: SecretStr::empty(),
             device: Index::default(),
             created_s,
+            pending: Pending::default(),
         }
     }
 }
@@ -153,6 +156,7 @@ impl OpenAlkv {
             entropy: vault.entropy,
             passphrase: vault.passphrase,
             created_s: vault.created_s.min(MAX_SAFE),
+            pending: vault.pending,
         };
         let vmk = crypto::random_secret()?;
         let opened_by = SlotId(0);
@@ -187,12 +191,6 @@ impl OpenAlkv {
         &self.contents.entropy
     }
 
-    /// Only what the words spell; everything else is let go.
-    #[must_use]
-    pub fn into_entropy(self) -> Entropy {
-        self.contents.entropy
-    }
-
     /// BIP39's passphrase; empty for none.
     #[must_use]
     pub fn passphrase(&self) -> &SecretStr {
@@ -203,6 +201,36 @@ impl OpenAlkv {
     #[must_use]
     pub fn created_s(&self) -> u64 {
         self.contents.created_s
+    }
+
+    /// What its first boot still permits.
+    #[must_use]
+    pub fn pending(&self) -> Pending {
+        self.contents.pending
+    }
+
+    /// Withdraws permissions of the first boot; they cannot be given again. Answers whether one of them was
+    /// still given, so that there is a new generation to be written.
+    ///
+    /// # Errors
+    /// There is no randomness, or the vault is at its last generation. It is as it was then.
+    pub fn conclude(&mut self, ended: Pending) -> Result<bool, VaultError> {
+        let pending = self.contents.pending.without(ended);
+        if pending == self.contents.pending {
+            return Ok(false);
+        }
+        let contents = Contents {
+            pending,
+            ..self.contents.copied()
+        };
+        let payload = alkv::seal_payload(self.alkv.uuid, &self.vmk, &contents)?;
+        let former = std::mem::replace(&mut self.alkv.payload, payload);
+        if let Err(error) = self.change(self.alkv.slots.clone()) {
+            self.alkv.payload = former;
+            return Err(error);
+        }
+        self.contents = contents;
+        Ok(true)
     }
 
     /// Which slot it was opened by.
@@ -310,11 +338,12 @@ pub fn luks_phrase(secret: &SecretArr<32>) -> SecretStr {
     SecretStr::from_string(BASE64URL_NOPAD.encode(secret.expose()))
 }
 
-/// What is encrypted: `{"bip39_passphrase"?,"created","entropy"}`, the secrets in base64.
+/// What is encrypted: `{"bip39_passphrase"?,"created","entropy","pending"?}`, the secrets in base64.
 pub(super) struct Contents {
     pub(super) entropy: Entropy,
     pub(super) passphrase: SecretStr,
     pub(super) created_s: u64,
+    pub(super) pending: Pending,
 }
 
 /// Borrowed from the decrypted text, so that no copy is made on the way.
@@ -324,6 +353,9 @@ struct ContentsForm<'a> {
     bip39_passphrase: Option<&'a str>,
     created: u64,
     entropy: &'a str,
+    /// Absent where nothing is pending.
+    #[serde(default, borrow)]
+    pending: Vec<&'a str>,
 }
 
 impl Contents {
@@ -332,6 +364,7 @@ impl Contents {
             entropy: self.entropy.copied(),
             passphrase: SecretStr::from(self.passphrase.expose()),
             created_s: self.created_s,
+            pending: self.pending,
         }
     }
 
@@ -346,6 +379,7 @@ impl Contents {
             entropy: Entropy::from_bytes(&entropy).map_err(|_| bad())?,
             passphrase: SecretStr::from(passphrase),
             created_s: form.created,
+            pending: Pending::from_names(&form.pending).ok_or_else(bad)?,
         })
     }
 
@@ -359,10 +393,17 @@ impl Contents {
         } else {
             ["\"bip39_passphrase\":\"", &passphrase, "\","]
         };
+        let names = self.pending.names();
+        let pending = if names.is_empty() {
+            String::new()
+        } else {
+            format!(",\"pending\":[\"{}\"]", names.join("\",\""))
+        };
         let parts = [
             &["{"],
             with.as_slice(),
-            &["\"created\":", &created, ",\"entropy\":\"", &entropy, "\"}"],
+            &["\"created\":", &created, ",\"entropy\":\"", &entropy, "\""],
+            &[pending.as_str(), "}"],
         ];
         SecretBytes::from_vec(parts.concat().concat().into_bytes())
     }

@@ -408,3 +408,48 @@ fn two_halves_make_the_key_that_python_makes() {
         "{shown}"
     );
 }
+
+#[test]
+fn what_a_first_boot_permits_is_withdrawn_once_and_outlives_everything_else() {
+    let vault = NewVault {
+        pending: Pending::ALL,
+        ..new()
+    };
+    let mut open = OpenAlkv::create(vault, NewSlot::None).expect("made");
+    let read = |open: &OpenAlkv| {
+        let alkv = Alkv::parse(open.alkv().to_text().as_bytes()).expect("our own");
+        let id = alkv.slots()[0].id();
+        alkv.open(id, &mut Key::Stored).expect("opened").pending()
+    };
+    assert_eq!(read(&open), Pending::ALL);
+    let words = Pending {
+        words: true,
+        ..Pending::default()
+    };
+    let generation = open.alkv().generation();
+    assert!(open.conclude(words).expect("random bytes"));
+    assert_eq!(open.alkv().generation(), generation + 1);
+    assert_eq!(read(&open), Pending::ALL.without(words));
+    assert!(!open.conclude(words).expect("nothing to do"));
+    assert_eq!(open.alkv().generation(), generation + 1, "nothing changed");
+    // A new master key does not give it back.
+    let id = open.alkv().slots()[0].id();
+    let next = open.rekey(&mut [(id, Key::Stored)], &[], Consent::None);
+    assert_eq!(read(&next.expect("one slot")), Pending::ALL.without(words));
+    assert!(open.conclude(Pending::ALL).expect("random bytes"));
+    assert!(read(&open).is_empty());
+}
+
+#[test]
+fn a_payload_that_names_nothing_permits_nothing() {
+    // As every program wrote it before there were permissions.
+    assert!(development().pending().is_empty());
+    for (names, expected) in [
+        (&["partition"][..], true),
+        (&["words", "configuration"], true),
+        (&["partition", "partition"], false),
+        (&["everything"], false),
+    ] {
+        assert_eq!(Pending::from_names(names).is_some(), expected, "{names:?}");
+    }
+}

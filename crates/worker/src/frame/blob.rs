@@ -41,6 +41,29 @@ impl Blob {
         Ok(Self::Sealed { at, len })
     }
 
+    /// How many bytes there are, as the message says.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Inline(body) => body.as_bytes().len() as u64,
+            Self::Sealed { len, .. } => *len,
+        }
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes of it that lie in the frame.
+    pub(crate) fn inline_len(&self) -> usize {
+        match self {
+            Self::Inline(body) => body.as_bytes().len(),
+            Self::Sealed { .. } => 0,
+        }
+    }
+
     /// The sealed memory among `fds`, where that is where the bytes are.
     ///
     /// # Errors

@@ -87,6 +87,11 @@ impl Leaf {
         Ok((folder, kill))
     }
 
+    /// Lets what is in it hold so many bytes.
+    pub(super) fn set_memory(&self, bytes: u64) -> io::Result<()> {
+        fs::write(self.path.join("memory.max"), bytes.to_string())
+    }
+
     pub(super) fn folder(&self) -> BorrowedFd<'_> {
         self.folder.as_fd()
     }

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 use std::{fmt, io};
 
-use crate::limits::{ABORT_GRACE, HEARTBEAT_EVERY, HEARTBEAT_SILENCE_MAX};
+use crate::limits::{
+    ABORT_GRACE, HEARTBEAT_EVERY, HEARTBEAT_SILENCE_MAX, MEMORY_PERCENT, MEMORY_REST,
+};
 use crate::{Bind, Level, Role, Sealed};
 
 /// Workers at once, of all roles.
@@ -33,6 +35,8 @@ pub struct Config {
     pub minimum: Level,
     /// Workers at once, of all roles.
     pub workers_max: usize,
+    /// Memory of all workers together, bytes, and so the most of one: a share of the machine's unless said.
+    pub memory_bytes: u64,
     /// How often a worker shows that a running call is alive.
     pub heartbeat: Duration,
     /// How long it may fail to.
@@ -53,6 +57,7 @@ impl Config {
             cgroup: None,
             minimum: Level::ProcessOnly,
             workers_max: WORKERS_MAX,
+            memory_bytes: machine_share(),
             heartbeat: HEARTBEAT_EVERY,
             silence: HEARTBEAT_SILENCE_MAX,
             abort_grace: ABORT_GRACE,
@@ -62,6 +67,25 @@ impl Config {
     pub(super) fn role(&self, role: Role) -> Option<&RoleConfig> {
         self.roles.iter().find(|config| config.role == role)
     }
+
+    /// What a worker of `role` may hold whose sessions were granted so many bytes, if any was.
+    pub(super) fn memory_of(&self, role: Role, granted: u64) -> u64 {
+        let usual = self.role(role).map_or(u64::MAX, |role| role.memory_bytes);
+        let own = match granted {
+            0 => usual,
+            granted => granted.saturating_add(MEMORY_REST),
+        };
+        own.min(self.memory_bytes)
+    }
+}
+
+/// What the machine has for workers. Where the kernel does not say, they are bounded by their roles and by
+/// what they are granted.
+fn machine_share() -> u64 {
+    let told = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = told.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = total.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kib.map_or(u64::MAX, |kib| (kib << 10) / 100 * MEMORY_PERCENT)
 }
 
 /// Where the worker's program comes from.
@@ -118,7 +142,7 @@ pub struct RoleConfig {
     /// Workers without a tenant that are kept ready, from the first session of the role on: a host
     /// that never opens one holds none.
     pub min_idle: usize,
-    /// Memory of one worker, bytes.
+    /// Memory of one worker whose sessions were granted none of their own, bytes.
     pub memory_bytes: u64,
     /// Processor time of one worker in its whole life, seconds.
     pub cpu_seconds: u64,
@@ -159,6 +183,7 @@ pub struct Lease {
     pub(super) tenant: String,
     pub(super) alone: bool,
     pub(super) binds: Vec<Bind>,
+    pub(super) memory: u64,
 }
 
 impl Lease {
@@ -170,7 +195,16 @@ impl Lease {
             tenant: tenant.into(),
             alone: false,
             binds: Vec::new(),
+            memory: 0,
         }
+    }
+
+    /// The session was granted so many bytes: its worker may hold as much for it, as far as the machine has
+    /// it.
+    #[must_use]
+    pub const fn granted(mut self, bytes: u64) -> Self {
+        self.memory = bytes;
+        self
     }
 
     /// Shares its worker with no session, not even of the same tenant.
@@ -196,8 +230,9 @@ pub struct CallLimits {
     pub wall: Duration,
     /// Of processor time.
     pub cpu: Option<Duration>,
-    /// Of time on the GPU: in role gpu the whole call counts, in role js+gpu what the worker says it
-    /// is busy.
+    /// Of time on the GPU: in role gpu the call counts from its start, in role js+gpu from when the worker
+    /// says that it is busy; in both, what it says that it is not busy does not count. It may lie about
+    /// that up to the wall time.
     pub gpu: Option<Duration>,
 }
 

@@ -80,8 +80,23 @@ pub(super) struct Opened {
     pub(super) sid: u64,
     pub(super) pid: i32,
     pub(super) inbox: mpsc::Receiver<(FromWorker, Vec<OwnedFd>)>,
+    /// Bytes that wait in it.
+    pub(super) unread: Arc<AtomicUsize>,
     pub(super) waiting: Arc<AtomicUsize>,
     pub(super) sandbox: Sandbox,
+}
+
+/// A message with its descriptors.
+type Message = (FromWorker, Vec<OwnedFd>);
+
+impl Opened {
+    /// Bytes that were read make room for others.
+    fn took(&self, next: Option<Message>) -> Option<Message> {
+        if let Some((message, _)) = &next {
+            self.unread.fetch_sub(message.bytes(), Ordering::Relaxed);
+        }
+        next
+    }
 }
 
 /// All workers of a node. Clones are the same; when the last one and the last session are gone, so
@@ -265,12 +280,14 @@ impl Session {
 
     /// What the worker says next in this session; `None` once the worker is gone.
     pub async fn next(&mut self) -> Option<(FromWorker, Vec<OwnedFd>)> {
-        self.opened.inbox.recv().await
+        let next = self.opened.inbox.recv().await;
+        self.opened.took(next)
     }
 
     /// What the worker has said already.
     pub fn try_next(&mut self) -> Option<(FromWorker, Vec<OwnedFd>)> {
-        self.opened.inbox.try_recv().ok()
+        let next = self.opened.inbox.try_recv().ok();
+        self.opened.took(next)
     }
 
     /// Kills the worker, and with it every session in it.

@@ -11,6 +11,7 @@ mod opening;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -74,7 +75,11 @@ pub(super) struct Supervisor {
 #[derive(Debug)]
 struct Open {
     worker: u64,
+    /// Bytes that it was granted.
+    granted: u64,
     inbox: mpsc::Sender<(FromWorker, Vec<OwnedFd>)>,
+    /// Bytes that wait in it.
+    unread: Arc<AtomicUsize>,
     /// Calls and subscriptions of the worker's that the host has not ended.
     calls_out: HashSet<u64>,
     /// Bytes that may still be logged, and when that was worked out.
@@ -317,6 +322,7 @@ impl Supervisor {
         self.pool.release(open.worker, now);
         if let Some(worker) = self.workers.get_mut(&open.worker) {
             worker.sessions.retain(|session| *session != sid);
+            worker.granted = worker.granted.saturating_sub(open.granted);
             worker.tell(&ToWorker::Close { sid, id: None }, false);
             for running in worker
                 .calls
@@ -377,7 +383,12 @@ impl Supervisor {
                 );
             }
             State::Leaving { by } if now >= by => {
-                self.end(number, Reason::ClosedChannel, "it closed its channel");
+                // One that the kernel kills closes its channel early in its end, and may have much memory to free.
+                if worker.ran_out_of_memory() {
+                    self.end(number, Reason::Memory, "its group had no memory left");
+                } else {
+                    self.end(number, Reason::ClosedChannel, "it closed its channel");
+                }
             }
             State::Ready => {
                 let pid = worker.pid();
@@ -418,18 +429,34 @@ impl Supervisor {
             return;
         }
         worker.memory_looked_at = now;
-        let most = self
-            .config
-            .role(worker.role)
-            .map_or(u64::MAX, |role| role.memory_bytes);
-        let Some(bytes) = worker.private_bytes().filter(|bytes| *bytes > most) else {
+        let Some(bytes) = worker.private_bytes() else {
             return;
         };
-        self.end(
-            number,
-            Reason::Memory,
-            &format!("{bytes} bytes are more than {most}"),
+        worker.held = bytes;
+        let most = worker.memory_max();
+        if bytes > most {
+            let why = format!("{bytes} bytes are more than {most}");
+            self.end(number, Reason::Memory, &why);
+            return;
+        }
+        self.look_at_all_memory();
+    }
+
+    /// Ends the worker that holds most where all of them hold more than the machine has for them.
+    fn look_at_all_memory(&mut self) {
+        let living = self.workers.iter();
+        let living = living.filter(|(_, worker)| !matches!(worker.state, State::Dying(..)));
+        let all: u64 = living.clone().map(|(_, worker)| worker.held).sum();
+        let most = self.config.memory_bytes;
+        let largest = living.max_by_key(|(_, worker)| worker.held);
+        let Some((&number, worker)) = largest.filter(|_| all > most) else {
+            return;
+        };
+        let why = format!(
+            "{} of the {all} bytes that workers hold, which are more than {most}",
+            worker.held
         );
+        self.end(number, Reason::Memory, &why);
     }
 
     /// When something is due next.

@@ -41,6 +41,12 @@ pub(super) struct Worker {
     /// Bytes that wait to be sent; the sessions' owners look at it before they send more.
     pub(super) waiting: Arc<AtomicUsize>,
     pub(super) memory_looked_at: u64,
+    /// Bytes that its sessions were granted.
+    pub(super) granted: u64,
+    /// Bytes that it may hold. It never falls: what was freed inside is not given back at once.
+    memory_max: u64,
+    /// Bytes that it was last seen to hold.
+    pub(super) held: u64,
     /// When the limit was reached for which it is dying.
     pub(super) limit_at: Option<u64>,
     process: Launched,
@@ -93,7 +99,7 @@ pub(super) enum Exit {
 }
 
 impl Worker {
-    pub(super) fn new(born: Born, role: Role, binds: bool, by: u64) -> Self {
+    pub(super) fn new(born: Born, role: Role, binds: bool, by: u64, memory_max: u64) -> Self {
         Self {
             role,
             binds,
@@ -104,6 +110,9 @@ impl Worker {
             sessions: Vec::new(),
             waiting: Arc::default(),
             memory_looked_at: 0,
+            granted: 0,
+            memory_max,
+            held: 0,
             limit_at: None,
             process: born.process,
             leaf: born.leaf,
@@ -113,6 +122,21 @@ impl Worker {
             output: born.output,
             last_words: Vec::new(),
             ended: false,
+        }
+    }
+
+    pub(super) const fn memory_max(&self) -> u64 {
+        self.memory_max
+    }
+
+    /// Lets it hold as much, if that is more than before.
+    pub(super) fn allow_memory(&mut self, bytes: u64) {
+        if bytes <= self.memory_max {
+            return;
+        }
+        self.memory_max = bytes;
+        if let Some(Err(error)) = self.leaf.as_ref().map(|leaf| leaf.set_memory(bytes)) {
+            tracing::debug!(%error, "a worker's group keeps its memory");
         }
     }
 
@@ -274,17 +298,16 @@ impl Worker {
         }
         match signal.map(Signal::from_named_raw) {
             Some(Some(Signal::SYS)) => own(Reason::Violation),
-            Some(Some(Signal::KILL)) => {
-                let starved = self.leaf.as_ref().is_some_and(Leaf::ran_out_of_memory);
-                own(if starved {
-                    Reason::Memory
-                } else {
-                    Reason::Killed
-                })
-            }
+            Some(Some(Signal::KILL)) if self.ran_out_of_memory() => own(Reason::Memory),
+            Some(Some(Signal::KILL)) => own(Reason::Killed),
             Some(_) => own(Reason::Crash),
             None => own(Reason::Exit),
         }
+    }
+
+    /// Whether the kernel killed it because its group had no memory left.
+    pub(super) fn ran_out_of_memory(&self) -> bool {
+        self.leaf.as_ref().is_some_and(Leaf::ran_out_of_memory)
     }
 
     /// Its cgroup, to be removed.

@@ -11,6 +11,8 @@ pub(crate) enum Act {
     Abort,
     /// Touches this many bytes of new memory and keeps them.
     Allocate(u64),
+    /// Waits this many milliseconds in which it says that the GPU does nothing for the call.
+    Compile(u64),
     /// Calls the host and answers with what it said.
     Ask(String),
     /// SIGBUS: reads a map behind the end of its memory.
@@ -39,12 +41,18 @@ pub(crate) enum Act {
     ResultUnasked,
     /// SIGSEGV: writes where nothing is.
     Segv,
+    /// Touches this many bytes of new memory that could be shared, and keeps them; tells the error number.
+    Share(u64),
     /// Stops the control thread, so that no heartbeat comes.
     Silence,
     /// Waits in one system call.
     Sleep(u64),
     /// Works; ends early when told to, if it obeys.
     Spin { obeys: bool },
+    /// Sends this many messages of this many bytes at once.
+    Tell(u64, usize),
+    /// Starts up to this many threads that stay, and tells how many there are.
+    Threads(u64),
     /// Tries a system call and tells the error number; zero means that it worked.
     Try(Call),
     /// Sends a value this large back, in sealed memory where that is due.

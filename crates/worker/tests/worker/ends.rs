@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use alknet_worker::{CallError, FromWorker, Hash, Loss, Reason, Reply, Role, Told, Workers};
+use alknet_worker::{CallError, FromWorker, Hash, Lease, Loss, Reason, Reply, Role, Told, Workers};
 
 use crate::act::{Act, Said};
 use crate::host::{
@@ -78,6 +78,7 @@ fn what_is_no_message_ends_the_worker() {
         (Act::ManyDescriptors, Reason::Protocol),
         (Act::ResultUnasked, Reason::Protocol),
         (Act::Flood(65), Reason::Flood),
+        (Act::Tell(3, 900_000), Reason::Flood),
         (Act::CloseChannel, Reason::ClosedChannel),
     ] {
         let session = open(&workers, Role::Js, "hostile");
@@ -106,6 +107,38 @@ fn memory_over_the_limit_ends_the_worker() {
     // Dropping it would end the worker for another reason.
     let (grown, loss) = (grown.wait(), lost(stays.wait()));
     assert_eq!(loss.reason, Reason::Memory, "{loss} {grown:?}");
+}
+
+/// A worker may hold what its sessions were granted, and all workers what the machine has for them.
+#[test]
+fn memory_follows_what_was_granted_and_what_there_is() {
+    let mut config = config();
+    for role in &mut config.roles {
+        role.memory_bytes = 96 << 20;
+        role.min_idle = 0;
+    }
+    config.memory_bytes = 256 << 20;
+    let workers = Workers::start(config).expect("a supervisor");
+    let lease = |tenant: &str| Lease::new(Role::Js, tenant).granted(128 << 20);
+    let first = block_on(workers.open(lease("a"))).expect("a session");
+    // More than the role has for a worker, less than the session was granted.
+    assert!(ask(&first, &Act::Allocate(110 << 20)).is_ok());
+    let looked_at = session_looks(&first);
+    assert!(looked_at, "it lives on");
+    // Both together are more than there is: who holds most is ended.
+    let second = block_on(workers.open(lease("b").granted(512 << 20))).expect("a session");
+    assert!(ask(&second, &Act::Allocate(100 << 20)).is_ok());
+    let grown = second.call(request(&Act::Allocate(60 << 20)), limits(long()), None);
+    let stays = second.call(request(&Act::Sleep(600_000)), limits(long()), None);
+    let (grown, loss) = (grown.wait(), lost(stays.wait()));
+    assert_eq!(loss.reason, Reason::Memory, "{loss} {grown:?}");
+    assert!(loss.detail.contains("workers hold"), "{loss}");
+    assert!(ask(&first, &Act::Inside).is_ok(), "the other is left alone");
+}
+
+/// Whether a worker answers after a call during which its memory was looked at.
+fn session_looks(session: &alknet_worker::Session) -> bool {
+    ask(session, &Act::Sleep(300)).is_ok() && ask(session, &Act::Inside).is_ok()
 }
 
 #[test]

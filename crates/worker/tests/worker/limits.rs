@@ -1,8 +1,12 @@
-//! Limits of calls. What is asserted is who ended and why; the times are printed.
+//! Limits of calls. What is asserted is who ended and why, and that nothing ended before its limit; how long after
+//! it is printed, and held against the promise in a campaign.
 
 use std::time::{Duration, Instant};
 
-use alknet_test_support::deadline;
+use alknet_test_support::{deadline, is_campaign, took};
+use alknet_worker::limits::{
+    ABORT_GRACE, DEATH_WITHIN, HEARTBEAT_SILENCE_MAX, SILENCE_LOOK, SILENCE_LOOKS,
+};
 use alknet_worker::{CallError, CallLimits, Cause, Reason, Role};
 
 use crate::act::Act;
@@ -38,13 +42,29 @@ fn native_loops_and_sleeps_are_killed_at_their_limit() {
         let dead = began.elapsed();
         assert!(answers(&other));
         println!("limit 300 ms, answered after {answered:?}, dead after {dead:?}: {act:?}");
+        // It has its time, and the grace to answer an abort.
+        assert!(answered >= MS_300 + ABORT_GRACE, "{answered:?}: {act:?}");
+        let late = dead.saturating_sub(MS_300);
+        took(
+            "a worker that does not stop is dead after its limit",
+            2 * DEATH_WITHIN,
+            late,
+        );
     }
     until("both are counted", || {
         workers.stats().ended.get(&Reason::Wall) == Some(&2)
     });
     let death = workers.stats().death;
-    assert!(death.is_some());
     println!("limit to death, p50 and p99: {death:?}");
+    let deaths = workers.stats().deaths;
+    assert_eq!(deaths.count, 2, "{deaths:?}");
+    // What is counted is the time from the limit on, and not from the start of the call.
+    assert!(deaths.longest >= ABORT_GRACE, "{deaths:?}");
+    took(
+        "the longest of these ends, as the node counts it",
+        2 * DEATH_WITHIN,
+        deaths.longest,
+    );
 }
 
 #[test]
@@ -94,15 +114,49 @@ fn a_gpu_worker_is_killed_at_its_gpu_time() {
     assert_eq!(ended(Err(error)), (Cause::Gpu, true));
 }
 
+/// As is compiling what the node brings along, which nobody asked for.
+#[test]
+fn what_is_no_work_of_the_gpu_is_no_time_on_it() {
+    let workers = workers();
+    let most = deadline(MS_300);
+    let budget = CallLimits {
+        wall: long(),
+        cpu: None,
+        gpu: Some(most),
+    };
+    for role in [Role::Gpu, Role::JsGpu] {
+        let session = open(&workers, role, "a");
+        let longer = u64::try_from(5 * most.as_millis()).expect("short");
+        let call = session.call(request(&Act::Compile(longer)), budget, None);
+        call.wait().expect("an answer");
+        // And what the GPU does after that counts.
+        if role == Role::Gpu {
+            let call = session.call(request(&Act::Sleep(600_000)), budget, None);
+            assert_eq!(ended(call.wait()), (Cause::Gpu, true));
+        }
+    }
+}
+
 #[test]
 fn a_worker_without_heartbeats_is_lost() {
     let mut config = crate::host::config();
     // Enough for the worker to answer until it is asked to be silent.
-    config.silence = deadline(Duration::from_millis(500));
+    config.silence = if is_campaign() {
+        HEARTBEAT_SILENCE_MAX
+    } else {
+        deadline(Duration::from_millis(500))
+    };
+    let silence = config.silence;
     let workers = alknet_worker::Workers::start(config).expect("a supervisor");
     let session = open(&workers, Role::Js, "a");
+    let began = Instant::now();
     let call = session.call(request(&Act::Silence), limits(long()), None);
     let error = call.wait().expect_err("a limit");
+    let looks = SILENCE_LOOK * SILENCE_LOOKS;
+    let waited = began.elapsed();
+    assert!(waited >= silence + looks, "{waited:?}");
+    let most = silence + looks + 2 * DEATH_WITHIN;
+    took("a worker that says nothing is given up", most, waited);
     assert_eq!(error.code(), "E_WORKER_LOST");
     assert_eq!(ended(Err(error)), (Cause::Silent, true));
     until("it is collected", || {

@@ -4,5 +4,6 @@ mod act;
 mod ends;
 mod host;
 mod limits;
+mod machine;
 mod pool;
 mod walls;

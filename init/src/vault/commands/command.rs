@@ -16,9 +16,13 @@ pub(crate) enum Command {
     Passwd,
     Rekey,
     SlotAdd(SlotType),
+    /// One of type `tpm2` for the image that is to be started next.
+    SlotAddNext,
     /// One of type `tpm2` that wants a PIN.
     SlotAddPin,
     SlotRemove(SlotId),
+    /// One of type `tpm2` for what runs, in the place of this one.
+    SlotRenew(SlotId),
     SlotTest(SlotId),
     Slots,
     Status,
@@ -26,20 +30,22 @@ pub(crate) enum Command {
 }
 
 /// What the console lists.
-pub(crate) const COMMANDS: [&str; 14] = [
-    "status             how the vault is",
-    "slots              what opens it",
-    "slot add TYPE      one more: passphrase, provisioning, tpm2 or none",
-    "slot add tpm2 pin  one of the TPM that wants a PIN",
-    "slot rm N          one less",
-    "slot test N        try one",
-    "passwd             another passphrase",
-    "words              show the recovery words",
-    "rekey              a new master key: old copies open nothing new",
-    "audit [N]          the newest lines of the log, or those up to number N",
-    "lock               forget the seed; what runs goes on",
-    "lock hard          the same, and end the node until the vault is opened again",
-    "factory-reset      erase this machine's keys and data",
+pub(crate) const COMMANDS: [&str; 16] = [
+    "status              how the vault is",
+    "slots               what opens it",
+    "slot add TYPE       one more: passphrase, provisioning, tpm2 or none",
+    "slot add tpm2 pin   one of the TPM that wants a PIN",
+    "slot add tpm2 next  one of the TPM for the next image, alknet-next.efi",
+    "slot renew N        one of the TPM for what runs, in the place of another",
+    "slot rm N           one less",
+    "slot test N         try one",
+    "passwd              another passphrase",
+    "words               show the recovery words",
+    "rekey               a new master key: old copies open nothing new",
+    "audit [N]           the newest lines of the log, or those up to number N",
+    "lock                forget the seed; what runs goes on",
+    "lock hard           the same, and end the node until the vault is opened again",
+    "factory-reset       erase this machine's keys and data",
     "Without a command, Enter goes back.",
 ];
 
@@ -63,12 +69,14 @@ impl Command {
             ["slots"] => Self::Slots,
             ["status"] => Self::Status,
             ["words"] => Self::Words,
+            ["slot", "add", "tpm2", "next"] => Self::SlotAddNext,
             ["slot", "add", "tpm2", "pin"] => Self::SlotAddPin,
             ["slot", "add", kind] => Self::SlotAdd(type_of(kind)?),
             ["slot", "add"] => return Err("slot add needs a type".to_owned()),
+            ["slot", "renew", id] => Self::SlotRenew(number(id)?),
             ["slot", "rm", id] => Self::SlotRemove(number(id)?),
             ["slot", "test", id] => Self::SlotTest(number(id)?),
-            ["slot", "rm" | "test"] => {
+            ["slot", "renew" | "rm" | "test"] => {
                 return Err("a slot needs its number; slots lists them".to_owned());
             }
             _ => return Err(format!("there is no command {:?}", line.trim())),
@@ -112,6 +120,8 @@ mod tests {
             (" lock  hard ", Command::Lock { hard: true }),
             ("slot add tpm2", Command::SlotAdd(SlotType::Tpm2)),
             ("slot add tpm2 pin", Command::SlotAddPin),
+            ("slot add tpm2 next", Command::SlotAddNext),
+            ("slot renew 2", Command::SlotRenew(SlotId::new(2))),
             ("slot rm 3", Command::SlotRemove(SlotId::new(3))),
             ("slot test 0", Command::SlotTest(SlotId::new(0))),
             ("words", Command::Words),
@@ -125,6 +135,7 @@ mod tests {
             ("slot add kms", "another node"),
             ("slot add yubikey", "no type"),
             ("slot rm", "its number"),
+            ("slot renew", "its number"),
             ("slot rm -1", "no number"),
             ("slot rm 4294967296", "no number"),
             ("rm -rf", "no command"),

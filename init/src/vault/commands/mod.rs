@@ -15,13 +15,14 @@ mod wanting;
 
 use std::path::Path;
 
-use alknet_provisioning::{PutSeedKeyError, Secrets, Source};
+use alknet_provisioning::{Programs, ProvisioningError, PutSeedKeyError, Secrets, Source};
+use alknet_tpm::TpmError;
 use alknet_vault::audit::{Event, Exported, SlotName};
 use alknet_vault::slots::{Alkv, Consent, OpenAlkv, SeedKey, Slot, SlotError, SlotId};
 use alknet_vault::{Reason, SecretArr, SecretStr, VaultError};
 
-use super::{Keeper, by_tpm};
-use crate::{data, log::Log};
+use super::{Keeper, by_tpm, newest};
+use crate::{data, log::Log, tpm};
 
 pub(crate) use command::{COMMANDS, Command};
 pub(crate) use wanting::{Given, Wanting};
@@ -33,6 +34,9 @@ pub(crate) trait Sources {
 
     /// Puts a key on one that can be written; on the boot partition only if `boot` says so.
     fn put(&self, key: &SeedKey, boot: bool) -> Result<Source, PutSeedKeyError>;
+
+    /// The program that firmware starts, and the one that is to be started next.
+    fn programs(&self) -> Result<Programs, ProvisioningError>;
 }
 
 /// Where a command works.
@@ -43,6 +47,8 @@ pub(crate) struct Place<'a> {
     pub(crate) device: &'a Path,
     pub(crate) keeper: &'a Keeper,
     pub(crate) log: &'a Log,
+    /// Where the node's state is kept.
+    pub(crate) state_dir: &'a Path,
     pub(crate) sources: &'a dyn Sources,
 }
 
@@ -218,7 +224,7 @@ impl Session {
     }
 
     fn attempt(&mut self, place: &Place<'_>) -> Outcome {
-        if self.command.needs_open() && place.keeper.is_locked() {
+        if self.command.needs_open() && !place.keeper.is_open() {
             return Outcome::Refused("the vault is locked; open it first".to_owned());
         }
         let done = match self.command {
@@ -226,8 +232,10 @@ impl Session {
             Command::Passwd => self.passwd(place),
             Command::Rekey => self.rekey(place),
             Command::SlotAdd(kind) => self.slot_add(place, kind),
+            Command::SlotAddNext => self.slot_add_next(place),
             Command::SlotAddPin => self.slot_add_pin(place),
             Command::SlotRemove(id) => self.slot_remove(place, id),
+            Command::SlotRenew(id) => self.slot_renew(place, id),
             Command::SlotTest(id) => self.slot_test(place, id),
             Command::Slots => list(place),
             Command::Status => status(place),
@@ -240,7 +248,7 @@ impl Session {
 
     /// The words, after whoever asks showed once more that they may.
     fn words(&mut self, place: &Place<'_>) -> Attempt<Outcome> {
-        let alkv = newest(place)?;
+        let alkv = on_disk(place)?;
         if has_passphrase(&alkv) || has_pin(&alkv) {
             self.opened_by_typing(place)?;
         } else {
@@ -292,7 +300,7 @@ impl From<Halt> for Outcome {
 }
 
 /// The vault as it lies on the disk.
-fn newest(place: &Place<'_>) -> Attempt<Alkv> {
+fn on_disk(place: &Place<'_>) -> Attempt<Alkv> {
     let found = data::copies(place.device).load()?;
     Ok(found.ok_or(SlotError::Nothing)?.newest)
 }
@@ -301,6 +309,7 @@ fn newest(place: &Place<'_>) -> Attempt<Alkv> {
 fn save(place: &Place<'_>, open: &OpenAlkv) -> Attempt<()> {
     data::copies(place.device).save(open)?;
     place.keeper.note(open.alkv());
+    newest::note(place.state_dir, open.alkv(), place.log);
     Ok(())
 }
 
@@ -325,11 +334,14 @@ fn has_pin(alkv: &Alkv) -> bool {
 }
 
 fn list(place: &Place<'_>) -> Attempt<Vec<String>> {
-    Ok(slots::lines(&newest(place)?, place.keeper.opened_by_slot()))
+    Ok(slots::lines(
+        &on_disk(place)?,
+        place.keeper.opened_by_slot(),
+    ))
 }
 
 fn status(place: &Place<'_>) -> Attempt<Vec<String>> {
-    let alkv = newest(place)?;
+    let alkv = on_disk(place)?;
     let facts = place.keeper.facts();
     let mut lines = vec![
         format!("vault       {}", alkv.uuid()),
@@ -341,6 +353,11 @@ fn status(place: &Place<'_>) -> Attempt<Vec<String>> {
     let kept = if facts.words_kept { "yes" } else { "no" };
     lines.push(format!("words kept  {kept}"));
     lines.push(format!("slots       {}", alkv.slots().len()));
+    match tpm::storage_key() {
+        Ok(key) => lines.push(format!("alknet.tpm={key}")),
+        Err(TpmError::Absent) => {}
+        Err(error) => lines.push(format!("TPM         {error}")),
+    }
     if !alkv.is_sealed() {
         lines.push("UNSEALED: whoever copies the disk has the keys".to_owned());
     }

@@ -5,7 +5,7 @@ use alknet_vault::SecretStr;
 use alknet_vault::audit::Event;
 use alknet_vault::slots::{Alkv, Key, OpenAlkv, SlotError, SlotId, SlotType, memory_cap_kib};
 
-use super::{Attempt, Halt, Place, Session, Want, find, has_passphrase, has_pin, newest};
+use super::{Attempt, Halt, Place, Session, Want, find, has_passphrase, has_pin, on_disk};
 use crate::data;
 use crate::vault::by_tpm;
 use crate::vault::open::{UNATTENDED, by_passphrase, memory_kib, unattended};
@@ -132,7 +132,7 @@ impl Session {
         if given.is_right {
             return Ok(true);
         }
-        match open(&newest(place)?, typed) {
+        match open(&on_disk(place)?, typed) {
             Ok(open) => {
                 self.typed.of_slots[at].is_right = true;
                 self.open.get_or_insert(open);
@@ -183,7 +183,7 @@ fn wrong(error: SlotError, again: Want) -> Halt {
 
 /// Whether a slot that needs nobody opens now.
 pub(super) fn opens_by_itself(place: &Place<'_>, id: SlotId, kind: SlotType) -> Attempt<()> {
-    let alkv = newest(place)?;
+    let alkv = on_disk(place)?;
     let media = place.sources.secrets();
     let opened = match kind {
         SlotType::None => alkv.open(id, &mut Key::Stored),

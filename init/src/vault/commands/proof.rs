@@ -1,28 +1,28 @@
 //! Who may see the words, or add what opens the vault.
 //!
-//! Being at the machine is enough where that is enough to read its disk, and while nobody has the words.
-//! Else a TPM or a stick would open the vault for whoever finds the machine: the console then asks for
-//! what only its owner has.
+//! Being at the machine is enough where that is enough to read its disk, and for new words until the owner
+//! confirmed them or was reminded before a restart. Else a TPM or a drive would open the vault for a thief of the
+//! machine: the console then asks for what only its owner has.
 
 use alknet_vault::SecretStr;
 
-use super::{Attempt, Halt, Place, Session, Want, has_passphrase, has_pin, newest};
+use super::{Attempt, Halt, Place, Session, Want, has_passphrase, has_pin, on_disk};
 use crate::vault::places;
 
 impl Session {
     /// Asks for the passphrase, else for three of the words, where neither would be a formality.
     pub(super) fn authorised(&mut self, place: &Place<'_>) -> Attempt<()> {
-        let alkv = newest(place)?;
+        let alkv = on_disk(place)?;
         if !alkv.is_sealed() {
             return Ok(());
         }
         if has_passphrase(&alkv) || has_pin(&alkv) {
             return self.opened_by_typing(place).map(drop);
         }
-        if place.keeper.facts().words_kept {
-            return self.has_words(place);
+        if place.keeper.shows_words() {
+            return Ok(());
         }
-        Ok(())
+        self.has_words(place)
     }
 
     fn has_words(&mut self, place: &Place<'_>) -> Attempt<()> {

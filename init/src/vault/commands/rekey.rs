@@ -12,11 +12,11 @@ use alknet_vault::slots::{
 };
 use alknet_vault::{SecretArr, SecretStr};
 
-use super::{Attempt, Halt, Place, Session, Want, name, newest};
+use super::{Attempt, Halt, Place, Session, Want, name, on_disk};
 use crate::data::{self, DataKeys};
 use crate::tpm;
-use crate::vault::by_tpm;
 use crate::vault::open::memory_kib;
+use crate::vault::{by_tpm, newest};
 
 /// What opens the slots that stay.
 struct Keys {
@@ -43,7 +43,7 @@ type Lost = (SlotId, String);
 
 impl Session {
     pub(super) fn rekey(&mut self, place: &Place<'_>) -> Attempt<Vec<String>> {
-        let alkv = newest(place)?;
+        let alkv = on_disk(place)?;
         let (mut keys, mut lost) = self.keys(place, &alkv)?;
         if keys.typed.is_empty() && super::has_passphrase(&alkv) {
             // All of them would be lost.
@@ -65,6 +65,7 @@ impl Session {
         let next = old.rekey(&mut keep, &lose, consent)?;
         change(place, old, &next)?;
         place.keeper.note(next.alkv());
+        newest::note(place.state_dir, next.alkv(), place.log);
         let events = place.keeper.events();
         events.add(Event::Rekeyed);
         let gone = alkv.slots().iter().filter(|slot| is_lost(slot.id()));

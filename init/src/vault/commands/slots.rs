@@ -1,6 +1,6 @@
 //! Slots: listed, added, removed, tried.
 
-use alknet_provisioning::PutSeedKeyError;
+use alknet_provisioning::{NEXT, PutSeedKeyError};
 use alknet_tpm::Pin;
 use alknet_vault::audit::Event;
 use alknet_vault::slots::{
@@ -8,7 +8,7 @@ use alknet_vault::slots::{
     memory_cap_kib,
 };
 
-use super::{Attempt, Halt, Place, Session, Want, find, name, newest, opening, save};
+use super::{Attempt, Halt, Place, Session, Want, find, name, on_disk, opening, save};
 use crate::tpm;
 use crate::vault::by_tpm;
 use crate::vault::first::cost;
@@ -37,11 +37,60 @@ impl Session {
 
     pub(super) fn slot_add_pin(&mut self, place: &Place<'_>) -> Attempt<Vec<String>> {
         self.authorised(place)?;
+        let pin = self.new_pin(true)?;
+        self.add_tpm2(place, pin.as_ref())
+    }
+
+    /// For the program that is to be started next. The slot of what runs stays: the way back is open until
+    /// it is removed.
+    pub(super) fn slot_add_next(&mut self, place: &Place<'_>) -> Attempt<Vec<String>> {
+        self.authorised(place)?;
+        // Who opened the vault by a PIN does not want the next image to open it without one.
+        let wants_pin = super::has_pin(self.opened(place)?.alkv());
+        let pin = self.new_pin(wants_pin)?;
+        let programs = place.sources.programs().map_err(Halt::refused)?;
+        let open = self.opened(place)?;
+        let (started, next) = (&programs.started, &programs.next);
+        let id = tpm::add_slot_for(open, started, next, pin.as_ref()).map_err(Halt::refused)?;
+        let added = find(open.alkv(), id)?;
+        save(place, open)?;
+        place.keeper.events().add(Event::SlotAdded(name(&added)));
+        let text = format!(
+            "slot {id} (tpm2) was added to the vault: it opens once {NEXT} ({}) was started in the place \
+             of what runs",
+            programs.next_from
+        );
+        place.log.info(&text);
+        Ok(vec![text])
+    }
+
+    /// For what runs, in the place of a slot that stays shut or is not wanted any more.
+    pub(super) fn slot_renew(&mut self, place: &Place<'_>, id: SlotId) -> Attempt<Vec<String>> {
+        self.authorised(place)?;
+        let old = find(self.opened(place)?.alkv(), id)?;
+        let pin = self.new_pin(by_tpm::wants_pin(&old))?;
+        let open = self.opened(place)?;
+        let new = tpm::renew_slot(open, id, pin.as_ref()).map_err(Halt::refused)?;
+        let added = find(open.alkv(), new)?;
+        save(place, open)?;
+        let events = place.keeper.events();
+        events.add(Event::SlotAdded(name(&added)));
+        events.add(Event::SlotRemoved(name(&old)));
+        let text = format!("slot {new} (tpm2) is for what runs, in the place of slot {id}");
+        place.log.info(&text);
+        Ok(vec![text])
+    }
+
+    /// The PIN that was typed twice, where one is wanted.
+    fn new_pin(&mut self, is_wanted: bool) -> Attempt<Option<Pin>> {
+        if !is_wanted {
+            return Ok(None);
+        }
         let Some(pin) = self.typed.new.take() else {
             return Err(Halt::wants(Want::NewPin));
         };
         let pin = Pin::new(pin).map_err(|error| Halt::Wants(Want::NewPin, error.to_string()))?;
-        self.add_tpm2(place, Some(&pin))
+        Ok(Some(pin))
     }
 
     fn add_tpm2(&mut self, place: &Place<'_>, pin: Option<&Pin>) -> Attempt<Vec<String>> {
@@ -102,7 +151,7 @@ impl Session {
             Err(PutSeedKeyError::OnlyBoot(source)) => {
                 let lines = [
                     format!(
-                        "There is no stick: the key would lie on the boot partition, {source}."
+                        "There is no other drive: the key would lie on the boot partition, {source}."
                     ),
                     "Where that is on the disk of the data, whoever copies it has both.".to_owned(),
                 ];
@@ -135,7 +184,7 @@ impl Session {
     }
 
     pub(super) fn slot_test(&mut self, place: &Place<'_>, id: SlotId) -> Attempt<Vec<String>> {
-        let slot = find(&newest(place)?, id)?;
+        let slot = find(&on_disk(place)?, id)?;
         match slot.kind() {
             SlotType::Passphrase => {
                 if !self.slot_by_typing(place, id, false)? {
@@ -155,7 +204,7 @@ impl Session {
 
     /// A new passphrase in the place of the one that was typed, in one change of the vault.
     pub(super) fn passwd(&mut self, place: &Place<'_>) -> Attempt<Vec<String>> {
-        if !super::has_passphrase(&newest(place)?) {
+        if !super::has_passphrase(&on_disk(place)?) {
             let text = "no slot is opened by a passphrase; 'slot add passphrase' makes one";
             return Err(Halt::refused(text));
         }

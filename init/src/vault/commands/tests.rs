@@ -68,6 +68,7 @@ impl Machine {
             device: &self.device(),
             keeper: &self.keeper,
             log: &self.log,
+            state_dir: self.dir.path(),
             sources: self,
         })
     }
@@ -165,6 +166,10 @@ impl Sources for Machine {
         std::fs::write(folder.join("raw"), key.to_text().expose()).expect("writable");
         Ok(Source::FwCfg)
     }
+
+    fn programs(&self) -> Result<Programs, ProvisioningError> {
+        alknet_provisioning::programs(&self.paths(), &KernelMounter)
+    }
 }
 
 fn new(text: &str) -> Given {
@@ -261,8 +266,8 @@ fn a_medium_gets_a_key_and_the_last_passphrase_goes_with_the_words_only() {
     );
     machine.done("slot rm 1", vec![passphrase("one"), Given::HasWords]);
     assert_eq!(machine.slots(), [(2, SlotType::Provisioning)]);
-    // Whoever finds the machine with its stick sees nothing: the words are somebody's.
-    machine.keeper.words_are_kept();
+    // A thief of the machine with its stick sees nothing, whether the owner confirmed the words or not.
+    assert!(!machine.keeper.facts().words_kept);
     let phrase = machine.phrase();
     let mut session = Session::new(Command::SlotAdd(SlotType::None));
     let mut asked = 0;
@@ -391,11 +396,19 @@ fn a_new_master_key_keeps_the_slot_of_another_node_that_gives_its_share() {
     escrow.clear();
     assert_eq!(machine.slots(), [(0, SlotType::None), (1, SlotType::Kms)]);
 
-    // The other half is what it was, and opens what the vault is now.
+    // The other half is what it was, and opens what the vault is now. No passphrase proves who types: the words do.
+    let found = data::copies(&machine.device()).load().expect("good");
+    let open = found.expect("a vault").open(&mut Key::Stored);
+    let phrase = open.expect("the slot without a secret").entropy().phrase();
+    let phrase: Vec<&str> = phrase.expose().split(' ').collect();
     machine.done("slot rm 0", vec![]);
     let mut session = begun_with(&machine, "slot rm 1");
     machine.answer(released());
-    let last = machine.run(&mut session);
+    let mut last = machine.run(&mut session);
+    while let Outcome::Wants(Want::Word(at), _) = &last {
+        session.give(Given::Word(SecretStr::from(phrase[at - 1])));
+        last = machine.run(&mut session);
+    }
     assert!(
         matches!(&last, Outcome::Refused(why) if why.contains("is the last")),
         "{last:?}"
@@ -478,4 +491,23 @@ fn nothing_that_was_typed_is_shown_by_accident() {
     session.give(new("hunter3"));
     let shown = format!("{session:?} {:?}", new("hunter4"));
     assert!(!shown.contains("hunter"), "{shown}");
+}
+
+#[test]
+fn an_image_that_is_nowhere_and_a_slot_that_is_no_tpms_are_named() {
+    let machine = Machine::new();
+    let refused = machine.refused("slot add tpm2 next", Vec::new());
+    assert!(refused.contains("no alknet-next.efi"), "{refused}");
+    for (line, wrong) in [
+        ("slot renew 7", "no slot"),
+        ("slot renew 0", "another type"),
+    ] {
+        let refused = machine.refused(line, Vec::new());
+        // Where the tests run there may be no TPM.
+        assert!(
+            refused.contains(wrong) || refused.contains("no TPM"),
+            "{refused}"
+        );
+    }
+    assert_eq!(machine.slots(), [(0, SlotType::None)]);
 }

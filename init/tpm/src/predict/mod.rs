@@ -3,14 +3,17 @@
 //! PCR 11 is systemd-stub's: of each section of the unified image that it knows, in its own order,
 //! the name with a zero byte and the contents, each as one extension. PCR 4 is the firmware's: that it
 //! turned to a boot option, that it is done with itself, that options before led to nothing, and the
-//! Authenticode digest of each program it loaded (TCG's PC client platform firmware profile).
+//! Authenticode digest of each program it loaded (TCG's PC client platform firmware profile). PCR 12 is
+//! the stub's as well, and empty: it holds what came from beside the image, which nothing does.
 
 mod pe;
 
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
+use crate::choice::BESIDE_THE_IMAGE;
 use crate::limits::{BOOTED_PROGRAMS_MAX, FAILED_OPTIONS_MAX, PE_BYTES_MAX, PE_SECTIONS_MAX};
+use crate::pcr::EMPTY;
 use crate::{PcrChoice, PcrValues};
 
 pub use pe::Pe;
@@ -151,7 +154,7 @@ impl Update<'_> {
     ///
     /// # Errors
     /// As [`predict_pcr11`] and [`predict_pcr4`]; `Unpredictable` where PCR 4 shows that something else
-    /// was started than `running`.
+    /// was started than `running`, or PCR 12 that it did not start alone.
     pub fn predict(&self, choice: &PcrChoice, now: &PcrValues) -> Result<PcrValues, PredictError> {
         let mut values = PcrValues::new();
         if choice.pcrs().contains(&11) {
@@ -168,6 +171,14 @@ impl Update<'_> {
                 PredictError::Unpredictable(why.into())
             })?;
             values.insert(4, predict_pcr4(failed, &of(self.next)?)?);
+        }
+        if choice.pcrs().contains(&BESIDE_THE_IMAGE) {
+            // What the running image was given beside itself might be meant for it alone.
+            if now.get(&BESIDE_THE_IMAGE) != Some(&EMPTY) {
+                let why = "PCR 12 shows a command line or an add-on from beside the running image";
+                return Err(PredictError::Unpredictable(why.into()));
+            }
+            values.insert(BESIDE_THE_IMAGE, EMPTY);
         }
         Ok(values)
     }

@@ -143,13 +143,21 @@ fn an_update_is_predicted_from_what_runs() {
         predict_pcr4(failed, &[&loader, image, kernel]).expect("predictable")
     };
     let pcr_11 = predict_pcr11(next).expect("predictable");
-    let now = PcrValues::from([(4, pcr_4(2, running)), (7, [7; 32])]);
+    let now = PcrValues::from([(4, pcr_4(2, running)), (7, [7; 32]), (12, [0; 32])]);
     let measured = update.predict(&PcrChoice::measured(), &now);
-    let expected = PcrValues::from([(4, pcr_4(2, next)), (11, pcr_11)]);
+    let expected = PcrValues::from([(4, pcr_4(2, next)), (11, pcr_11), (12, [0; 32])]);
     assert_eq!(measured, Ok(expected));
     let enforced = update.predict(&PcrChoice::enforced(), &now);
     assert_eq!(enforced, Ok(PcrValues::from([(11, pcr_11)])));
-    for other in [PcrValues::new(), PcrValues::from([(4, pcr_4(2, next))])] {
+    let with = |pcr_12| PcrValues::from([(4, pcr_4(2, running)), (12, pcr_12)]);
+    assert!(
+        update
+            .predict(&PcrChoice::measured(), &with([0; 32]))
+            .is_ok()
+    );
+    let no_pcr_12 = PcrValues::from([(4, pcr_4(2, running))]);
+    let other_pcr_4 = PcrValues::from([(4, pcr_4(2, next)), (12, [0; 32])]);
+    for other in [PcrValues::new(), no_pcr_12, other_pcr_4, with([1; 32])] {
         let refused = update.predict(&PcrChoice::measured(), &other);
         assert!(matches!(refused, Err(PredictError::Unpredictable(_))));
     }

@@ -1,5 +1,6 @@
 //! Against a TPM in software, with the tools of others on the other side.
 
+mod beside;
 mod boots;
 mod counting;
 mod enforced;

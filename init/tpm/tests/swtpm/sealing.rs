@@ -266,3 +266,25 @@ fn a_vault_opens_by_it_and_says_why_not() {
         Some(TpmError::WrongPcrs { .. })
     ));
 }
+
+#[test]
+fn slots_that_were_closed_open_after_the_next_boot() {
+    let mut machine = Machine::booted();
+    let secret = kek();
+    for choice in [PcrChoice::measured(), PcrChoice::enforced()] {
+        let sealed = machine
+            .tpm()
+            .seal(&secret, &choice, Expected::Current, None);
+        let slot = sealed.expect("sealed");
+        machine.tpm().close_slots().expect("closed");
+        let refused = machine.tpm().unseal(&slot, None);
+        let Err(TpmError::WrongPcrs { changed }) = refused else {
+            panic!("{refused:?}");
+        };
+        assert_eq!(changed, [11]);
+        machine.assert_clean();
+        machine.reset();
+        machine.boot();
+        assert_eq!(machine.tpm().unseal(&slot, None).expect("unsealed"), secret);
+    }
+}

@@ -25,7 +25,7 @@ fn lasts() -> String {
 const ALL_ENDED: &str = "No open connections left";
 
 /// Somebody else's address on this host.
-const OTHERS: [&str; 3] = ["--http2", "--interface", "127.0.0.2"];
+const OTHERS: [&str; 3] = ["--http2", "--interface", "127.0.1.1"];
 
 /// Whether the attackers run to their end or are ended by the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,7 +15,7 @@ pub(super) const BODY_BYTES_MAX: usize = 8 << 20;
 /// than the one second that it waits by itself.
 const EXPECT_WITHIN: Duration = Duration::from_secs(120);
 
-const JSON: &str = "Content-Type: application/json";
+pub(super) const JSON: &str = "Content-Type: application/json";
 
 pub(super) fn every_path_answers(web: &Machine) {
     for (version, name) in VERSIONS {

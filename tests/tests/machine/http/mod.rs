@@ -1,10 +1,14 @@
-//! HTTP on the booted image: one machine, and clients nobody here wrote, one after the other.
+//! HTTP on the booted image: one machine, and clients nobody here wrote, one after the other; then attackers, and
+//! strangers to whom it says nothing.
 
+mod attacks;
 mod certificate;
 mod clients;
+mod framing;
 mod gateway;
 #[path = "../../http/judges/generated.rs"]
 mod generated;
+mod hidden;
 mod page;
 
 use alknet_qemu::Nic;
@@ -14,8 +18,9 @@ use serde_json::json;
 /// A machine that speaks HTTP.
 type Machine = Web<Node>;
 
-/// What models get as a tool of its own.
-const DOCUMENT: &str = "[http]\nenabled = true\n[http.mcp]\ntools = [\"node/info\"]\n";
+/// What models get as a tool of its own, and whose pages may call.
+const DOCUMENT: &str = "[http]\nenabled = true\n[http.mcp]\ntools = [\"node/info\"]\n\
+                        [http.cors]\norigins = [\"https://app.example.org\"]\n";
 
 /// Where plain HTTP is expected.
 const HTTP_PORT: u16 = 80;
@@ -43,6 +48,11 @@ fn a_booted_machine_serves_whoever_speaks_http() {
     generated::a_client_calls(&bench, &web);
     clients::tokens_are_made_listed_and_taken_back(&bench, &web);
 
+    hidden::pages_of_others_may_what_is_configured(&web);
+
+    attacks::bodies_cost_little_memory(&bench, &web);
+    framing::what_does_not_end_is_ended(&web);
+
     page::a_link_lets_in_once(&bench, &web);
     page::a_browser_shows_the_machine(&bench, &web);
     page::a_browser_uses_it(&web);
@@ -50,5 +60,8 @@ fn a_booted_machine_serves_whoever_speaks_http() {
     let info = web.node.info();
     assert_eq!(info["problems"], json!([]), "{info:#}");
     assert_eq!(info["node_restarts"], 0, "{info:#}");
+    hidden::is_to_hide(&bench, &web);
+    let token = web.admin.clone();
     page::a_link_restarts_the_machine(&bench, web);
+    hidden::strangers_see_one_and_the_same_nothing(&bench, &token);
 }

@@ -13,6 +13,7 @@ use alknet_tests::{Bench, Boot, Machine, Node};
 use alknet_vault::{Entropy, Purpose, Reason, SecretStr, Vault};
 use serde_json::{Value, json};
 
+use crate::configuration::NO_VAULT;
 use crate::disks::small;
 use crate::rescue;
 
@@ -34,7 +35,7 @@ const APPLIED: usize = 18;
 const APPLIED_BYTES: usize = 60_000;
 
 /// The words of the published tables.
-const PHRASE: &str = "abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon \
+pub(super) const PHRASE: &str = "abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon \
                       abandon about";
 /// The node that they are.
 const IDENTITY: &str = "ed25519:e78c2766a792f09bfccb51493968ac322283e8d021a30063784d806929762ecc";
@@ -184,6 +185,39 @@ fn new_words_are_shown_once_and_a_factory_reset_makes_another_node() {
     node.end();
 }
 
+/// The power goes while the machine is still on its way down: what the owner gave away the next day would open for
+/// its new owner.
+#[test]
+fn a_factory_reset_goes_on_after_a_power_cut() {
+    let bench = Bench::new();
+    let mut node = bench.snapshot(Boot::MicrovmErofs).restore();
+    let identity = node.identity().to_owned();
+    let mark = node.vm().console().mark();
+    let send = |text: &str| {
+        node.vm()
+            .console()
+            .send(text)
+            .expect("the console takes it")
+    };
+    send("v");
+    shown(node.vm(), "factory-reset");
+    send("factory-reset\r");
+    shown(node.vm(), "type RESET to go on");
+    send("RESET\r");
+    let line = "alknet: going down (Reboot) because of a factory reset";
+    let said = node.vm().wait_for_after(mark, line, DONE_WITHIN);
+    said.unwrap_or_else(|error| panic!("{error}"));
+    node.vm_mut()
+        .cut_power()
+        .unwrap_or_else(|error| panic!("{error}"));
+    drop(node);
+    let node = bench.machine(Boot::MicrovmErofs).boot();
+    assert_ne!(node.identity(), identity, "it is the node that was reset");
+    let info = node.info();
+    assert_eq!(info["problems"], json!([]), "{info:#}");
+    node.end();
+}
+
 /// A damaged vault is no reason to be somebody else: nothing is served, and the disk stays as it is.
 #[test]
 fn a_vault_with_both_copies_damaged_serves_nothing_and_is_left_alone() {
@@ -250,7 +284,8 @@ fn the_disk_of_a_sealed_machine_tells_nothing() {
             let line = format!("# {round} {MARKER}\n");
             let lines = line.repeat(APPLIED_BYTES / line.len());
             let admin = bench.admin().identity();
-            let document = format!("[node]\nadmin_keys = [\"{admin}\"]\n{lines}");
+            let more = if sealed { "" } else { NO_VAULT };
+            let document = format!("[node]\nadmin_keys = [\"{admin}\"]\n{more}{lines}");
             std::fs::write(&file, document).expect("the folder is ours");
             let mut apply = bench.admin().command(&["config", "apply", &node.target()]);
             apply.arg(&file);

@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 use std::process::Child;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use alknet_call::{ALPN, CallClient, CallConnection, CallOptions};
 use alknet_core::{Carriage, CloseReason, Connection};
 use alknet_endpoint::{Dialer, Target};
-use alknet_test_support::eventually;
+use alknet_test_support::{eventually, took};
 use alknet_tests::{Answer, Bench, Cli, binary};
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
@@ -123,6 +123,10 @@ fn hang_up(child: &Child) {
     kill(pid, Signal::SIGHUP).expect("it runs");
 }
 
+/// When a changed file is read at the latest, and how soon it takes effect then.
+const NOTICED_WITHIN: Duration = Duration::from_secs(2);
+const ENDED_WITHIN: Duration = Duration::from_secs(1);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_taken_out_of_the_file_is_gone_and_others_see_nothing() {
     let served = Served::start("");
@@ -149,6 +153,7 @@ async fn a_peer_taken_out_of_the_file_is_gone_and_others_see_nothing() {
         assert_eq!(answer.value()["generation"], 2);
         inside.push((dialer, connection, client));
     }
+    let began = Instant::now();
     served.write(&peer("stays", &stays, "\"peer:list\""));
     let ended = timeout(hung(), inside[0].1.closed()).await;
     assert!(
@@ -157,6 +162,12 @@ async fn a_peer_taken_out_of_the_file_is_gone_and_others_see_nothing() {
     );
     let ended = timeout(hung(), inside[1].1.closed()).await;
     assert!(matches!(ended, Ok(CloseReason::Peer(None, _))), "{ended:?}");
+    let within = NOTICED_WITHIN + ENDED_WITHIN;
+    took(
+        "connections of a peer end that is taken out of the file",
+        within,
+        began.elapsed(),
+    );
     for (_, _, client) in &inside[2..] {
         client
             .call("peer/list", &Value::Null)

@@ -58,21 +58,47 @@ async fn a_token_replaces_the_connections_identity_and_never_adds_to_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_guesses_is_shut_out_and_peers_are_not() {
+async fn guesses_are_refused_and_nobody_else_behind_the_network_notices() {
     let edge = Someone::new("edge");
+    let right = token();
     let limits = Limits::default();
-    let lab = Lab::start(&document(std::slice::from_ref(&edge)), limits);
-    let stranger = NodeKey::generate().expect("a key");
-    let guesser = lab.connect(&stranger, Carriage::Quic).await;
+    let hash = right.hash().expect("a token").to_string();
+    let (key_id, sha256) = hash.split_once(':').expect("the form of a hash");
+    let text = document(std::slice::from_ref(&edge))
+        + &format!(
+            "[[api_keys]]\nkey_id = \"{key_id}\"\nsha256 = \"{sha256}\"\nscopes = [\"work\"]\n"
+        );
+    let lab = Lab::start(&text, limits);
+    let unknown = NodeKey::generate().expect("a key");
+    let guesser = lab.connect(&unknown, Carriage::Quic).await;
     let peer = lab.connect(&edge.key, Carriage::Quic).await;
+    let session = lab.connect(&unknown, Carriage::Tcp).await;
+    session
+        .client
+        .authenticate(&right)
+        .await
+        .expect("a right token");
+    let idle = lab.connect(&unknown, Carriage::Tcp).await;
     for _ in 0..limits.failures_per_minute_max {
-        let refused = with_token(&guesser, &token()).await;
-        assert!(refused.is_err());
+        let refused = with_token(&guesser, &token()).await.expect_err("a guess");
+        assert_eq!(refused.code.name(), "UNAUTHENTICATED");
     }
-    assert_eq!(guesser.code().await, Some(1));
     assert_eq!(lab.server.counters().penalties, 1);
-    let again = lab.connect(&stranger, Carriage::Quic).await;
-    assert_eq!(again.code().await, Some(2));
+    let penalties = lab.server.penalties();
+    assert_eq!(penalties.len(), 1);
+    assert_eq!(penalties[0].0.to_string(), "127.0.0.0/24");
+    let late = lab.connect(&unknown, Carriage::Quic).await;
+    for guesser in [&guesser, &late] {
+        let refused = with_token(guesser, &token()).await.expect_err("a guess");
+        assert_eq!(refused.code.name(), "OVERLOADED");
+        assert!(refused.retry_after_ms.is_some_and(|ms| ms > 0));
+        // Whoever finds the right one has it.
+        with_token(guesser, &right).await.expect("a right token");
+    }
+    session.work().await.expect("a session stays");
+    with_token(&idle, &right)
+        .await
+        .expect("what said nothing yet stays");
     peer.work().await.expect("who is known stays");
     let late = lab.connect(&edge.key, Carriage::Quic).await;
     late.work().await.expect("who is known gets in");

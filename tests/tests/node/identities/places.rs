@@ -1,7 +1,10 @@
 //! The newest connection of a peer wins.
 
+use std::time::{Duration, Instant};
+
 use alknet_core::Carriage;
 use alknet_endpoint::Limits;
+use alknet_test_support::took;
 use serde_json::Value;
 
 use super::lab::{Lab, Someone, WAIT, document, hung};
@@ -36,6 +39,9 @@ async fn the_older_connection_finishes_its_calls_and_gives_way() {
     newer.work().await.expect("the newest stays");
 }
 
+/// What a superseded connection has to finish, as docs/endpoint.md has it.
+const FINISHES_WITHIN: Duration = Duration::from_secs(5);
+
 /// Also where nothing of it is ever finished.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_older_connection_does_not_stay_for_ever() {
@@ -46,8 +52,13 @@ async fn the_older_connection_does_not_stay_for_ever() {
     let client = std::sync::Arc::clone(&older.client);
     let running = tokio::spawn(async move { client.call(WAIT, &Value::Null).await });
     began(&lab).await;
+    let began = Instant::now();
     let newer = lab.connect(&edge.key, Carriage::Quic).await;
     newer.work().await.expect("the newest is served");
     assert_eq!(older.code().await, Some(4));
+    let waited = began.elapsed();
+    assert!(waited >= FINISHES_WITHIN, "it has its time: {waited:?}");
+    let within = FINISHES_WITHIN + Duration::from_secs(1);
+    took("a superseded connection ends", within, waited);
     assert!(running.await.expect("no panic").is_err());
 }

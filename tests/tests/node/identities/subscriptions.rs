@@ -1,11 +1,11 @@
 //! Subscriptions that run while the rights behind them are taken away.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use alknet_call::{CallError, CallOptions, Subscription};
 use alknet_core::{AuthToken, Carriage};
 use alknet_endpoint::Limits;
-use alknet_test_support::deadline;
+use alknet_test_support::{deadline, took};
 use alknet_tls::NodeKey;
 use serde_json::Value;
 use tokio::time::timeout;
@@ -13,6 +13,9 @@ use tokio::time::timeout;
 use super::lab::{Client, FOLLOW, Lab, Someone, document, hung};
 
 const CARRIAGES: [Carriage; 2] = [Carriage::Quic, Carriage::Tcp];
+
+/// What "at once" is on a machine that does nothing else: long before anything looks again by itself.
+const AT_ONCE: Duration = Duration::from_millis(500);
 
 /// For so long nothing may come of a subscription that goes on.
 const SILENT: Duration = Duration::from_millis(50);
@@ -65,8 +68,14 @@ async fn a_narrower_scope_ends_them_and_nothing_else() {
             .expect("open");
 
         let narrow = document(std::slice::from_ref(&edge)).replace("\"work\"", "\"less\"");
+        let began = Instant::now();
         lab.apply(&(narrow + &document(std::slice::from_ref(&other))));
         assert_eq!(end(&mut narrowed).await.code.name(), "FORBIDDEN");
+        took(
+            "a subscription ends without its right",
+            AT_ONCE,
+            began.elapsed(),
+        );
         lab.apply(&both);
         client.work().await.expect("the connection is there");
         for still in [&mut untouched, &mut watch] {
@@ -93,9 +102,15 @@ async fn a_token_that_is_revoked_ends_what_it_started() {
         assert_eq!(end(&mut narrowed).await.code.name(), "FORBIDDEN");
         lab.apply(&with("work"));
         let mut revoked = follow(&peer, Some(&token)).await;
+        let began = Instant::now();
         lab.apply(&peers);
         // Not the peer's own right, which would do: a token replaces it.
         assert_eq!(end(&mut revoked).await.code.name(), "UNAUTHENTICATED");
+        took(
+            "a subscription ends with its token",
+            AT_ONCE,
+            began.elapsed(),
+        );
         let silent = timeout(deadline(SILENT), own.next()).await;
         assert!(silent.is_err(), "{silent:?}");
     }

@@ -41,7 +41,8 @@ impl Node {
         let patience = Patience {
             partial_frame: moment,
             blocked_lane: moment,
-            stranger_idle: moment,
+            // Later than the end of a stream that has half a frame.
+            stranger_idle: 4 * moment,
             goodbye: moment,
             ..Patience::default()
         };

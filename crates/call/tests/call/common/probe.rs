@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use alknet_call::limits::CALL_TIMEOUT_DEFAULT;
 use alknet_test_support::deadline;
 use tokio::sync::Notify;
 
@@ -55,9 +56,14 @@ impl Drop for Guard {
     }
 }
 
+/// How long anything may take: less than the deadline that a call has by itself on a machine of any speed, whose end
+/// would pass for an abort.
+const SOON: Duration = Duration::from_secs(20);
+const SOON_MAX: Duration = Duration::from_secs(CALL_TIMEOUT_DEFAULT.as_secs() - 5);
+
 /// A test that hangs fails instead.
 pub async fn soon<F: Future>(future: F) -> F::Output {
-    tokio::time::timeout(deadline(Duration::from_secs(60)), future)
+    tokio::time::timeout(deadline(SOON).min(SOON_MAX), future)
         .await
         .expect("it happens")
 }

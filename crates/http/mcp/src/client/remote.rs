@@ -115,7 +115,7 @@ impl Remote {
         if let Some(name) = &self.import.credential {
             self.authorise(Some(ctx.capabilities().get(name)?));
         }
-        let arguments = match input.value() {
+        let arguments = match input.try_value()? {
             Value::Object(members) => Some(members.clone()),
             Value::Null => None,
             _ => return Err(CallError::invalid_input("a tool takes an object")),

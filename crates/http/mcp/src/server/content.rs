@@ -1,7 +1,10 @@
 //! What a tool's result is made of.
 
-use alknet_call::{OperationSpec, Output};
-use alknet_gateway::{ApiError, RequestId};
+use std::sync::Arc;
+
+use alknet_call::{Body, ErrorCode, InputMemory, OperationSpec, Output};
+use alknet_gateway::{ApiError, Lease, RequestId};
+use http::StatusCode;
 use rmcp::model::{CallToolResult, ContentBlock, ProtocolVersion};
 use serde::Deserialize;
 use serde_json::Value;
@@ -27,19 +30,46 @@ struct Content {
     is_error: bool,
 }
 
-/// The JSON text of an output, and its value.
-pub(super) fn read(output: &Output) -> (String, Value) {
+/// What an output reads as, which counts against `lease`.
+///
+/// # Errors
+/// 413 where it has too many values for its length, or more than there is memory for.
+pub(super) fn value(output: &Output, lease: &Arc<Lease>) -> Result<Value, ApiError> {
+    let memory: Arc<dyn InputMemory> = Arc::clone(lease) as _;
+    let body = Body::from(output.clone()).counted(Some(memory));
+    body.try_into_value().map_err(|error| {
+        let message = format!("the answer is too large for a tool: {}", error.message);
+        ApiError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            ErrorCode::PayloadTooLarge,
+            message,
+        )
+    })
+}
+
+fn text(output: &Output) -> String {
     let mut text = Vec::new();
     output.append_to(&mut text);
-    let value = serde_json::from_slice(&text).unwrap_or(Value::Null);
-    (String::from_utf8_lossy(&text).into_owned(), value)
+    String::from_utf8(text).unwrap_or_default()
 }
 
 /// A result with `output`, the value of which older versions of the protocol only carry as text where it
-/// is no object.
-pub(super) fn result(output: &Output, version: &ProtocolVersion) -> CallToolResult {
-    let (text, value) = read(output);
-    structured(text, value, version)
+/// is no object. One that is too large for a value is text alone, unless a value was promised.
+pub(super) fn result(
+    output: &Output,
+    lease: Lease,
+    promised: bool,
+    version: &ProtocolVersion,
+) -> Result<CallToolResult, ApiError> {
+    let value = value(output, &Arc::new(lease));
+    match value {
+        Ok(value) => Ok(structured(text(output), value, version)),
+        Err(_) if !promised => {
+            let text = ContentBlock::text(text(output));
+            Ok(CallToolResult::success(vec![text]))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 pub(super) fn structured(text: String, value: Value, version: &ProtocolVersion) -> CallToolResult {
@@ -50,9 +80,13 @@ pub(super) fn structured(text: String, value: Value, version: &ProtocolVersion) 
 }
 
 /// A result with the content that an operation answered with; where that is none, its output.
-pub(super) fn blocks(output: &Output, version: &ProtocolVersion) -> CallToolResult {
-    let (text, value) = read(output);
-    match Content::deserialize(&value) {
+pub(super) fn blocks(
+    output: &Output,
+    lease: Lease,
+    version: &ProtocolVersion,
+) -> Result<CallToolResult, ApiError> {
+    let value = value(output, &Arc::new(lease))?;
+    Ok(match Content::deserialize(&value) {
         Ok(content) => {
             let mut result = CallToolResult::success(content.content);
             result.structured_content = content.structured_content;
@@ -61,9 +95,9 @@ pub(super) fn blocks(output: &Output, version: &ProtocolVersion) -> CallToolResu
         }
         Err(error) => {
             tracing::warn!(%error, "an operation that declares content answered with something else");
-            structured(text, value, version)
+            structured(text(output), value, version)
         }
-    }
+    })
 }
 
 /// A result that tells an error. Where a tool promises another shape, only its text does: clients hold

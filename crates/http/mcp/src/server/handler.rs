@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use alknet_gateway::{ApiError, Caller, Gateway, Invocation};
+use alknet_gateway::{ApiError, Caller, Gateway};
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CallToolResult, CompleteRequestMethod,
     CompleteRequestParams, CompleteResult, Implementation, ListPromptsRequestMethod,
@@ -15,6 +15,7 @@ use rmcp::service::RequestContext;
 use rmcp::{ErrorData, RoleServer, ServerHandler};
 
 use crate::server::pinned::{self, Pinned};
+use crate::server::raw::Arguments;
 use crate::server::{content, schemas, tools};
 
 /// Answers a request; clones share everything.
@@ -32,18 +33,17 @@ impl Tools {
     async fn run(
         &self,
         caller: &Caller,
-        request: CallToolRequestParams,
+        (request, arguments): (CallToolRequestParams, Arguments),
         version: &ProtocolVersion,
     ) -> Result<CallToolResult, ErrorData> {
         let gateway = &*self.gateway;
-        let arguments = request.arguments.unwrap_or_default();
         let name = &*request.name;
         let outcome = match name {
-            schemas::SEARCH => tools::search(gateway, caller, arguments, version),
+            schemas::SEARCH => tools::search(gateway, caller, &arguments, version),
             schemas::SCHEMA => tools::schema(gateway, caller, &arguments, version),
-            schemas::CALL => tools::call(gateway, caller, arguments, version).await,
-            schemas::BATCH => tools::batch(gateway, caller, arguments, version).await,
-            _ => return self.pinned(caller, name, arguments, version).await,
+            schemas::CALL => tools::call(gateway, caller, &arguments, version).await,
+            schemas::BATCH => tools::batch(gateway, caller, &arguments, version).await,
+            _ => return self.pinned(caller, name, &arguments, version).await,
         };
         let promised = name != schemas::CALL;
         Ok(outcome.unwrap_or_else(|error| refusal(&error, caller, promised)))
@@ -54,7 +54,7 @@ impl Tools {
         &self,
         caller: &Caller,
         name: &str,
-        arguments: rmcp::model::JsonObject,
+        arguments: &Arguments,
         version: &ProtocolVersion,
     ) -> Result<CallToolResult, ErrorData> {
         let operation = self.pinned.operation(name);
@@ -68,18 +68,18 @@ impl Tools {
             ));
         };
         let spec = found.spec();
-        let input = pinned::input(spec, Some(arguments));
-        let call = Invocation {
-            operation: spec.name.clone(),
-            input: input.map(|input| input.to_string().into()),
-            ..Invocation::default()
-        };
         let promised = pinned::promised(spec).is_some();
-        Ok(match self.gateway.invoke(caller, call).await {
-            Ok(output) if content::is_declared(spec) => content::blocks(&output, version),
-            Ok(output) => content::result(&output, version),
-            Err(error) => refusal(&error, caller, promised),
-        })
+        let work = async {
+            let call = pinned::call(spec, arguments);
+            let output = self.gateway.invoke(caller, call).await?;
+            let lease = self.gateway.lease(caller);
+            match content::is_declared(spec) {
+                true => content::blocks(&output, lease, version),
+                false => content::result(&output, lease, promised, version),
+            }
+        };
+        let outcome = work.await;
+        Ok(outcome.unwrap_or_else(|error| refusal(&error, caller, promised)))
     }
 }
 
@@ -95,6 +95,12 @@ fn caller(context: &RequestContext<RoleServer>) -> Result<Caller, ErrorData> {
         tracing::error!("a request of a model came without its caller");
         ErrorData::internal_error("the node failed", None)
     })
+}
+
+/// What was taken out of the message.
+fn arguments(context: &RequestContext<RoleServer>) -> Option<Arguments> {
+    let parts = context.extensions.get::<http::request::Parts>()?;
+    parts.extensions.get::<Arguments>().cloned()
 }
 
 fn version(context: &RequestContext<RoleServer>) -> ProtocolVersion {
@@ -168,9 +174,12 @@ impl ServerHandler for Tools {
     ) -> Result<CallToolResponse, ErrorData> {
         let caller = caller(&context)?;
         let version = version(&context);
+        let arguments = arguments(&context);
+        let mut request = request;
+        let arguments = arguments.unwrap_or_else(|| Arguments::of(request.arguments.take()));
         // A client that went away is not worked for: dropping the call aborts it.
         tokio::select! {
-            result = self.run(&caller, request, &version) => result.map(Into::into),
+            result = self.run(&caller, (request, arguments), &version) => result.map(Into::into),
             () = context.ct.cancelled() => {
                 Err(ErrorData::internal_error("the client went away", None))
             }

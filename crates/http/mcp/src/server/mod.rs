@@ -3,6 +3,7 @@
 mod content;
 mod handler;
 mod pinned;
+mod raw;
 mod schemas;
 mod tools;
 
@@ -13,13 +14,13 @@ use std::fmt;
 use std::sync::Arc;
 
 use alknet_core::{BoxError, MountBody};
-use alknet_gateway::{ApiError, Caller, Gateway, RequestId, Via};
+use alknet_gateway::{ApiError, Caller, Code, Gateway, RequestId, Upload, Via};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE};
-use http::{HeaderValue, Request, Response};
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::{HeaderValue, Request, Response, StatusCode};
 use http_body::Body;
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Collected, Full, LengthLimitError, Limited};
 use rmcp::transport::streamable_http_server::session::never::NeverSessionManager;
 use rmcp::transport::{StreamableHttpServerConfig, StreamableHttpService};
 
@@ -77,16 +78,24 @@ impl McpServer {
 
     /// Answers one request, whose [`Caller`] is among its extensions. One without, or of nobody, is
     /// asked for a token.
+    ///
+    /// Whoever carries the server may have read the body, and counted its bytes: it is an [`Upload`] among
+    /// the extensions then.
     pub async fn respond<B>(&self, mut request: Request<B>) -> Response<MountBody>
     where
         B: Body + Send + 'static,
-        B::Error: fmt::Display,
+        B::Error: Into<BoxError>,
     {
         let caller = request.extensions_mut().remove::<Caller>();
         let Some(caller) = caller.filter(|caller| caller.identity.is_some()) else {
             return challenge();
         };
+        let id = caller.request_id;
         request.extensions_mut().insert(caller.via(Via::Mcp));
+        let request = match without_arguments(request).await {
+            Ok(request) => request,
+            Err(error) => return refusal(&error, &id),
+        };
         let now = self.now.load_full();
         let mut answer = now.service.handle(request).await;
         let headers = answer.headers_mut();
@@ -99,6 +108,43 @@ impl fmt::Debug for McpServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("McpServer").finish_non_exhaustive()
     }
+}
+
+/// The request as the library reads it, with the arguments among the extensions.
+async fn without_arguments<B>(request: Request<B>) -> Result<Request<Full<Bytes>>, ApiError>
+where
+    B: Body + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    let (mut parts, body) = request.into_parts();
+    let upload = match parts.extensions.remove::<Upload>() {
+        Some(upload) => upload,
+        None => read(body).await?.into(),
+    };
+    let (text, arguments) = raw::split(upload)?;
+    if let Some(arguments) = arguments {
+        parts.extensions.insert(arguments);
+    }
+    // It is as long as it is now.
+    parts.headers.remove(CONTENT_LENGTH);
+    Ok(Request::from_parts(parts, Full::new(text)))
+}
+
+async fn read<B>(body: B) -> Result<Bytes, ApiError>
+where
+    B: Body + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    let read = Limited::new(body, REQUEST_BYTES_MAX).collect().await;
+    let read = read.map(Collected::to_bytes);
+    read.map_err(|error| match error.is::<LengthLimitError>() {
+        true => ApiError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            Code::PayloadTooLarge,
+            format!("the body has more than {REQUEST_BYTES_MAX} bytes"),
+        ),
+        false => ApiError::malformed("", format!("the body breaks off: {error}")),
+    })
 }
 
 fn serving(gateway: &Arc<Gateway>, options: McpOptions) -> Serving {
@@ -146,12 +192,17 @@ fn challenge() -> Response<MountBody> {
     let error = ApiError::unauthenticated(
         "a token is needed here: send the header 'Authorization: Bearer alk_…'",
     );
-    let body = Bytes::from(error.body(&RequestId::next()).to_string());
+    let mut answer = refusal(&error, &RequestId::next());
+    answer.headers_mut().insert(WWW_AUTHENTICATE, CHALLENGE);
+    answer
+}
+
+fn refusal(error: &ApiError, id: &RequestId) -> Response<MountBody> {
+    let body = Bytes::from(error.body(id).to_string());
     let body = Full::new(body).map_err(|never| -> BoxError { match never {} });
     let mut answer = Response::new(MountBody::new(body));
     *answer.status_mut() = error.status;
     let headers = answer.headers_mut();
-    headers.insert(WWW_AUTHENTICATE, CHALLENGE);
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     answer

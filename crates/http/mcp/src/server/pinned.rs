@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 
 use alknet_call::{OperationSpec, OperationType, is_operation_name};
+use alknet_gateway::Invocation;
+use bytes::Bytes;
 use rmcp::model::{JsonObject, Tool, ToolAnnotations};
 use serde_json::{Map, Value, json};
 
 use crate::limits::{PINNED_MAX, TOOL_NAME_BYTES_MAX};
 use crate::server::content;
+use crate::server::raw::Arguments;
 
 /// The operations, by the names of their tools.
 #[derive(Debug, Default)]
@@ -151,13 +154,27 @@ fn describes(schema: &JsonObject) -> bool {
         .any(|key| schema.contains_key(*key))
 }
 
-/// The input that arguments stand for; `None` is `null`.
-pub(super) fn input(spec: &OperationSpec, arguments: Option<JsonObject>) -> Option<Value> {
+/// The call that arguments stand for.
+pub(super) fn call(spec: &OperationSpec, arguments: &Arguments) -> Invocation {
+    Invocation {
+        operation: spec.name.clone(),
+        input: input(spec, arguments),
+        memory: arguments.0.lease.clone().map(|lease| lease as _),
+        ..Invocation::default()
+    }
+}
+
+/// Their text; `None` is `null`.
+fn input(spec: &OperationSpec, arguments: &Arguments) -> Option<Bytes> {
+    let text = &arguments.0.text;
+    let inner = text
+        .strip_prefix(b"{")
+        .and_then(|text| text.strip_suffix(b"}"));
     match self::arguments(spec).1 {
-        Form::Null => arguments.filter(|it| !it.is_empty()).map(Value::Object),
-        Form::Object => Some(Value::Object(arguments.unwrap_or_default())),
+        Form::Null if inner.is_some_and(|inner| inner.trim_ascii().is_empty()) => None,
+        Form::Null | Form::Object => Some(text.clone()),
         // What is missing is `null`, and the operation's own schema says that it should not be.
-        Form::Wrapped => arguments.and_then(|mut it| it.remove("input")),
+        Form::Wrapped => arguments.one("input"),
     }
 }
 
@@ -170,7 +187,9 @@ mod tests {
     }
 
     fn given(schema: Value, arguments: Value) -> Option<Value> {
-        input(&spec(schema), arguments.as_object().cloned())
+        let arguments = Arguments::of(arguments.as_object().cloned());
+        let input = input(&spec(schema), &arguments)?;
+        Some(serde_json::from_slice(&input).expect("JSON"))
     }
 
     #[test]

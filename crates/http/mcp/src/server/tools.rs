@@ -1,15 +1,17 @@
 //! What the four tools do.
 
+use std::sync::Arc;
+
 use alknet_call::OperationType;
 use alknet_gateway::{
-    ApiError, BatchRequest, BatchResult, CallRequest, Caller, Code, Gateway, Query,
+    ApiError, BatchRequest, BatchResult, CallRequest, Caller, Code, Gateway, Lease, Query,
 };
-use bytes::Bytes;
 use http::StatusCode;
-use rmcp::model::{CallToolResult, JsonObject, ProtocolVersion};
+use rmcp::model::{CallToolResult, ProtocolVersion};
 use serde_json::{Value, json};
 
 use crate::server::content;
+use crate::server::raw::Arguments;
 
 type Outcome = Result<CallToolResult, ApiError>;
 
@@ -21,9 +23,10 @@ fn answer(value: Value, version: &ProtocolVersion) -> CallToolResult {
 pub(super) fn search(
     gateway: &Gateway,
     caller: &Caller,
-    arguments: JsonObject,
+    arguments: &Arguments,
     version: &ProtocolVersion,
 ) -> Outcome {
+    let arguments = arguments.read()?;
     let mut query = Query {
         no_subscriptions: true,
         ..Query::default()
@@ -54,9 +57,10 @@ fn short(name: &str) -> String {
 pub(super) fn schema(
     gateway: &Gateway,
     caller: &Caller,
-    arguments: &JsonObject,
+    arguments: &Arguments,
     version: &ProtocolVersion,
 ) -> Outcome {
+    let arguments = arguments.read()?;
     if let Some(other) = arguments.keys().find(|name| *name != "operation") {
         let at = format!("/{}", short(other));
         let message = format!("'{}' is not known here", short(other));
@@ -84,48 +88,53 @@ pub(super) fn schema(
 pub(super) async fn call(
     gateway: &Gateway,
     caller: &Caller,
-    arguments: JsonObject,
+    arguments: &Arguments,
     version: &ProtocolVersion,
 ) -> Outcome {
-    let body = text(arguments);
-    let request = CallRequest::read(&body)?;
+    let body = &arguments.0;
+    let request = CallRequest::read(&body.text)?;
     let content = gateway
         .find(caller, &request.operation)
         .is_ok_and(|found| content::is_declared(found.spec()));
-    let output = gateway.invoke(caller, request.invocation(&body)?).await?;
-    Ok(match content {
-        true => content::blocks(&output, version),
-        false => content::result(&output, version),
-    })
+    let output = gateway.invoke(caller, request.invocation(body)?).await?;
+    let lease = gateway.lease(caller);
+    match content {
+        true => content::blocks(&output, lease, version),
+        false => content::result(&output, lease, false, version),
+    }
 }
 
 pub(super) async fn batch(
     gateway: &Gateway,
     caller: &Caller,
-    arguments: JsonObject,
+    arguments: &Arguments,
     version: &ProtocolVersion,
 ) -> Outcome {
-    let body = text(arguments);
-    let request = BatchRequest::read(&body)?;
+    let body = &arguments.0;
+    let request = BatchRequest::read(&body.text)?;
     let calls = request.calls.iter();
-    let calls = calls.map(|call| (call.id.as_ref().to_owned(), call.invocation(&body)));
-    let results = gateway.batch(caller, calls.collect(), request.mode).await?;
-    let results: Vec<_> = results.iter().map(|one| item(one, caller)).collect();
+    let calls = calls.map(|call| (call.id.as_ref().to_owned(), call.invocation(body)));
+    let calls = calls.collect();
+    let answers = Arc::new(gateway.lease(caller));
+    let results = gateway.batch(caller, calls, request.mode, &answers).await?;
+    let results: Vec<_> = results
+        .iter()
+        .map(|one| item(one, caller, &answers))
+        .collect();
     Ok(answer(json!({ "results": results }), version))
 }
 
-fn item(result: &BatchResult, caller: &Caller) -> Value {
+fn item(result: &BatchResult, caller: &Caller, answers: &Arc<Lease>) -> Value {
     let id = &result.id;
-    match &result.outcome {
-        Ok(output) => json!({"id": id, "status": 200, "output": content::read(output).1}),
+    let value = match &result.outcome {
+        Ok(output) => content::value(output, answers),
+        Err(error) => Err(error.clone()),
+    };
+    match value {
+        Ok(value) => json!({"id": id, "status": 200, "output": value}),
         Err(error) => {
             let object = error.object(&caller.request_id);
             json!({"id": id, "status": error.status.as_u16(), "error": object})
         }
     }
-}
-
-/// As `/call` and `/batch` read it.
-fn text(arguments: JsonObject) -> Bytes {
-    Value::Object(arguments).to_string().into()
 }

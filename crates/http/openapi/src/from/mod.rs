@@ -167,7 +167,7 @@ impl FromOpenApi {
             _ => HandlerKind::once(move |input: Body, ctx: Ctx| {
                 let (server, plan) = (Arc::clone(&server), Arc::clone(&plan));
                 async move {
-                    let answer = server.ask(&plan, input.value(), false, &ctx).await?;
+                    let answer = server.ask(&plan, input.try_value()?, false, &ctx).await?;
                     answer::output(answer).await
                 }
             }),
@@ -335,7 +335,7 @@ async fn next(mut state: Reading) -> Result<Option<(Value, Reading)>, CallError>
     loop {
         state = match state {
             Reading::Asking(server, plan, input, ctx) => {
-                let answer = server.ask(&plan, input.value(), true, &ctx).await?;
+                let answer = server.ask(&plan, input.try_value()?, true, &ctx).await?;
                 let media = answer.headers().get(CONTENT_TYPE);
                 let media = media
                     .and_then(|media| media.to_str().ok())

@@ -4,7 +4,7 @@
 //! always compiles. `pattern` is not: engines differ in what they read and how long they take, and it is the
 //! server's word that counts. A schema that would be too long takes everything where it is cut.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 use serde_json::{Map, Value, json};
 
@@ -36,6 +36,25 @@ const ITSELF: [&str; 4] = ["else", "if", "not", "then"];
 const LISTS: [&str; 3] = ["allOf", "anyOf", "oneOf"];
 /// Longest default that is kept.
 const DEFAULT_BYTES_MAX: usize = 200;
+
+/// Each value once; nothing where their text is longer than `room`: a list that was cut would refuse what
+/// the server takes.
+fn distinct(values: &[Value], room: usize) -> Option<Value> {
+    let mut texts = HashSet::new();
+    let mut bytes = 0;
+    let mut distinct = Vec::new();
+    for value in values {
+        let text = value.to_string();
+        bytes += text.len();
+        if bytes > room {
+            return None;
+        }
+        if texts.insert(text) {
+            distinct.push(value.clone());
+        }
+    }
+    (!distinct.is_empty()).then_some(Value::Array(distinct))
+}
 
 /// Which way the value goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,15 +181,7 @@ impl<'a> Schemas<'a> {
                     let fine = !names.is_empty() && names.iter().all(|name| TYPES.contains(name));
                     fine.then(|| json!(names))
                 }
-                ("enum", Value::Array(values)) => {
-                    let mut distinct: Vec<&Value> = Vec::new();
-                    for value in values {
-                        if !distinct.contains(&value) {
-                            distinct.push(value);
-                        }
-                    }
-                    (!distinct.is_empty()).then(|| json!(distinct))
-                }
+                ("enum", Value::Array(values)) => distinct(values, self.room),
                 ("const", _) => Some(value.clone()),
                 ("default", _) => {
                     let short = value.to_string().len() <= DEFAULT_BYTES_MAX;

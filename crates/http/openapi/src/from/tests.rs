@@ -207,6 +207,11 @@ fn old_schemas_become_new_ones() {
     ] {
         assert_eq!(of_body("3.0.3", &old, &none), new, "{old}");
     }
+    // A list that is longer than a schema may be is left out: cut, it would refuse what the server takes.
+    // Each value is compared with no other, or this would take minutes.
+    let many: Vec<u32> = (0..300_000).collect();
+    let long = json!({ "type": "integer", "enum": many });
+    assert_eq!(of_body("3.0.3", &long, &none), json!({ "type": "integer" }));
     let schemas = json!({ "S": { "type": "object" } });
     let reference = json!({ "$ref": "#/components/schemas/S", "nullable": true });
     assert_eq!(

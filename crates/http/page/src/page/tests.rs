@@ -50,14 +50,14 @@ impl Node {
         let log_handler = HandlerKind::stream(|_: alknet_call::Body, _| {
             let record = json!({ "boot_ms": 1, "level": "info", "target": "init",
                 "message": "the first line" });
-            futures_util::stream::iter([Ok::<_, alknet_call::CallError>(record)])
+            futures_util::stream::iter([Ok::<_, CallError>(record)])
         });
         builder.add(Registration::new(log, log_handler));
         let count = Arc::clone(&rebooted);
         let reboot = OperationSpec::mutation("node/reboot", "Restarts.").with_scope("admin");
         let reboot_handler = HandlerKind::once(move |_: alknet_call::Body, _| {
             count.fetch_add(1, Ordering::SeqCst);
-            std::future::ready(Ok::<_, alknet_call::CallError>(json!({})))
+            std::future::ready(Ok::<_, CallError>(json!({})))
         });
         builder.add(Registration::new(reboot, reboot_handler));
         let registry = builder.build().expect("correct operations");
@@ -134,7 +134,7 @@ impl Node {
 fn answering(name: &str, scope: &str, answer: Value) -> Registration {
     let spec = OperationSpec::query(name, "Answers.").with_scope(scope);
     let handler = HandlerKind::once(move |_: alknet_call::Body, _| {
-        std::future::ready(Ok::<_, alknet_call::CallError>(answer.clone()))
+        std::future::ready(Ok::<_, CallError>(answer.clone()))
     });
     Registration::new(spec, handler)
 }

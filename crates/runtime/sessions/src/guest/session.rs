@@ -168,12 +168,16 @@ impl Session<'_> {
             call,
             farewell,
         };
+        self.active.insert(id, active);
         if farewell && self.main.is_none() {
-            self.active.insert(id, active);
             return self.answer(id, Ok((Value::Null, None)), 0, 0);
         }
+        if let Work::Handler { name, input } = &work
+            && let Err(failure) = self.bridge.check_input(name, input)
+        {
+            return self.answer(id, Err(failure), 0, 0);
+        }
         self.bridge.serves(id);
-        self.active.insert(id, active);
         self.isolate.start(id, work);
     }
 

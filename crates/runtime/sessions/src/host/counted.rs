@@ -50,6 +50,9 @@ impl Sessions {
         let open = self.lock().len();
         let help = "Script sessions that are open.";
         into.gauge("alknet_script_sessions", help, &[], open as f64);
+        let help = "Bytes of the node's memory that values of scripts take.";
+        let used = self.memory.used();
+        into.gauge("alknet_script_memory_bytes", help, &[], used as f64);
         for (reason, count) in lock(&self.counters.closed).iter() {
             let help = "Script sessions that ended, by reason.";
             let labels = [("reason", reason.name())];

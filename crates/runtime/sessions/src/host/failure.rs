@@ -6,6 +6,7 @@ use alknet_runtime::{Code, Failure, OpError};
 use alknet_worker::{Fault, Loss, WorkerError};
 use serde_json::{Value, json};
 
+use crate::limits::FAULT_BYTES_MAX;
 use crate::wire;
 
 /// How long a caller waits before it tries again where there are too many.
@@ -90,7 +91,9 @@ pub(crate) fn of_open(failure: &Failure) -> CallError {
 
 /// The isolate's own account of a failure; its code and text where that is all there is.
 pub(crate) fn of_fault(fault: &Fault) -> Failure {
-    let told: Option<Failure> = wire::read(&fault.details).ok();
+    let details = fault.details.as_bytes();
+    let fits = wire::weigh(details).is_ok_and(|weight| weight <= FAULT_BYTES_MAX);
+    let told: Option<Failure> = fits.then(|| wire::unpack(details).ok()).flatten();
     told.unwrap_or_else(|| {
         let known = Code::ALL.into_iter().find(|code| code.name() == fault.code);
         Failure::new(known.unwrap_or(Code::Exception), fault.message.clone())

@@ -2,7 +2,7 @@
 //!
 //! `spec` is what a session is made of, `opening` how it begins, `place` where it stands among the
 //! others, `session` the handle that the rest of the node holds, `actor` the task that listens to its
-//! worker and answers it, `acts` what the script does by a capability, `reach` what the script may call, `outgoing` a call of the script's on its
+//! worker and answers it, `acts` what the script does by a capability, `memory` what values of scripts take, `reach` what the script may call, `outgoing` a call of the script's on its
 //! way through the registry, `offered` an operation that it registered, `service` what lives on
 //! through a change of its code, `counted` what all of them come to in numbers.
 
@@ -10,6 +10,7 @@ mod actor;
 mod acts;
 mod counted;
 mod failure;
+mod memory;
 mod offered;
 mod opening;
 mod outgoing;
@@ -39,6 +40,7 @@ use actor::{Actor, Command};
 use counted::Counters;
 pub use failure::{declared_errors, to_call_error};
 pub(crate) use failure::{of_open, overloaded};
+use memory::Memory;
 use opening::{first_frame, layer, listed, tenant};
 use place::Known;
 use reach::Reach;
@@ -102,6 +104,7 @@ pub struct Sessions {
     next: AtomicU64,
     table: Mutex<BTreeMap<u64, Known>>,
     counters: Counters,
+    memory: Memory,
 }
 
 impl Sessions {
@@ -114,6 +117,7 @@ impl Sessions {
             next: AtomicU64::new(0),
             table: Mutex::default(),
             counters: Counters::default(),
+            memory: Memory::default(),
         })
     }
 
@@ -150,7 +154,7 @@ impl Sessions {
         let reach = Reach::new(&spec.grants)?;
         let layer = layer(env, &spec)?;
         let place = self.admit(&tenant, &spec)?;
-        let mut lease = Lease::new(self.config.role, tenant);
+        let mut lease = Lease::new(self.config.role, tenant).granted(spec.memory());
         if spec.alone {
             lease = lease.alone();
         }

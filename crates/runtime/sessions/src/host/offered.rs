@@ -11,21 +11,21 @@ use futures_util::{Stream, stream};
 use serde_json::{Value, json};
 
 use super::failure::{declared_errors, to_call_error};
-use super::reach::compile;
+use super::memory::Held;
 use super::session::{Entrance, Following};
 use crate::wire::Offer;
 
 /// The operation `js/<name>`, which calls the script.
-pub(super) fn registration(entrance: &Entrance, offer: Offer) -> Result<Registration, OpError> {
+pub(super) fn registration(
+    entrance: &Entrance,
+    offer: Offer,
+    held: Held,
+) -> Result<Registration, OpError> {
     let name = format!("js/{}", offer.name);
     if !alknet_call::is_operation_name(&name) {
         let text = "a name that is called has one to three parts of 1 to 63 characters, each \
                     beginning with a letter";
         return Err(refusal(text));
-    }
-    // The registry compiles them when a value has to be checked; the script is told now.
-    for (what, schema) in [("input", &offer.input), ("output", &offer.output)] {
-        compile(schema).map_err(|error| refusal(&format!("the schema of the {what}: {error}")))?;
     }
     let kind = match offer.kind {
         Kind::Mutation => OperationType::Mutation,
@@ -46,6 +46,7 @@ pub(super) fn registration(entrance: &Entrance, offer: Offer) -> Result<Registra
         entrance: entrance.clone(),
         name: offer.name,
         declares,
+        _held: held,
     });
     let handler = match offer.kind {
         Kind::Subscription => HandlerKind::stream(move |input, ctx| follow(&script, input, &ctx)),
@@ -54,7 +55,9 @@ pub(super) fn registration(entrance: &Entrance, offer: Offer) -> Result<Registra
             async move { script.call(input, ctx).await }
         }),
     };
-    Ok(Registration::new(spec, handler))
+    // The script's worker checks the input: the node compiles and evaluates no schema of a script's, which
+    // may take any memory and time.
+    Ok(Registration::new(spec, handler).schema_is_type())
 }
 
 /// The script's own errors, and those of every script.
@@ -95,6 +98,8 @@ struct Script {
     entrance: Entrance,
     name: String,
     declares: Arc<[String]>,
+    /// For as long as the operation is registered.
+    _held: Held,
 }
 
 impl Script {
@@ -107,7 +112,7 @@ impl Script {
 
     fn input<'a>(&self, input: &'a Body) -> Result<&'a Value, CallError> {
         match input.tail().is_empty() {
-            true => Ok(input.value()),
+            true => input.try_value(),
             false => Err(CallError::invalid_input("a script takes no bytes as input")),
         }
     }

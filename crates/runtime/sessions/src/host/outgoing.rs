@@ -8,10 +8,10 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use alknet_call::{Body, CallError, Env, InvokeOptions, Output, PeerRef};
+use alknet_call::{Body, CallError, Env, InvokeOptions, Output, PeerRef, Resolved};
 use alknet_core::{Capabilities, Identity};
-use alknet_runtime::limits::JSON_BYTES;
-use alknet_runtime::{Code, Marks, Noted, OpError};
+use alknet_runtime::limits::{JSON_BYTES, RECORDED_BYTES_MAX};
+use alknet_runtime::{Code, Marks, Noted, OpError, Schemas};
 use alknet_worker::{Blob, Event, Reply, Told};
 use futures_util::StreamExt;
 use serde_json::Value;
@@ -21,8 +21,9 @@ use tokio::task::AbortHandle;
 use super::TensorFiles;
 use super::acts;
 use super::failure::{op_error, op_fault};
-use crate::limits::{UNACKNOWLEDGED, VALUE_BYTES_MAX};
-use crate::wire::{self, Answer, Opts};
+use super::memory::Held;
+use crate::limits::UNACKNOWLEDGED;
+use crate::wire::{self, Answer, JsonText, Opts};
 
 /// The operation whose answer may come as a file.
 const MAPPED: &str = "tensor/open";
@@ -39,7 +40,10 @@ pub(super) struct Wish {
     pub(super) name: String,
     pub(super) input: Value,
     pub(super) opts: Opts,
-    pub(super) fds: Vec<OwnedFd>,
+    /// What `{"$bin": …}` in the input points into.
+    pub(super) tail: Option<Vec<u8>>,
+    /// For as long as the call runs.
+    pub(super) held: Vec<Held>,
     pub(super) env: Env,
     /// By what it acts, if it is no call of an operation.
     pub(super) capabilities: Option<Capabilities>,
@@ -247,21 +251,18 @@ async fn try_call(
         name,
         input,
         opts,
-        fds,
+        tail,
+        held: _held,
         env,
         noted,
         ..
     } = wish;
-    let source = input.get("src").cloned();
-    let tail = match opts.tail {
-        Some(blob) => blob.read(&fds, VALUE_BYTES_MAX),
-        None => Ok(Vec::new()),
-    };
-    let tail = tail.map_err(|error| CallError::invalid_input(error.to_string()))?;
-    let input = match tail.is_empty() {
-        true => Body::json(&input)?,
-        false => Body::from(Output::Mixed(input, tail.into())),
-    };
+    let source = files.as_ref().and_then(|_| input.get("src").cloned());
+    // Value and text are both held: the operation wants one, and its schema the other.
+    let input = Body::from(match tail {
+        Some(tail) => Output::Mixed(input, tail.into()),
+        None => Output::Value(input),
+    });
     let began = Instant::now();
     let answer = env.invoke_body(&name, input, &options).await;
     if let Some(gpu) = gpu {
@@ -277,7 +278,7 @@ async fn try_call(
         (Some((files, identity)), Some(source)) => {
             let file = files.open(identity, source).await?;
             let mut fds = vec![OwnedFd::from(file)];
-            let answer = Answer::File(wire::Json(value(&answer)?), 0);
+            let answer = Answer::File(value(&answer)?, 0);
             let blob = wire::blob(&answer, &mut fds).map_err(|error| unsendable(&error))?;
             Ok((blob, fds))
         }
@@ -285,8 +286,7 @@ async fn try_call(
         _ => {
             let packed = pack(&answer)?;
             if let Some(noted) = noted {
-                let tail = answer.tail();
-                noted.answered(answer.value(), (!tail.is_empty()).then_some(tail));
+                note(&noted, &answer);
             }
             Ok(packed)
         }
@@ -301,7 +301,7 @@ fn is_gpu_timeout(error: &CallError) -> bool {
 /// An answer in the form of the frames.
 fn pack(answer: &Body) -> Result<(Blob, Vec<OwnedFd>), CallError> {
     let mut fds = Vec::new();
-    let value = wire::Json(value(answer)?);
+    let value = value(answer)?;
     let answer = match answer.tail() {
         tail if tail.is_empty() => Answer::Json(value),
         tail => {
@@ -313,9 +313,19 @@ fn pack(answer: &Body) -> Result<(Blob, Vec<OwnedFd>), CallError> {
     Ok((blob, fds))
 }
 
-fn value(answer: &Body) -> Result<Value, CallError> {
+/// Writes an answer down, unless no record could hold it: a value is made of it for that.
+fn note(noted: &Noted, answer: &Body) {
+    if answer.raw().len() > RECORDED_BYTES_MAX {
+        return noted.leave_out();
+    }
+    let tail = answer.tail();
+    noted.answered(answer.value(), (!tail.is_empty()).then_some(tail));
+}
+
+/// An answer as it goes to the script: no value is made of it here.
+fn value(answer: &Body) -> Result<JsonText<'_>, CallError> {
     match answer.raw().len() <= JSON_BYTES {
-        true => Ok(answer.value().clone()),
+        true => Ok(JsonText(answer.raw())),
         false => Err(CallError::new(
             alknet_call::ErrorCode::InvalidOutput,
             "the answer is longer than a script may take",
@@ -335,6 +345,7 @@ fn options(name: &str, opts: &Opts) -> Result<InvokeOptions, CallError> {
             .map_err(|_| CallError::not_found(name))?
             .map(PeerRef::Specific),
         timeout: own.timeout_ms.map(Duration::from_millis),
+        idempotency_key: own.idempotency_key.clone(),
         ..InvokeOptions::default()
     })
 }
@@ -342,10 +353,29 @@ fn options(name: &str, opts: &Opts) -> Result<InvokeOptions, CallError> {
 /// What the operation that a call reaches marks as secret; `None` where it reaches none.
 pub(super) fn marks(env: &Env, name: &str, opts: &Opts) -> Option<Marks> {
     let found = env.find(name, &options(name, opts).ok()?)?;
-    let spec = found.spec();
-    let errors = spec.error_schemas.iter();
-    let errors = errors.map(|error| (error.code.as_str(), &error.schema));
-    Some(Marks::of(&spec.input_schema, &spec.output_schema, errors))
+    Some(Marks::within(Arc::new(Found(found))))
+}
+
+/// The schemas of an operation that a call reaches: those of a script's own take the session's memory as long as
+/// this is there.
+#[derive(Debug)]
+struct Found(Resolved);
+
+impl Schemas for Found {
+    fn input(&self) -> &Value {
+        &self.0.spec().input_schema
+    }
+
+    fn output(&self) -> &Value {
+        &self.0.spec().output_schema
+    }
+
+    fn errors(&self) -> Vec<(&str, &Value)> {
+        let errors = self.0.spec().error_schemas.iter();
+        errors
+            .map(|error| (error.code.as_str(), &error.schema))
+            .collect()
+    }
 }
 
 async fn follow(wish: Wish, said: mpsc::UnboundedSender<Said>, room: Arc<Semaphore>) {
@@ -375,7 +405,7 @@ async fn try_follow(
     room: &Semaphore,
 ) -> Result<(), CallError> {
     let options = options(&wish.name, &wish.opts)?;
-    let input = Body::json(&wish.input)?;
+    let input = Body::from(Output::Value(wish.input));
     let mut items = wish.env.follow(&wish.name, input, &options)?;
     loop {
         // Nothing closes it.
@@ -389,7 +419,9 @@ async fn try_follow(
         let item = item?;
         let (blob, fds) = pack(&item)?;
         match &wish.noted {
-            Some(noted) if item.tail().is_empty() => noted.yielded(item.value()),
+            Some(noted) if item.tail().is_empty() && item.raw().len() <= RECORDED_BYTES_MAX => {
+                noted.yielded(item.value());
+            }
             // A record has items as plain values.
             Some(noted) => noted.leave_out(),
             None => {}

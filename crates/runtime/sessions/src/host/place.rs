@@ -31,7 +31,12 @@ impl Sessions {
             return Err(Failure::new(Code::Quota, "too many sessions are open"));
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
-        let shared = Arc::new(Shared::new(id, tenant, spec.mode));
+        let shared = Arc::new(Shared::new(
+            id,
+            tenant,
+            spec.mode,
+            self.memory.share(tenant),
+        ));
         let (nobody, _) = mpsc::unbounded_channel();
         let known = Known {
             shared: Arc::clone(&shared),

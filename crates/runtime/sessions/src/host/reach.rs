@@ -1,8 +1,7 @@
 //! What a session may call, checked for each of its calls.
 
-use alknet_call::{CallError, Env, ErrorCode};
+use alknet_call::{CallError, Env, ErrorCode, Misfit, Schema};
 use alknet_runtime::{Code, Failure};
-use jsonschema::Validator;
 use serde_json::{Value, json};
 
 use super::spec::{Grants, Peer};
@@ -11,7 +10,7 @@ use super::spec::{Grants, Peer};
 pub(super) struct Reach {
     grants: Grants,
     /// By grant: its constraint, and how often it may still be used.
-    rules: Vec<(Option<Validator>, Option<u32>)>,
+    rules: Vec<(Option<Schema>, Option<u32>)>,
 }
 
 impl Reach {
@@ -19,7 +18,7 @@ impl Reach {
     /// [`Code::Limit`] for a constraint that is no schema.
     pub(super) fn new(grants: &Grants) -> Result<Self, Failure> {
         let rules = grants.allow.iter().map(|grant| {
-            let constraint = grant.constraint.as_ref().map(compile).transpose();
+            let constraint = grant.constraint.as_ref().map(Schema::new).transpose();
             let constraint = constraint.map_err(|error| {
                 let text = format!("the constraint of {}: {error}", grant.pattern);
                 Failure::new(Code::Limit, text)
@@ -60,10 +59,11 @@ impl Reach {
             return Err(CallError::not_found(name));
         };
         if let Some(Err(error)) = constraint.as_ref().map(|rule| rule.validate(input)) {
-            let text = format!(
-                "the session may call '{name}' only with other input; at '{}': {error}",
-                error.instance_path()
-            );
+            let why = match error {
+                Misfit::Violation { path, reason } => format!("at '{path}': {reason}"),
+                other => other.to_string(),
+            };
+            let text = format!("the session may call '{name}' only with other input; {why}");
             let details = json!({ "code": Code::Denied.name() });
             return Err(CallError::new(ErrorCode::Forbidden, text).with_details(details));
         }
@@ -77,12 +77,4 @@ impl Reach {
         }
         Ok(())
     }
-}
-
-/// No schema leaves the process, and no pattern takes long.
-pub(super) fn compile(schema: &Value) -> Result<Validator, String> {
-    let patterns =
-        jsonschema::PatternOptions::regex().size_limit(alknet_call::limits::PATTERN_BYTES_MAX);
-    let options = jsonschema::options().with_pattern_options(patterns);
-    options.build(schema).map_err(|error| error.to_string())
 }

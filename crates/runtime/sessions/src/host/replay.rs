@@ -8,10 +8,11 @@ use alknet_worker::{CallLimits, CallStats, Hash, Lease, Reply};
 use serde_json::Value;
 
 use super::failure::{of_call, of_fault, of_worker};
+use super::memory::Refused;
 use super::opening::first_frame;
 use super::session::request;
 use super::{SessionSpec, Sessions};
-use crate::wire::{self, Done};
+use crate::wire::Done;
 
 /// What a replay came to.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,7 +54,7 @@ impl Sessions {
         let place = self.admit(&tenant, &spec)?;
         let worker = self
             .workers
-            .open(Lease::new(self.config.role, tenant))
+            .open(Lease::new(self.config.role, tenant).granted(spec.memory()))
             .await;
         let mut worker = worker.map_err(|error| of_worker(&error))?;
         let (told, fds) =
@@ -84,12 +85,17 @@ impl Sessions {
                 .shared
                 .count_ended(Some(answer.stats), began.elapsed());
             value = match answer.reply {
-                Reply::Ok(blob) => wire::open::<Done>(blob, &answer.fds)
-                    .map(|done| done.value.0)
-                    .map_err(|error| {
-                        let text = format!("the worker's answer is none: {error}");
-                        Failure::new(Code::WorkerLost, text)
-                    })?,
+                Reply::Ok(blob) => {
+                    let read = place.shared.memory().open::<Done>(blob, &answer.fds);
+                    let (done, _held) = read.map_err(|refused| {
+                        let code = match refused {
+                            Refused::Full => Code::Quota,
+                            Refused::Wrong => Code::WorkerLost,
+                        };
+                        Failure::new(code, refused.error("result").message)
+                    })?;
+                    done.value.0
+                }
                 Reply::Err(fault) => return Err(of_fault(&fault)),
             };
         }

@@ -10,8 +10,9 @@ use alknet_worker::{Body, CallLimits, CallStats, Hash, Reply, Request};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
-use super::actor::{Asked, Command, Start};
+use super::actor::{Asked, Command, Item, Start};
 use super::failure::{of_call, of_fault};
+use super::memory::{Held, Refused};
 use super::shared::{Reason, Shared};
 use super::{SessionInfo, SessionLimits};
 use crate::limits::UNACKNOWLEDGED;
@@ -46,6 +47,8 @@ pub struct Ran {
     pub calls: u64,
     /// What it took, by the worker's own account.
     pub stats: CallStats,
+    /// The value counts as the session's until this is gone.
+    _held: Arc<Held>,
 }
 
 impl Session {
@@ -177,7 +180,7 @@ impl Entrance {
         &self,
         asked: Asked,
         env: Option<Env>,
-        items: Option<mpsc::Sender<(u64, Value)>>,
+        items: Option<mpsc::Sender<Item>>,
     ) -> Result<Ran, Failure> {
         let over = || Failure::new(Code::Disposed, "the session is over");
         let (begun, call) = oneshot::channel();
@@ -227,20 +230,25 @@ impl Entrance {
     ) -> Result<Ran, Failure> {
         let (failure, stats) = match outcome {
             Ok(answer) => match answer.reply {
-                Reply::Ok(blob) => match wire::open::<Done>(blob, &answer.fds) {
-                    Ok(done) => {
+                Reply::Ok(blob) => match self.shared.memory().open::<Done>(blob, &answer.fds) {
+                    Ok((done, held)) => {
                         self.shared.count_ended(Some(answer.stats), wall);
                         return Ok(Ran {
                             value: done.value.0,
                             shown: done.shown,
                             calls: done.calls,
                             stats: answer.stats,
+                            _held: Arc::new(held),
                         });
                     }
-                    Err(error) => {
+                    Err(full @ Refused::Full) => {
+                        let text = full.error("result").message;
+                        (Failure::new(Code::Quota, text), Some(answer.stats))
+                    }
+                    Err(Refused::Wrong) => {
                         // No honest worker says that.
                         self.close(Reason::WorkerLost);
-                        let text = format!("the worker's answer is none: {error}");
+                        let text = "the worker's answer is none";
                         (Failure::new(Code::WorkerLost, text), None)
                     }
                 },
@@ -311,7 +319,7 @@ impl Drop for Entered<'_> {
 pub struct Following {
     entrance: Entrance,
     ended: Option<BoxFuture<'static, Result<Ran, Failure>>>,
-    items: mpsc::Receiver<(u64, Value)>,
+    items: mpsc::Receiver<Item>,
 }
 
 impl std::fmt::Debug for Following {
@@ -328,14 +336,14 @@ impl Following {
         loop {
             let Some(ended) = &mut self.ended else {
                 // What was said before the end is all there is.
-                return self.items.recv().await.map(|(_, item)| Ok(item));
+                return self.items.recv().await.map(|item| Ok(item.value));
             };
             tokio::select! {
                 biased;
                 item = self.items.recv() => match item {
-                    Some((id, item)) => {
-                        self.entrance.send(Command::Taken(id));
-                        return Some(Ok(item));
+                    Some(item) => {
+                        self.entrance.send(Command::Taken(item.call));
+                        return Some(Ok(item.value));
                     }
                     None => {
                         let outcome = ended.await;
@@ -392,6 +400,7 @@ mod tests {
     use alknet_test_support::deadline;
     use tokio::time::timeout;
 
+    use super::super::memory::Memory;
     use super::*;
 
     /// The actor ended while a command was put into its queue, which keeps it.
@@ -399,7 +408,7 @@ mod tests {
     async fn a_call_that_the_actor_never_saw_ends_with_it() {
         let (commands, mut queue) = mpsc::unbounded_channel();
         let entrance = Entrance {
-            shared: Arc::new(Shared::new(1, "", Mode::Repl)),
+            shared: Arc::new(Shared::new(1, "", Mode::Repl, Memory::default().share(""))),
             commands: commands.downgrade(),
             limits: CallLimits {
                 wall: Duration::MAX,

@@ -5,10 +5,12 @@ use std::fmt;
 use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime};
 
+use alknet_call::limits::OPERATION_BYTES_MAX;
 use alknet_runtime::{Code, Mode};
 use alknet_worker::CallStats;
 
 use super::lock;
+use super::memory::Share;
 
 /// Operations whose calls are counted by name; more are counted together.
 const PATHS_MAX: usize = 64;
@@ -146,10 +148,11 @@ pub struct SessionInfo {
 #[derive(Debug)]
 pub(super) struct Shared {
     info: Mutex<SessionInfo>,
+    memory: Share,
 }
 
 impl Shared {
-    pub(super) fn new(id: u64, tenant: &str, mode: Mode) -> Self {
+    pub(super) fn new(id: u64, tenant: &str, mode: Mode, memory: Share) -> Self {
         let info = SessionInfo {
             id,
             tenant: tenant.to_owned(),
@@ -169,7 +172,13 @@ impl Shared {
         };
         Self {
             info: Mutex::new(info),
+            memory,
         }
+    }
+
+    /// What its values may take of the node's memory.
+    pub(super) fn memory(&self) -> &Share {
+        &self.memory
     }
 
     pub(super) fn id(&self) -> u64 {
@@ -207,7 +216,9 @@ impl Shared {
     /// A call that the script began. Returns how many there were.
     pub(super) fn count_out(&self, path: &str) -> u64 {
         let mut info = lock(&self.info);
-        let known = info.calls.contains_key(path) || info.calls.len() < PATHS_MAX;
+        // What is no name of an operation may be as long as a frame.
+        let fits = path.len() <= OPERATION_BYTES_MAX && info.calls.len() < PATHS_MAX;
+        let known = info.calls.contains_key(path) || fits;
         let path = if known { path } else { OTHERS };
         *info.calls.entry(path.to_owned()).or_default() += 1;
         info.calls.values().sum()

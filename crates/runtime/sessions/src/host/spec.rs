@@ -93,6 +93,12 @@ impl SessionSpec {
         }
     }
 
+    /// Bytes that it may make its worker hold.
+    pub(crate) fn memory(&self) -> u64 {
+        let limits = &self.limits.runtime;
+        limits.heap_bytes.saturating_add(limits.external_bytes) as u64
+    }
+
     /// Identifies what runs, so that what crashes its workers is known by it.
     pub(crate) fn bundle(&self) -> [u8; 32] {
         let mut hash = blake3::Hasher::new();

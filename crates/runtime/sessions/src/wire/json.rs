@@ -1,17 +1,18 @@
-//! A JSON value out of CBOR, within bounds.
+//! A JSON value of a worker's out of CBOR, within bounds.
 //!
-//! Whoever sends the bytes is not believed: an array of a million nothings takes a byte each on the
-//! way and many in memory. What an isolate counts before it sends is counted again here.
+//! The worker is not believed: an array of a million nothings takes a byte each on the way and 72 in
+//! memory. What an isolate counts before it sends is counted again here, in the same unit.
 
 use std::cell::Cell;
 use std::fmt;
 
 use alknet_runtime::limits::JSON_BYTES;
+use alknet_runtime::weight::{self, VALUE};
 use serde::de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Number, Value};
 
-/// A value no larger than [`JSON_BYTES`], counted as its text would be long.
+/// A value that takes no more memory than [`JSON_BYTES`].
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(transparent)]
 pub(crate) struct Json(pub(crate) Value);
@@ -27,6 +28,11 @@ impl<'de> Deserialize<'de> for Json {
 struct Within<'a>(&'a Cell<usize>);
 
 impl Within<'_> {
+    /// How many of `said` values there is room for.
+    fn room(self, said: Option<usize>) -> usize {
+        said.unwrap_or(0).min(self.0.get() / VALUE)
+    }
+
     fn take<E: Error>(self, bytes: usize) -> Result<(), E> {
         let left = self.0.get().checked_sub(bytes);
         self.0.set(left.unwrap_or(0));
@@ -51,22 +57,22 @@ impl<'de> Visitor<'de> for Within<'_> {
     }
 
     fn visit_bool<E: Error>(self, value: bool) -> Result<Value, E> {
-        self.take(1)?;
+        self.take(VALUE)?;
         Ok(Value::Bool(value))
     }
 
     fn visit_i64<E: Error>(self, value: i64) -> Result<Value, E> {
-        self.take(1)?;
+        self.take(VALUE)?;
         Ok(value.into())
     }
 
     fn visit_u64<E: Error>(self, value: u64) -> Result<Value, E> {
-        self.take(1)?;
+        self.take(VALUE)?;
         Ok(value.into())
     }
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
-        self.take(1)?;
+        self.take(VALUE)?;
         let number = Number::from_f64(value).ok_or_else(|| E::custom("no JSON number"))?;
         Ok(Value::Number(number))
     }
@@ -76,12 +82,12 @@ impl<'de> Visitor<'de> for Within<'_> {
     }
 
     fn visit_string<E: Error>(self, value: String) -> Result<Value, E> {
-        self.take(value.len() + 1)?;
+        self.take(VALUE + weight::text(value.as_bytes()))?;
         Ok(Value::String(value))
     }
 
     fn visit_unit<E: Error>(self) -> Result<Value, E> {
-        self.take(1)?;
+        self.take(VALUE)?;
         Ok(Value::Null)
     }
 
@@ -94,9 +100,10 @@ impl<'de> Visitor<'de> for Within<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
-        self.take(1)?;
-        // What the sender says about its length is not believed either.
-        let mut items = Vec::new();
+        self.take(VALUE)?;
+        // As many as are said, so that no more is asked for than is counted; more than is left is not
+        // believed.
+        let mut items = Vec::with_capacity(self.room(seq.size_hint()));
         while let Some(item) = seq.next_element_seed(self)? {
             items.push(item);
         }
@@ -104,10 +111,10 @@ impl<'de> Visitor<'de> for Within<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
-        self.take(1)?;
-        let mut members = Map::new();
+        self.take(VALUE)?;
+        let mut members = Map::with_capacity(self.room(map.size_hint()) / 2);
         while let Some(name) = map.next_key::<String>()? {
-            self.take(name.len() + 1)?;
+            self.take(VALUE + weight::text(name.as_bytes()))?;
             let member = map.next_value_seed(self)?;
             members.insert(name, member);
         }
@@ -141,9 +148,11 @@ mod tests {
         ] {
             assert!(unpack::<Json>(&bomb).is_err());
         }
-        let most = json!("x".repeat(JSON_BYTES - 1));
-        assert!(unpack::<Json>(&pack(&most).expect("CBOR")).is_ok());
-        let more = json!("x".repeat(JSON_BYTES));
-        assert!(unpack::<Json>(&pack(&more).expect("CBOR")).is_err());
+        let fits = |value: &Value| unpack::<Json>(&pack(value).expect("CBOR")).is_ok();
+        assert!(fits(&json!("x".repeat(JSON_BYTES - VALUE))));
+        assert!(!fits(&json!("x".repeat(JSON_BYTES - VALUE + 1))));
+        let most = JSON_BYTES / VALUE - 1;
+        assert!(fits(&json!(vec![Value::Null; most])));
+        assert!(!fits(&json!(vec![Value::Null; most + 1])));
     }
 }

@@ -1,9 +1,11 @@
 //! What sessions may call, and as whom.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use alknet_call::{HandlerKind, Idempotence, OperationSpec, Registration};
 use alknet_runtime::{Code, Failure, Mode};
-use alknet_sessions::{Grant, Grants, Peer, Ran};
+use alknet_sessions::{Config, Grant, Grants, Peer, Ran};
 use serde_json::{Value, json};
 
 use crate::support::{Lab, code, export, identity, main, soon, spec, until};
@@ -44,6 +46,69 @@ async fn values_cross_unchanged() {
     assert_eq!(value(&lab, source).await, json!(3_000_000));
     let source = "await ops.call('test/big', 5000000)";
     assert_eq!(refusal(lab.run(spec(source)).await), "INVALID_OUTPUT");
+}
+
+/// A script that does not know whether its call arrived asks again under the same key.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_key_of_a_call_reaches_it() {
+    let mut spec_of_pay = OperationSpec::mutation("test/pay", "Runs once for a key.").internal();
+    spec_of_pay.idempotent = Idempotence::Keyed;
+    let paid = Arc::new(AtomicU64::new(0));
+    let pay = HandlerKind::once(move |_, _| {
+        let paid = Arc::clone(&paid);
+        async move { Ok(json!(paid.fetch_add(1, Ordering::SeqCst) + 1)) }
+    });
+    let lab = Lab::with(Config::default(), vec![Registration::new(spec_of_pay, pay)]);
+    let source = "const pay = (idempotencyKey) => ops.call('test/pay', {}, { idempotencyKey });
+        export default [await pay('a'), await pay('a'), await pay('b'), await pay()]";
+    assert_eq!(value(&lab, source).await, json!([1, 1, 2, 3]));
+}
+
+/// What a script hands over is measured by what it takes in the node's memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_takes_too_much_memory_does_not_cross() {
+    let lab = Lab::new();
+    let tries = "const tries = async (what) => {
+            try { await what(); return 'done'; } catch (error) { return error.code; } };";
+    let large = [
+        "new Array(2e6)",
+        "Array.from({ length: 1000 }, () => new Array(100))",
+        "Object.fromEntries(Array.from({ length: 4e4 }, (_, i) => [i, {}]))",
+        "'\\u0001'.repeat(1e6)",
+        "'x'.repeat(4 << 20)",
+    ];
+    for value in large {
+        let calls = format!(
+            "{tries} const v = {value};
+             export default [await tries(() => ops.call('test/echo', v)),
+                 await tries(() => ops.register({{ name: 'a', kind: 'query', input: {{ const: v }} }},
+                     () => 1))]"
+        );
+        let told = self::value(&lab, &calls).await;
+        assert_eq!(told, json!(["E_ENCODE", "E_ENCODE"]), "{value}");
+        let failure = lab.run(spec(&format!("export default {value}"))).await;
+        assert_eq!(code(failure), Code::Encode, "{value}");
+    }
+    // What crosses alone does not cross many times at once, and is given back.
+    let many = format!(
+        "{tries} const text = 'x'.repeat(1 << 20), given = new AbortController();
+         const hang = () => tries(() => ops.call('test/hang', text, {{ signal: given.signal }}));
+         const refused = await Promise.race(Array.from({{ length: 8 }}, hang));
+         given.abort();
+         let again;
+         do again = await tries(() => ops.call('test/echo', text)); while (again !== 'done');
+         export default refused"
+    );
+    assert_eq!(value(&lab, &many).await, json!("QUOTA_EXCEEDED"));
+    // Registered schemas stay, and count as long.
+    let many = format!(
+        "{tries} const input = {{ enum: new Array(4000).fill(null) }}, codes = new Set();
+         for (let i = 0; i < 100; i++) {{
+             codes.add(await tries(() => ops.register({{ name: 'a' + i, kind: 'query', input }}, () => 1)));
+         }}
+         export default [...codes].sort()"
+    );
+    assert_eq!(value(&lab, &many).await, json!(["QUOTA_EXCEEDED", "done"]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -326,4 +391,43 @@ async fn a_service_calls_only_in_the_course_of_a_call() {
     .await;
     // The timer may fire while `end` runs, and then there is somebody to call for.
     assert!([json!("ABORTED"), json!(1)].contains(&later), "{later}");
+}
+
+/// A schema that no value could be checked against is refused when it is registered, and a check that
+/// would take too long when it is asked for. Others are served meanwhile, or this would never end.
+#[tokio::test(flavor = "multi_thread")]
+async fn schemas_that_take_too_long_are_refused() {
+    let lab = Lab::new();
+    let register = "await ops.register({ name: 'a', kind: 'query', input: schema }, () => 1);";
+    let chain = "const $defs = { d40: { type: 'string' } };
+        for (let i = 0; i < 40; i++) {
+            const next = { $ref: '#/$defs/d' + (i + 1) };
+            $defs['d' + i] = { allOf: [next, next] };
+        }
+        const schema = { $ref: '#/$defs/d0', $defs };";
+    let deep = "let schema = { type: 'string' };
+        for (let i = 0; i < 40; i++) schema = { unevaluatedProperties: schema };";
+    for bomb in [chain, deep] {
+        assert_eq!(
+            refusal(lab.run(spec(&format!("{bomb} {register}"))).await),
+            "INVALID_INPUT",
+            "{bomb}"
+        );
+    }
+    let twice = "const a = { anyOf: [{ $ref: '#/$defs/a' }, { $ref: '#/$defs/a' }] };
+        const schema = { $ref: '#/$defs/a', $defs: { a: { items: a } } };
+        let v = 1; for (let i = 0; i < 60; i++) v = [v];";
+    let numbers =
+        "const schema = { items: { enum: Array.from({ length: 9000 }, (_, i) => i + 0.5) } };
+        const v = new Array(40000).fill(7);";
+    for bomb in [twice, numbers] {
+        let source = format!("{bomb} {register} export default await ops.call('js/a', v)");
+        assert_eq!(
+            refusal(lab.run(spec(&source)).await),
+            "INVALID_INPUT",
+            "{bomb}"
+        );
+    }
+    let source = "export default await ops.call('test/echo', 1)";
+    assert_eq!(value(&lab, source).await, json!(1));
 }

@@ -120,7 +120,7 @@ fn the_page_tells_the_limits_that_there_are() {
             limits::LISTED_BYTES_MAX >> 10
         ),
         format!(
-            "| recorded calls | {RECORDED_MAX}, {} KiB as text |",
+            "| recorded calls | {RECORDED_MAX}, {} KiB as text, eight times as much in memory |",
             RECORDED_BYTES_MAX >> 10
         ),
         format!(
@@ -128,8 +128,18 @@ fn the_page_tells_the_limits_that_there_are() {
             limits::LOG_BYTES_PER_S >> 10
         ),
         format!(
-            "| a value that crosses | {} MiB as text |",
+            "| a value that crosses | {0} MiB in the node's memory, an answer {0} MiB as text |",
             JSON_BYTES >> 20
+        ),
+        format!(
+            "| values of a session under way, of a tenant's, of all | {}, {}, {} MiB of the node's memory |",
+            limits::MEMORY_OF_SESSION_MAX >> 20,
+            limits::MEMORY_OF_TENANT_MAX >> 20,
+            limits::MEMORY_MAX >> 20
+        ),
+        format!(
+            "each value in it\ncounts {} bytes",
+            alknet_runtime::weight::VALUE
         ),
     ] {
         assert!(PAGE.contains(&row), "{row}");

@@ -10,10 +10,12 @@ use std::sync::Arc;
 use alknet_call::{CallError, HandlerKind, OperationSpec, Registration};
 use alknet_core::{BoxFuture, Identity};
 use alknet_runtime::Mode;
+use alknet_runtime::limits::CPU_MAX;
+use alknet_sessions::limits::FUEL_MAX;
 use alknet_sessions::{Config, Grants, TensorFiles};
 use serde_json::{Value, json};
 
-use crate::support::{Lab, export, soon, spec};
+use crate::support::{Lab, export, soon, spec, until};
 
 const MIB: u64 = 1 << 20;
 
@@ -90,6 +92,49 @@ async fn a_thousand_idle_sessions_answer_are_listed_and_fit_into_a_gibibyte() {
         let ran = soon(session.run(&env, export("next", Value::Null))).await;
         assert_eq!(ran.expect("a value").value, json!(at + 2));
     }
+}
+
+/// Answers that a script does not look at, MiB.
+const LEFT_MIB: u64 = 48;
+/// Descriptors of shared memory that a worker may have beside.
+const SHARED_MAX: usize = 8;
+
+/// What the node writes into shared memory counts as the node's while it is open anywhere: a worker takes an answer
+/// into memory of its own, whatever its script does meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_a_script_leaves_are_not_the_nodes_memory() {
+    let lab = Lab::new();
+    let source = format!(
+        "export const leave = () => {{
+             for (let i = 0; i < {LEFT_MIB}; i++) ops.call('test/big', 1 << 20).catch(() => {{}});
+             for (;;) {{}}
+         }};"
+    );
+    let mut leaves = spec(&source);
+    leaves.mode = Mode::Service;
+    leaves.limits.runtime.fuel_ticks = FUEL_MAX;
+    leaves.limits.runtime.cpu = CPU_MAX;
+    let request = lab.request().await;
+    let session = lab.open(&request, leaves).await;
+    let pid = session.info().pid;
+    let before = status(pid, "RssAnon:");
+    let env = request.env();
+    let work = session.run(&env, export("leave", Value::Null));
+    let taken = until("the answers are the worker's own", || {
+        status(pid, "RssAnon:") >= before + LEFT_MIB * MIB
+    });
+    tokio::select! {
+        ran = work => panic!("it ended: {ran:?}"),
+        () = taken => {}
+    }
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).expect("the worker lives");
+    let links = open.filter_map(|one| fs::read_link(one.ok()?.path()).ok());
+    let shared = links.filter(|link| link.to_string_lossy().contains("memfd"));
+    let shared = shared.count();
+    assert!(
+        shared <= SHARED_MAX,
+        "{shared} answers are left in shared memory"
+    );
 }
 
 /// The one file of a store, which forgets it when it has handed it out.

@@ -15,7 +15,7 @@ use alknet_core::{AuthContext, Identity, IdentityKind, ProtocolHandler, memory_p
 use alknet_runtime::{Code, Failure, ModuleSet, Work};
 use alknet_sessions::limits::WALL_MAX_ONE_SHOT;
 use alknet_sessions::{Config, Grants, Ran, Service, Session, SessionSpec, Sessions, operations};
-use alknet_test_support::deadline;
+use alknet_test_support::{deadline, is_campaign};
 use alknet_worker::{Executable, Role, RoleConfig, Workers};
 use futures_util::stream;
 use serde_json::{Value, json};
@@ -26,13 +26,16 @@ fn long() -> Duration {
     deadline(Duration::from_secs(120))
 }
 
-/// Patient workers: a loaded machine must not be taken for a silent worker.
+/// Patient workers: a loaded machine must not be taken for a silent worker. In a campaign, which measures how soon
+/// they are killed, they have the time to answer an abort that they have everywhere.
 pub(crate) fn workers() -> Workers {
     let mut config = alknet_worker::Config::this_executable();
     config.executable =
         Executable::File(PathBuf::from(env!("CARGO_BIN_EXE_alknet-sessions-probe")));
     config.silence = long();
-    config.abort_grace = deadline(Duration::from_millis(100));
+    if !is_campaign() {
+        config.abort_grace = deadline(Duration::from_millis(100));
+    }
     config.roles = vec![RoleConfig::new(Role::Js)];
     Workers::start(config).expect("a supervisor")
 }

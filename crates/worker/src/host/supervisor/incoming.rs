@@ -1,13 +1,14 @@
 //! What workers say. None of it is believed beyond what it can do to themselves.
 
 use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
 
 use super::Supervisor;
 use crate::frame::channel::Read;
 use crate::host::Answer;
 use crate::host::worker::State;
-use crate::limits::{CALLS_OUT_MAX, LEAVING_MAX, LOG_BYTES_PER_S};
-use crate::{CallError, CallStats, FromWorker, Reason, Reply, Role};
+use crate::limits::{CALLS_OUT_MAX, LEAVING_MAX, LOG_BYTES_PER_S, MESSAGES_WAITING_BYTES_MAX};
+use crate::{CallError, CallStats, FromWorker, Reason, Reply};
 
 /// A worker did what it must not.
 pub(super) struct Wrong(pub(super) Reason, pub(super) String);
@@ -115,7 +116,7 @@ impl Supervisor {
     fn gpu(&mut self, number: u64, id: u64, busy: bool) {
         let now = self.now();
         if let Some(worker) = self.workers.get_mut(&number)
-            && worker.role == Role::JsGpu
+            && worker.role.uses_gpu()
             && let Some(running) = worker.calls.get_mut(&id)
         {
             running.watch.gpu(now, busy);
@@ -181,6 +182,11 @@ impl Supervisor {
                 }
             }
             _ => {}
+        }
+        let bytes = message.bytes();
+        if open.unread.fetch_add(bytes, Ordering::Relaxed) + bytes > MESSAGES_WAITING_BYTES_MAX {
+            let why = "more bytes than its host can read".to_owned();
+            return Err(Wrong(Reason::Flood, why));
         }
         match open.inbox.try_send((message, fds)) {
             // Nobody listens; the session is about to be closed.

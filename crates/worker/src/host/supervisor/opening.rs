@@ -1,6 +1,8 @@
 //! Sessions into workers, and workers for sessions.
 
 use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -38,7 +40,7 @@ impl Supervisor {
         reply: oneshot::Sender<Result<Opened, WorkerError>>,
     ) {
         match self.find(&lease) {
-            Ok(Found::Now(worker)) => self.hand_over(worker, reply),
+            Ok(Found::Now(worker)) => self.hand_over(worker, lease.memory, reply),
             Ok(Found::Later(worker)) => self.waiting.push(Waiting {
                 lease,
                 worker,
@@ -104,7 +106,8 @@ impl Supervisor {
         let worker = self.pool.add(config.role, reserved);
         self.starting
             .insert(worker, (config.role, !config.binds.is_empty()));
-        let role = Box::new(config);
+        let mut role = Box::new(config);
+        role.memory_bytes = self.config.memory_of(role.role, 0);
         // The spawner lives as long as this thread.
         let _ = self.jobs.send(Job::Start { worker, role });
         worker
@@ -153,7 +156,8 @@ impl Supervisor {
         let by = self.now().saturating_add(by);
         match born {
             Ok(born) => {
-                let worker = Worker::new(born, role, binds, by);
+                let memory = self.config.memory_of(role, 0);
+                let worker = Worker::new(born, role, binds, by, memory);
                 self.count().started(role);
                 let heard = self.listen_to(number, &worker);
                 self.workers.insert(number, worker);
@@ -227,7 +231,7 @@ impl Supervisor {
             match found {
                 Some(worker) => {
                     let waiting = self.waiting.remove(at);
-                    self.hand_over(worker, waiting.reply);
+                    self.hand_over(worker, waiting.lease.memory, waiting.reply);
                 }
                 None => at += 1,
             }
@@ -235,7 +239,12 @@ impl Supervisor {
     }
 
     /// Opens a session in a worker that the pool has given it.
-    fn hand_over(&mut self, number: u64, reply: oneshot::Sender<Result<Opened, WorkerError>>) {
+    fn hand_over(
+        &mut self,
+        number: u64,
+        granted: u64,
+        reply: oneshot::Sender<Result<Opened, WorkerError>>,
+    ) {
         let now = self.now();
         self.next_session += 1;
         let sid = self.next_session;
@@ -245,11 +254,15 @@ impl Supervisor {
             return;
         };
         worker.sessions.push(sid);
+        worker.granted = worker.granted.saturating_add(granted);
+        worker.allow_memory(self.config.memory_of(worker.role, worker.granted));
         let (inbox, messages) = mpsc::channel(MESSAGES_WAITING_MAX);
+        let unread = Arc::<AtomicUsize>::default();
         let opened = Opened {
             sid,
             pid: worker.pid(),
             inbox: messages,
+            unread: Arc::clone(&unread),
             waiting: worker.waiting.clone(),
             sandbox: self
                 .sandboxes
@@ -259,7 +272,9 @@ impl Supervisor {
         };
         let open = Open {
             worker: number,
+            granted,
             inbox,
+            unread,
             calls_out: HashSet::new(),
             log: (LOG_BYTES_PER_S, now),
         };

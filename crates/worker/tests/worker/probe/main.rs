@@ -1,6 +1,7 @@
-//! A worker that does whatever a test asks of it, most of it hostile; and, by its other verbs, a host
-//! of such workers.
+//! A worker that does whatever a test asks of it, most of it hostile; by its other verbs, a host
+//! of such workers; and as PID 1, a machine with nothing but these.
 
+mod machine;
 mod tricks;
 
 #[path = "../act.rs"]
@@ -22,6 +23,9 @@ fn main() {
         let role = std::env::args().nth(3).unwrap_or_default();
         let role: Role = role.parse().expect("the host names a role");
         work(role);
+    }
+    if std::process::id() == 1 {
+        machine::run();
     }
     let stays = std::env::args().nth(1).as_deref() == Some("host");
     host(stays);
@@ -147,6 +151,18 @@ fn perform(guest: &Guest, call: &GuestCall, act: Act, seen: &Inside) -> Option<O
         Act::Ask(op) => return Some(ask(guest, call, op)),
         Act::Bus => tricks::bus(),
         Act::CloseChannel => tricks::close_channel(),
+        Act::Compile(ms) => {
+            let busy = |busy| FromWorker::Gpu {
+                sid: call.sid(),
+                id: call.id(),
+                busy,
+            };
+            guest
+                .send(&busy(false), Vec::new())
+                .expect("the host reads");
+            std::thread::sleep(std::time::Duration::from_millis(ms));
+            guest.send(&busy(true), Vec::new()).expect("the host reads");
+        }
         Act::Echo(body) => return Some(Ok(body)),
         Act::Exit(status) => std::process::exit(status),
         Act::Flood(count) => (0..count).for_each(|id| send_call(guest, call, id, "flood")),
@@ -175,6 +191,9 @@ fn perform(guest: &Guest, call: &GuestCall, act: Act, seen: &Inside) -> Option<O
             guest.send(&result, Vec::new()).expect("the host reads");
         }
         Act::Segv => tricks::segv(),
+        Act::Share(bytes) => {
+            return say(&Said::Errno(tricks::share(bytes)));
+        }
         Act::Silence => return say(&Said::Errno(tricks::silence())),
         Act::Sleep(ms) => std::thread::sleep(std::time::Duration::from_millis(ms)),
         Act::Spin { obeys } => {
@@ -189,6 +208,17 @@ fn perform(guest: &Guest, call: &GuestCall, act: Act, seen: &Inside) -> Option<O
                 ..Fault::default()
             }));
         }
+        Act::Tell(count, bytes) => {
+            for _ in 0..count {
+                let tell = FromWorker::Tell {
+                    sid: call.sid(),
+                    body: Body::from_cbor(vec![0; bytes]),
+                };
+                // A host that has had enough reads no more.
+                let _ = guest.send(&tell, Vec::new());
+            }
+        }
+        Act::Threads(count) => return say(&Said::Text(tricks::threads(count).to_string())),
         Act::Try(attempt) => return say(&Said::Errno(tricks::attempt(attempt))),
         Act::Value(bytes) => return Some(Ok(Body::from_cbor(vec![0x5a; bytes]))),
         Act::Write(path) => {

@@ -25,6 +25,38 @@ pub(crate) fn allocate(bytes: u64) {
     std::mem::forget(memory);
 }
 
+/// Zero when it worked.
+pub(crate) fn share(bytes: u64) -> i32 {
+    let bytes = usize::try_from(bytes).expect("it fits");
+    // SAFETY: a new map at a place of the kernel's choice, which is written within its bounds and never unmapped.
+    unsafe {
+        let start = libc::mmap(
+            ptr::null_mut(),
+            bytes,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        );
+        if start == libc::MAP_FAILED {
+            return errno();
+        }
+        for at in (0..bytes).step_by(4096) {
+            start.cast::<u8>().add(at).write_volatile(1);
+        }
+    }
+    0
+}
+
+pub(crate) fn threads(most: u64) -> u64 {
+    let stays = || {
+        std::thread::Builder::new()
+            .stack_size(64 << 10)
+            .spawn(std::thread::park)
+    };
+    (0..most).take_while(|_| stays().is_ok()).count() as u64
+}
+
 /// Reads a page of a map whose file has shrunk.
 pub(crate) fn bus() -> ! {
     // SAFETY: that it is not safe is the point: the kernel answers with SIGBUS.

@@ -16,7 +16,8 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use alknet_runtime::{CallOptions, Level, OpError, Operation};
+use alknet_call::Schema;
+use alknet_runtime::{CallOptions, Code, Failure, Level, OpError, Operation};
 use alknet_worker::{Blob, Body, Event, FromWorker, Guest, limits};
 use bytes::Bytes;
 use serde_json::Value;
@@ -25,7 +26,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use super::lock;
 use crate::limits::UNACKNOWLEDGED;
 use crate::wire::{self, Down, Opts};
-use answer::{gone, unsendable};
+use answer::{gone, taken, unsendable};
 pub(super) use queue::Verdict;
 use queue::Waiting;
 pub(super) use side::Side;
@@ -44,14 +45,35 @@ pub(super) struct Bridge {
 struct State {
     next: u64,
     open: HashMap<u64, Open>,
-    registering: VecDeque<oneshot::Sender<Result<(), OpError>>>,
+    registering: VecDeque<Registering>,
+    /// What the inputs of the operations that the script registered are checked with, by name.
+    inputs: HashMap<String, Arc<Schema>>,
     /// Items that may be sent, by the host's call that asked for them.
-    serving: HashMap<u64, Arc<Semaphore>>,
+    serving: HashMap<u64, Serving>,
     lines: Vec<(Level, String)>,
     lines_bytes: usize,
-    unheard: usize,
+    /// Bytes of each frame that the host has not taken.
+    unheard: VecDeque<usize>,
+    unheard_bytes: usize,
     queue: VecDeque<Waiting>,
     closed: bool,
+}
+
+/// An operation that the host has not answered for.
+#[derive(Debug)]
+struct Registering {
+    name: String,
+    input: Arc<Schema>,
+    waits: oneshot::Sender<Result<(), OpError>>,
+}
+
+/// Items of a call of the host's.
+#[derive(Debug)]
+struct Serving {
+    /// What may still be sent before the host has taken something.
+    room: Arc<Semaphore>,
+    /// What each item took of it that the host has not taken.
+    sent: VecDeque<u32>,
 }
 
 /// The host's answer, with its descriptors.
@@ -85,7 +107,11 @@ impl Bridge {
     }
 
     /// The host answered a call, or ended one with it.
-    pub(super) fn replied(&self, id: u64, reply: alknet_worker::Reply, fds: Vec<OwnedFd>) {
+    pub(super) fn replied(&self, id: u64, reply: alknet_worker::Reply, mut fds: Vec<OwnedFd>) {
+        let reply = match reply {
+            alknet_worker::Reply::Ok(value) => alknet_worker::Reply::Ok(taken(value, &mut fds)),
+            failed @ alknet_worker::Reply::Err(_) => failed,
+        };
         match lock(&self.state).open.remove(&id) {
             Some(Open::Call(waits)) => {
                 // Whoever waited may be gone.
@@ -103,7 +129,11 @@ impl Bridge {
     }
 
     /// Something of a subscription came.
-    pub(super) fn happened(&self, id: u64, event: Event, fds: Vec<OwnedFd>) {
+    pub(super) fn happened(&self, id: u64, event: Event, mut fds: Vec<OwnedFd>) {
+        let event = match event {
+            Event::Item(value) => Event::Item(taken(value, &mut fds)),
+            last => last,
+        };
         let mut state = lock(&self.state);
         let last = matches!(event, Event::End | Event::Fail(_));
         if let Some(Open::Subscription(waits)) = state.open.get(&id) {
@@ -118,32 +148,53 @@ impl Bridge {
         let mut state = lock(&self.state);
         match told {
             Down::Heard(frames) => {
-                state.unheard = state.unheard.saturating_sub(frames);
+                let heard = frames.min(state.unheard.len());
+                let bytes: usize = state.unheard.drain(..heard).sum();
+                state.unheard_bytes -= bytes;
                 self.send_waiting(&mut state);
             }
             Down::Registered(outcome) => {
-                if let Some(waits) = state.registering.pop_front() {
-                    let _ = waits.send(outcome);
+                if let Some(asked) = state.registering.pop_front() {
+                    if outcome.is_ok() {
+                        state.inputs.insert(asked.name, asked.input);
+                    }
+                    // The script may have ended.
+                    let _ = asked.waits.send(outcome);
                 }
             }
             Down::Taken(entry) => {
-                if let Some(room) = state.serving.get(&entry) {
-                    room.add_permits(1);
+                if let Some(serving) = state.serving.get_mut(&entry) {
+                    let permits = serving.sent.pop_front().unwrap_or_default();
+                    serving.room.add_permits(permits as usize);
                 }
             }
         }
     }
 
+    /// Refuses an input that the operation's own schema does not take.
+    pub(super) fn check_input(&self, name: &str, input: &Value) -> Result<(), Failure> {
+        let schema = lock(&self.state).inputs.get(name).map(Arc::clone);
+        // The host calls operations that it has taken only; others are not found later.
+        let checked = schema.map_or(Ok(()), |schema| schema.validate(input));
+        checked.map_err(|misfit| {
+            let text = format!("the input does not match the schema: {misfit}");
+            Failure::new(Code::Limit, text)
+        })
+    }
+
     /// A call of the host's may yield items from now on.
     pub(super) fn serves(&self, entry: u64) {
-        let room = Arc::new(Semaphore::new(UNACKNOWLEDGED));
-        lock(&self.state).serving.insert(entry, room);
+        let serving = Serving {
+            room: Arc::new(Semaphore::new(UNACKNOWLEDGED)),
+            sent: VecDeque::new(),
+        };
+        lock(&self.state).serving.insert(entry, serving);
     }
 
     /// It is over.
     pub(super) fn served(&self, entry: u64) {
-        if let Some(room) = lock(&self.state).serving.remove(&entry) {
-            room.close();
+        if let Some(serving) = lock(&self.state).serving.remove(&entry) {
+            serving.room.close();
         }
     }
 

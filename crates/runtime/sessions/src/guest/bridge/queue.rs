@@ -6,7 +6,7 @@ use alknet_worker::{Body, Fault, FromWorker, Guest, GuestCall};
 
 use super::{Bridge, State};
 use crate::guest::lock;
-use crate::limits::UNHEARD_MAX;
+use crate::limits::{UNHEARD_BYTES_MAX, UNHEARD_MAX};
 use crate::wire::{self, Up};
 
 /// What waits until the host has taken what came before.
@@ -95,12 +95,15 @@ impl Bridge {
         while let Some(waiting) = state.queue.pop_front() {
             match waiting {
                 Waiting::Result(result) => result.send(),
-                Waiting::Frame(..) if state.unheard >= UNHEARD_MAX => {
-                    state.queue.push_front(waiting);
-                    return;
-                }
                 Waiting::Frame(message, fds) => {
-                    state.unheard += 1;
+                    let full = state.unheard_bytes >= UNHEARD_BYTES_MAX;
+                    if state.unheard.len() >= UNHEARD_MAX || full {
+                        state.queue.push_front(Waiting::Frame(message, fds));
+                        return;
+                    }
+                    let bytes = message.bytes();
+                    state.unheard.push_back(bytes);
+                    state.unheard_bytes += bytes;
                     // A host that is gone ends this process; a frame that is none was checked
                     // before.
                     let _ = self.guest.send(&message, fds);

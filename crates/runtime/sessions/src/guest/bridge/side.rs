@@ -2,19 +2,21 @@
 
 use std::sync::Arc;
 
+use alknet_call::Schema;
 use alknet_runtime::{
-    BoxFuture, CallOptions, Host, Items, Level, OpError, Operation, Registration, Reply,
+    BoxFuture, CallOptions, Code, Host, Items, Level, OpError, Operation, Registration, Reply,
+    weight,
 };
-use alknet_worker::FromWorker;
+use alknet_worker::{Body, FrameError, FromWorker};
 use bytes::Bytes;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::answer::{answered, gone, op_error, unsendable};
 use super::following::Following;
-use super::{Bridge, Replied};
+use super::{Bridge, Registering, Replied};
 use crate::guest::lock;
-use crate::limits::LINES_BYTES;
+use crate::limits::{ITEM_BYTES, LINES_BYTES, OWN_BYTES_MAX, UNACKNOWLEDGED};
 use crate::wire::{self, Json, Offer, Opts, Up};
 
 /// What the isolate holds is the bridge itself.
@@ -93,9 +95,10 @@ impl Host for Side {
         script: [u8; 32],
     ) -> BoxFuture<Result<(), OpError>> {
         let offer: Offer = registration;
-        let spec = match wire::body(&offer) {
-            Ok(spec) => spec,
-            Err(error) => return Box::pin(std::future::ready(Err(unsendable(&error)))),
+        let ready = compiled(&offer).and_then(|input| Ok((frameable(&offer)?, input)));
+        let (spec, input) = match ready {
+            Ok(ready) => ready,
+            Err(error) => return Box::pin(std::future::ready(Err(error))),
         };
         let (waits, answer) = oneshot::channel();
         let mut state = lock(&self.0.state);
@@ -103,7 +106,11 @@ impl Host for Side {
             return Box::pin(std::future::ready(Err(gone())));
         }
         self.0.flush_locked(&mut state);
-        state.registering.push_back(waits);
+        state.registering.push_back(Registering {
+            name: offer.name,
+            input: Arc::new(input),
+            waits,
+        });
         let message = FromWorker::Register {
             sid: self.0.sid,
             spec,
@@ -115,17 +122,23 @@ impl Host for Side {
 
     fn emit(&self, entry: u64, item: Value) -> BoxFuture<Result<(), OpError>> {
         let bridge = Arc::clone(&self.0);
-        let room = lock(&self.0.state).serving.get(&entry).cloned();
+        let serving = |state: &super::State| Some(Arc::clone(&state.serving.get(&entry)?.room));
+        let room = serving(&lock(&self.0.state));
+        let permits = (weight::of(&item) / ITEM_BYTES).clamp(1, UNACKNOWLEDGED);
+        let permits = u32::try_from(permits).unwrap_or(1);
         Box::pin(async move {
             let Some(room) = room else { return Err(gone()) };
-            let Ok(permit) = room.acquire().await else {
+            let Ok(permit) = room.acquire_many(permits).await else {
                 return Err(gone());
             };
             // Given back when the host says that an item was taken.
             permit.forget();
+            let item = frameable(&Json(item))?;
             let mut state = lock(&bridge.state);
+            let serving = state.serving.get_mut(&entry).ok_or_else(gone)?;
+            serving.sent.push_back(permits);
             bridge.flush_locked(&mut state);
-            bridge.tell(&mut state, &Up::Item(entry, Json(item)));
+            bridge.tell(&mut state, &Up::Item(entry, item));
             Ok(())
         })
     }
@@ -140,15 +153,34 @@ impl Host for Side {
     }
 
     fn check(&self, schema: &Value, value: &Value) -> Result<(), String> {
-        let patterns =
-            jsonschema::PatternOptions::regex().size_limit(alknet_call::limits::PATTERN_BYTES_MAX);
-        let validator = jsonschema::options()
-            .with_pattern_options(patterns)
-            .build(schema);
-        let validator = validator.map_err(|error| format!("the schema is none: {error}"))?;
-        validator
-            .validate(value)
-            .map_err(|error| format!("{}: {error}", error.instance_path()))
+        let schema = Schema::new(schema).map_err(|error| format!("the schema is none: {error}"))?;
+        schema.validate(value).map_err(|misfit| misfit.to_string())
+    }
+}
+
+/// The schema of an operation's inputs, and that of its outputs looked at. They are compiled and evaluated here
+/// and never in the node: a schema is a program of the script's, and so takes the memory and the time of the
+/// script's own worker, which has a limit for both.
+fn compiled(offer: &Offer) -> Result<Schema, OpError> {
+    let schema = |what: &str, schema: &Value| {
+        Schema::new(schema).map_err(|error| OpError {
+            details: Box::new(json!({ "code": Code::Limit.name() })),
+            ..OpError::new(
+                "INVALID_INPUT",
+                format!("the schema of the {what}: {error}"),
+            )
+        })
+    };
+    schema("output", &offer.output)?;
+    schema("input", &offer.input)
+}
+
+/// What goes within a frame.
+fn frameable<T: serde::Serialize>(value: &T) -> Result<Body, OpError> {
+    let body = wire::body(value).map_err(|error| unsendable(&error))?;
+    match body.as_bytes().len() {
+        0..=OWN_BYTES_MAX => Ok(body),
+        bytes => Err(unsendable(&FrameError::TooLong(bytes))),
     }
 }
 

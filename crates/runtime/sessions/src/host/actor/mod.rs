@@ -13,17 +13,18 @@ use std::time::Duration;
 
 use alknet_call::Env;
 use alknet_core::Capabilities;
-use alknet_runtime::{Failure, Level, OpError, Record};
-use alknet_worker::{Call, CallLimits, FromWorker, Hash, Request, Told};
+use alknet_runtime::{Code, Failure, Level, OpError, Record};
+use alknet_worker::{Body, Call, CallLimits, FromWorker, Hash, Request, Told};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
+use super::memory::{Held, Refused};
 use super::outgoing::{Outgoing, Said};
 use super::reach::Reach;
 use super::session::Entrance;
 use super::shared::{Reason, Shared};
 use super::{Console, Session, SessionSpec, Sessions};
-use crate::limits::HEARD_EVERY;
+use crate::limits::{HEARD_BYTES, HEARD_EVERY};
 use crate::wire::{self, Down, Up};
 use console::LogBudget;
 
@@ -51,10 +52,18 @@ pub(super) struct Start {
     /// In the course of what, and what can be called: nothing without.
     pub(super) env: Option<Env>,
     /// Who takes what the script yields.
-    pub(super) items: Option<mpsc::Sender<(u64, Value)>>,
+    pub(super) items: Option<mpsc::Sender<Item>>,
     pub(super) begun: oneshot::Sender<Call>,
     /// Ends the call with what the node itself saw.
     pub(super) stop: oneshot::Sender<Failure>,
+}
+
+/// An item of what a script yields.
+pub(super) struct Item {
+    /// In which call.
+    pub(super) call: u64,
+    pub(super) value: Value,
+    pub(super) _held: Held,
 }
 
 impl std::fmt::Debug for Command {
@@ -82,7 +91,7 @@ pub(super) enum Asked {
 struct Running {
     id: u64,
     env: Option<Env>,
-    items: Option<mpsc::Sender<(u64, Value)>>,
+    items: Option<mpsc::Sender<Item>>,
     farewell: bool,
     gpu_left: Duration,
     stop: Option<oneshot::Sender<Failure>>,
@@ -108,6 +117,7 @@ pub(super) struct Actor {
     record: Option<Record>,
     log: LogBudget,
     heard: usize,
+    heard_bytes: usize,
 }
 
 /// Whether the session goes on.
@@ -147,6 +157,7 @@ impl Actor {
             record: None,
             log: LogBudget::new(),
             heard: 0,
+            heard_bytes: 0,
         }
     }
 
@@ -192,7 +203,12 @@ impl Actor {
                     let _ = heard.send(());
                 }
             }
-            Command::Record(record) => self.record = record,
+            Command::Record(record) => {
+                if let Some(record) = &record {
+                    record.keep_in(self.shared.memory().recording());
+                }
+                self.record = record;
+            }
             Command::Start(start) => self.start(*start),
             Command::Taken(id) => {
                 // A worker that cannot be told is about to be lost.
@@ -243,7 +259,9 @@ impl Actor {
     /// One message of the worker's.
     fn hear(&mut self, message: FromWorker, fds: Vec<OwnedFd>) -> Next {
         self.heard += 1;
-        if self.heard >= HEARD_EVERY {
+        self.heard_bytes += message.bytes();
+        if self.heard >= HEARD_EVERY || self.heard_bytes >= HEARD_BYTES {
+            self.heard_bytes = 0;
             let heard = std::mem::take(&mut self.heard);
             if self.tell(&Down::Heard(heard)).is_err() {
                 return LIES;
@@ -274,6 +292,7 @@ impl Actor {
             FromWorker::Register {
                 spec, source_hash, ..
             } => self.register(&spec, source_hash),
+            // Texts and bytes, which take no more in memory than in their frame.
             FromWorker::Tell { body, .. } => match wire::read(&body) {
                 Ok(up) => self.told(up),
                 Err(_) => LIES,
@@ -289,16 +308,7 @@ impl Actor {
     fn told(&mut self, up: Up) -> Next {
         match up {
             Up::Taken(id, items) => self.outgoing.allow(id, items as usize),
-            Up::Item(id, item) => {
-                let running = self.running.iter().find(|running| running.id == id);
-                let Some(items) = running.and_then(|running| running.items.as_ref()) else {
-                    // Nobody asked for items, or does no more.
-                    return ON;
-                };
-                if let Err(mpsc::error::TrySendError::Full(_)) = items.try_send((id, item.0)) {
-                    return LIES;
-                }
-            }
+            Up::Item(id, item) => return self.item(id, &item),
             Up::Lines(lines) => {
                 for (level, text) in lines {
                     self.line(level, text);
@@ -306,6 +316,35 @@ impl Actor {
             }
         }
         ON
+    }
+
+    /// An item of what the script yields in a call.
+    fn item(&mut self, id: u64, item: &Body) -> Next {
+        let running = self.running.iter_mut().find(|running| running.id == id);
+        let Some((items, stop)) = running.and_then(|it| Some((it.items.as_ref()?, &mut it.stop)))
+        else {
+            // Nobody asked for items, or does no more.
+            return ON;
+        };
+        let item = match self.shared.memory().read::<wire::Json>(item.as_bytes()) {
+            Ok((value, held)) => Item {
+                call: id,
+                value: value.0,
+                _held: held,
+            },
+            Err(Refused::Wrong) => return LIES,
+            Err(full @ Refused::Full) => {
+                if let Some(stop) = stop.take() {
+                    // It may have ended at this moment.
+                    let _ = stop.send(Failure::new(Code::Quota, full.error("item").message));
+                }
+                return ON;
+            }
+        };
+        match items.try_send(item) {
+            Err(mpsc::error::TrySendError::Full(_)) => LIES,
+            _ => ON,
+        }
     }
 
     fn tell(&self, down: &Down) -> Result<(), ()> {

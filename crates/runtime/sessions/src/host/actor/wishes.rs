@@ -4,16 +4,25 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use alknet_call::Env;
+use alknet_call::limits::OPERATION_BYTES_MAX;
 use alknet_runtime::{Code, Failure, Noted, OpError};
-use alknet_worker::{Body, Hash, Reply, Told};
+use alknet_worker::{Blob, Body, Hash, Reply, Told};
 use serde_json::Value;
 
 use super::{Actor, LIES, Next, ON};
 use crate::host::acts;
 use crate::host::failure::{op_error, op_fault};
+use crate::host::memory::{Held, Refused};
 use crate::host::offered;
 use crate::host::outgoing::{self, Said, Wish};
 use crate::wire::{self, Down, Offer, Opts};
+
+/// An input with the bytes beside it, and what they take of the node's memory.
+struct Input {
+    value: Value,
+    tail: Option<Vec<u8>>,
+    held: Vec<Held>,
+}
 
 impl Actor {
     /// A call or subscription of the script's.
@@ -22,29 +31,38 @@ impl Actor {
         id: u64,
         op: &str,
         subscribes: bool,
-        (input, opts): (alknet_worker::Blob, Body),
+        (input, opts): (Blob, Body),
         fds: Vec<OwnedFd>,
     ) -> Next {
         if self.outgoing.has(id) {
             return LIES;
         }
-        let Ok(opts) = wire::read::<Opts>(&opts) else {
+        let Ok(mut opts) = wire::read::<Opts>(&opts) else {
             return LIES;
         };
         let name = op.trim_start_matches('/');
         self.sessions.count_call_out();
         let calls = self.shared.count_out(name);
-        let Ok(input) = wire::open::<wire::Json>(input, &fds) else {
-            if let Some(record) = &self.record {
-                record.leave_out();
-            }
-            let error = OpError::new("INVALID_INPUT", "the input is larger than an input may be");
+        if name.len() > OPERATION_BYTES_MAX {
+            // It would not fit twice into the frame of the answer.
+            let error = OpError::new("NOT_FOUND", "no operation has a name of that length");
             return self.refuse(id, &error, None);
+        }
+        let read = self.input(input, &mut opts, &fds);
+        let Input { value, tail, held } = match read {
+            Ok(read) => read,
+            Err(refused) => {
+                if let Some(record) = &self.record {
+                    record.leave_out();
+                }
+                return self.refuse(id, &refused.error("input"), None);
+            }
         };
         let course = self.course();
         let env = course.map(|(_, env)| env.clone());
         let call = course.map_or(0, |(call, _)| call);
-        let noted = self.note(env.as_ref(), name, &input.0, &opts);
+        let has_bytes = tail.is_some() || opts.map;
+        let noted = self.note(env.as_ref(), name, &value, &opts, has_bytes);
         if calls > self.calls_max {
             let error = OpError::new("QUOTA_EXCEEDED", "the calls of the session are used up");
             return self.refuse(id, &error, noted.as_ref());
@@ -55,21 +73,22 @@ impl Actor {
         };
         let peer = opts.options.peer.as_deref();
         let is_act = acts::is_act(name);
-        if is_act && (subscribes || peer.is_some() || opts.tail.is_some() || opts.map) {
+        if is_act && (subscribes || peer.is_some() || has_bytes) {
             let error = OpError::new("INVALID_INPUT", "an act is called here, with JSON alone");
             return self.refuse(id, &error, noted.as_ref());
         }
         let is_own = is_act || peer.is_none() && self.offered.contains(name);
-        if !is_own && let Err(error) = self.reach.check(&env, name, peer, &input.0) {
+        if !is_own && let Err(error) = self.reach.check(&env, name, peer, &value) {
             return self.refuse(id, &op_error(&error, name), noted.as_ref());
         }
         let wish = Wish {
             id,
             call,
             name: name.to_owned(),
-            input: input.0,
+            input: value,
             opts,
-            fds,
+            tail,
+            held,
             env,
             capabilities: is_act.then(|| self.capabilities.clone()),
             noted,
@@ -78,11 +97,40 @@ impl Actor {
         ON
     }
 
+    /// Reads an input, with the bytes beside it. It is held as the value that grants are checked with, and
+    /// as the text that it is passed on as.
+    fn input(&self, input: Blob, opts: &mut Opts, fds: &[OwnedFd]) -> Result<Input, Refused> {
+        let memory = self.shared.memory();
+        let (input, mut held) = memory.open::<wire::Json>(input, fds)?;
+        held.twice()?;
+        let mut all = vec![held];
+        let tail = match opts.tail.take() {
+            Some(tail) => {
+                let (bytes, held) = memory.bytes(tail, fds)?;
+                all.push(held);
+                Some(bytes)
+            }
+            None => None,
+        };
+        Ok(Input {
+            value: input.0,
+            tail,
+            held: all,
+        })
+    }
+
     /// Writes a wish down where the session is recorded, without what the operation's schemas mark as
     /// secret.
-    fn note(&self, env: Option<&Env>, name: &str, input: &Value, opts: &Opts) -> Option<Noted> {
+    fn note(
+        &self,
+        env: Option<&Env>,
+        name: &str,
+        input: &Value,
+        opts: &Opts,
+        has_bytes: bool,
+    ) -> Option<Noted> {
         let record = self.record.as_ref()?;
-        if opts.tail.is_some() || opts.map {
+        if has_bytes {
             record.leave_out();
             return None;
         }
@@ -150,15 +198,16 @@ impl Actor {
     }
 
     pub(super) fn register(&mut self, spec: &Body, _script: Hash) -> Next {
-        let Ok(offer) = wire::read::<Offer>(spec) else {
-            return LIES;
+        let registered = match self.shared.memory().keep::<Offer>(spec.as_bytes()) {
+            Err(refused) => Err(refused.error("specification")),
+            Ok((offer, held)) => {
+                let name = format!("js/{}", offer.name);
+                offered::registration(&self.entrance, offer, held)
+                    .and_then(|one| self.layer.replace(one).map_err(offered::refused))
+                    .map(|()| self.offered.insert(name))
+                    .map(drop)
+            }
         };
-        let name = format!("js/{}", offer.name);
-        let registered = offered::registration(&self.entrance, offer)
-            .and_then(|registration| self.layer.replace(registration).map_err(offered::refused));
-        if registered.is_ok() {
-            self.offered.insert(name);
-        }
         match self.tell(&Down::Registered(registered)) {
             Ok(()) => ON,
             Err(()) => LIES,

@@ -74,7 +74,7 @@ impl Evals {
         }
         match ran {
             Ok(ran) => {
-                let mut answer = answer(&ran, said);
+                let mut answer = answer(ran, said);
                 if let (Some(answer), Some(recorded)) = (answer.as_object_mut(), recorded) {
                     tell_calls(answer, &recorded);
                 }
@@ -244,11 +244,12 @@ fn told(failure: &Failure) -> CallError {
     error
 }
 
-fn answer(ran: &Ran, console: Vec<Value>) -> Value {
-    json!({
-        "value": ran.value,
+/// The value is moved: the macro would copy it.
+fn answer(mut ran: Ran, console: Vec<Value>) -> Value {
+    let mut answer = json!({
+        "value": null,
         "shown": ran.shown,
-        "console": console,
+        "console": null,
         "stats": {
             "fuel": ran.stats.ticks,
             "cpu_us": ran.stats.cpu_us,
@@ -256,7 +257,10 @@ fn answer(ran: &Ran, console: Vec<Value>) -> Value {
             "external_peak": ran.stats.external_peak,
             "calls": ran.calls,
         },
-    })
+    });
+    answer["value"] = ran.value.take();
+    answer["console"] = Value::Array(console);
+    answer
 }
 
 /// What was called, beside what it came to.

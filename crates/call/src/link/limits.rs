@@ -1,0 +1,171 @@
+//! What the peer of a connection may have open, and for how long it may be unknown.
+
+use std::sync::Arc;
+
+use alknet_core::CloseCode;
+use tokio::time::Instant;
+
+use super::Link;
+use crate::error::{CallError, ErrorCode};
+use crate::limits::{OVERLOAD_RETRY_MS, PeerLimits};
+use crate::sync::lock;
+use crate::unread::Unread;
+
+/// Bytes that count as waiting while this lives.
+pub(crate) struct Claim {
+    waiting: Arc<Unread>,
+    bytes: usize,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.waiting.taken(self.bytes);
+    }
+}
+
+impl Link {
+    /// Waits until the peer has taken so much of what it asked for that it may ask for more.
+    pub(crate) async fn wait_until_read(&self) {
+        self.unread.wait_below(self.limits().queued_bytes).await;
+    }
+
+    /// Whether the peer has taken so much of what it asked for that events may follow.
+    pub(crate) fn is_read(&self) -> bool {
+        self.unread.bytes() < self.limits().queued_bytes
+    }
+
+    /// Counts `len` bytes as bytes that the peer has yet to take, or returns how many wait where there are too
+    /// many. An event may follow while there are fewer than [`is_read`](Self::is_read) says. The requests that
+    /// were begun before there were too many may still fill as much again with their answers, or one frame more
+    /// where frames are longer; one answer alone always may.
+    pub(crate) fn claim_unread(&self, event: bool, len: usize) -> Result<(), usize> {
+        let limits = self.limits();
+        let more = limits.queued_bytes.max(limits.frame_bytes);
+        let most = limits.queued_bytes.saturating_add(more);
+        self.unread.claim(len, |waiting| {
+            waiting == 0
+                || if event {
+                    waiting < limits.queued_bytes
+                } else {
+                    waiting.saturating_add(len) <= most
+                }
+        })
+    }
+
+    /// Counts a request of `len` bytes that is passed on as one that the peer has yet to take, until the guard
+    /// is dropped: then it is queued and counted there. Refused where too many wait, because its requester may
+    /// be in league with a peer that reads nothing. Requests of this node's own are not refused.
+    pub(crate) fn claim_unsent(&self, len: usize) -> Result<Claim, CallError> {
+        let most = self.dispatcher.limits.queued_bytes;
+        let may = |waiting: usize| waiting == 0 || waiting.saturating_add(len) <= most;
+        let claimed = self.unsent.claim(len, may);
+        claimed.map_err(|waiting| {
+            let message = format!("{waiting} bytes of requests wait to be read by the peer");
+            let error = CallError::new(ErrorCode::Overloaded, message);
+            error.with_retry_after_ms(OVERLOAD_RETRY_MS)
+        })?;
+        Ok(Claim {
+            waiting: Arc::clone(&self.unsent),
+            bytes: len,
+        })
+    }
+
+    /// What the peer may have open: it is known, or it is not.
+    pub(crate) fn limits(&self) -> PeerLimits {
+        if self.is_known() {
+            self.dispatcher.limits
+        } else {
+            PeerLimits {
+                // Whoever was dialled was chosen: only its requests are a stranger's.
+                nesting: self.nesting(),
+                ..PeerLimits::UNAUTHENTICATED
+            }
+        }
+    }
+
+    /// Once somebody authenticated, the connection has an identity, too.
+    fn is_known(&self) -> bool {
+        self.connection.is_identified()
+    }
+
+    fn nesting(&self) -> usize {
+        if self.connection.info().dialled {
+            self.dispatcher.limits.nesting
+        } else {
+            PeerLimits::UNAUTHENTICATED.nesting
+        }
+    }
+
+    /// Bytes of the longest frame taken from the peer.
+    pub(crate) fn frame_bytes(&self) -> usize {
+        if self.connection.info().dialled {
+            self.dispatcher.limits.frame_bytes
+        } else {
+            self.limits().frame_bytes
+        }
+    }
+
+    pub(crate) fn is_stranger_on_single(&self) -> bool {
+        !self.connection.is_multi() && !self.connection.info().dialled && !self.is_known()
+    }
+
+    /// An unknown peer asks something, or something that it asked is over.
+    pub(crate) fn asked(&self) {
+        if !self.is_known() {
+            *lock(&self.asked) = Instant::now();
+        }
+    }
+
+    /// Resolves once an unknown peer has asked nothing for as long as it may. The carriage itself only
+    /// notices a peer that is silent, and keeping a connection open takes a few bytes a minute: a PING on QUIC,
+    /// a frame that is no request on TCP.
+    pub(super) async fn unknown_for_too_long(&self) {
+        if self.connection.info().dialled || self.is_guest() {
+            return std::future::pending().await;
+        }
+        let patience = self.dispatcher.patience.stranger_idle;
+        while !self.is_known() {
+            // Bytes are no request: a stream that is opened and reset is a few of them.
+            let left = if self.inbound.is_empty() {
+                patience.saturating_sub(lock(&self.asked).elapsed())
+            } else {
+                patience
+            };
+            if left.is_zero() {
+                lock(&self.failure).get_or_insert((CloseCode::Timeout, "idle"));
+                return;
+            }
+            tokio::time::sleep(left).await;
+        }
+        std::future::pending().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alknet_core::memory_pair;
+
+    use super::*;
+    use crate::ALPN;
+    use crate::dispatcher::Dispatcher;
+    use crate::registry::Registry;
+
+    /// By a requester and a peer that reads nothing, in league with each other.
+    #[tokio::test]
+    async fn requests_that_nobody_reads_are_not_passed_on_without_end() {
+        let registry = Registry::builder().build().expect("no operations");
+        let dispatcher = Arc::new(Dispatcher::new(registry));
+        let most = dispatcher.limits.queued_bytes;
+        let (dialled, _accepted) = memory_pair(ALPN);
+        let link = Link::one_way(dialled, dispatcher, None);
+        let alone = link.claim_unsent(most * 2).expect("one always may");
+        let refused = link.claim_unsent(1).err().expect("too many wait");
+        assert_eq!(refused.code, ErrorCode::Overloaded);
+        assert!(refused.retryable && refused.retry_after_ms.is_some());
+        drop(alone);
+        let halves = [(); 2].map(|()| link.claim_unsent(most / 2).expect("room"));
+        assert!(link.claim_unsent(1).is_err());
+        drop(halves);
+        assert_eq!(link.unsent.bytes(), 0);
+    }
+}

@@ -1,0 +1,215 @@
+//! Inputs and outputs checked against the schemas of their operations.
+
+use std::sync::{Arc, OnceLock};
+
+use jsonschema::Validator;
+use serde_json::{Map, Value, json};
+
+use super::turn::{self, WAITING_MAX};
+use super::{Compiled, Fit, Misfit, SchemaError, size};
+use crate::error::{CallError, ErrorCode};
+use crate::limits::{INVALID_DETAILS_BYTES, INVALID_DETAILS_MAX};
+use crate::memory::InputMemory;
+use crate::tape::{Node, Tape, TapeJson};
+
+/// Keywords that say nothing about `null` (JSON Schema 2020-12, validation): they describe, or
+/// bind objects only.
+const SILENT_ON_NULL: [&str; 11] = [
+    "$comment",
+    "additionalProperties",
+    "default",
+    "description",
+    "examples",
+    "maxProperties",
+    "minProperties",
+    "patternProperties",
+    "properties",
+    "required",
+    "title",
+];
+
+/// What [`Misfit::Busy`] counts.
+const CHECKS: &str = "large values wait to be checked against their schemas";
+
+/// What the values of one schema are checked with. The schema itself stays with its owner, who
+/// gives the same one each time.
+pub(crate) struct Check {
+    takes: Takes,
+    /// Compiled when first needed; the error is what the compiler says.
+    compiled: OnceLock<Result<Compiled<TapeJson>, SchemaError>>,
+}
+
+/// What is known of a schema without compiling it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Takes {
+    /// `{}` or `true`.
+    Everything,
+    /// `null`, which a call without input has, and maybe more.
+    Null,
+    Unknown,
+}
+
+impl Check {
+    pub(crate) fn new(schema: &Value) -> Self {
+        let takes = match schema {
+            Value::Bool(true) => Takes::Everything,
+            Value::Object(keywords) if keywords.is_empty() => Takes::Everything,
+            Value::Object(keywords) if takes_null(keywords) => Takes::Null,
+            _ => Takes::Unknown,
+        };
+        Self {
+            takes,
+            compiled: OnceLock::new(),
+        }
+    }
+
+    /// Whether nothing has to be looked at.
+    pub(crate) fn takes_everything(&self) -> bool {
+        self.takes == Takes::Everything
+    }
+
+    /// Refuses a schema that takes too much, without compiling it. Of what else is wrong with it, the
+    /// first value to be checked tells: one operation of a peer must not cost all the others.
+    ///
+    /// Answers with the steps that the least check takes.
+    pub(crate) fn admit(&self, schema: &Value) -> Result<u64, SchemaError> {
+        if self.takes_everything() {
+            return Ok(0);
+        }
+        match turn::aside(|| size::admit(schema)) {
+            Ok(admitted) => Ok(admitted.steps),
+            Err(error @ SchemaError::TooMuch(_)) => Err(error),
+            Err(_) => Ok(0),
+        }
+    }
+
+    /// Compiles the schema now.
+    pub(crate) fn compile(&self, schema: &Value) -> Result<(), SchemaError> {
+        if self.takes_everything() {
+            return Ok(());
+        }
+        self.compiled(schema).map(drop).map_err(Clone::clone)
+    }
+
+    /// Whether the text is one that needs no look at the schema.
+    fn takes(&self, text: &[u8]) -> bool {
+        self.takes_everything() || (self.takes == Takes::Null && text.trim_ascii() == b"null")
+    }
+
+    /// Fails with `code` where the value of `text` breaks the schema. What that takes counts against `memory`.
+    pub(crate) fn check(
+        &self,
+        schema: &Value,
+        text: &[u8],
+        memory: Option<&Arc<dyn InputMemory>>,
+        code: ErrorCode,
+    ) -> Result<(), CallError> {
+        if self.takes(text) {
+            return Ok(());
+        }
+        let compiled = self.compiled(schema).map_err(|reason| {
+            CallError::internal(format!("the operation has an invalid schema: {reason}"))
+        })?;
+        Tape::look(text, memory, |value| {
+            let fit = compiled
+                .fits(schema, &value)
+                .map_err(|misfit| match misfit {
+                    Misfit::Busy => CallError::overloaded(CHECKS, WAITING_MAX),
+                    misfit => CallError::new(code.clone(), misfit.to_string()),
+                })?;
+            let told = match fit {
+                Fit::Yes => return Ok(()),
+                Fit::No => text.len() <= INVALID_DETAILS_BYTES,
+                Fit::NoAndLarge => false,
+            };
+            let validator = told.then_some(&compiled.validator);
+            Err(violations(validator, value, code))
+        })?
+    }
+
+    fn compiled(&self, schema: &Value) -> Result<&Compiled<TapeJson>, &SchemaError> {
+        let compiled = self.compiled.get().unwrap_or_else(|| {
+            // Others who call the same operation wait here as well.
+            turn::aside(|| self.compiled.get_or_init(|| Compiled::new(schema)))
+        });
+        compiled.as_ref()
+    }
+}
+
+fn takes_null(keywords: &Map<String, Value>) -> bool {
+    let names_null = match keywords.get("type") {
+        Some(Value::String(name)) => name == "null",
+        Some(Value::Array(names)) => names.iter().any(|name| name == "null"),
+        _ => false,
+    };
+    let mut others = keywords.keys().filter(|keyword| *keyword != "type");
+    names_null && others.all(|keyword| SILENT_ON_NULL.contains(&keyword.as_str()))
+}
+
+/// Lists what is wrong. All of it is collected first, which takes many times the bytes of what is wrong, so
+/// there is no list for a large value.
+fn violations(
+    validator: Option<&Validator<TapeJson>>,
+    value: Node<'_>,
+    code: ErrorCode,
+) -> CallError {
+    let direction = match code {
+        ErrorCode::InvalidInput => "input",
+        _ => "output",
+    };
+    let Some(validator) = validator else {
+        let message =
+            format!("the {direction} does not match the schema; it is too large to say where");
+        return CallError::new(code, message);
+    };
+    let details: Vec<_> = validator
+        .iter_errors(value)
+        .take(INVALID_DETAILS_MAX)
+        .map(|error| {
+            json!({
+                "path": error.instance_path().as_str(),
+                "keyword": error.kind().keyword(),
+                "message": error.masked().to_string(),
+            })
+        })
+        .collect();
+    let message = match code {
+        ErrorCode::InvalidInput => "the input does not match the schema; see details",
+        _ => "the output does not match the schema; report it",
+    };
+    CallError::new(code, message).with_details(details.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_known_without_compiling_is_true() {
+        for schema in [
+            json!(true),
+            json!({}),
+            json!({"type": "null"}),
+            json!({"type": ["object", "null"], "required": ["a"], "additionalProperties": false}),
+            json!({"type": "object"}),
+            json!({"type": ["object", "null"], "enum": [1]}),
+            json!({"type": ["object", "null"], "not": {"type": "null"}}),
+            json!({"type": ["object", "null"], "$ref": "#/$defs/a", "$defs": {"a": false}}),
+            json!(false),
+        ] {
+            let check = Check::new(&schema);
+            let compiled = Compiled::<TapeJson>::new(&schema).expect("it is a schema");
+            let compiled = compiled.validator;
+            let valid = Tape::look(b"null", None, |null| compiled.is_valid(null));
+            let valid = valid.expect("JSON");
+            if check.takes != Takes::Unknown {
+                assert!(valid, "{schema}");
+            }
+            let code = ErrorCode::InvalidInput;
+            let checked = check.check(&schema, b" null ", None, code);
+            assert_eq!(checked.is_ok(), valid, "{schema}");
+        }
+        let usual = json!({"type": ["object", "null"], "properties": {"a": false}});
+        assert_eq!(Check::new(&usual).takes, Takes::Null);
+    }
+}

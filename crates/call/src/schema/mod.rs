@@ -1,0 +1,417 @@
+//! JSON Schemas, compiled and checked within a budget.
+//!
+//! Schemas come from scripts, peers and imported servers, and the library that evaluates them can be
+//! neither interrupted nor limited: a few references are enough for 2^40 steps. So the steps that it would
+//! take are counted first ([`steps`]), and what would take too many is refused. What compiling one makes is
+//! counted as well ([`size`]). What takes long all the same has its [`turn`], beside the threads that serve.
+
+mod check;
+mod refs;
+mod size;
+mod steps;
+mod turn;
+
+use std::fmt;
+
+use jsonschema::json::{Json, SerdeJson};
+use jsonschema::{PatternOptions, Validator};
+use serde_json::Value;
+use thiserror::Error;
+
+pub(crate) use check::Check;
+
+use crate::limits::{
+    PATTERN_BYTES_MAX, PATTERN_CACHE_BYTES_MAX, SCHEMA_DETAIL_STEPS_MAX, SCHEMA_STEPS_MAX,
+};
+
+/// A JSON Schema from anywhere, ready to check values.
+#[derive(Clone, Debug)]
+pub struct Schema {
+    source: Value,
+    compiled: Compiled<SerdeJson>,
+}
+
+impl Schema {
+    /// Compiles a schema. Nothing is fetched for it, and `format` is not checked.
+    ///
+    /// # Errors
+    /// It is no schema, or takes more to compile or evaluate than a schema may.
+    pub fn new(source: &Value) -> Result<Self, SchemaError> {
+        Ok(Self {
+            compiled: Compiled::new(source)?,
+            source: source.clone(),
+        })
+    }
+
+    /// Checks a value.
+    ///
+    /// # Errors
+    /// The first place where the value does not fit, or that checking it takes too many steps.
+    pub fn validate(&self, value: &Value) -> Result<(), Misfit> {
+        let error = match self.compiled.fits(&self.source, &value)? {
+            Fit::Yes => return Ok(()),
+            Fit::No => self.compiled.validator.validate(value).err(),
+            Fit::NoAndLarge => None,
+        };
+        Err(match error {
+            Some(error) => Misfit::Violation {
+                path: error.instance_path().to_string(),
+                reason: error.to_string(),
+            },
+            None => Misfit::Violation {
+                path: String::new(),
+                reason: "the value does not fit; it is too large to say where".to_owned(),
+            },
+        })
+    }
+}
+
+/// Why a schema is not taken.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SchemaError {
+    /// The compiler refuses it.
+    #[error("{0}")]
+    Invalid(String),
+    /// A part of it is referred to that is not in it.
+    #[error("the reference {0:?} leads nowhere in the schema; a schema has to be whole by itself")]
+    Reference(String),
+    /// It is too large, or takes too much to compile or evaluate.
+    #[error("{0}")]
+    TooMuch(&'static str),
+}
+
+/// Why a value does not fit a schema.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Misfit {
+    /// As many checks that take long wait for their turn as may.
+    #[error("too many large values are being checked against their schemas; try again")]
+    Busy,
+    /// Checking it takes more steps than a check may.
+    #[error(
+        "checking the value against its schema takes more than {SCHEMA_STEPS_MAX} steps; send a smaller one"
+    )]
+    TooMuch,
+    /// A place in it that breaks the schema.
+    #[error("{path}: {reason}")]
+    Violation {
+        /// A JSON Pointer; empty for the whole value.
+        path: String,
+        /// What is wrong there.
+        reason: String,
+    },
+}
+
+/// What is made of a schema, for values in the form `J`. The schema itself stays with its owner, who gives the
+/// same one each time.
+struct Compiled<J: Json> {
+    validator: Validator<J>,
+    /// Steps for each part of a value, where that is a constant.
+    flat: Option<u64>,
+}
+
+impl<J: Json> Clone for Compiled<J> {
+    fn clone(&self) -> Self {
+        Self {
+            validator: self.validator.clone(),
+            flat: self.flat,
+        }
+    }
+}
+
+impl<J: Json> fmt::Debug for Compiled<J> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Compiled").finish_non_exhaustive()
+    }
+}
+
+/// What a check comes to.
+enum Fit {
+    Yes,
+    No,
+    /// The same for a value that takes many steps: saying where it does not fit would take as many again, and
+    /// much memory.
+    NoAndLarge,
+}
+
+impl<J: Json> Compiled<J> {
+    fn new(schema: &Value) -> Result<Self, SchemaError> {
+        // As long as this takes for the largest, others are served.
+        turn::aside(|| {
+            let _turn = turn::Turn::wait(usize::MAX);
+            Self::compile(schema)
+        })
+    }
+
+    fn compile(schema: &Value) -> Result<Self, SchemaError> {
+        let flat = size::admit(schema)?.flat;
+        let patterns = PatternOptions::regex()
+            .size_limit(PATTERN_BYTES_MAX)
+            .dfa_size_limit(PATTERN_CACHE_BYTES_MAX);
+        let validator = jsonschema::options_for()
+            .offline()
+            .with_pattern_options(patterns)
+            .should_validate_formats(false)
+            .build(schema)
+            .map_err(|error| SchemaError::Invalid(error.to_string()))?;
+        Ok(Self { validator, flat })
+    }
+
+    /// Checks a value: a small one here and now, as most are, and a large one in its turn.
+    fn fits(&self, schema: &Value, value: &J::Node<'_>) -> Result<Fit, Misfit> {
+        let is_valid = || self.validator.is_valid(value.clone());
+        if self.takes_at_most(schema, value, SCHEMA_DETAIL_STEPS_MAX) {
+            return Ok(if is_valid() { Fit::Yes } else { Fit::No });
+        }
+        turn::aside(|| {
+            let _turn = turn::Turn::wait(turn::WAITING_MAX).ok_or(Misfit::Busy)?;
+            match self.takes_at_most(schema, value, SCHEMA_STEPS_MAX) {
+                true if is_valid() => Ok(Fit::Yes),
+                true => Ok(Fit::NoAndLarge),
+                false => Err(Misfit::TooMuch),
+            }
+        })
+    }
+
+    /// Whether checking `value` takes no more steps than `most`.
+    fn takes_at_most(&self, schema: &Value, value: &J::Node<'_>, most: u64) -> bool {
+        let few = |each: u64| steps::parts::<J>(value, most / each).is_some();
+        self.flat.is_some_and(few) || steps::count::<J>(schema, value.clone(), most).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Map, json};
+
+    use super::*;
+    use crate::limits::{SCHEMA_DEPTH_MAX, SCHEMA_PATTERNS_MAX, SCHEMA_VALUES_MAX};
+
+    /// `depth` definitions, each made of the next by `make`; the last one is `last`.
+    fn chain(depth: usize, last: Value, make: impl Fn(Value) -> Value) -> Value {
+        let mut defs = json!({ format!("d{depth}"): last });
+        for at in 0..depth {
+            let next = json!({ "$ref": format!("#/$defs/d{}", at + 1) });
+            defs[format!("d{at}")] = make(next);
+        }
+        json!({ "$ref": "#/$defs/d0", "$defs": defs })
+    }
+
+    fn nested(depth: usize, wrap: impl Fn(Value) -> Value) -> Value {
+        (0..depth).fold(json!(1), |value, _| wrap(value))
+    }
+
+    #[track_caller]
+    fn refused(schema: &Value) -> SchemaError {
+        match Schema::new(schema) {
+            Err(error) => error,
+            Ok(_) => panic!("it was taken"),
+        }
+    }
+
+    #[track_caller]
+    fn too_much(schema: &Value, value: &Value) {
+        let schema = Schema::new(schema).expect("a schema");
+        assert_eq!(schema.validate(value), Err(Misfit::TooMuch));
+    }
+
+    #[test]
+    fn what_no_value_could_be_checked_against_is_no_schema() {
+        let twice = |word: &'static str| {
+            move |next: Value| {
+                let both = vec![next; 2];
+                json!({ word: both })
+            }
+        };
+        for word in ["allOf", "anyOf", "oneOf"] {
+            let bomb = chain(40, json!({ "type": "string" }), twice(word));
+            assert!(matches!(refused(&bomb), SchemaError::TooMuch(_)), "{word}");
+        }
+        let conditions = chain(40, json!(true), |next| json!({ "if": next, "then": next }));
+        assert!(matches!(refused(&conditions), SchemaError::TooMuch(_)));
+        // Each level is compiled twice for the one around it.
+        let deep = nested(60, |schema| {
+            let schema = if schema.is_object() {
+                schema
+            } else {
+                json!({})
+            };
+            json!({ "unevaluatedProperties": schema })
+        });
+        assert!(matches!(refused(&deep), SchemaError::TooMuch(_)));
+        let long = chain(2 * SCHEMA_DEPTH_MAX, json!(true), |next| next);
+        assert!(matches!(refused(&long), SchemaError::TooMuch(_)));
+        let many = json!({ "enum": (0..SCHEMA_VALUES_MAX).collect::<Vec<_>>() });
+        assert!(matches!(refused(&many), SchemaError::TooMuch(_)));
+        let patterns = (0..=SCHEMA_PATTERNS_MAX).map(|n| json!({ "pattern": format!("a{n}") }));
+        let patterns = json!({ "anyOf": patterns.collect::<Vec<_>>() });
+        assert!(matches!(refused(&patterns), SchemaError::TooMuch(_)));
+        let twice = vec!["a|b"; SCHEMA_PATTERNS_MAX as usize];
+        let taken: Vec<_> = twice
+            .iter()
+            .map(|same| json!({ "pattern": same }))
+            .collect();
+        Schema::new(&json!({ "anyOf": taken })).expect("the same pattern again takes nothing");
+        let nowhere = json!({ "properties": { "a": { "$ref": "#/$defs/none" } } });
+        assert!(matches!(refused(&nowhere), SchemaError::Invalid(_)));
+        let nowhere = json!({ "$ref": "#/$defs/none" });
+        assert!(matches!(refused(&nowhere), SchemaError::Reference(_)));
+    }
+
+    /// Each of these compiles to gigabytes, or without end.
+    #[test]
+    fn a_schema_that_compiles_to_far_more_than_it_is_is_none() {
+        // The path to each schema is kept with it.
+        let name = "x".repeat(500_000);
+        let many = json!({ "properties": { name: { "anyOf": vec![json!({}); 5_000] } } });
+        assert!(matches!(refused(&many), SchemaError::TooMuch(_)));
+        // So is the identifier that it is in.
+        let id = format!("https://example.org/{}", "x".repeat(500_000));
+        let many = json!({ "$id": id, "anyOf": vec![json!({}); 5_000] });
+        assert!(matches!(refused(&many), SchemaError::TooMuch(_)));
+        // What a reference leads to is compiled again for each that leads around it.
+        let many = json!({ "anyOf": vec![json!({ "items": { "$ref": "#" } }); 3_000] });
+        let mut around = nested(60, |inner| {
+            let inner = if inner.is_object() {
+                inner
+            } else {
+                many.clone()
+            };
+            json!({ "items": inner })
+        });
+        let pointer = |depth: usize| json!({ "$ref": format!("#{}", "/items".repeat(depth)) });
+        around["$defs"] = json!(
+            (1..60)
+                .map(|n| (n.to_string(), pointer(n)))
+                .collect::<Map<_, _>>()
+        );
+        assert!(matches!(refused(&around), SchemaError::TooMuch(_)));
+        // There are 2^30 ways from the first resource to the last, and each is compiled for itself.
+        let mut defs = Map::new();
+        for n in 0..30 {
+            for (own, other) in [("a", "b"), ("b", "a")] {
+                let next =
+                    |name: &str| json!({ "$ref": format!("https://example.org/{name}{}", n + 1) });
+                let schema = json!({
+                    "$id": format!("https://example.org/{own}{n}"),
+                    "properties": { "one": next(own), "two": next(other) },
+                });
+                defs.insert(format!("{own}{n}"), schema);
+            }
+        }
+        for last in ["a30", "b30"] {
+            let id = format!("https://example.org/{last}");
+            defs.insert(last.to_owned(), json!({ "$id": id }));
+        }
+        let ways = json!({ "$ref": "https://example.org/a0", "$defs": defs });
+        assert!(matches!(refused(&ways), SchemaError::TooMuch(_)));
+        // Each of so few patterns takes a hundred kilobytes, and would be compiled by itself.
+        let patterns = (0..60).map(|n| json!({ "pattern": format!("^[ab]{{6000}}c{n}$") }));
+        let patterns = json!({ "anyOf": patterns.collect::<Vec<_>>() });
+        assert!(matches!(refused(&patterns), SchemaError::TooMuch(_)));
+    }
+
+    #[test]
+    fn a_check_that_would_take_too_long_is_not_begun() {
+        let numbers: Vec<_> = (0..10_000).map(|n| f64::from(n) + 0.5).collect();
+        too_much(
+            &json!({ "items": { "enum": numbers } }),
+            &json!(vec![7; 400_000]),
+        );
+        let both = vec![json!({ "$ref": "#/$defs/a" }); 2];
+        let a = json!({ "items": { "anyOf": both } });
+        too_much(
+            &json!({ "$ref": "#/$defs/a", "$defs": { "a": a } }),
+            &nested(60, |value| json!([value])),
+        );
+        let a = json!({
+            "properties": { "v": { "$ref": "#/$defs/a" } },
+            "unevaluatedProperties": { "$ref": "#/$defs/a" },
+            "anyOf": [{ "properties": { "v": { "$ref": "#/$defs/a" } } }, true],
+        });
+        too_much(
+            &json!({ "$ref": "#/$defs/a", "$defs": { "a": a } }),
+            &nested(60, |value| json!({ "v": value })),
+        );
+        too_much(
+            &json!({ "pattern": "(a{50}){50}" }),
+            &json!("a".repeat(1 << 20)),
+        );
+        too_much(&json!({ "uniqueItems": true }), &json!(vec![0; 600_000]));
+        let media = json!({ "contentMediaType": "application/json" });
+        too_much(
+            &json!({
+                "$schema": "http://json-schema.org/draft-07/schema#",
+                "allOf": vec![media; 1_000],
+            }),
+            &json!("1".repeat(1 << 20)),
+        );
+    }
+
+    #[test]
+    fn schemas_as_people_write_them_have_room() {
+        let tree = json!({
+            "$ref": "#/$defs/node",
+            "$defs": { "node": {
+                "type": "object",
+                "required": ["name"],
+                "properties": {
+                    "name": { "type": "string", "pattern": "^[a-z0-9-]{1,63}$" },
+                    "kind": { "enum": ["file", "folder", "link"] },
+                    "children": { "type": "array", "items": { "$ref": "#/$defs/node" } },
+                },
+                "additionalProperties": false,
+            } },
+        });
+        let leaf = json!({ "name": "leaf", "kind": "file", "children": [] });
+        let folder = json!({ "name": "folder", "children": vec![leaf; 50] });
+        let root = json!({ "name": "root", "children": vec![folder; 100] });
+        let schema = Schema::new(&tree).expect("a schema");
+        assert_eq!(schema.validate(&root), Ok(()));
+        let mut broken = root.clone();
+        broken["children"][7]["children"][3]["kind"] = json!("fifo");
+        assert!(matches!(
+            schema.validate(&broken),
+            Err(Misfit::Violation { .. })
+        ));
+        // A list of numbers, and an anchor, an identifier and a schema of schemas to refer to.
+        let numbers = Schema::new(&json!({ "items": { "type": "integer" } })).expect("a schema");
+        assert_eq!(numbers.validate(&json!(vec![7; 300_000])), Ok(()));
+        for (schema, value) in [
+            (
+                json!({ "$ref": "#name", "$defs": { "a": { "$anchor": "name", "type": "null" } } }),
+                json!(null),
+            ),
+            (
+                json!({
+                    "$id": "https://example.org/a", "$ref": "b",
+                    "$defs": { "b": { "$id": "https://example.org/b", "type": "null" } },
+                }),
+                json!(null),
+            ),
+            (
+                json!({ "$ref": "https://json-schema.org/draft/2020-12/schema" }),
+                json!({ "type": "string" }),
+            ),
+            (
+                json!({ "$ref": "#/$defs/a%20b~1c", "$defs": { "a b/c": { "type": "null" } } }),
+                json!(null),
+            ),
+        ] {
+            let compiled = Schema::new(&schema).map(|schema| schema.validate(&value));
+            assert_eq!(compiled, Ok(Ok(())), "{schema}");
+        }
+    }
+
+    #[test]
+    fn a_large_value_that_does_not_fit_is_told_so_and_not_where() {
+        let schema = Schema::new(&json!({ "items": { "type": "string" } })).expect("a schema");
+        let path = |value: &Value| match schema.validate(value) {
+            Err(Misfit::Violation { path, .. }) => path,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(path(&json!(["a", 1])), "/1");
+        assert_eq!(path(&json!(vec![1; 100_000])), "");
+    }
+}

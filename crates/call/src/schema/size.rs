@@ -1,0 +1,339 @@
+//! What a schema takes before any value is checked against it.
+//!
+//! The library makes something of each value of a schema, with the whole path to it as a text; of the target
+//! of each reference once more; and of everything again for each way through resources with identifiers of
+//! their own, since what `$dynamicRef` means depends on the way. A schema of a few kilobytes can make it take
+//! gigabytes so, all of which is counted here first.
+
+use std::collections::HashSet;
+
+use jsonschema::json::SerdeJson;
+use regex_automata::meta;
+use serde_json::{Map, Value};
+
+use super::SchemaError;
+use super::refs::{Base, Found, Names, identifier};
+use super::steps::{self, Stop};
+use crate::limits::{
+    PATTERN_BYTES_MAX, PATTERN_CACHE_BYTES_MAX, SCHEMA_BUILT_MAX, SCHEMA_PATH_BYTES_MAX,
+    SCHEMA_PATTERN_BYTES_MAX, SCHEMA_PATTERNS_MAX, SCHEMA_STEPS_MAX, SCHEMA_VALUES_MAX,
+};
+
+/// Keywords that make the work on one part of a value depend on more than the schema's size.
+const UNEVEN: [&str; 11] = [
+    "$dynamicRef",
+    "$recursiveRef",
+    "$ref",
+    "contentEncoding",
+    "contentMediaType",
+    "pattern",
+    "patternProperties",
+    "propertyNames",
+    "unevaluatedItems",
+    "unevaluatedProperties",
+    "uniqueItems",
+];
+
+/// Keywords whose schemas `unevaluatedProperties` and `unevaluatedItems` beside them look into, for which
+/// the library compiles these once more.
+const LOOKED_INTO: [&str; 14] = [
+    "additionalItems",
+    "additionalProperties",
+    "allOf",
+    "anyOf",
+    "contains",
+    "dependentSchemas",
+    "else",
+    "if",
+    "items",
+    "oneOf",
+    "prefixItems",
+    "then",
+    "unevaluatedItems",
+    "unevaluatedProperties",
+];
+
+/// Keywords that refer to another place.
+const REFERENCES: [&str; 3] = ["$dynamicRef", "$recursiveRef", "$ref"];
+
+/// Values that the library makes of a schema of schemas, about.
+const META_VALUES: u64 = 1_000;
+/// Bytes of the number of an item in a path.
+const NUMBER_BYTES: usize = 6;
+/// Resources with an identifier of their own beside the schema itself: with two, the ways through them are
+/// more than can be counted.
+const EMBEDDED_MAX: u64 = 1;
+
+/// What is known of a schema that is admitted.
+pub(super) struct Admitted {
+    /// The steps that each part of a value takes, where that is a constant.
+    pub(super) flat: Option<u64>,
+    /// The steps of a check that looks at nothing within the value.
+    pub(super) steps: u64,
+}
+
+/// Refuses a schema that takes too much to compile, or to evaluate for any value at all.
+pub(super) fn admit(schema: &Value) -> Result<Admitted, SchemaError> {
+    let mut seen = Seen::default();
+    let whole = seen.built(schema, Base::of(schema));
+    if whole.once.values > SCHEMA_VALUES_MAX {
+        return Err(SchemaError::TooMuch(
+            "the schema has more values than a schema may, or compiles to more",
+        ));
+    }
+    if seen.patterns > SCHEMA_PATTERNS_MAX {
+        return Err(SchemaError::TooMuch("the schema has too many patterns"));
+    }
+    seen.made(schema, whole.once)?;
+    seen.compiled_patterns()?;
+    if !seen.uneven {
+        let each = whole.once.values.max(1);
+        return Ok(Admitted {
+            flat: Some(each),
+            steps: each,
+        });
+    }
+    match steps::count::<SerdeJson>(schema, &Value::Null, SCHEMA_STEPS_MAX) {
+        Ok(steps) => Ok(Admitted { flat: None, steps }),
+        Err(Stop::Deep) => Err(SchemaError::TooMuch(
+            "references of the schema follow each other too far",
+        )),
+        Err(Stop::Reference(to)) => Err(SchemaError::Reference(to)),
+        Err(Stop::Steps) => Err(SchemaError::TooMuch(
+            "evaluating the schema takes more steps than a check may, whatever the value",
+        )),
+    }
+}
+
+/// What is met in a schema.
+#[derive(Default)]
+struct Seen<'s> {
+    patterns: u64,
+    different_patterns: HashSet<&'s str>,
+    uneven: bool,
+    /// Where references stand and what they say, each different one once.
+    references: Vec<(&'s str, &'s str, Base<'s>)>,
+    different_references: HashSet<(&'s str, (usize, usize))>,
+    /// Identifiers, and those that are one in older drafts only.
+    identifiers: u64,
+    old_identifiers: u64,
+    longest_identifier: u64,
+    is_old: bool,
+}
+
+/// What the library makes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Made {
+    /// Values that it makes something of.
+    values: u64,
+    /// Bytes of their texts, and of the path to each.
+    bytes: u64,
+}
+
+impl Made {
+    fn add(&mut self, more: Self) {
+        self.values = self.values.saturating_add(more.values);
+        self.bytes = self.bytes.saturating_add(more.bytes);
+    }
+
+    /// The same with a longer path to all of it.
+    const fn under(self, name: usize) -> Self {
+        let longer = self.values.saturating_mul(name as u64 + 1);
+        Self {
+            values: self.values,
+            bytes: self.bytes.saturating_add(longer),
+        }
+    }
+
+    const fn times(self, times: u64) -> Self {
+        Self {
+            values: self.values.saturating_mul(times),
+            bytes: self.bytes.saturating_mul(times),
+        }
+    }
+}
+
+/// What the library makes of a part of a schema.
+#[derive(Clone, Copy, Default)]
+struct Built {
+    /// In compiling the schema.
+    once: Made,
+    /// And again for each `unevaluated…` that looks into it.
+    again: Made,
+}
+
+impl Built {
+    fn add(&mut self, part: Self, name: usize, looked_into: bool) {
+        let part = Self {
+            once: part.once.under(name),
+            again: part.again.under(name),
+        };
+        self.once.add(part.once);
+        if looked_into {
+            self.again.add(part.once);
+            self.again.add(part.again);
+        }
+    }
+}
+
+impl<'s> Seen<'s> {
+    /// Values are as deep as a JSON text may be, and so is this.
+    fn built(&mut self, schema: &'s Value, base: Base<'s>) -> Built {
+        let own = Made {
+            values: 1,
+            bytes: schema.as_str().map_or(0, str::len) as u64,
+        };
+        let mut built = Built {
+            once: own,
+            again: own,
+        };
+        match schema {
+            Value::Array(items) => {
+                for item in items {
+                    built.add(self.built(item, base), NUMBER_BYTES, true);
+                }
+            }
+            Value::Object(words) => {
+                let base = base.at(schema, words);
+                self.identify(words);
+                for (word, value) in words {
+                    self.meet(word, value, base);
+                    let looked_into = LOOKED_INTO.contains(&word.as_str());
+                    built.add(self.built(value, base), word.len(), looked_into);
+                }
+                if looks(words) {
+                    let again = built.again;
+                    built.once.add(again);
+                }
+            }
+            _ => {}
+        }
+        built
+    }
+
+    fn identify(&mut self, words: &'s Map<String, Value>) {
+        for (word, count) in [
+            ("$id", &mut self.identifiers),
+            ("id", &mut self.old_identifiers),
+        ] {
+            if let Some(id) = identifier(words, word) {
+                *count += 1;
+                self.longest_identifier = self.longest_identifier.max(id.len() as u64);
+            }
+        }
+    }
+
+    fn meet(&mut self, word: &'s str, value: &'s Value, base: Base<'s>) {
+        self.uneven |= UNEVEN.contains(&word);
+        match (word, value) {
+            ("$schema", Value::String(draft)) => self.is_old |= draft.contains("draft-04"),
+            ("pattern", Value::String(pattern)) => self.pattern(pattern),
+            ("patternProperties", Value::Object(all)) => {
+                all.keys().for_each(|pattern| self.pattern(pattern));
+            }
+            (_, Value::String(to))
+                if REFERENCES.contains(&word)
+                    && self.different_references.insert((to, base.place())) =>
+            {
+                self.references.push((word, to, base));
+            }
+            _ => {}
+        }
+    }
+
+    fn pattern(&mut self, pattern: &'s str) {
+        self.patterns += 1;
+        self.different_patterns.insert(pattern);
+    }
+
+    /// Counts the targets of references, and the ways to them.
+    fn made(&self, schema: &'s Value, mut all: Made) -> Result<(), SchemaError> {
+        let too_much = || {
+            Err(SchemaError::TooMuch(
+                "the schema compiles to more than a schema may: names are too long, or references lead to \
+                 too much",
+            ))
+        };
+        let identifiers = self.identifiers + if self.is_old { self.old_identifiers } else { 0 };
+        let own = |word| schema.as_object().and_then(|words| identifier(words, word));
+        let own = own("$id").or_else(|| own("id").filter(|_| self.is_old));
+        let embedded = identifiers.saturating_sub(u64::from(own.is_some()));
+        if embedded > EMBEDDED_MAX {
+            return Err(SchemaError::TooMuch(
+                "the schema has more than one part with an identifier of its own",
+            ));
+        }
+        let ways = 1 + embedded * self.references.len() as u64;
+        let longest = if identifiers > 0 {
+            self.longest_identifier
+        } else {
+            0
+        };
+        // A path may be written with its resource's identifier before it.
+        let whole = |made: Made| {
+            let mut made = made.times(ways);
+            made.bytes = made
+                .bytes
+                .saturating_add(made.values.saturating_mul(longest));
+            made
+        };
+        let is_more = |made: Made| {
+            let made = whole(made);
+            made.values > SCHEMA_BUILT_MAX || made.bytes > SCHEMA_PATH_BYTES_MAX
+        };
+        let mut names = Names::new(schema);
+        for &(word, to, base) in &self.references {
+            if is_more(all) {
+                return too_much();
+            }
+            match names.of(word, to, base) {
+                Some(Found::In(targets)) => {
+                    for target in targets {
+                        let built = Seen::default().built(target.schema, target.base);
+                        all.add(built.once.under(to.len()));
+                    }
+                }
+                Some(Found::Meta) => all.add(Made {
+                    values: META_VALUES,
+                    bytes: 0,
+                }),
+                // The compiler says so, unless it is no reference at all.
+                None => {}
+            }
+        }
+        if is_more(all) {
+            return too_much();
+        }
+        Ok(())
+    }
+
+    /// Compiles each pattern as the library does, one at a time, since what one takes is in no relation to its
+    /// length: a limit for each alone would have to be too low for some, or be too much together.
+    fn compiled_patterns(&self) -> Result<(), SchemaError> {
+        let mut left = SCHEMA_PATTERN_BYTES_MAX;
+        for pattern in &self.different_patterns {
+            left = left
+                .checked_sub(compiled_bytes(pattern))
+                .ok_or(SchemaError::TooMuch(
+                    "the patterns of the schema take too much memory",
+                ))?;
+        }
+        Ok(())
+    }
+}
+
+/// Bytes that a pattern takes once it is compiled; nothing for one that the compiler refuses.
+fn compiled_bytes(pattern: &str) -> usize {
+    let config = meta::Config::new()
+        .nfa_size_limit(Some(PATTERN_BYTES_MAX))
+        .hybrid_cache_capacity(PATTERN_CACHE_BYTES_MAX);
+    let Ok(pattern) = jsonschema_regex::to_rust_regex(pattern) else {
+        return 0;
+    };
+    let compiled = meta::Builder::new().configure(config).build(&pattern);
+    compiled.map_or(0, |compiled| compiled.memory_usage())
+}
+
+fn looks(words: &Map<String, Value>) -> bool {
+    words.contains_key("unevaluatedProperties") || words.contains_key("unevaluatedItems")
+}

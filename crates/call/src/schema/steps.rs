@@ -1,0 +1,459 @@
+//! The steps that checking a value against a schema takes, at most.
+//!
+//! Follows the schema through the value as the validator does, without deciding anything: every branch
+//! counts. What one reference leads to is counted once for each part of the value and added up from then
+//! on, so that counting takes no longer than the budget although validating would.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use jsonschema::JsonType;
+use jsonschema::json::{Array, Json, Node, NodeIdentity, Object, SerdeJson};
+use serde_json::{Map, Value};
+
+use super::refs::{Base, Found, Names};
+use crate::limits::{PATTERN_BYTES_MAX, SCHEMA_DEPTH_MAX};
+
+/// Bytes of text that are compared, or counted, in one step.
+const TEXT_BYTES_PER_STEP: u64 = 64;
+/// Steps for as many bytes of a text that is decoded, or read as JSON.
+const DECODING_STEPS: u64 = 8;
+/// States of a pattern that take one byte in one step.
+const STATES_PER_STEP: u64 = 64;
+/// Bytes that one state of a compiled pattern takes, about.
+const STATE_BYTES: u64 = 32;
+/// Up to so many items are compared with each other, more by their hashes.
+const PAIRWISE_MAX: u64 = 15;
+/// Steps of one part of a value that has to be a schema itself.
+const META_STEPS: u64 = 100;
+/// Why counting ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// References follow each other too far.
+    Deep,
+    /// A reference to what is not there.
+    Reference(String),
+    /// There are more than a check may take.
+    Steps,
+}
+
+/// Counts the steps of checking `value`, `most` at most.
+pub(super) fn count<J: Json>(schema: &Value, value: J::Node<'_>, most: u64) -> Result<u64, Stop> {
+    let mut counter = Counter {
+        left: most,
+        names: Names::new(schema),
+        known: HashMap::new(),
+        plain_enums: HashMap::new(),
+        depth: 0,
+    };
+    let steps = counter.within(schema, Base::of(schema), &At::<J>::Value(value))?;
+    match steps.valid <= most {
+        true => Ok(steps.valid),
+        false => Err(Stop::Steps),
+    }
+}
+
+/// The parts of a value: values, names and pieces of text; `None` if there are more than `most`.
+pub(super) fn parts<'v, J: Json>(value: &J::Node<'v>, most: u64) -> Option<u64> {
+    let mut left = most;
+    take_parts::<J>(value, &mut left)?;
+    Some(most - left)
+}
+
+fn take_parts<'v, J: Json>(value: &J::Node<'v>, left: &mut u64) -> Option<()> {
+    let bytes = match value.json_type() {
+        JsonType::String => value.as_string().map_or(0, |text| text.len()),
+        _ => 0,
+    };
+    *left = left.checked_sub(1 + text(bytes))?;
+    if let Some(items) = value.as_array() {
+        return items
+            .elements()
+            .try_for_each(|item| take_parts::<J>(&item, left));
+    }
+    let Some(members) = value.as_object() else {
+        return Some(());
+    };
+    members.members().try_for_each(|(name, member)| {
+        *left = left.checked_sub(text(name.as_ref().len()))?;
+        take_parts::<J>(&member, left)
+    })
+}
+
+fn text(bytes: usize) -> u64 {
+    bytes as u64 / TEXT_BYTES_PER_STEP
+}
+
+/// What a schema is applied to.
+enum At<'v, J: Json> {
+    Name(Cow<'v, str>),
+    Value(J::Node<'v>),
+}
+
+/// Tells parts of one value apart.
+#[derive(PartialEq, Eq, Hash)]
+enum Place {
+    Name(String),
+    Value(NodeIdentity),
+}
+
+impl<'v, J: Json> At<'v, J> {
+    fn place(&self) -> Option<Place> {
+        match self {
+            Self::Name(name) => Some(Place::Name(name.to_string())),
+            Self::Value(value) => value.identity().map(Place::Value),
+        }
+    }
+
+    fn text(&self) -> Option<Cow<'v, str>> {
+        match self {
+            Self::Name(name) => Some(name.clone()),
+            Self::Value(value) => value.as_string(),
+        }
+    }
+
+    fn is_container(&self) -> bool {
+        match self {
+            Self::Name(_) => false,
+            Self::Value(value) => matches!(value.json_type(), JsonType::Array | JsonType::Object),
+        }
+    }
+}
+
+/// Steps of one schema at one part of a value.
+#[derive(Clone, Copy, Default)]
+struct Steps {
+    /// Whether it fits.
+    valid: u64,
+    /// Which members or items it has looked at, for an `unevaluated…` around it: every branch is checked
+    /// once more for that.
+    mark: u64,
+}
+
+impl Steps {
+    fn add(&mut self, steps: u64) {
+        self.valid = self.valid.saturating_add(steps);
+    }
+
+    /// Of a schema for the same part.
+    fn same(&mut self, also: Self) {
+        self.add(also.valid);
+        let mark = also.valid.saturating_add(also.mark);
+        self.mark = self.mark.saturating_add(mark);
+    }
+
+    /// Of a schema for what lies within, which `unevaluated…` asks again.
+    fn left_over(&mut self, part: Self) {
+        self.add(part.valid);
+        self.mark = self.mark.saturating_add(part.valid);
+    }
+}
+
+struct Counter<'s> {
+    /// Steps of counting itself.
+    left: u64,
+    names: Names<'s>,
+    /// By the address of a reference's target and of the part.
+    known: HashMap<(usize, Place), Steps>,
+    /// Whether an `enum` has texts only, by its address.
+    plain_enums: HashMap<usize, bool>,
+    depth: usize,
+}
+
+impl<'s> Counter<'s> {
+    fn spend(&mut self, steps: u64) -> Result<(), Stop> {
+        self.left = self.left.checked_sub(steps).ok_or(Stop::Steps)?;
+        Ok(())
+    }
+
+    fn within<J: Json>(
+        &mut self,
+        schema: &'s Value,
+        base: Base<'s>,
+        at: &At<'_, J>,
+    ) -> Result<Steps, Stop> {
+        self.spend(1)?;
+        let Value::Object(words) = schema else {
+            return Ok(Steps { valid: 1, mark: 1 });
+        };
+        if self.depth >= SCHEMA_DEPTH_MAX {
+            return Err(Stop::Deep);
+        }
+        self.depth += 1;
+        let base = base.at(schema, words);
+        let size = 1 + words.len() as u64;
+        let mut steps = Steps {
+            valid: size,
+            mark: size,
+        };
+        for (word, value) in words {
+            self.word(&mut steps, words, (word, value), base, at)?;
+        }
+        let looks = |word: &str| words.contains_key(word);
+        if looks("unevaluatedProperties") || looks("unevaluatedItems") {
+            steps.add(steps.mark);
+        }
+        self.depth -= 1;
+        Ok(steps)
+    }
+
+    fn word<J: Json>(
+        &mut self,
+        steps: &mut Steps,
+        words: &'s Map<String, Value>,
+        (word, value): (&str, &'s Value),
+        base: Base<'s>,
+        at: &At<'_, J>,
+    ) -> Result<(), Stop> {
+        match (word, value) {
+            ("$ref" | "$dynamicRef" | "$recursiveRef", Value::String(to)) => {
+                self.reference(steps, word, to, base, at)
+            }
+            ("allOf" | "anyOf" | "oneOf", Value::Array(all)) => all.iter().try_for_each(|one| {
+                steps.same(self.within(one, base, at)?);
+                Ok(())
+            }),
+            ("else" | "if" | "not" | "then", _) => {
+                steps.same(self.within(value, base, at)?);
+                Ok(())
+            }
+            ("enum", Value::Array(options)) => self.compare(steps, options, at),
+            ("const", _) => self.compare(steps, std::slice::from_ref(value), at),
+            ("pattern", Value::String(pattern)) => {
+                if let Some(text) = at.text() {
+                    steps.add(matching(pattern, &text));
+                }
+                Ok(())
+            }
+            // Both are checked in some drafts.
+            ("contentEncoding" | "contentMediaType", _) => {
+                let bytes = at.text().map_or(0, |text| text.len());
+                steps.add(text(bytes).saturating_mul(DECODING_STEPS));
+                Ok(())
+            }
+            ("maxLength" | "minLength", _) => {
+                steps.add(at.text().map_or(0, |text| self::text(text.len())));
+                Ok(())
+            }
+            _ => {
+                let At::Value(node) = at else {
+                    return Ok(());
+                };
+                if let Some(items) = node.as_array() {
+                    self.items::<J>(steps, (word, value), base, &items)
+                } else if let Some(members) = node.as_object() {
+                    self.members(steps, words, (word, value), base, at, &members)
+                } else {
+                    Ok(())
+                }
+            }
+        }
+    }
+
+    fn items<'v, J: Json>(
+        &mut self,
+        steps: &mut Steps,
+        (word, value): (&str, &'s Value),
+        base: Base<'s>,
+        items: &<J::Node<'v> as Node<'v, J>>::Array,
+    ) -> Result<(), Stop> {
+        match (word, value) {
+            ("items" | "prefixItems", Value::Array(places)) => {
+                for (place, item) in places.iter().zip(items.elements()) {
+                    steps.add(self.within(place, base, &At::<J>::Value(item))?.valid);
+                }
+            }
+            ("additionalItems" | "contains" | "items", each) => {
+                for item in items.elements() {
+                    steps.add(self.within(each, base, &At::<J>::Value(item))?.valid);
+                }
+                // `contains` says which items it has looked at.
+                steps.mark = steps.mark.saturating_add(match word {
+                    "contains" => steps.valid,
+                    _ => items.len() as u64,
+                });
+            }
+            ("unevaluatedItems", each) => {
+                for item in items.elements() {
+                    steps.left_over(self.within(each, base, &At::<J>::Value(item))?);
+                }
+            }
+            ("uniqueItems", Value::Bool(true)) => {
+                let mut all = 0;
+                for item in items.elements() {
+                    all += self.parts::<J>(&item)?;
+                }
+                let pairwise = items.len() as u64 <= PAIRWISE_MAX;
+                steps.add(all.saturating_mul(if pairwise { PAIRWISE_MAX } else { 2 }));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn members<'v, J: Json>(
+        &mut self,
+        steps: &mut Steps,
+        words: &'s Map<String, Value>,
+        (word, value): (&str, &'s Value),
+        base: Base<'s>,
+        at: &At<'v, J>,
+        members: &<J::Node<'v> as Node<'v, J>>::Object,
+    ) -> Result<(), Stop> {
+        let own = words.get("properties").and_then(Value::as_object);
+        match (word, value) {
+            ("properties", Value::Object(own)) => {
+                steps.add(own.len() as u64);
+                for (name, member) in members.members() {
+                    if let Some(schema) = own.get(name.as_ref()) {
+                        steps.add(self.within(schema, base, &At::<J>::Value(member))?.valid);
+                    }
+                }
+                steps.mark = steps.mark.saturating_add(members.len() as u64);
+            }
+            ("additionalProperties", each) => {
+                let is_own = |name: &str| own.is_some_and(|own| own.contains_key(name));
+                let others = members.members().filter(|(name, _)| !is_own(name.as_ref()));
+                for (_, member) in others {
+                    steps.add(self.within(each, base, &At::<J>::Value(member))?.valid);
+                }
+                steps.mark = steps.mark.saturating_add(members.len() as u64);
+            }
+            ("patternProperties", Value::Object(patterns)) => {
+                for (name, member) in members.members() {
+                    let member = At::<J>::Value(member);
+                    for (pattern, schema) in patterns {
+                        let matching = matching(pattern, name.as_ref());
+                        steps.add(matching);
+                        steps.mark = steps.mark.saturating_add(matching);
+                        steps.add(self.within(schema, base, &member)?.valid);
+                    }
+                }
+            }
+            ("propertyNames", each) => {
+                for (name, _) in members.members() {
+                    let name = At::<J>::Name(name.into());
+                    steps.add(self.within(each, base, &name)?.valid);
+                }
+            }
+            ("unevaluatedProperties", each) => {
+                for (_, member) in members.members() {
+                    steps.left_over(self.within(each, base, &At::<J>::Value(member))?);
+                }
+            }
+            ("dependencies" | "dependentSchemas", Value::Object(all)) => {
+                steps.add(all.len() as u64);
+                for (name, schema) in all {
+                    match schema {
+                        Value::Array(names) => steps.add(names.len() as u64),
+                        _ if members.get(&J::prepare_key(name)).is_none() => {}
+                        _ => steps.same(self.within(schema, base, at)?),
+                    }
+                }
+            }
+            ("dependentRequired", Value::Object(all)) => {
+                let names = |names: &Value| names.as_array().map_or(0, Vec::len);
+                steps.add(all.values().map(|value| 1 + names(value) as u64).sum());
+            }
+            ("required", Value::Array(names)) => steps.add(names.len() as u64),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Values are compared until one is equal. Texts are found by their hash.
+    fn compare<J: Json>(
+        &mut self,
+        steps: &mut Steps,
+        options: &'s [Value],
+        at: &At<'_, J>,
+    ) -> Result<(), Stop> {
+        if at.is_container() {
+            for option in options {
+                if matches!(option, Value::Array(_) | Value::Object(_)) {
+                    steps.add(self.parts::<SerdeJson>(&option)?);
+                } else {
+                    steps.add(1);
+                }
+            }
+            return Ok(());
+        }
+        let text = 1 + at.text().map_or(0, |text| self::text(text.len()));
+        let address = options.as_ptr() as usize;
+        let plain = self.plain_enums.get(&address).copied();
+        let plain = plain.unwrap_or_else(|| options.iter().all(Value::is_string));
+        self.plain_enums.insert(address, plain);
+        let compared = if plain {
+            PAIRWISE_MAX.min(options.len() as u64)
+        } else {
+            options.len() as u64
+        };
+        steps.add(compared.saturating_mul(text));
+        Ok(())
+    }
+
+    /// The parts of `value`, which were counted.
+    fn parts<'v, J: Json>(&mut self, value: &J::Node<'v>) -> Result<u64, Stop> {
+        let parts = parts::<J>(value, self.left).ok_or(Stop::Steps)?;
+        self.spend(parts)?;
+        Ok(parts)
+    }
+
+    fn reference<J: Json>(
+        &mut self,
+        steps: &mut Steps,
+        word: &str,
+        to: &str,
+        base: Base<'s>,
+        at: &At<'_, J>,
+    ) -> Result<(), Stop> {
+        let targets = match self.names.of(word, to, base) {
+            Some(Found::In(targets)) => targets,
+            Some(Found::Meta) => {
+                let parts = match at {
+                    At::Name(_) => 1,
+                    At::Value(value) => self.parts::<J>(value)?,
+                };
+                steps.add(parts.saturating_mul(META_STEPS));
+                return Ok(());
+            }
+            None => return Err(Stop::Reference(to.chars().take(160).collect())),
+        };
+        for target in targets {
+            let address = std::ptr::from_ref(target.schema) as usize;
+            let key = || Some((address, at.place()?));
+            let known = key().and_then(|key| self.known.get(&key).copied());
+            let known = match known {
+                Some(known) => known,
+                None => {
+                    // What leads back to itself is followed once.
+                    self.known.extend(key().map(|key| (key, Steps::default())));
+                    let found = self.within(target.schema, target.base, at)?;
+                    self.known.extend(key().map(|key| (key, found)));
+                    found
+                }
+            };
+            steps.same(known);
+        }
+        Ok(())
+    }
+}
+
+/// Steps of looking for a pattern. The engine takes time by the length of the text and, at worst, by the
+/// states of the pattern, which counted repetitions multiply.
+fn matching(pattern: &str, text: &str) -> u64 {
+    let most = PATTERN_BYTES_MAX as u64 / STATE_BYTES;
+    let states = repetitions(pattern).saturating_mul(pattern.len() as u64);
+    let each = 1 + states.min(most) / STATES_PER_STEP;
+    1 + (text.len() as u64).saturating_mul(each)
+}
+
+/// The product of all counted repetitions of a pattern.
+fn repetitions(pattern: &str) -> u64 {
+    let counts = pattern.split('{').skip(1).filter_map(|rest| {
+        let count = rest.split('}').next()?;
+        let most = count.rsplit(',').find(|number| !number.is_empty())?;
+        most.parse::<u64>().ok()
+    });
+    counts.fold(1, |product, count| product.saturating_mul(count.max(1)))
+}

@@ -1,0 +1,105 @@
+//! JSON text with a table of where its values begin.
+//!
+//! A tree of [`serde_json::Value`] takes 72 bytes for each value, which may have two in the text (`0,`): 8 MiB
+//! became 600. What is looked at before an operation runs is therefore never made into a tree. The table has
+//! four bytes for each value, twelve for each array and object, and eight for each member of an object large
+//! enough to be searched: at most four times the bytes of the text, and twelve.
+
+mod build;
+mod node;
+mod same;
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::error::CallError;
+use crate::memory::{InputMemory, Taken};
+
+pub(crate) use node::{Node, TapeJson};
+
+/// Set in the first word of an array or object; the other bits are the offset of its bracket.
+const CONTAINER: u32 = 1 << 31;
+/// Words of an array or object before what it holds: where it begins, the word behind it, how many it holds.
+const HEAD_WORDS: u32 = 3;
+/// Members from which an object has a list of them in the order of [`name_hash`].
+const SEARCHED_MEMBERS: u32 = 17;
+/// Words of that list for each member: the hash of the name, and where the name is.
+const SEARCH_WORDS: u32 = 2;
+/// Nested arrays and objects that are read: as many as serde_json reads.
+const NESTING_MAX: usize = 128;
+/// Bytes that a tree may always have, whatever its text is: 14,563 values.
+pub(crate) const TREE_BYTES_FREE: usize = 2 << 20;
+/// How many times the bytes of its text a larger tree may have.
+pub(crate) const TREE_FACTOR: usize = 4;
+
+/// The table of one text.
+#[derive(Debug)]
+pub(crate) struct Tape<'t> {
+    text: &'t str,
+    words: Vec<u32>,
+}
+
+/// What a text has in it, counted before anything is made of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Size {
+    /// Values of every kind.
+    values: usize,
+    /// Words of its table.
+    words: usize,
+}
+
+impl Size {
+    /// Counts.
+    ///
+    /// # Errors
+    /// `INVALID_INPUT` where the text nests too deep, is too long, or holds a number beyond `f64`.
+    pub(crate) fn of(text: &[u8]) -> Result<Self, CallError> {
+        build::count(text)
+    }
+
+    /// Bytes of the table.
+    pub(crate) fn tape_bytes(self) -> usize {
+        self.words.saturating_mul(size_of::<u32>())
+    }
+
+    /// Bytes of the tree, but for what its strings hold: at most those of the text. Lists grow by doubling.
+    pub(crate) fn tree_bytes(self) -> usize {
+        self.values.saturating_mul(2 * size_of::<Value>())
+    }
+}
+
+impl<'t> Tape<'t> {
+    /// Looks at `text` by its table, which counts against `memory` meanwhile.
+    ///
+    /// # Errors
+    /// `INVALID_INPUT` where no tree could be made of the text; what `memory` says.
+    pub(crate) fn look<T>(
+        text: &'t [u8],
+        memory: Option<&Arc<dyn InputMemory>>,
+        look: impl FnOnce(Node<'_>) -> T,
+    ) -> Result<T, CallError> {
+        let size = Size::of(text)?;
+        let _taken = Taken::new(memory, size.tape_bytes())?;
+        Ok(look(Self::new(text, size)?.root()))
+    }
+
+    /// Of text whose `size` was counted.
+    ///
+    /// # Errors
+    /// `INVALID_INPUT` where the text is not UTF-8.
+    fn new(text: &'t [u8], size: Size) -> Result<Self, CallError> {
+        let text = std::str::from_utf8(text)
+            .map_err(|_| CallError::invalid_input("the text is not valid UTF-8"))?;
+        let words = build::words(text, size.words);
+        Ok(Self { text, words })
+    }
+
+    /// The whole value.
+    fn root(&self) -> Node<'_> {
+        Node::at(self, 0)
+    }
+}
+
+#[cfg(test)]
+mod tests;

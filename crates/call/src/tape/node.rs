@@ -1,0 +1,370 @@
+//! One value of a text, as the validator of schemas reads it.
+
+use std::borrow::Cow;
+
+use jsonschema::JsonType;
+use jsonschema::json::{Array, Json, Node as JsonNode, NodeIdentity, Object, cmp};
+use serde_json::value::RawValue;
+use serde_json::{Number, Value};
+
+use super::build::behind;
+use super::same;
+use super::{CONTAINER, HEAD_WORDS, SEARCH_WORDS, SEARCHED_MEMBERS, Tape};
+use crate::json::string_end;
+
+/// Where a node stands that is the name of a member, and in no table.
+const NAME: u32 = u32::MAX;
+
+/// Text with its table, to the validator.
+#[derive(Debug)]
+pub(crate) struct TapeJson;
+
+/// One value.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Node<'t> {
+    /// The whole text; of a name, its characters.
+    text: &'t str,
+    words: &'t [u32],
+    /// The first of its words.
+    at: u32,
+}
+
+/// What a validator looks for in objects.
+pub(crate) struct Key {
+    name: Box<str>,
+    hash: u32,
+}
+
+impl Key {
+    fn new(name: &str) -> Self {
+        Self {
+            hash: same::hash_of(name),
+            name: name.into(),
+        }
+    }
+}
+
+impl<'t> Node<'t> {
+    pub(super) fn at(tape: &'t Tape<'_>, at: u32) -> Self {
+        Self {
+            text: tape.text,
+            words: &tape.words,
+            at,
+        }
+    }
+
+    fn word(&self) -> u32 {
+        self.words
+            .get(self.at as usize)
+            .copied()
+            .unwrap_or_default()
+    }
+
+    /// The text from where it begins.
+    fn rest(&self) -> &'t str {
+        let from = (self.word() & !CONTAINER) as usize;
+        self.text.get(from..).unwrap_or_default()
+    }
+
+    /// The byte that it begins with; 0 for a name.
+    fn first(&self) -> u8 {
+        match self.at {
+            NAME => 0,
+            _ => self.rest().bytes().next().unwrap_or_default(),
+        }
+    }
+
+    /// The text of a scalar.
+    fn scalar(&self) -> &'t str {
+        let rest = self.rest();
+        let end = rest.find([',', ']', '}', ':', ' ', '\t', '\n', '\r']);
+        &rest[..end.unwrap_or(rest.len())]
+    }
+
+    pub(super) fn within(&self, at: u32) -> Self {
+        Self { at, ..*self }
+    }
+
+    /// A string as it reads; `None` where it is none.
+    pub(super) fn string(&self) -> Option<Cow<'t, str>> {
+        if self.at == NAME {
+            return Some(Cow::Borrowed(self.text));
+        }
+        (self.first() == b'"').then(|| unquoted(self.rest()))
+    }
+
+    fn container(&self, bracket: u8) -> Option<Items<'t>> {
+        if self.first() != bracket {
+            return None;
+        }
+        let head = self.at as usize;
+        Some(Items {
+            next: self.within(self.at + HEAD_WORDS),
+            left: self.words.get(head + 2).copied().unwrap_or_default(),
+            end: self.words.get(head + 1).copied().unwrap_or_default(),
+        })
+    }
+
+    /// The value at a path (RFC 6901) of objects and arrays.
+    pub(crate) fn pointer(&self, pointer: &str) -> Option<Self> {
+        if pointer.is_empty() {
+            return Some(*self);
+        }
+        pointer
+            .strip_prefix('/')?
+            .split('/')
+            .try_fold(*self, |node, part| {
+                let part = part.replace("~1", "/").replace("~0", "~");
+                if let Some(object) = node.container(b'{') {
+                    return object.member(&Key::new(&part));
+                }
+                let canonical = part == "0" || !part.starts_with(['0', '+']);
+                let n = part.parse().ok().filter(|_| canonical)?;
+                node.container(b'[')?.nth(n)
+            })
+    }
+
+    /// The value as a tree; only where it is known to be small.
+    pub(crate) fn tree(&self) -> Value {
+        if self.at == NAME {
+            return Value::String(self.text.to_owned());
+        }
+        let mut values = serde_json::Deserializer::from_str(self.rest()).into_iter();
+        values.next().and_then(Result::ok).unwrap_or_default()
+    }
+
+    /// The value as it is written.
+    pub(crate) fn text(&self) -> &'t str {
+        let mut values = serde_json::Deserializer::from_str(self.rest()).into_iter::<&RawValue>();
+        let text = values.next().and_then(Result::ok);
+        text.map(RawValue::get).unwrap_or_default()
+    }
+
+    pub(super) fn address(&self) -> (usize, u32) {
+        (self.words.as_ptr() as usize, self.at)
+    }
+}
+
+/// What stands between quotes.
+pub(super) fn unquoted(quoted: &str) -> Cow<'_, str> {
+    let quoted = &quoted[..string_end(quoted.as_bytes(), 0)];
+    if quoted.contains('\\')
+        && let Ok(text) = serde_json::from_str::<String>(quoted)
+    {
+        return Cow::Owned(text);
+    }
+    let inner = quoted.len().saturating_sub(1);
+    Cow::Borrowed(quoted.get(1..inner).unwrap_or_default())
+}
+
+/// What an array or object holds that was not looked at yet.
+#[derive(Clone, Debug)]
+pub(crate) struct Items<'t> {
+    next: Node<'t>,
+    left: u32,
+    /// The word behind all of it.
+    end: u32,
+}
+
+impl<'t> Items<'t> {
+    pub(super) fn count_left(&self) -> usize {
+        self.left as usize
+    }
+
+    /// A name and its value.
+    pub(super) fn next_member(&mut self) -> Option<(Node<'t>, Node<'t>)> {
+        self.left = self.left.checked_sub(1)?;
+        let name = self.next;
+        let value = name.within(name.at + 1);
+        self.next = name.within(behind(name.words, value.at));
+        Some((name, value))
+    }
+
+    /// Of an object that was not looked at yet.
+    pub(super) fn member(&self, key: &Key) -> Option<Node<'t>> {
+        if self.left < SEARCHED_MEMBERS {
+            let mut members = self.clone();
+            while let Some((name, value)) = members.next_member() {
+                if name.string()? == *key.name {
+                    return Some(value);
+                }
+            }
+            return None;
+        }
+        let first = (self.end - self.left * SEARCH_WORDS) as usize;
+        let list = self.next.words.get(first..self.end as usize)?;
+        let (pairs, _) = list.as_chunks::<2>();
+        let from = pairs.partition_point(|[hash, _]| *hash < key.hash);
+        let alike = pairs[from..]
+            .iter()
+            .take_while(|[hash, _]| *hash == key.hash);
+        let names = alike.map(|[_, at]| self.next.within(*at));
+        let mut found = names.filter(|name| name.string().is_some_and(|it| it == *key.name));
+        found.next().map(|name| name.within(name.at + 1))
+    }
+
+    /// Of an object, whatever it is looked up by.
+    pub(super) fn get_named(&self, name: &str) -> Option<Node<'t>> {
+        self.member(&Key::new(name))
+    }
+}
+
+impl<'t> Iterator for Items<'t> {
+    type Item = Node<'t>;
+
+    fn next(&mut self) -> Option<Node<'t>> {
+        self.left = self.left.checked_sub(1)?;
+        let item = self.next;
+        self.next = item.within(behind(item.words, item.at));
+        Some(item)
+    }
+}
+
+/// The members of an object.
+#[derive(Debug)]
+pub(crate) struct Members<'t>(Items<'t>);
+
+impl<'t> Iterator for Members<'t> {
+    type Item = (Cow<'t, str>, Node<'t>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (name, value) = self.0.next_member()?;
+        Some((name.string().unwrap_or_default(), value))
+    }
+}
+
+impl Json for TapeJson {
+    type Node<'t> = Node<'t>;
+    type PreparedKey = Key;
+    type StringBuffer = ();
+
+    fn prepare_key(key: &str) -> Key {
+        Key::new(key)
+    }
+
+    fn with_string_node<T>((): &mut (), string: &str, f: impl FnOnce(Node<'_>) -> T) -> T {
+        f(Node {
+            text: string,
+            words: &[],
+            at: NAME,
+        })
+    }
+}
+
+impl<'t> JsonNode<'t, TapeJson> for Node<'t> {
+    type Object = Items<'t>;
+    type Array = Items<'t>;
+    type Number = Number;
+
+    fn as_object(&self) -> Option<Items<'t>> {
+        self.container(b'{')
+    }
+
+    fn as_array(&self) -> Option<Items<'t>> {
+        self.container(b'[')
+    }
+
+    fn as_string(&self) -> Option<Cow<'t, str>> {
+        self.string()
+    }
+
+    fn as_number(&self) -> Option<Number> {
+        if !self.is_number() {
+            return None;
+        }
+        serde_json::from_str(self.scalar()).ok()
+    }
+
+    fn as_boolean(&self) -> Option<bool> {
+        match self.first() {
+            b't' => Some(true),
+            b'f' => Some(false),
+            _ => None,
+        }
+    }
+
+    fn is_null(&self) -> bool {
+        self.first() == b'n'
+    }
+
+    fn is_number(&self) -> bool {
+        matches!(self.first(), b'-' | b'0'..=b'9')
+    }
+
+    fn json_type(&self) -> JsonType {
+        match self.first() {
+            b'{' => JsonType::Object,
+            b'[' => JsonType::Array,
+            0 | b'"' => JsonType::String,
+            b't' | b'f' => JsonType::Boolean,
+            b'n' => JsonType::Null,
+            _ => JsonType::Number,
+        }
+    }
+
+    fn equals_value(&self, expected: &Value) -> bool {
+        match expected {
+            Value::Null => self.is_null(),
+            Value::Bool(truth) => self.as_boolean() == Some(*truth),
+            Value::Number(number) => self
+                .as_number()
+                .is_some_and(|own| cmp::equal_numbers(&own, number)),
+            Value::String(text) => self.string().is_some_and(|own| own == *text),
+            Value::Array(items) => self.as_array().is_some_and(|own| {
+                own.count_left() == items.len()
+                    && own.zip(items).all(|(own, item)| own.equals_value(item))
+            }),
+            Value::Object(members) => self.as_object().is_some_and(|own| {
+                own.count_left() == members.len()
+                    && Members(own).all(|(name, value)| {
+                        let expected = members.get(name.as_ref());
+                        expected.is_some_and(|expected| value.equals_value(expected))
+                    })
+            }),
+        }
+    }
+
+    fn to_value(&self) -> Cow<'t, Value> {
+        Cow::Owned(self.tree())
+    }
+
+    fn identity(&self) -> Option<NodeIdentity> {
+        let (address, at) = self.address();
+        (at != NAME).then(|| NodeIdentity::tagged(address, at))
+    }
+}
+
+impl<'t> Object<'t, TapeJson> for Items<'t> {
+    type Node = Node<'t>;
+    type MemberName = Cow<'t, str>;
+    type MembersIter = Members<'t>;
+
+    fn len(&self) -> usize {
+        self.count_left()
+    }
+
+    fn get(&self, key: &Key) -> Option<Node<'t>> {
+        self.member(key)
+    }
+
+    fn members(&self) -> Members<'t> {
+        Members(self.clone())
+    }
+}
+
+impl<'t> Array<'t, TapeJson> for Items<'t> {
+    type Node = Node<'t>;
+    type ElementsIter = Self;
+
+    fn len(&self) -> usize {
+        self.count_left()
+    }
+
+    fn elements(&self) -> Self {
+        self.clone()
+    }
+
+    fn is_unique(&self) -> bool {
+        same::all_differ(self)
+    }
+}

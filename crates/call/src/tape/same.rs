@@ -1,0 +1,131 @@
+//! Which values are the same, whatever way they are written.
+
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::sync::LazyLock;
+
+use jsonschema::JsonType;
+use jsonschema::json::{Node as _, cmp};
+
+use super::CONTAINER;
+use super::node::{Items, Node, unquoted};
+
+/// Nobody who sends names knows which of them fall together.
+static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+
+/// Values that are compared before more are.
+const FIRST_COMPARED: usize = 1024;
+/// And how many times as many then.
+const MORE_COMPARED: usize = 16;
+
+pub(super) fn hash_of(name: &str) -> u32 {
+    KEYS.hash_one(name) as u32
+}
+
+/// Of the name whose quote stands where `word` says.
+pub(super) fn name_hash(text: &str, word: u32) -> u32 {
+    let from = (word & !CONTAINER) as usize;
+    hash_of(&unquoted(text.get(from..).unwrap_or_default()))
+}
+
+/// The same for values that are the same.
+fn hash(node: &Node<'_>) -> u64 {
+    let mut state = KEYS.build_hasher();
+    let kind = node.json_type();
+    (kind as u8).hash(&mut state);
+    match kind {
+        JsonType::Array => {
+            for item in node.as_array().into_iter().flatten() {
+                hash(&item).hash(&mut state);
+            }
+        }
+        // The order of members does not count.
+        JsonType::Object => {
+            let mut all = 0_u64;
+            let mut members = node.as_object();
+            while let Some((name, value)) = members.as_mut().and_then(Items::next_member) {
+                let name = name.string().unwrap_or_default();
+                all = all.wrapping_add(KEYS.hash_one((name, hash(&value))));
+            }
+            all.hash(&mut state);
+        }
+        JsonType::String => node.string().hash(&mut state),
+        JsonType::Boolean => node.as_boolean().hash(&mut state),
+        JsonType::Null => {}
+        _ => {
+            // 1 and 1.0 are one number, and so are 0 and -0.
+            let number = node.as_number().and_then(|number| number.as_f64());
+            (number.unwrap_or_default() + 0.0)
+                .to_bits()
+                .hash(&mut state);
+        }
+    }
+    state.finish()
+}
+
+fn same(one: &Node<'_>, other: &Node<'_>) -> bool {
+    if one.json_type() != other.json_type() {
+        return false;
+    }
+    match one.json_type() {
+        JsonType::Array => match (one.as_array(), other.as_array()) {
+            (Some(one), Some(other)) => {
+                one.count_left() == other.count_left()
+                    && one.zip(other).all(|(one, other)| same(&one, &other))
+            }
+            _ => false,
+        },
+        JsonType::Object => match (one.as_object(), other.as_object()) {
+            (Some(mut one), Some(other)) if one.count_left() == other.count_left() => {
+                while let Some((name, value)) = one.next_member() {
+                    let name = name.string().unwrap_or_default();
+                    let found = other.get_named(&name);
+                    if !found.is_some_and(|found| same(&value, &found)) {
+                        return false;
+                    }
+                }
+                true
+            }
+            _ => false,
+        },
+        JsonType::String => one.string() == other.string(),
+        JsonType::Boolean => one.as_boolean() == other.as_boolean(),
+        JsonType::Null => true,
+        _ => match (one.as_number(), other.as_number()) {
+            (Some(one), Some(other)) => cmp::equal_numbers(&one, &other),
+            _ => false,
+        },
+    }
+}
+
+/// Whether no two of the values are the same. The more are compared at once the more memory it takes: the first
+/// few come first, since where there are many that are short, two of them are the same.
+pub(super) fn all_differ(items: &Items<'_>) -> bool {
+    let mut most = FIRST_COMPARED;
+    loop {
+        let compared = most.min(items.count_left());
+        let mut hashed = Vec::with_capacity(compared);
+        hashed.extend(
+            items
+                .clone()
+                .take(compared)
+                .map(|item| (hash(&item) as u32, item.address().1)),
+        );
+        hashed.sort_unstable();
+        let Some(first) = items.clone().next() else {
+            return true;
+        };
+        let alike = hashed.chunk_by(|one, other| one.0 == other.0);
+        for group in alike.filter(|group| group.len() > 1) {
+            let nodes: Vec<_> = group.iter().map(|(_, at)| first.within(*at)).collect();
+            for (n, one) in nodes.iter().enumerate() {
+                if nodes[..n].iter().any(|other| same(one, other)) {
+                    return false;
+                }
+            }
+        }
+        if compared == items.count_left() {
+            return true;
+        }
+        most = most.saturating_mul(MORE_COMPARED);
+    }
+}

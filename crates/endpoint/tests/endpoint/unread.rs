@@ -1,0 +1,200 @@
+//! What answers cost that nobody reads, on all streams of a connection together. Alone in its process, so
+//! that the memory measured is its own.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use alknet_call::{
+    ALPN, CallHandler, Dispatcher, EventKind, HandlerKind, OperationSpec, Registration, Registry,
+    encode_event,
+};
+use alknet_core::{
+    Clock, Entries, HandlerRegistry, Identities, IdentityProvider, PeerEntry, PeerKey, SystemClock,
+};
+use alknet_endpoint::{Server, ServerOptions};
+use alknet_test_support::deadline;
+use alknet_tls::{ClientTls, ClientTlsOptions, NodeKey, Place};
+use serde_json::json;
+use tokio::sync::watch;
+
+/// Requests, each on a stream of its own, and bytes of each answer.
+const REQUESTS: usize = 1000;
+const ANSWER_BYTES: usize = 500 << 10;
+
+/// What that may cost for a known peer, and for an unknown one.
+const KNOWN_MAX: u64 = 16 << 20;
+/// The client is in this process, and the C library's allocator keeps what was freed: together up to 3 MiB. What the
+/// node alone takes is measured in `tests/tests/node/unread.rs`; without the limit it is 4 MiB more.
+const UNKNOWN_MAX: u64 = 4 << 20;
+
+/// How long nothing happens before the node is believed to do nothing more.
+const QUIET: Duration = Duration::from_millis(500);
+
+/// How long anything may take before the test calls it hung.
+fn hung() -> Duration {
+    deadline(Duration::from_secs(60))
+}
+
+/// How many requests arrived at their operation.
+struct Begun(watch::Sender<usize>);
+
+/// Answers at once, and answers once as many wait as may.
+fn operations(begun: &Arc<Begun>) -> Registry {
+    let answer = || Ok(json!("x".repeat(ANSWER_BYTES)));
+    let at_once = Arc::clone(begun);
+    let at_once = HandlerKind::once(move |_, _| {
+        at_once.0.send_modify(|n| *n += 1);
+        async move { answer() }
+    });
+    let late = Arc::clone(begun);
+    let late = HandlerKind::once(move |_, _| {
+        late.0.send_modify(|n| *n += 1);
+        let mut begun = late.0.subscribe();
+        async move {
+            // All of those that are begun answer together.
+            while tokio::time::timeout(deadline(QUIET), begun.changed())
+                .await
+                .is_ok()
+            {}
+            answer()
+        }
+    });
+    let small = Arc::clone(begun);
+    let small = HandlerKind::once(move |_, _| {
+        small.0.send_modify(|n| *n += 1);
+        async move { Ok(json!("x")) }
+    });
+    let spec = |name| OperationSpec::query(name, "For tests.");
+    Registry::builder()
+        .with(Registration::new(spec("small/at-once"), small))
+        .with(Registration::new(spec("big/at-once"), at_once))
+        .with(Registration::new(spec("big/late"), late))
+        .build()
+        .expect("correct operations")
+}
+
+/// Resident memory of this process in bytes.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().nth(1));
+    kib.and_then(|kib| kib.parse::<u64>().ok())
+        .expect("a number")
+        * 1024
+}
+
+/// A client that takes a few bytes of each stream and no more.
+async fn connect(port: u16, server: PeerKey, key: NodeKey) -> quinn::Connection {
+    let tls = ClientTls::new(ClientTlsOptions {
+        key: Some(key),
+        ..ClientTlsOptions::default()
+    });
+    let place = Place::Ip(Ipv4Addr::LOCALHOST.into());
+    let remote = tls.remote(None, &[server], place).expect("a pin");
+    let config = remote.attempts(place, ALPN).swap_remove(0);
+    let tls = quinn::crypto::rustls::QuicClientConfig::try_from(config).expect("TLS 1.3");
+    let mut transport = quinn::TransportConfig::default();
+    transport
+        .stream_receive_window(256u32.into())
+        .receive_window((64u32 << 10).into())
+        .send_window(64 << 10);
+    let mut config = quinn::ClientConfig::new(Arc::new(tls));
+    config.transport_config(Arc::new(transport));
+    let endpoint = quinn::Endpoint::client((Ipv4Addr::UNSPECIFIED, 0).into()).expect("a socket");
+    endpoint
+        .connect_with(
+            config,
+            SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+            &remote.server_name(place).to_str(),
+        )
+        .expect("a valid configuration")
+        .await
+        .expect("a connection")
+}
+
+/// Asks on as many streams as the node lets open, reads nothing, and waits until no more is begun.
+async fn ask(
+    connection: &quinn::Connection,
+    operation: &str,
+    begun: &Begun,
+) -> Vec<tokio::task::JoinHandle<()>> {
+    let request = json!({ "operationId": operation, "input": null }).to_string();
+    let mut seen = begun.0.subscribe();
+    seen.borrow_and_update();
+    let streams = (0..REQUESTS).map(|n| {
+        let (connection, request) = (connection.clone(), request.clone());
+        tokio::spawn(async move {
+            let Ok((mut send, _unread)) = connection.open_bi().await else {
+                return;
+            };
+            let frame = encode_event(EventKind::Requested, &n.to_string(), &request);
+            if send.write_all(&frame).await.is_ok() {
+                let _ = send.finish();
+            }
+            std::future::pending().await
+        })
+    });
+    let streams: Vec<_> = streams.collect();
+    let first = tokio::time::timeout(hung(), seen.changed()).await;
+    assert!(first.is_ok(), "nothing is begun");
+    // Nothing tells that no more is begun.
+    while tokio::time::timeout(deadline(QUIET) * 4, seen.changed())
+        .await
+        .is_ok()
+    {}
+    streams
+}
+
+#[test]
+fn answers_that_nobody_reads_are_bounded_for_the_whole_connection() {
+    let name = "unread::answers_that_nobody_reads_are_bounded_for_the_whole_connection";
+    alknet_test_support::alone(name, measure);
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn measure() {
+    let begun = Arc::new(Begun(watch::Sender::new(0)));
+    let key = NodeKey::generate().expect("a key");
+    let friend = NodeKey::generate().expect("a key");
+    let entries = Entries {
+        peers: vec![PeerEntry {
+            keys: vec![friend.public()],
+            ..PeerEntry::new("friend".parse().expect("a peer id"))
+        }],
+        ..Entries::default()
+    };
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock { built_s: 0 });
+    let peers: Arc<dyn IdentityProvider> = Arc::new(Identities::new(entries, clock));
+    let dispatcher = Dispatcher::new(operations(&begun)).with_identities(Arc::clone(&peers));
+    let mut registry = HandlerRegistry::new();
+    let handler = CallHandler::new(Arc::new(dispatcher));
+    registry.register(Arc::new(handler)).expect("register");
+    let options = ServerOptions {
+        port: 0,
+        ..ServerOptions::default()
+    };
+    let server = Server::bind(options, &key, registry, peers).expect("a free port");
+    let connect = |who: NodeKey| connect(server.port(), key.public(), who);
+
+    // Small answers first: what streams cost at both ends is not what is measured.
+    for operation in ["small/at-once", "big/at-once", "big/late"] {
+        for (who, known, most) in [
+            (NodeKey::generate().expect("a key"), false, UNKNOWN_MAX),
+            (friend.clone(), true, KNOWN_MAX),
+        ] {
+            let connection = connect(who).await;
+            let before = resident();
+            let held = ask(&connection, operation, &begun).await;
+            let grown = resident().saturating_sub(before);
+            println!("figure {operation}, known {known}: {} KiB", grown >> 10);
+            let small = operation.starts_with("small");
+            assert!(
+                small || grown <= most,
+                "{operation}, known {known}: {grown} bytes"
+            );
+            held.into_iter().for_each(|task| task.abort());
+            connection.close(0u32.into(), b"");
+        }
+    }
+}

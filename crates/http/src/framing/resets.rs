@@ -1,0 +1,167 @@
+//! How often a client of HTTP/2 resets streams (CVE-2023-44487). The library bounds those that it was not asked
+//! for yet, and no number over time.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use tokio::io::{AsyncRead, ReadBuf};
+
+use crate::limits::{RESETS_BURST, RESETS_PER_SECOND};
+
+/// Bytes of what a connection begins with (RFC 9113 section 3.4).
+const PREFACE_BYTES: usize = 24;
+/// Bytes of a frame before its payload (section 4.1).
+const HEAD_BYTES: usize = 9;
+/// RST_STREAM (section 6.4).
+const RST_STREAM: u8 = 3;
+
+/// What a connection reads, which fails where it resets streams too often.
+pub(super) struct Counted<R> {
+    stream: R,
+    frames: Frames,
+    resets: Resets,
+}
+
+impl<R> Counted<R> {
+    pub(super) fn new(stream: R) -> Self {
+        Self {
+            stream,
+            frames: Frames::new(),
+            resets: Resets::new(Instant::now()),
+        }
+    }
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for Counted<R> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        let resets = self.frames.read(&buffer.filled()[before..]);
+        if resets > 0 && !self.resets.allow(resets, Instant::now()) {
+            return Poll::Ready(Err(io::Error::other("streams are reset too often")));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Reads along where frames begin.
+struct Frames {
+    /// Bytes to come before the next head.
+    skip: usize,
+    head: [u8; HEAD_BYTES],
+    have: usize,
+}
+
+impl Frames {
+    fn new() -> Self {
+        Self {
+            skip: PREFACE_BYTES,
+            head: [0; HEAD_BYTES],
+            have: 0,
+        }
+    }
+
+    /// How many of the frames that begin in `data`, or before, and whose heads end in it, reset a stream.
+    fn read(&mut self, mut data: &[u8]) -> u32 {
+        let mut resets = 0;
+        while !data.is_empty() {
+            let skipped = self.skip.min(data.len());
+            self.skip -= skipped;
+            data = &data[skipped..];
+            let part = data.len().min(HEAD_BYTES - self.have);
+            self.head[self.have..self.have + part].copy_from_slice(&data[..part]);
+            self.have += part;
+            data = &data[part..];
+            if self.have == HEAD_BYTES {
+                let [a, b, c, kind, ..] = self.head;
+                resets += u32::from(kind == RST_STREAM);
+                self.skip = u32::from_be_bytes([0, a, b, c]) as usize;
+                self.have = 0;
+            }
+        }
+        resets
+    }
+}
+
+/// Resets that are left.
+struct Resets {
+    left: f64,
+    at: Instant,
+}
+
+impl Resets {
+    fn new(now: Instant) -> Self {
+        Self {
+            left: f64::from(RESETS_BURST),
+            at: now,
+        }
+    }
+
+    fn allow(&mut self, resets: u32, now: Instant) -> bool {
+        let passed = now.duration_since(self.at).as_secs_f64();
+        let more = passed * f64::from(RESETS_PER_SECOND);
+        self.left = (self.left + more).min(f64::from(RESETS_BURST)) - f64::from(resets);
+        self.at = now;
+        self.left >= 0.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
+        let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+        frame.extend([kind, 0, 0, 0, 0, 1]);
+        frame.extend(payload);
+        frame
+    }
+
+    #[test]
+    fn resets_are_counted_however_the_bytes_come() {
+        let mut text = vec![b'x'; PREFACE_BYTES];
+        for frames in [
+            frame(4, &[]),
+            frame(3, &[0; 4]),
+            // What looks like one in the payload of another is none.
+            frame(0, &frame(3, &[0; 4]).repeat(100)),
+            frame(3, &[0; 4]),
+            frame(1, &[3; 5]),
+            frame(3, &[0; 4]),
+        ] {
+            text.extend(frames);
+        }
+        for size in [1, 2, 7, 9, 10, 64, text.len()] {
+            let mut frames = Frames::new();
+            let found: u32 = text.chunks(size).map(|part| frames.read(part)).sum();
+            assert_eq!(found, 3, "in pieces of {size}");
+        }
+    }
+
+    #[test]
+    fn a_burst_is_allowed_and_more_is_not() {
+        let start = Instant::now();
+        let mut resets = Resets::new(start);
+        assert!(resets.allow(RESETS_BURST, start));
+        assert!(!resets.allow(1, start));
+        let mut resets = Resets::new(start);
+        for second in 0..1000 {
+            let now = start + Duration::from_secs(second);
+            assert!(resets.allow(RESETS_PER_SECOND, now), "the average");
+        }
+        let mut resets = Resets::new(start);
+        let refused = (0..1000).find(|second| {
+            let now = start + Duration::from_secs(*second);
+            !resets.allow(RESETS_PER_SECOND + 1, now)
+        });
+        assert!(refused.is_some(), "more than the average");
+    }
+}

@@ -1,0 +1,118 @@
+//! One stream of HTTP/2, which ends where its client takes nothing of its answer.
+//!
+//! The library waits for room in the client's windows for as long as the connection lasts. An answer that is not
+//! taken would be kept as long, while others on its connection go on.
+
+use std::cell::RefCell;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use hyper::rt::Executor;
+use hyper_util::rt::TokioExecutor;
+use tokio::time::Sleep;
+
+thread_local! {
+    /// The stream that is polled.
+    static POLLED: RefCell<Option<Arc<Until>>> = const { RefCell::new(None) };
+}
+
+/// What the times below are counted from.
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// Until when something has to be taken.
+#[derive(Debug, Default)]
+pub(super) struct Until {
+    /// Milliseconds since [`START`] and one more; 0 while nothing has to be.
+    ms: AtomicU64,
+}
+
+impl Until {
+    /// That of the stream whose answer is made here.
+    pub(super) fn polled() -> Option<Arc<Self>> {
+        POLLED.with_borrow(Clone::clone)
+    }
+
+    pub(super) fn set(&self, at: Instant) {
+        let since = at.saturating_duration_since(*START).as_millis();
+        let ms = u64::try_from(since).unwrap_or(u64::MAX - 1) + 1;
+        self.ms.store(ms, Ordering::Release);
+    }
+
+    pub(super) fn clear(&self) {
+        self.ms.store(0, Ordering::Release);
+    }
+
+    fn get(&self) -> Option<Instant> {
+        let ms = self.ms.load(Ordering::Acquire).checked_sub(1)?;
+        START.checked_add(Duration::from_millis(ms))
+    }
+}
+
+/// Runs the streams of a connection.
+#[derive(Clone, Debug)]
+pub(super) struct Streams(TokioExecutor);
+
+impl Streams {
+    pub(super) fn new() -> Self {
+        LazyLock::force(&START);
+        Self(TokioExecutor::new())
+    }
+}
+
+impl<F> Executor<F> for Streams
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        self.0.execute(Taken {
+            stream: Box::pin(stream),
+            until: Arc::default(),
+            alarm: None,
+        });
+    }
+}
+
+/// A stream until it ends, or its client is late.
+struct Taken<F> {
+    stream: Pin<Box<F>>,
+    until: Arc<Until>,
+    alarm: Option<Pin<Box<Sleep>>>,
+}
+
+impl<F: Future<Output = ()>> Future for Taken<F> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let before = POLLED.replace(Some(Arc::clone(&self.until)));
+        let polled = self.stream.as_mut().poll(cx);
+        POLLED.set(before);
+        if polled.is_ready() {
+            return Poll::Ready(());
+        }
+        while let Some(until) = self.until.get() {
+            let until = tokio::time::Instant::from_std(until);
+            let alarm = self
+                .alarm
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+            if alarm.deadline() != until {
+                alarm.as_mut().reset(until);
+            }
+            if alarm.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            if self
+                .until
+                .get()
+                .is_some_and(|until| until <= Instant::now())
+            {
+                tracing::debug!("a stream of HTTP/2 ended: its answer is not taken");
+                // Dropped, it is reset.
+                return Poll::Ready(());
+            }
+        }
+        Poll::Pending
+    }
+}

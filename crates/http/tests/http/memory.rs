@@ -1,0 +1,195 @@
+//! What requests and answers may hold of a machine's memory.
+
+use std::time::Duration;
+
+use alknet_gateway::limits::CALL_BYTES_MAX;
+use alknet_http::limits::Patience;
+use alknet_test_support::deadline;
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use super::node::{Node, VERSIONS};
+
+const MACHINE: u64 = 512 << 20;
+
+/// What one identity has of it.
+const EACH: usize = 32 << 20;
+
+/// The head of a call, and of its body the first byte.
+fn begins(token: &str, bytes: Option<usize>) -> String {
+    let length = match bytes {
+        Some(bytes) => format!("Content-Length: {bytes}"),
+        None => "Transfer-Encoding: chunked".to_owned(),
+    };
+    let first = if bytes.is_some() { "{" } else { "1\r\n{\r\n" };
+    format!(
+        "POST /call HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\
+         Content-Type: application/json\r\n{length}\r\n\r\n{first}"
+    )
+}
+
+async fn small(node: &Node, token: &str) -> StatusCode {
+    let call = json!({ "operation": "/test/echo", "input": "x".repeat(1000) });
+    node.post("h1", Some(token), "/call", &call).await.status
+}
+
+#[tokio::test]
+async fn bodies_under_way_are_bounded_for_each_and_for_all() {
+    let node = Node::on(MACHINE);
+    let most = begins("good", Some(CALL_BYTES_MAX));
+    let mut held = Vec::new();
+    for n in 1..=EACH / CALL_BYTES_MAX {
+        held.push(node.begins(&most).await);
+        node.until_bytes(n * CALL_BYTES_MAX).await;
+    }
+    // One more is refused before its second byte, and so is a short one of the same identity.
+    let told = node.hears(&most, "\r\n\r\n").await;
+    assert!(told.starts_with("HTTP/1.1 429"), "{told}");
+    assert!(told.to_ascii_lowercase().contains("retry-after:"), "{told}");
+    assert_eq!(small(&node, "good").await, 429);
+    // Others have a part of what is left, and a part of it is for those who want little.
+    held.push(node.begins(&begins("admin", Some(CALL_BYTES_MAX))).await);
+    held.push(node.begins(&begins("admin", Some(CALL_BYTES_MAX))).await);
+    node.until_bytes(EACH + 2 * CALL_BYTES_MAX).await;
+    let told = node
+        .hears(&begins("admin", Some(CALL_BYTES_MAX)), "\r\n\r\n")
+        .await;
+    assert!(told.starts_with("HTTP/1.1 429"), "{told}");
+    assert_eq!(small(&node, "admin").await, 200);
+    drop(held);
+    node.until_bytes(0).await;
+    assert_eq!(small(&node, "good").await, 200);
+    node.until_bytes(0).await;
+}
+
+#[tokio::test]
+async fn a_body_of_no_told_length_is_counted_as_it_grows() {
+    let node = Node::on(MACHINE);
+    let mut begun = node.begins(&begins("good", None)).await;
+    let piece = [b"10000\r\n", &[b' '; 0x10000][..], b"\r\n"].concat();
+    let mut said = 1;
+    while node.bytes() < 1 << 20 {
+        begun.says(&piece).await;
+        said += 0x10000;
+        tokio::task::yield_now().await;
+        assert!(
+            said < CALL_BYTES_MAX,
+            "{} of {said} bytes are counted",
+            node.bytes()
+        );
+    }
+    drop(begun);
+    node.until_bytes(0).await;
+}
+
+/// It never pauses for long, and comes faster than the slowest average.
+#[tokio::test]
+async fn a_body_has_a_time_as_a_whole() {
+    let moment = deadline(Duration::from_millis(20));
+    let node = Node::patient(Patience {
+        body_time: 4 * moment,
+        ..Patience::default()
+    });
+    let piece = " ".repeat(1000);
+    for path in ["/call", "/batch", "/subscribe", "/mcp"] {
+        let head = begins("good", Some(CALL_BYTES_MAX / 2)).replace("/call", path);
+        let head = head.replace("\r\n\r\n", "\r\nAccept: text/event-stream\r\n\r\n");
+        let mut texts = vec![head.as_str()];
+        texts.resize(12, &piece);
+        let told = node.says(&texts, moment).await;
+        assert!(told.starts_with("HTTP/1.1 408"), "{path}: {told}");
+    }
+    node.until_bytes(0).await;
+}
+
+#[tokio::test]
+async fn answers_of_a_batch_have_room_or_say_that_they_had_none() {
+    for version in VERSIONS {
+        let node = Node::on(MACHINE / 4);
+        let text = "x".repeat(500_000);
+        let calls: Vec<_> = (0..14)
+            .map(|n| json!({ "id": n.to_string(), "operation": "/test/echo", "input": text }))
+            .collect();
+        let told = node
+            .post(version, Some("good"), "/batch", &json!({ "calls": calls }))
+            .await;
+        if told.status == 413 {
+            node.until_bytes(0).await;
+            continue;
+        }
+        assert_eq!(told.status, 200, "{version}");
+        let answer = told.json();
+        let results = answer["results"].as_array().expect("results");
+        let with = |status: u64| results.iter().filter(|one| one["status"] == status).count();
+        assert!(with(413) > 0, "{version}: {} had room", with(200));
+        assert_eq!(with(200) + with(413), 14, "{version}");
+        let refused = results
+            .iter()
+            .find(|one| one["status"] == 413)
+            .expect("one");
+        assert_eq!(refused["error"]["code"], "PAYLOAD_TOO_LARGE");
+        assert_eq!(refused["error"]["retryable"], false);
+        drop(told);
+        node.until_bytes(0).await;
+    }
+}
+
+#[tokio::test]
+async fn an_answer_counts_until_it_is_taken() {
+    let node = Node::on(MACHINE);
+    let text = "x".repeat(4 << 20);
+    let call = json!({ "operation": "/test/echo", "input": text });
+    let request = node.request(http::Method::POST, Some("good"), "/call", &call.to_string());
+    let mut client = node.client("h2").await;
+    let response = client.ask(request).await;
+    assert_eq!(response.status(), 200);
+    assert!(node.bytes() >= 4 << 20, "{}", node.bytes());
+    drop(response);
+    drop(client);
+    node.until_bytes(0).await;
+}
+
+/// Neither is made into a tree, at whatever place it is.
+#[tokio::test]
+async fn what_is_wrong_is_named_without_a_tree() {
+    let node = Node::on(MACHINE);
+    let list = format!("[{}0]", "0,".repeat(1 << 20));
+    let post = |path: &'static str, body: String| {
+        let request = node.request(http::Method::POST, Some("good"), path, &body);
+        async { node.client("h1").await.told(request).await }
+    };
+    for (path, body, status, pointer) in [
+        ("/call", format!(r#"{{"x":{list}}}"#), 400, "/x"),
+        (
+            "/call",
+            format!(r#"{{"operation":{list}}}"#),
+            400,
+            "/operation",
+        ),
+        (
+            "/call",
+            format!(r#"{{"operation":"a/b","input":1,"timeout_ms":{list}}}"#),
+            400,
+            "/timeout_ms",
+        ),
+        (
+            "/batch",
+            format!(r#"{{"calls":[{{"id":"a","op":{list}}}]}}"#),
+            400,
+            "/calls/0/op",
+        ),
+        ("/batch", format!(r#"{{"calls":{list}}}"#), 400, "/calls/0"),
+    ] {
+        let told = post(path, body).await;
+        assert_eq!(told.status, status, "{path} {pointer}");
+        let answer: Value = told.json();
+        assert_eq!(answer["error"]["details"]["pointer"], pointer, "{answer}");
+    }
+    let told = post(
+        "/call",
+        format!(r#"{{"operation":"test/number","input":{list}}}"#),
+    )
+    .await;
+    assert_eq!(told.status, 422);
+    node.until_bytes(0).await;
+}

@@ -1,0 +1,61 @@
+//! What a JSON value takes in memory.
+//!
+//! Text is no measure of it: `[0,0,0]` is two bytes an item as text, and the size of a [`Value`] in
+//! memory. Whoever bounds values that scripts make bounds this.
+
+use serde_json::Value;
+
+/// Bytes of a value without what it holds. A member of an object takes no more for its name.
+pub const VALUE: usize = size_of::<Value>();
+
+/// Bytes of the longest escape in a JSON text.
+const ESCAPE_BYTES: usize = 6;
+
+/// Bytes of a text: as it is, or as it is written in JSON where that is longer. A value weighs no less
+/// than its text is long.
+#[must_use]
+pub fn text(text: &[u8]) -> usize {
+    let escaped = text.iter().map(|byte| match byte {
+        b'"' | b'\\' => 1,
+        0..0x20 => ESCAPE_BYTES - 1,
+        _ => 0,
+    });
+    text.len() + escaped.sum::<usize>()
+}
+
+/// Bytes of a whole value.
+#[must_use]
+pub fn of(value: &Value) -> usize {
+    let held = match value {
+        Value::String(string) => text(string.as_bytes()),
+        Value::Array(items) => items.iter().map(of).sum(),
+        Value::Object(members) => {
+            let members = members.iter();
+            members
+                .map(|(name, member)| VALUE + text(name.as_bytes()) + of(member))
+                .sum()
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+    };
+    VALUE + held
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_value_weighs_no_less_than_its_text_is_long() {
+        for value in [
+            json!(null),
+            json!([false, -1.797_693_134_862_315_7e308, i64::MIN]),
+            json!("\u{0}\u{1f}\"\\\u{e9}"),
+            json!({ "\u{0}\u{0}\u{0}": [[], {}, ""] }),
+        ] {
+            assert!(of(&value) >= value.to_string().len(), "{value}");
+        }
+        assert_eq!(of(&json!([0, 0])), 3 * VALUE);
+    }
+}

@@ -1,0 +1,193 @@
+//! The probe as PID 1 of a machine that has nothing else: workers in groups of their own, whose limits are tried.
+//! Most hosts of these tests have no group (version 2) that could limit anything.
+//!
+//! As its last line it prints `worker machine: all is well`, or what was not.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use alknet_worker::{
+    Answer, Body, CallError, CallLimits, Config, Delegated, Executable, Lease, Level, Reason,
+    Reply, Request, Role, RoleConfig, Session, Workers,
+};
+
+use crate::act::{Act, Said};
+
+/// Where the groups are.
+const GROUPS: &str = "/sys/fs/cgroup";
+/// Memory of a worker, bytes, and what is less and more.
+const MEMORY: u64 = 64 << 20;
+const LESS: u64 = 24 << 20;
+const MORE: u64 = 128 << 20;
+/// Threads of a worker, and more.
+const THREADS: u32 = 16;
+const MORE_THREADS: u64 = 100;
+/// Hundredths of a processor.
+const PERCENT: u32 = 20;
+/// How long a worker tries to use a whole one at the most; a period of the kernel's has 100 ms.
+const SPINS: Duration = Duration::from_secs(30);
+/// How long anything may take. The machine is emulated, and ends with the test.
+const LONG: Duration = Duration::from_secs(300);
+
+pub(crate) fn run() -> ! {
+    match everything() {
+        Ok(()) => println!("worker machine: all is well"),
+        Err(error) => println!("worker machine: {error}"),
+    }
+    loop {
+        // The console is read before the machine goes.
+        std::thread::sleep(LONG);
+    }
+}
+
+fn everything() -> Result<(), String> {
+    mount("proc", "/proc")?;
+    mount("sysfs", "/sys")?;
+    mount("devtmpfs", "/dev")?;
+    mount("tmpfs", "/tmp")?;
+    mount("cgroup2", GROUPS)?;
+    let delegated = Path::new(GROUPS).join("workers");
+    fs::create_dir(&delegated).map_err(|error| format!("make a group: {error}"))?;
+    let control = Path::new(GROUPS).join("cgroup.subtree_control");
+    fs::write(&control, "+memory +cpu +pids").map_err(|error| format!("controllers: {error}"))?;
+    let mut config = Config::this_executable();
+    config.executable = Executable::This;
+    config.silence = LONG;
+    config.cgroup = Some(Delegated {
+        path: delegated.clone(),
+    });
+    config.roles = Role::ALL.map(RoleConfig::new).to_vec();
+    for role in &mut config.roles {
+        role.memory_bytes = MEMORY;
+        role.pids = THREADS;
+        role.cpu_percent = Some(PERCENT);
+    }
+    let workers = Workers::start(config).map_err(|error| format!("{error:?}"))?;
+    memory(&workers)?;
+    threads(&workers)?;
+    processor(&workers, &delegated)
+}
+
+/// Shared memory, which only the group counts: the supervisor looks at what is a worker's alone.
+fn memory(workers: &Workers) -> Result<(), String> {
+    for role in [Role::Js, Role::Gpu] {
+        let session = open(workers, role, "memory")?;
+        let sandbox = session.sandbox();
+        if sandbox.level != Level::Full {
+            return Err(format!("{role}: {} {:?}", sandbox.level, sandbox.gaps));
+        }
+        ask(&session, &Act::Share(LESS)).map_err(|error| format!("{role}, little: {error}"))?;
+        match ask(&session, &Act::Share(MORE)) {
+            Err(CallError::Lost(loss)) if loss.reason == Reason::Memory => {}
+            other => return Err(format!("{role}, {MORE} bytes: {other:?}")),
+        }
+    }
+    Ok(())
+}
+
+/// Of a role that may have threads.
+fn threads(workers: &Workers) -> Result<(), String> {
+    let session = open(workers, Role::Gpu, "threads")?;
+    let answer = ask(&session, &Act::Threads(MORE_THREADS)).map_err(|error| error.to_string())?;
+    let started = match said(answer)? {
+        Said::Text(count) => count.parse::<u32>().map_err(|error| error.to_string())?,
+        other => return Err(format!("{other:?}")),
+    };
+    if (1..THREADS).contains(&started) {
+        Ok(())
+    } else {
+        Err(format!(
+            "{started} threads of {MORE_THREADS} were started, where {THREADS} may be"
+        ))
+    }
+}
+
+fn processor(workers: &Workers, delegated: &Path) -> Result<(), String> {
+    let session = open(workers, Role::Js, "processor")?;
+    let limits = CallLimits {
+        wall: LONG,
+        cpu: None,
+        gpu: None,
+    };
+    let spins = session.call(request(&Act::Spin { obeys: true }), limits, None);
+    let began = Instant::now();
+    // While it runs: the group goes with its worker.
+    let held_back = loop {
+        let groups = fs::read_dir(delegated).map_err(|error| error.to_string())?;
+        let times: u64 = groups.flatten().map(|entry| throttled(&entry.path())).sum();
+        if times > 0 || began.elapsed() > SPINS {
+            break times > 0;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    spins.abort();
+    // It obeys, or is too slow to.
+    let ended = spins.wait();
+    if held_back {
+        Ok(())
+    } else {
+        Err(format!("a worker was never held back: {ended:?}"))
+    }
+}
+
+/// How often the kernel held a group back.
+fn throttled(group: &Path) -> u64 {
+    let text = fs::read_to_string(group.join("cpu.stat")).unwrap_or_default();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("nr_throttled "));
+    line.and_then(|count| count.parse().ok()).unwrap_or(0)
+}
+
+fn open(workers: &Workers, role: Role, tenant: &str) -> Result<Session, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    let runtime = runtime.map_err(|error| error.to_string())?;
+    let session = runtime.block_on(workers.open(Lease::new(role, tenant)));
+    session.map_err(|error| format!("{role}: {error}"))
+}
+
+fn request(act: &Act) -> Request {
+    Request::role(Body::of(act).expect("CBOR").into_bytes())
+}
+
+fn ask(session: &Session, act: &Act) -> Result<Answer, CallError> {
+    let limits = CallLimits {
+        wall: LONG,
+        cpu: None,
+        gpu: None,
+    };
+    session.call(request(act), limits, None).wait()
+}
+
+fn said(answer: Answer) -> Result<Said, String> {
+    let Reply::Ok(blob) = answer.reply else {
+        return Err("a fault".to_owned());
+    };
+    let bytes = blob
+        .read(&answer.fds, 1 << 20)
+        .map_err(|error| error.to_string())?;
+    Body::from_cbor(bytes)
+        .read()
+        .map_err(|error| error.to_string())
+}
+
+fn mount(kind: &str, at: &str) -> Result<(), String> {
+    let text = |text: &str| std::ffi::CString::new(text).expect("no zero byte");
+    fs::create_dir_all(PathBuf::from(at)).map_err(|error| format!("make {at}: {error}"))?;
+    let (kind, target) = (text(kind), text(at));
+    // SAFETY: the texts outlive the call, and nothing is passed along.
+    let mounted = unsafe {
+        libc::mount(
+            kind.as_ptr(),
+            target.as_ptr(),
+            kind.as_ptr(),
+            0,
+            std::ptr::null(),
+        )
+    };
+    if mounted == 0 {
+        return Ok(());
+    }
+    Err(format!("mount {at}: {}", std::io::Error::last_os_error()))
+}

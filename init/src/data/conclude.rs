@@ -1,0 +1,198 @@
+//! The end of an attempt to get at the data: what must fit together before anything is served, and what a first boot
+//! has to end in the vault.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use alknet_core::config::{NodeConfig, VaultInit};
+use alknet_vault::slots::{OpenAlkv, Pending};
+
+use super::{Access, Prepared, sealed, shut};
+use crate::{
+    control::{DataState, Problem},
+    settings::Settings,
+    vault::{self, Waiting},
+};
+
+/// The node's key on a partition that is not sealed, and its length, bytes.
+const KEY: &str = "identity/node.key";
+const KEY_BYTES: u64 = 32;
+/// What the node makes once its key is on the disk.
+const AFTER_KEY: &str = "identity/identity.db";
+
+/// Why a configuration cannot be that of a machine whose data are in this state; `None` where it can.
+pub(crate) fn contradiction(config: &NodeConfig, data: &DataState) -> Option<Problem> {
+    let device = data.device.as_deref().unwrap_or("data");
+    let problem = |code: &str, text: String, hint: &str| Problem {
+        code: code.to_owned(),
+        text,
+        hint: hint.to_owned(),
+    };
+    if !["mounted", "read-only"].contains(&data.mode.as_str()) {
+        return None;
+    }
+    if config.node.stateless {
+        return Some(problem(
+            "data-unwanted",
+            format!(
+                "the configuration says that this node is stateless, and {device} holds its data"
+            ),
+            "detach the disk, or leave node.stateless out of the configuration",
+        ));
+    }
+    (data.cipher.is_none() && config.vault.init != VaultInit::Off).then(|| {
+        problem(
+            "data-unsealed",
+            format!("{device} is not sealed, and the configuration does not say vault.init = \"off\""),
+            "say so if the data may lie in the clear, or attach a blank disk, which is sealed at its first start",
+        )
+    })
+}
+
+/// Ends an attempt whose data are open and whose configuration was read: withdraws in the vault what its first boot
+/// permitted, once all that hangs on it is on the disk. Where something does not fit, or cannot be written, all is
+/// closed again.
+pub(crate) fn conclude(
+    prepared: Prepared,
+    vault: Option<OpenAlkv>,
+    settings: &Settings,
+    access: Access<'_>,
+) -> Prepared {
+    if prepared.waiting.is_some() || !prepared.is_mounted() {
+        return prepared;
+    }
+    let keeper = access.keeper;
+    if let Some(problem) = contradiction(&settings.config, &prepared.state) {
+        return shut(Waiting::of(problem), prepared.vault_at, keeper);
+    }
+    let Some(open) = vault else {
+        return match lost_key(&prepared.state_dir) {
+            Some(problem) => shut(Waiting::of(problem).for_good(), None, keeper),
+            None => prepared,
+        };
+    };
+    match settle(&prepared, open, settings, access) {
+        Ok(()) => prepared,
+        Err(problem) => shut(Waiting::of(problem).for_good(), prepared.vault_at, keeper),
+    }
+}
+
+/// What became of the key of a node without a vault; `None` where it is there, or was never made. The node would make
+/// another.
+fn lost_key(state_dir: &Path) -> Option<Problem> {
+    let has_been_made = fs::symlink_metadata(state_dir.join(AFTER_KEY)).is_ok();
+    let what = match fs::symlink_metadata(state_dir.join(KEY)) {
+        Ok(found) if found.is_file() && found.len() == KEY_BYTES => return None,
+        Ok(_) => "is no key".to_owned(),
+        Err(error) if error.kind() == ErrorKind::NotFound && !has_been_made => return None,
+        Err(error) => format!("cannot be read: {error}"),
+    };
+    Some(Problem {
+        code: "data-damaged".to_owned(),
+        text: format!("the key of this node, {KEY}, {what}"),
+        hint:
+            "put a copy of it back, or blank the first 16 MiB of the disk to start as another node"
+                .to_owned(),
+    })
+}
+
+fn settle(
+    prepared: &Prepared,
+    mut open: OpenAlkv,
+    settings: &Settings,
+    access: Access<'_>,
+) -> Result<(), Problem> {
+    let keeper = access.keeper;
+    if settings.is_lost() {
+        return Err(Problem {
+            code: "config-lost".to_owned(),
+            text: "the stored configuration of this sealed node cannot be read, and none is taken from a medium"
+                .to_owned(),
+            hint: "repair the disk elsewhere with cryptsetup and e2fsck, or reset the machine at the console (v) and \
+                   provision it anew"
+                .to_owned(),
+        });
+    }
+    let is_first = open.pending().partition;
+    vault::settle_words(keeper, &prepared.state_dir).map_err(|error| Problem {
+        code: "words-not-kept".to_owned(),
+        text: format!(
+            "the new words of this node cannot be written, encrypted to vault.words_to: {error}"
+        ),
+        hint: "attach another data disk".to_owned(),
+    })?;
+    let ended = Pending {
+        configuration: settings.is_settled(),
+        partition: true,
+        // At a later start the console says that nobody confirmed them: until the next they can be shown.
+        words: !is_first || keeper.facts().words_kept,
+    };
+    let unwritten = |error: &dyn std::fmt::Display| Problem {
+        code: "vault-damaged".to_owned(),
+        text: format!("the end of the first boot cannot be noted in the vault: {error}"),
+        hint: "attach another data disk, or look for what keeps this one from being written"
+            .to_owned(),
+    };
+    let changed = open.conclude(ended).map_err(|error| unwritten(&error))?;
+    if let (true, Some(device)) = (changed, &prepared.vault_at) {
+        let saved = sealed::copies(device).save(&open);
+        saved.map_err(|error| unwritten(&error))?;
+        // A copy from before permits more.
+        vault::newest::note(&prepared.state_dir, open.alkv(), access.log);
+    }
+    keeper.set_pending(open.pending());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn data(mode: &str, cipher: Option<&str>) -> DataState {
+        DataState {
+            mode: mode.to_owned(),
+            cipher: cipher.map(str::to_owned),
+            ..DataState::default()
+        }
+    }
+
+    #[test]
+    fn a_key_that_was_made_is_not_made_again() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let lost = || lost_key(dir.path()).map(|problem| problem.text);
+        fs::create_dir(dir.path().join("identity")).expect("writable");
+        assert_eq!(lost(), None, "a first boot");
+        let key = dir.path().join(KEY);
+        fs::write(&key, [7; 32]).expect("writable");
+        assert_eq!(lost(), None);
+        fs::write(dir.path().join(AFTER_KEY), "").expect("writable");
+        assert_eq!(lost(), None);
+        fs::write(&key, [7; 31]).expect("writable");
+        assert!(lost().is_some_and(|text| text.ends_with("is no key")));
+        fs::remove_file(&key).expect("it is there");
+        assert!(lost().is_some_and(|text| text.contains("cannot be read")));
+    }
+
+    #[test]
+    fn a_configuration_has_to_fit_the_data() {
+        let config = |text: &str| NodeConfig::parse(text.as_bytes()).expect("a right one");
+        let (off, on) = ("vault.init = \"off\"\n", "");
+        let stateless = "node.stateless = true\n";
+        let aes = Some("aes-xts-plain64");
+        for (text, state, code) in [
+            (on, data("mounted", None), Some("data-unsealed")),
+            (on, data("read-only", None), Some("data-unsealed")),
+            (off, data("mounted", None), None),
+            (on, data("mounted", aes), None),
+            // A vault that was made stays.
+            (off, data("mounted", aes), None),
+            (stateless, data("mounted", aes), Some("data-unwanted")),
+            (stateless, data("volatile", None), None),
+            (on, data("locked", None), None),
+        ] {
+            let found = contradiction(&config(text), &state).map(|problem| problem.code);
+            assert_eq!(found.as_deref(), code, "{text:?} {state:?}");
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Why a closed machine serves nothing, for its neighbours on the link.
+//!
+//! A closed machine has no key and no port. A neighbour without access to its console sends any datagram, and the
+//! machine answers with one line that holds the code of the problem. The datagram is not read, so there is nothing to
+//! parse or to authenticate.
+
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use tokio::net::UdpSocket;
+use tokio::task::JoinHandle;
+
+/// The UDP port; the console of the hypervisor's owner has the same number on its vsock.
+const PORT: u16 = 7474;
+/// Pause after each answer: more questions wait in the socket, and are dropped where it is full.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Pause after the socket failed.
+const FAILED_PAUSE: Duration = Duration::from_secs(1);
+
+/// What neighbours are answered, if anything.
+#[derive(Debug, Default)]
+pub(crate) struct LinkStatus {
+    /// The code of the problem, and the task that answers with it.
+    answering: Option<(String, JoinHandle<()>)>,
+}
+
+impl LinkStatus {
+    /// Answers with this code from now on; with `None`, not at all.
+    pub(crate) fn say(&mut self, code: Option<&str>) {
+        let said = self.answering.as_ref().map(|(code, _)| code.as_str());
+        if said == code {
+            return;
+        }
+        if let Some((_, task)) = self.answering.take() {
+            task.abort();
+        }
+        self.answering = code.map(|code| {
+            let line = format!("alknet: closed: {code}\n");
+            (code.to_owned(), tokio::spawn(answer_all(line)))
+        });
+    }
+}
+
+async fn answer_all(line: String) {
+    loop {
+        // The task before this one may not have let the port go yet.
+        if let Err(error) = answer(&line).await {
+            tracing::debug!(%error, "no status for the link");
+        }
+        tokio::time::sleep(FAILED_PAUSE).await;
+    }
+}
+
+async fn answer(line: &str) -> io::Result<()> {
+    let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, PORT)).await?;
+    loop {
+        // What is longer is cut off by the kernel.
+        let (_, from) = socket.recv_from(&mut [0; 1]).await?;
+        if is_neighbour(&from) {
+            // A neighbour that is gone is no error of the socket.
+            let _ = socket.send_to(line.as_bytes(), from).await;
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
+/// Whether the datagram came from the link: routers forward no link-local address (RFC 4291, section 2.5.6). Port 7474
+/// itself is refused, or a forged datagram would make two closed machines answer each other for ever.
+fn is_neighbour(from: &SocketAddr) -> bool {
+    let is_on_link = match from.ip() {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    is_on_link && from.port() != PORT
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_link_is_answered_and_no_answer_is() {
+        for (from, is_answered) in [
+            ("[fe80::1%2]:40000", true),
+            ("[fe80::1%2]:7474", false),
+            ("[2001:db8::1]:40000", false),
+            ("[::ffff:169.254.1.1]:40000", false),
+            ("[::1]:40000", false),
+            ("192.0.2.1:40000", false),
+        ] {
+            let address = from.parse().expect("an address");
+            assert_eq!(is_neighbour(&address), is_answered, "{from}");
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! New words in the machine's life: shown, confirmed, and what the vault permits until then.
+
+use std::sync::Arc;
+
+use alknet_vault::slots::Pending;
+
+use super::{Event, Machine};
+use crate::{control::Problem, data, stage::boot_ms, vault};
+
+/// How long new words can be seen, ms.
+const WORDS_MS_MAX: u64 = 600_000;
+/// Work on the vault's permissions of the first boot, as the log calls it.
+const CONCLUDING: &str = "ending the first boot";
+
+impl Machine {
+    /// New words are shown once; new ones that are encrypted are printed.
+    pub(super) fn recall_words(&mut self) {
+        if let Some(text) = self.keeper.show_words_age() {
+            for console in self.consoles() {
+                console.say("alknet: the words of this node, for 'age --decrypt':");
+                text.lines().for_each(|line| console.say(line));
+            }
+        }
+        if let Some(words) = self.keeper.take_words() {
+            let mut bytes = [0; 8];
+            let places = vault::places(words.expose().split(' ').count(), || {
+                // Which places are asked for is no secret: without randomness, the same ones.
+                let _ = getrandom::fill(&mut bytes);
+                u64::from_le_bytes(bytes)
+            });
+            self.asking.show(words, places);
+            self.timers.words = Some(boot_ms() + WORDS_MS_MAX);
+            self.log
+                .warn("the words of this node can be seen at the console for ten minutes");
+        }
+    }
+
+    /// The owner showed that the words are written down. It counts when that is on the disk.
+    pub(super) fn note_words_kept(&self) {
+        let state_dir = self.state_dir.clone();
+        let failed = Event::WordsNoted(Err("it failed; the log says why".to_owned()));
+        self.blocking("noting that the words are kept", failed, move || {
+            Event::WordsNoted(vault::note_kept(&state_dir).map_err(|error| error.to_string()))
+        });
+    }
+
+    /// That the words are kept is on the disk, or why not.
+    pub(super) fn words_noted(&mut self, outcome: Result<(), String>) {
+        match outcome {
+            Ok(()) => {
+                self.keeper.words_are_kept();
+                self.conclude(Pending {
+                    words: true,
+                    ..Pending::default()
+                });
+                self.log.info("the words of this node were written down");
+            }
+            Err(error) => self.log.error(format_args!(
+                "that the words were written down is not noted, and does not count: {error}"
+            )),
+        }
+        self.vault_changed();
+    }
+
+    /// Only the words would prove who the owner is, and the owner has not confirmed to have them.
+    pub(super) fn reminder(&self) -> Option<Problem> {
+        // The first ten minutes are for writing them down.
+        if self.timers.words.is_some()
+            || !self.keeper.is_open()
+            || !self.keeper.lacks_confirmation()
+        {
+            return None;
+        }
+        let hint = if self.keeper.shows_words() {
+            "press v at the console and type 'words': without proof they are shown until the machine restarts"
+        } else {
+            "if they are lost, move what this node has elsewhere and reset it: the console shows them only to who \
+             types three of them"
+        };
+        Some(Problem {
+            code: "words-unconfirmed".to_owned(),
+            text:
+                "nobody confirmed to have the words of this node, which are all that brings it back"
+                    .to_owned(),
+            hint: hint.to_owned(),
+        })
+    }
+
+    /// Withdraws permissions of the first boot in the vault on the disk, as soon as nothing else changes it.
+    pub(super) fn conclude(&mut self, ended: Pending) {
+        let still = self.keeper.pending();
+        // Of those that are still given.
+        let ended = still.without(still.without(ended));
+        self.concluding = self.concluding.with(ended);
+    }
+
+    /// Does so, on a thread of its own.
+    pub(super) fn conclude_now(&mut self) {
+        let is_free = !self.working && !self.opening && self.session.is_none();
+        if self.concluding.is_empty() || !is_free || self.shutdown.is_some() {
+            return;
+        }
+        let ended = std::mem::take(&mut self.concluding);
+        let Some(at) = self.vault_at.clone().filter(|_| self.keeper.is_open()) else {
+            return;
+        };
+        // The vault is not changed by anything else meanwhile.
+        self.working = true;
+        let keeper = Arc::clone(&self.keeper);
+        let log = self.log.clone();
+        let state_dir = self.state_dir.clone();
+        let failed = Event::Concluded(Err("it failed; the log says why".to_owned()));
+        self.blocking(CONCLUDING, failed, move || {
+            Event::Concluded(data::conclude_vault(&at, &state_dir, ended, &keeper, &log))
+        });
+    }
+
+    /// The vault on the disk permits this much from now on, or why it permits what it did.
+    pub(super) fn concluded(&mut self, outcome: Result<Pending, String>) {
+        self.working = false;
+        match outcome {
+            Ok(pending) => self.keeper.set_pending(pending),
+            Err(why) => self.log.info(format_args!(
+                "that the first boot has ended is noted in the vault at the next start: {why}"
+            )),
+        }
+        // What was typed before the question was taken back waited.
+        if let Some(session) = self.session.take() {
+            self.try_command(session);
+        }
+        self.vault_changed();
+    }
+}

@@ -1,0 +1,364 @@
+//! Whether the vault on the disk is the newest that this machine had.
+//!
+//! The encrypted data notes the generation of the vault, so that older copies of the vault that are put back
+//! beside it are noticed; and the TPM counts the changes, so that an older disk is noticed that is put back
+//! whole. What is older opens only for a person who shows that it is theirs.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use alknet_tpm::{StorageKey, Tpm, TpmError};
+use alknet_vault::slots::{Alkv, Found, OpenAlkv, SlotParams, SlotType};
+use serde::{Deserialize, Serialize};
+
+use super::open::by_passphrase;
+use super::{Ask, Keeper, Offer, Waiting, by_tpm, opening_slot};
+use crate::log::Log;
+use crate::tpm;
+
+/// The note, in the configuration's folder, which is root's.
+const NOTE: &str = "vault-newest.json";
+/// Bytes of it: three fields of fixed length, and some room.
+const NOTE_BYTES_MAX: u64 = 1024;
+
+/// What the newest vault was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Note {
+    vault: String,
+    generation: u64,
+    /// How often it was changed, by a TPM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    counted: Option<Counted>,
+}
+
+/// A TPM's counter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Counted {
+    /// Of the TPM with this storage key.
+    tpm: String,
+    count: u64,
+}
+
+/// How a note and a counter fit.
+#[derive(Debug, PartialEq, Eq)]
+enum Fit {
+    /// Nothing is there yet.
+    New,
+    /// They say the same.
+    Same,
+    /// The power went between the two.
+    Behind,
+    /// The TPM counted a change that the disk does not have.
+    Old,
+}
+
+impl Fit {
+    fn of(noted: Option<u64>, counter: Option<u64>) -> Self {
+        match (noted, counter) {
+            (None, None) => Self::New,
+            // A counter that is gone was removed, or a note was never made by this disk.
+            (None, Some(_)) | (Some(_), None) => Self::Old,
+            (Some(noted), Some(counter)) if noted < counter => Self::Old,
+            (Some(noted), Some(counter)) if noted == counter => Self::Same,
+            (Some(_), Some(_)) => Self::Behind,
+        }
+    }
+}
+
+/// Looks whether the vault of a disk whose data is at `state_dir` is the newest. `made` just now, it is.
+///
+/// # Errors
+/// It is older, and nothing shows that its owner wants it; what would.
+pub(crate) fn check(
+    state_dir: &Path,
+    open: &OpenAlkv,
+    made: bool,
+    proof: impl Fn() -> bool,
+    log: &Log,
+) -> Result<(), Waiting> {
+    let alkv = open.alkv();
+    let noted = read(state_dir, log).filter(|note| note.vault == alkv.uuid().to_string());
+    // The power may have gone in the first boot, between the counter and the first note.
+    let made = made || noted.is_none() && open.pending().partition;
+    let mut counter = Counter::of(alkv).or_else(|error| {
+        if made || proof() {
+            log.error(format_args!(
+                "the TPM counts no changes of the vault: {error}"
+            ));
+            return Ok(None);
+        }
+        Err(unknown(&error))
+    })?;
+    let why = match (&noted, &mut counter) {
+        (_, _) if made => None,
+        (Some(noted), _) if noted.generation > alkv.generation() => {
+            Some("the vault is older than the data beside it")
+        }
+        (noted, Some(counter)) => counter
+            .is_old(noted.as_ref())
+            .map_err(|error| unknown(&error))?,
+        (_, None) => None,
+    };
+    if let Some(why) = why {
+        if !proof() {
+            return Err(old(alkv, why));
+        }
+        log.warn(format_args!(
+            "{why}: it counts from now on, as its owner wants it"
+        ));
+    }
+    let is_noted = noted.is_some_and(|noted| {
+        let by = counter.as_ref().map(|counter| counter.key.to_string());
+        let counts = noted.counted.map(|counted| counted.tpm) == by;
+        counts && noted.generation == alkv.generation()
+    });
+    if made || why.is_some() || !is_noted {
+        write(state_dir, alkv, counter.as_mut(), log);
+    }
+    Ok(())
+}
+
+/// Notes a vault that was changed, and has the TPM count it.
+pub(crate) fn note(state_dir: &Path, alkv: &Alkv, log: &Log) {
+    match Counter::of(alkv) {
+        Ok(mut counter) => write(state_dir, alkv, counter.as_mut(), log),
+        Err(error) => log.error(format_args!(
+            "the TPM did not count a change of the vault: {error}"
+        )),
+    }
+}
+
+/// The note first: where the power goes before the TPM has counted, the next start does it.
+fn write(state_dir: &Path, alkv: &Alkv, counter: Option<&mut Counter>, log: &Log) {
+    let counted = counter.map(Counter::begin);
+    let counted = match counted.transpose() {
+        Ok(counted) => counted,
+        Err(error) => {
+            log.error(format_args!(
+                "the TPM counts no changes of the vault: {error}"
+            ));
+            None
+        }
+    };
+    let note = Note {
+        vault: alkv.uuid().to_string(),
+        generation: alkv.generation(),
+        counted: counted.as_ref().map(|(_, counted)| counted.clone()),
+    };
+    let written = serde_json::to_vec(&note).map_err(io::Error::other);
+    let folder = state_dir.join("config");
+    let path = folder.join(NOTE);
+    // At a first boot this is the first file.
+    let written = written.and_then(|text| {
+        fs::create_dir_all(&folder)?;
+        alknet_durable::replace(&path, &text, 0o600)
+    });
+    if let Err(error) = written {
+        return log.error(format_args!("{}: {error}", path.display()));
+    }
+    if let Some((counter, _)) = counted
+        && let Err(error) = counter.advance()
+    {
+        log.error(format_args!(
+            "the TPM did not count a change of the vault: {error}"
+        ));
+    }
+}
+
+fn read(state_dir: &Path, log: &Log) -> Option<Note> {
+    let path = state_dir.join("config").join(NOTE);
+    let read = || -> io::Result<Option<Note>> {
+        let length = match fs::symlink_metadata(&path) {
+            Ok(metadata) => metadata.len(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if length > NOTE_BYTES_MAX {
+            return Err(io::Error::other("it is too long"));
+        }
+        Ok(Some(serde_json::from_slice(&fs::read(&path)?)?))
+    };
+    // Without it the TPM's counter says that the disk is an older one.
+    read().unwrap_or_else(|error| {
+        log.error(format_args!("{}: {error}", path.display()));
+        None
+    })
+}
+
+/// The counter of this machine's TPM, for a vault that has a slot of it.
+struct Counter {
+    tpm: Tpm<fs::File>,
+    key: StorageKey,
+    count: Option<u64>,
+}
+
+impl Counter {
+    /// `None` for a vault without such a slot: of another machine's disk nothing was counted here.
+    fn of(alkv: &Alkv) -> Result<Option<Self>, TpmError> {
+        let slots = alkv.slots().iter();
+        let mut of_tpms = slots.filter_map(|slot| match slot.params() {
+            SlotParams::Tpm2(params) => StorageKey::of(params).ok(),
+            _ => None,
+        });
+        let Some(first) = of_tpms.next() else {
+            return Ok(None);
+        };
+        let mut tpm = match tpm::connect() {
+            Ok(tpm) => tpm,
+            Err(TpmError::Absent | TpmError::Unsupported(_)) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let key = match tpm.storage_key() {
+            Ok(key) => key,
+            // The image is for another machine: what this TPM says counts for nothing.
+            Err(TpmError::ForeignStorageKey) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if key != first && !of_tpms.any(|other| other == key) {
+            return Ok(None);
+        }
+        // What answers from here on has that key.
+        let mut tpm = tpm.require(key);
+        let count = match tpm.counter() {
+            Ok(count) => count,
+            Err(TpmError::CounterForeign(_)) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        Ok(Some(Self { tpm, key, count }))
+    }
+
+    /// Why a disk with this note is an older one.
+    fn is_old(&mut self, noted: Option<&Note>) -> Result<Option<&'static str>, TpmError> {
+        let counted = noted.and_then(|noted| noted.counted.as_ref());
+        let own = counted.filter(|counted| counted.tpm == self.key.to_string());
+        let noted = own.map(|counted| counted.count);
+        match Fit::of(noted, self.count) {
+            Fit::New | Fit::Same => Ok(None),
+            Fit::Behind => {
+                self.count = Some(self.tpm.advance_counter()?);
+                Ok(None)
+            }
+            Fit::Old => Ok(Some(
+                "the disk is older than the last change that the TPM counted",
+            )),
+        }
+    }
+
+    /// What the counter will be.
+    fn begin(&mut self) -> Result<(&mut Self, Counted), TpmError> {
+        let count = match self.count {
+            Some(count) => count,
+            None => self.tpm.make_counter()?,
+        };
+        self.count = Some(count);
+        let counted = Counted {
+            tpm: self.key.to_string(),
+            count: count + 1,
+        };
+        Ok((self, counted))
+    }
+
+    fn advance(&mut self) -> Result<(), TpmError> {
+        self.count = Some(self.tpm.advance_counter()?);
+        Ok(())
+    }
+}
+
+/// Whether a person at the machine, or a medium with the words, shows that the vault's owner opens it.
+pub(crate) fn is_proven(
+    found: &Found,
+    open: &OpenAlkv,
+    offer: &Offer,
+    keeper: &Keeper,
+    medium_has_words: impl FnOnce() -> bool,
+) -> bool {
+    let by = opening_slot(open);
+    let slots = open.alkv().slots().iter();
+    let by_typing = by.is_some_and(|by| {
+        let mut slots = slots.filter(|slot| slot.id() == by.id);
+        by.kind == SlotType::Passphrase || slots.any(by_tpm::wants_pin)
+    });
+    // What needs nobody is tried first: the passphrase may have had no turn.
+    let passphrase = || {
+        let typed = offer.passphrase.as_ref();
+        typed.is_some_and(|typed| by_passphrase(found, typed, keeper).is_ok())
+    };
+    let pin = || {
+        let typed = offer.pin.as_ref();
+        typed.is_some_and(|typed| by_tpm::with_pin(found, typed).is_ok())
+    };
+    by_typing || passphrase() || pin() || medium_has_words()
+}
+
+fn old(alkv: &Alkv, why: &str) -> Waiting {
+    let slots = alkv.slots();
+    let ask = if slots.iter().any(by_tpm::wants_pin) {
+        Ask::Pin
+    } else if slots.iter().any(|slot| slot.kind() == SlotType::Passphrase) {
+        Ask::Passphrase
+    } else {
+        Ask::Nothing
+    };
+    let hint = match ask {
+        Ask::Nothing => {
+            "put the newest disk back; or attach a medium with the words of this node (vault.words) \
+             and restart, if this one is to count"
+        }
+        _ => "put the newest disk back; or type what opens the vault, if this one is to count",
+    };
+    let text = format!("an older copy was put back: {why}");
+    Waiting::new(ask, "vault-old", text, hint).for_good()
+}
+
+fn unknown(error: &TpmError) -> Waiting {
+    let text = format!("whether the disk is the newest one is not known: {error}");
+    Waiting::new(Ask::Nothing, "vault-old", text, "it is tried again")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_count_that_the_disk_does_not_have_makes_it_old() {
+        for (noted, counter, fit) in [
+            (None, None, Fit::New),
+            (Some(7), Some(7), Fit::Same),
+            (Some(8), Some(7), Fit::Behind),
+            (Some(6), Some(7), Fit::Old),
+            (None, Some(7), Fit::Old),
+            (Some(7), None, Fit::Old),
+        ] {
+            assert_eq!(Fit::of(noted, counter), fit, "{noted:?} {counter:?}");
+        }
+    }
+
+    #[test]
+    fn a_note_is_read_as_it_was_written_and_anything_else_is_none() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let log = Log::default();
+        assert_eq!(read(dir.path(), &log), None);
+        let note = Note {
+            vault: "of this".to_owned(),
+            generation: 7,
+            counted: Some(Counted {
+                tpm: "ab".repeat(32),
+                count: u64::MAX,
+            }),
+        };
+        let path = dir.path().join("config").join(NOTE);
+        fs::create_dir(dir.path().join("config")).expect("writable");
+        let text = serde_json::to_vec(&note).expect("plain values");
+        assert!(text.len() as u64 <= NOTE_BYTES_MAX);
+        fs::write(&path, &text).expect("writable");
+        assert_eq!(read(dir.path(), &log), Some(note));
+        let long = vec![b' '; NOTE_BYTES_MAX as usize + 1];
+        for bad in [&text[1..], b"", &long] {
+            fs::write(&path, bad).expect("writable");
+            assert_eq!(read(dir.path(), &log), None);
+        }
+    }
+}

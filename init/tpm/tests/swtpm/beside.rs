@@ -1,0 +1,141 @@
+//! What a stub measures that does not come from the image: a command line of the boot entry.
+
+use alknet_tpm::{Expected, PcrChoice, PcrValues, TpmError, TpmSource};
+use alknet_vault::slots::{Key, NewSlot, NewVault, OpenAlkv, SlotId, SlotParams, SlotType};
+use alknet_vault::{Entropy, WordCount};
+
+use crate::machine::Machine;
+use crate::{kek, pin};
+
+/// As slots were made before they covered it.
+fn former() -> PcrChoice {
+    PcrChoice::of(vec![4, 11]).expect("two of them")
+}
+
+fn vault() -> OpenAlkv {
+    let entropy = Entropy::generate(WordCount::TwentyFour).expect("random numbers");
+    OpenAlkv::create(NewVault::new(entropy, 1_767_225_600), NewSlot::None).expect("a vault")
+}
+
+#[test]
+fn it_opens_nothing_and_nothing_is_sealed_to_it() {
+    let machine = Machine::booted();
+    let seal = |choice: &PcrChoice| {
+        let sealed = machine.tpm().seal(&kek(), choice, Expected::Current, None);
+        sealed.expect("sealed")
+    };
+    let (slot, uncovered) = (seal(&PcrChoice::measured()), seal(&former()));
+    assert_eq!(slot.pcrs(), [4, 11, 12]);
+    assert_eq!(slot.values()[2], [0; 32]);
+    for slot in [&slot, &uncovered] {
+        machine.tpm().unseal(slot, None).expect("unsealed");
+        machine.tpm().check(slot).expect("nothing changed");
+    }
+    machine.extend(12, &[1; 32]);
+    let mut tpm = machine.tpm();
+    for refused in [tpm.unseal(&slot, None).err(), tpm.check(&slot).err()] {
+        let Some(TpmError::WrongPcrs { changed }) = refused else {
+            panic!("{refused:?}");
+        };
+        assert_eq!(changed, [12]);
+    }
+    for refused in [
+        tpm.unseal(&uncovered, None).err(),
+        tpm.check(&uncovered).err(),
+        tpm.seal(&kek(), &PcrChoice::measured(), Expected::Current, None)
+            .err(),
+    ] {
+        assert!(matches!(refused, Some(TpmError::FromBeside)), "{refused:?}");
+    }
+    // Predicted or not.
+    let then = PcrValues::from([(12, [2; 32])]);
+    let refused = tpm.seal(
+        &kek(),
+        &PcrChoice::measured(),
+        Expected::Predicted(&then),
+        None,
+    );
+    assert!(matches!(refused, Err(TpmError::FromBeside)), "{refused:?}");
+    drop(tpm);
+    machine.assert_clean();
+}
+
+#[test]
+fn slots_that_do_not_cover_it_are_made_anew_for_the_same_programs() {
+    let mut machine = Machine::booted();
+    let (other, wanted) = (Machine::booted(), pin("1234"));
+    let mut open = vault();
+    let add = |machine: &Machine, open: &mut OpenAlkv, pin| {
+        let added = machine.tpm().add_slot(open, &former(), pin);
+        added.expect("added")
+    };
+    let own = add(&machine, &mut open, None);
+    let with_pin = add(&machine, &mut open, Some(&wanted));
+    let of_other = add(&other, &mut open, None);
+    // For the image before, or the one after.
+    machine.extend(11, &[3; 32]);
+    let values = machine.tpm().pcr_values(&[4, 11]).expect("readable");
+    machine.reset();
+    machine.boot();
+    let secret = kek();
+    let params = machine
+        .tpm()
+        .seal(&secret, &former(), Expected::Predicted(&values), None)
+        .expect("sealed");
+    let of_next = open.add(NewSlot::Tpm2(params, &secret)).expect("added");
+
+    let done = machine.tpm().cover_slots(&mut open, None).expect("covered");
+    let old: Vec<_> = done.iter().map(|(old, _)| *old).collect();
+    assert_eq!(old, [own, of_next]);
+    let bound_to = |open: &OpenAlkv, id: SlotId| {
+        let slot = open.alkv().slots().iter().find(|slot| slot.id() == id)?;
+        match slot.params() {
+            SlotParams::Tpm2(params) => Some(params.pcrs().to_vec()),
+            _ => None,
+        }
+    };
+    for id in [with_pin, of_other] {
+        assert_eq!(bound_to(&open, id), Some(vec![4, 11]));
+    }
+    for id in [own, of_next] {
+        assert_eq!(bound_to(&open, id), None);
+    }
+    for (_, id) in &done {
+        assert_eq!(bound_to(&open, *id), Some(vec![4, 11, 12]));
+    }
+    let again = machine
+        .tpm()
+        .cover_slots(&mut open, None)
+        .expect("nothing to do");
+    assert_eq!(again, []);
+
+    let opens = |machine: &Machine, open: &OpenAlkv, id, pin| {
+        let mut source = TpmSource::new(machine.tpm(), pin);
+        let mut key = Key::Source(SlotType::Tpm2, &mut source);
+        open.alkv().open(id, &mut key)
+    };
+    let [(_, own), (_, of_next)] = done[..] else {
+        panic!("{done:?}");
+    };
+    assert!(opens(&machine, &open, own, None).is_ok());
+    assert!(opens(&machine, &open, of_next, None).is_err());
+    // By a PIN that was typed only the slot that it opened.
+    let mut by_pin = opens(&machine, &open, with_pin, Some(pin("1234"))).expect("opens");
+    let done = machine
+        .tpm()
+        .cover_slots(&mut by_pin, Some(&wanted))
+        .expect("covered");
+    let [(old, covered)] = done[..] else {
+        panic!("{done:?}");
+    };
+    assert_eq!(old, with_pin);
+    assert!(opens(&machine, &by_pin, covered, Some(pin("1234"))).is_ok());
+    assert!(opens(&machine, &by_pin, covered, None).is_err());
+
+    machine.extend(11, &[3; 32]);
+    assert!(opens(&machine, &open, of_next, None).is_ok());
+    assert!(opens(&machine, &open, own, None).is_err());
+    machine.extend(12, &[1; 32]);
+    assert!(opens(&machine, &open, of_next, None).is_err());
+    machine.assert_clean();
+}

@@ -1,0 +1,233 @@
+//! One host with thousands of addresses, each of which finishes its handshake, proves nothing, and stays.
+//! An administrator gets in all the while, over QUIC and over TCP.
+
+use std::net::{Ipv6Addr, SocketAddr, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use alknet_call::{ALPN, CallClient};
+use alknet_core::Carriage;
+use alknet_test_support::{deadline, took};
+use alknet_tests::Bench;
+use alknet_tls::{ClientTls, ClientTlsOptions, Place};
+use rustls::ClientConnection;
+use socket2::{Domain, Socket, Type};
+
+use super::{Honest, Lab, Served, among, call, ip, values};
+
+/// Addresses of the crowd.
+const CROWD: usize = 4096;
+/// Threads that connect for it.
+const HANDS: usize = 8;
+
+/// Places that unknown peers get of the 512 that the node has, as on a machine of 128 MiB.
+const FOR_UNKNOWN: f64 = 384.0;
+/// Places that unknown peers of one network get.
+const OF_ONE_NETWORK: f64 = 64.0;
+
+/// No rate keeps the crowd out: the places do.
+const CONFIG: &str =
+    "[limits]\nconnections = 512\nhandshake_burst = 10000\nhandshakes_per_second = 10000\n";
+
+/// How long the administrator may take to get in and to be answered.
+const GETS_IN_WITHIN: Duration = Duration::from_secs(2);
+/// How long a member of the crowd waits for the node.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The ends of the cable.
+const NODE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1);
+const OTHERS_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 2);
+/// Every address of the crowd.
+const CROWD_V6: &str = "2001:db8::/44";
+
+/// Where the addresses of the crowd are.
+#[derive(Clone, Copy, Debug)]
+enum Spread {
+    /// All in one /64.
+    OneNetwork,
+    /// Each in a /56 of its own, as those of a provider.
+    Everywhere,
+}
+
+impl Spread {
+    fn address(self, n: usize) -> Ipv6Addr {
+        let n = u16::try_from(n % CROWD).expect("small");
+        match self {
+            Self::OneNetwork => [0x2001, 0xdb8, 0, 0, 0, 0, 0, n + 1].into(),
+            Self::Everywhere => [0x2001, 0xdb8, n >> 8, n << 8, 0, 0, 0, 1].into(),
+        }
+    }
+}
+
+impl Lab {
+    /// Gives the cable IPv6 addresses, and the others all of those of the crowd.
+    fn crowded(self) -> Self {
+        let Self { node, others } = &self;
+        for (namespace, address) in [(node, NODE_V6), (others, OTHERS_V6)] {
+            ip(&format!(
+                "-n {namespace} -6 addr add {address}/64 dev eth0 nodad"
+            ));
+        }
+        ip(&format!("-n {others} -6 route add local {CROWD_V6} dev lo"));
+        ip(&format!(
+            "-n {node} -6 route add {CROWD_V6} via {OTHERS_V6}"
+        ));
+        self
+    }
+}
+
+/// How far the crowd is.
+#[derive(Default)]
+struct Progress {
+    /// Members that finished their handshake or were refused.
+    done: AtomicUsize,
+    /// They may leave.
+    stop: AtomicBool,
+}
+
+/// Connections of the crowd.
+struct Crowd {
+    tls: rustls::ClientConfig,
+    name: rustls::pki_types::ServerName<'static>,
+    node: SocketAddr,
+}
+
+impl Crowd {
+    fn new(served: &Served) -> Self {
+        let tls = ClientTls::new(ClientTlsOptions::default());
+        let place = Place::Ip(NODE_V6.into());
+        let remote = tls.remote(None, &served.target.pins, place);
+        let remote = remote.expect("the node's key is known");
+        let attempt = remote.attempts(place, ALPN).into_iter().next();
+        Self {
+            tls: attempt.expect("there is a way to connect"),
+            name: remote.server_name(place),
+            node: (NODE_V6, served.target.port).into(),
+        }
+    }
+
+    /// Connects from `address`, up to the end of the handshake.
+    fn connect(&self, address: Ipv6Addr) -> std::io::Result<(TcpStream, ClientConnection)> {
+        let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
+        socket.set_freebind_v6(true)?;
+        socket.bind(&SocketAddr::from((address, 0)).into())?;
+        let patience = deadline(PATIENCE);
+        socket.connect_timeout(&self.node.into(), patience)?;
+        let mut socket = TcpStream::from(socket);
+        socket.set_read_timeout(Some(patience))?;
+        let tls = ClientConnection::new(Arc::new(self.tls.clone()), self.name.clone());
+        let mut tls = tls.map_err(std::io::Error::other)?;
+        while tls.is_handshaking() {
+            tls.complete_io(&mut socket)?;
+        }
+        Ok((socket, tls))
+    }
+
+    /// Connects from every address, and keeps what it gets until it may leave.
+    fn come(&self, spread: Spread, progress: &Progress) {
+        std::thread::scope(|scope| {
+            for hand in 0..HANDS {
+                scope.spawn(move || {
+                    let mut kept = Vec::new();
+                    for n in (hand..CROWD).step_by(HANDS) {
+                        kept.extend(self.connect(spread.address(n)));
+                        progress.done.fetch_add(1, Ordering::SeqCst);
+                    }
+                    while !progress.stop.load(Ordering::SeqCst) {
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
+                });
+            }
+        });
+    }
+}
+
+/// Everything the node counts of unknown peers' connections, and how often it had no place for one.
+async fn counted(admin: &Honest<'_>) -> (f64, f64) {
+    let lasting = admin.connect().await;
+    let values = values(&lasting).await;
+    let values = values.as_object().expect("an object");
+    let sum = |wanted: &dyn Fn(&str) -> bool| {
+        let found = values.iter().filter(|(name, _)| wanted(name));
+        found.filter_map(|(_, value)| value.as_f64()).sum::<f64>()
+    };
+    let strangers =
+        sum(&|name| name.starts_with("alknet_connections{") && name.contains("state=\"stranger\""));
+    let refused = sum(&|name| name.starts_with("alknet_limit_hits_total{limit=\"connections"));
+    (strangers, refused)
+}
+
+/// The administrator connects anew and asks, as often as it takes until the crowd is there.
+async fn gets_in_throughout(admin: &Honest<'_>, progress: &Progress) -> (usize, Duration) {
+    let (mut times, mut longest) = (0, Duration::ZERO);
+    loop {
+        let crowded = progress.done.load(Ordering::SeqCst) >= CROWD;
+        for carriage in [Carriage::Quic, Carriage::Tcp] {
+            let began = std::time::Instant::now();
+            let asked = async {
+                let connection = admin.dialer.dial_over(carriage, admin.target, ALPN).await;
+                let connection = connection.unwrap_or_else(|error| panic!("{carriage}: {error}"));
+                call(&CallClient::without_operations().attach(connection, None)).await;
+            };
+            let asked = tokio::time::timeout(deadline(GETS_IN_WITHIN), asked).await;
+            assert!(
+                asked.is_ok(),
+                "an administrator is kept out over {carriage}"
+            );
+            longest = longest.max(began.elapsed());
+            times += 1;
+        }
+        if crowded {
+            return (times, longest);
+        }
+    }
+}
+
+async fn scenario(admin: &Path, served: &Served) {
+    let admin = Honest::new(admin, &served.target);
+    let crowd = Arc::new(Crowd::new(served));
+    let lasting = admin.connect().await;
+    let (_, mut refused) = counted(&admin).await;
+    for (spread, most) in [
+        (Spread::OneNetwork, OF_ONE_NETWORK),
+        (Spread::Everywhere, FOR_UNKNOWN),
+    ] {
+        let progress = Arc::new(Progress::default());
+        let coming = {
+            let (crowd, progress) = (Arc::clone(&crowd), Arc::clone(&progress));
+            std::thread::spawn(move || crowd.come(spread, &progress))
+        };
+        let (times, longest) = gets_in_throughout(&admin, &progress).await;
+        let (strangers, now_refused) = counted(&admin).await;
+        println!(
+            "figure crowd {spread:?}: the administrator got in {times} times, after {} ms at most; {strangers} of the crowd are in",
+            longest.as_millis()
+        );
+        took(
+            &format!("an administrator beside {spread:?}"),
+            GETS_IN_WITHIN,
+            longest,
+        );
+        // Those that were told to leave for others may not have left.
+        assert!(strangers <= most + HANDS as f64, "{spread:?}: {strangers}");
+        assert!(
+            now_refused > refused,
+            "{spread:?}: the crowd found room for all"
+        );
+        refused = now_refused;
+        progress.stop.store(true, Ordering::SeqCst);
+        coming.join().expect("the crowd came");
+    }
+    call(&lasting).await;
+}
+
+#[test]
+fn a_host_with_thousands_of_addresses_keeps_no_administrator_out() {
+    let bench = Bench::new();
+    let lab = Lab::new('c').crowded();
+    let served = lab.serve(&bench, "::", CONFIG);
+    let admin = bench.admin().state().to_owned();
+    among(&lab, scenario(&admin, &served));
+}

@@ -1,0 +1,65 @@
+//! A node that serves iroh as well, and that nobody asks for anything elsewhere: nothing of it leaves for anybody
+//! but those who called it. Its way out leads to the others, who are nobody that it might look for.
+
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, setns};
+
+use super::{Honest, Lab, NODE, Served, among, call};
+
+/// Serves iroh, and names no relay.
+const CONFIG: &str = "[iroh]\nenabled = true\n";
+
+/// How long the node is left alone once it has answered: what it does by itself it begins at its start.
+const LEFT_ALONE: Duration = Duration::from_secs(5);
+
+/// An address of nobody (RFC 5737), to which a resolver, a relay or a clock could be asked to be.
+const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+
+/// Packets that came to the others, among whom the calling thread is, and were for somebody else.
+fn strayed() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/net/snmp").expect("Linux");
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Ip: "));
+    let (names, values) = lines.next().zip(lines.next()).expect("names and values");
+    let mut counters = names.split(' ').zip(values.split(' '));
+    let counted = counters.find(|(name, _)| *name == "InAddrErrors");
+    let number = counted.and_then(|(_, value)| value.parse().ok());
+    number.expect("the kernel counts them")
+}
+
+/// Sends a packet as the node could.
+fn stray(lab: &Lab) {
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let namespace = std::fs::File::open(format!("/run/netns/{}", lab.node));
+            let namespace = namespace.expect("made just now");
+            setns(namespace, CloneFlags::CLONE_NEWNET).expect("root may enter it");
+            let socket = UdpSocket::bind((NODE, 0)).expect("a free port");
+            let sent = socket.send_to(b"?", SocketAddr::from((ELSEWHERE, 53)));
+            sent.expect("there is a way out");
+        });
+    });
+}
+
+async fn scenario(lab: &Lab, admin: &Path, served: &Served) {
+    let admin = Honest::new(admin, &served.target);
+    let lasting = admin.connect().await;
+    call(&lasting).await;
+    tokio::time::sleep(LEFT_ALONE).await;
+    call(&lasting).await;
+    assert_eq!(strayed(), 0, "packets left for others");
+    // What would be seen is seen.
+    stray(lab);
+    alknet_test_support::eventually("a packet that strayed", LEFT_ALONE, || strayed() == 1);
+}
+
+#[test]
+fn a_node_looks_for_nobody_unasked() {
+    let bench = alknet_tests::Bench::new();
+    let lab = Lab::new('u');
+    let served = lab.serve(&bench, &NODE.to_string(), CONFIG);
+    let admin = bench.admin().state().to_owned();
+    among(&lab, scenario(&lab, &admin, &served));
+}

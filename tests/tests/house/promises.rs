@@ -1,0 +1,209 @@
+//! docs/promises.md against docs/SPECIFICATION.md and the sources: every promise that a test shows is listed with
+//! that test, and every number of a promise is the one in the code.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use super::architecture::root;
+
+/// Where promises are measured instead of tested; their rows need no test.
+const MEASURED: &str = "`cargo xtask bench";
+
+/// How a test was judged, at the start of the third column.
+const JUDGED: [&str; 3] = ["pending: ", "read: ", "seen: "];
+
+fn page(name: &str) -> String {
+    let path = root().join("docs").join(name);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Cells of each row of each table below a heading of the second level, by that heading. Rows of headings of
+/// columns come along as rows.
+fn tables(page: &str) -> BTreeMap<String, Vec<Vec<String>>> {
+    let mut tables: BTreeMap<String, Vec<Vec<String>>> = BTreeMap::new();
+    let mut heading = String::new();
+    for line in page.lines() {
+        if let Some(text) = line.strip_prefix("## ") {
+            heading = text.to_owned();
+        }
+        let inner = line
+            .strip_prefix("| ")
+            .and_then(|row| row.strip_suffix(" |"));
+        if let Some(inner) = inner {
+            let cells = inner.split(" | ").map(str::to_owned).collect();
+            tables.entry(heading.clone()).or_default().push(cells);
+        }
+    }
+    tables
+}
+
+/// Words between backquotes.
+fn quoted(cell: &str) -> impl Iterator<Item = &str> {
+    cell.split('`').skip(1).step_by(2)
+}
+
+/// Whether the row has a test, and not a benchmark alone.
+fn is_tested(row: &[String]) -> bool {
+    let shown = row[1..].join(" | ") + " |";
+    row[0] != "promise" && !shown.starts_with(MEASURED)
+}
+
+#[test]
+fn every_promise_names_the_test_that_would_notice_its_breach() {
+    let promised = tables(&page("SPECIFICATION.md"));
+    let listed = tables(&page("promises.md"));
+    let mut rows = 0;
+    for (heading, promised) in &promised {
+        let listed = listed.get(heading).map_or(&[][..], Vec::as_slice);
+        for row in promised.iter().filter(|row| is_tested(row)) {
+            let found: Vec<_> = listed.iter().filter(|it| it[0] == row[0]).collect();
+            let [found] = found.as_slice() else {
+                panic!(
+                    "docs/promises.md, {heading}: {} rows for {:?}",
+                    found.len(),
+                    row[0]
+                );
+            };
+            let [promise, tests, judged] = found.as_slice() else {
+                panic!("docs/promises.md, {heading}: three columns: {found:?}");
+            };
+            assert_tests_exist(promise, tests);
+            let how = JUDGED.iter().any(|how| judged.starts_with(how));
+            assert!(
+                how,
+                "{promise:?}: {judged:?} does not begin with one of {JUDGED:?}"
+            );
+            rows += 1;
+        }
+        for row in listed.iter().filter(|row| row[0] != "promise") {
+            let known = promised.iter().any(|it| it[0] == row[0]);
+            assert!(known, "nothing promises {:?} in {heading}", row[0]);
+        }
+    }
+    assert!(rows > 140, "{rows} rows were found");
+}
+
+/// `file`: `test`, `test`; `file`: `test`.
+fn assert_tests_exist(promise: &str, tests: &str) {
+    let mut source = None;
+    let mut count = 0;
+    for word in quoted(tests) {
+        if word.contains('/') {
+            let text = fs::read_to_string(root().join(word));
+            source = Some(text.unwrap_or_else(|error| panic!("{promise:?}: {word}: {error}")));
+            continue;
+        }
+        let source = source.as_ref().expect("a file comes first");
+        let function = format!("fn {word}(");
+        assert!(source.contains(&function), "{promise:?}: no test {word}");
+        count += 1;
+    }
+    assert!(count > 0, "{promise:?} names no test");
+}
+
+/// A test with limits of its own shows that a limit is kept, and not which: the numbers are held here.
+#[test]
+fn the_numbers_of_the_promises_are_those_of_the_code() {
+    let promised = tables(&page("SPECIFICATION.md"));
+    let rows: Vec<_> = promised.into_values().flatten().collect();
+    let page = page("promises.md");
+    let numbers = tables(&page).remove("Numbers").expect("the table");
+    let mut checked = 0;
+    for row in numbers.iter().filter(|row| row[0] != "promise") {
+        let [promise, number, places] = row.as_slice() else {
+            panic!("three columns: {row:?}");
+        };
+        let promised = rows.iter().find(|it| it[0] == *promise);
+        let promised = promised.unwrap_or_else(|| panic!("nothing promises {promise:?}"));
+        // The number stands with the promise, or beside it.
+        let said = promised[..2].join(" | ");
+        assert!(
+            said.contains(number.as_str()),
+            "{promise:?}: no {number} in {said:?}"
+        );
+        let mut words = quoted(places);
+        let file = words.next().expect("a file");
+        let source = fs::read_to_string(root().join(file));
+        let source = source.unwrap_or_else(|error| panic!("{file}: {error}"));
+        for declared in words {
+            let found = source.matches(declared).count();
+            assert_eq!(found, 1, "{promise:?}: {declared:?} in {file}");
+            checked += 1;
+        }
+    }
+    assert!(checked > 60, "{checked} numbers were found");
+}
+
+/// Numbers of a text, each with how many decimals it has. `2,041` is one number.
+fn numbers(text: &str) -> Vec<(f64, usize)> {
+    let bytes = text.as_bytes();
+    let is_digit = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_digit);
+    let mut found = Vec::new();
+    let mut at = 0;
+    while at < bytes.len() {
+        if !is_digit(at) {
+            at += 1;
+            continue;
+        }
+        let mut digits = String::new();
+        let mut decimals = None;
+        while is_digit(at) || (is_digit(at + 1) && matches!(bytes[at], b'.' | b',')) {
+            match bytes[at] {
+                b',' => {}
+                b'.' => decimals = Some(digits.len()),
+                digit => digits.push(char::from(digit)),
+            }
+            at += 1;
+        }
+        let whole = decimals.unwrap_or(digits.len());
+        let decimals = digits.len() - whole;
+        digits.insert(whole, '.');
+        found.extend(digits.parse::<f64>().ok().map(|number| (number, decimals)));
+    }
+    found
+}
+
+/// A figure of the specification is one of the page that says where the time goes, or rounded from one.
+#[test]
+fn figures_of_benchmarks_stand_in_the_page_about_them() {
+    let promised = tables(&page("SPECIFICATION.md"));
+    let known = numbers(&page("performance.md"));
+    let is_known = |(figure, decimals): &(f64, usize)| {
+        let rounded = |number: f64| format!("{number:.decimals$}");
+        let wanted = rounded(*figure);
+        known.iter().any(|(number, _)| rounded(*number) == wanted)
+    };
+    let mut rows = 0;
+    for row in promised.into_values().flatten() {
+        let [promise, shown, measured] = row.as_slice() else {
+            continue;
+        };
+        if !shown.starts_with(MEASURED) {
+            continue;
+        }
+        rows += 1;
+        let unknown: Vec<_> = numbers(measured)
+            .into_iter()
+            .filter(|it| !is_known(it))
+            .collect();
+        assert!(
+            unknown.is_empty(),
+            "{promise:?}: {unknown:?} of {measured:?}"
+        );
+    }
+    assert!(rows > 20, "{rows} rows were found");
+}
+
+#[test]
+fn nothing_that_counts_takes_a_lock() {
+    for file in [
+        "crates/core/src/metrics.rs",
+        "crates/endpoint/src/counters.rs",
+    ] {
+        let source = fs::read_to_string(root().join(file));
+        let source = source.unwrap_or_else(|error| panic!("{file}: {error}"));
+        for lock in ["Mutex", "RwLock", ".lock("] {
+            assert!(!source.contains(lock), "{file}: {lock}");
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! An attacker gives the firmware's boot entry a command line, which replaces the image's: it is
+//! measured apart from the image, and the TPM opens nothing.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use alknet_qemu::set_command_line;
+use alknet_sealed::limits::{VAULT_A_AT, VAULT_B_AT};
+use alknet_tests::Bench;
+use alknet_tests::tools::{RAW_DATA_AT, variable};
+use alknet_tpm::{Expected, PcrChoice, PcrValues};
+use alknet_vault::SecretStr;
+use alknet_vault::slots::{Consent, Copies, FileArea, Key, NewSlot, SlotParams, SlotType};
+use serde_json::{Value, json};
+
+use crate::chip::with_chip;
+use crate::secure_boot::PACKAGES_VARIABLE;
+use crate::tpm::{asked, measured, says, served, shown, type_line};
+
+/// What the boot entry says: all that makes another program the first one. They name ours here, so that it
+/// starts and can be asked.
+const LINE: &str =
+    "console=ttyS0 quiet panic=10 noreplace-smp rdinit=/init init=/init root=/dev/vda";
+const PASSPHRASE: &str = "correct horse";
+/// Bytes of both copies of the vault, which lie one after the other.
+const COPIES_BYTES: usize = 128 << 10;
+
+/// Neither a slot as they are made now nor one that was made before they covered the boot entry; that one is
+/// made anew as soon as the vault was opened in another way.
+#[test]
+fn a_boot_entry_with_another_command_line_opens_nothing() {
+    let bench = Bench::new();
+    let machine = || {
+        let unlock = "[vault]\nunlock = [\"tpm2\", \"passphrase\"]";
+        measured(&bench, "own").configured(unlock)
+    };
+    let vm = machine().start();
+    asked(&vm, "new passphrase");
+    type_line(&vm, PASSPHRASE);
+    shown(&vm, "the same again");
+    type_line(&vm, PASSPHRASE);
+    let node = served(&bench, vm);
+    let identity = node.identity().to_owned();
+    node.end();
+
+    let at = |name: &str| bench.path().join(name);
+    fs::copy(at("variables.fd"), at("before.fd")).expect("the folder is ours");
+    make_former_slot(&bench.raw(), &at("own.tpm"));
+    let packages = variable(PACKAGES_VARIABLE);
+    set_command_line(&at("variables.fd"), packages.as_ref(), LINE)
+        .unwrap_or_else(|error| panic!("{error}"));
+    let vm = machine().start();
+    asked(&vm, "passphrase of the vault");
+    says(&vm, "something from beside the image was started with it");
+    type_line(&vm, PASSPHRASE);
+    let node = served(&bench, vm);
+    assert_eq!(node.identity(), identity);
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["opened_by"], "passphrase", "{status:#}");
+    let slot = json!({ "slot": 3, "pcrs": [4, 11, 12], "pin": false,
+                       "protection": "measured, not enforced" });
+    assert_eq!(status["tpm2"], json!([slot]), "{status:#}");
+    node.end();
+
+    let vm = machine().start();
+    asked(&vm, "passphrase of the vault");
+    says(
+        &vm,
+        "to: PCR 12 (a command line or add-on from beside the image) has another value",
+    );
+    drop(vm);
+
+    fs::copy(at("before.fd"), at("variables.fd")).expect("the folder is ours");
+    let node = machine().boot();
+    assert_eq!(node.identity(), identity);
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["opened_by"], "tpm2", "{status:#}");
+    assert_eq!(node.info()["problems"], json!([]));
+    node.end();
+
+    // A vault with such a slot that is put back once the slot was made anew is an older one, whatever would be made
+    // of it.
+    make_former_slot(&bench.raw(), &at("own.tpm"));
+    let disk = File::options().read(true).write(true).open(bench.raw());
+    let disk = disk.expect("the disk is ours");
+    let mut former = vec![0; COPIES_BYTES];
+    let copies_at = RAW_DATA_AT + VAULT_A_AT;
+    disk.read_exact_at(&mut former, copies_at)
+        .expect("the disk is longer");
+    machine().after_firmware().boot().end();
+    disk.write_all_at(&former, copies_at)
+        .expect("the disk is ours");
+    let vm = machine().after_firmware().start();
+    asked(&vm, "passphrase of the vault");
+    says(&vm, "the vault is older than the data beside it");
+}
+
+/// Puts a slot as they were made before, for what the machine started, in the place of its own.
+fn make_former_slot(disk: &Path, chip: &Path) {
+    let area = |at| FileArea::at(disk, RAW_DATA_AT + at);
+    let mut copies = Copies::new(area(VAULT_A_AT), area(VAULT_B_AT));
+    let found = copies.load().expect("whole").expect("a vault");
+    let mut open = found
+        .open(&mut Key::Passphrase {
+            passphrase: &SecretStr::from(PASSPHRASE),
+            cap_kib: u32::MAX,
+        })
+        .expect("its passphrase");
+    let slots = open.alkv().slots().iter();
+    let mut own = slots.filter_map(|slot| match slot.params() {
+        SlotParams::Tpm2(params) => Some((slot.id(), params.clone())),
+        _ => None,
+    });
+    let (id, params) = own.next().expect("it was asked for");
+    let values = params.pcrs().iter().copied();
+    let mut values: PcrValues = values.zip(params.values().iter().copied()).collect();
+    assert_eq!(
+        values.remove(&12),
+        Some([0; 32]),
+        "nothing beside the image"
+    );
+    let choice = PcrChoice::of(values.keys().copied().collect()).expect("two of them");
+
+    let kek = alknet_tpm::new_kek().expect("random numbers");
+    let sealed = with_chip(chip, |mut tpm| {
+        tpm.seal(&kek, &choice, Expected::Predicted(&values), None)
+    });
+    let former = NewSlot::Tpm2(sealed.expect("sealed"), &kek);
+    let made = open
+        .replace(id, former, Consent::None)
+        .expect("one for one");
+    let kinds: Vec<_> = open.alkv().slots().iter().map(|slot| slot.kind()).collect();
+    assert_eq!(kinds, [SlotType::Passphrase, SlotType::Tpm2], "{made}");
+    copies.save(&open).expect("the disk is ours");
+}

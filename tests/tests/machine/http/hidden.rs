@@ -1,0 +1,131 @@
+//! What a machine says to pages of other sites, and one that hides to strangers.
+
+use alknet_tests::{Bench, Boot, Told, curl, http3};
+use serde_json::{Value, json};
+
+use super::{Machine, VERSIONS};
+
+/// The one site whose pages may call.
+pub(super) const SITE: &str = "https://app.example.org";
+
+/// Where strangers find something on other nodes, and where nothing is.
+const PATHS: [&str; 10] = [
+    "/",
+    "/call",
+    "/batch",
+    "/subscribe",
+    "/search",
+    "/openapi.json",
+    "/metrics",
+    "/mcp",
+    "/healthz",
+    "/status/enter/x",
+];
+
+pub(super) fn pages_of_others_may_what_is_configured(web: &Machine) {
+    for (version, _) in VERSIONS {
+        let preflight = |origin: &str| {
+            let origin = format!("Origin: {origin}");
+            let asks = "Access-Control-Request-Method: POST";
+            let headers = ["--header", &origin, "--header", asks];
+            let asks = [&[version, "--request", "OPTIONS"][..], &headers].concat();
+            web.curl("/call", &asks)
+        };
+        let allowed = |told: &Told| {
+            let origin = told.header("access-control-allow-origin");
+            origin.map(str::to_owned)
+        };
+        let told = preflight(SITE);
+        assert_eq!((told.status, allowed(&told).as_deref()), (204, Some(SITE)));
+        for origin in [
+            "https://evil.example",
+            "null",
+            "https://app.example.org.evil.example",
+        ] {
+            let told = preflight(origin);
+            assert_eq!(allowed(&told), None, "{version} {origin}: {told:?}");
+            // Without the header a browser shows the page nothing of an answer, either.
+            let header = format!("Origin: {origin}");
+            let call = [
+                version,
+                "--header",
+                &header,
+                "--json",
+                r#"{"operation":"/node/info"}"#,
+            ];
+            let told = web.curl_as(&web.admin, "/call", &call);
+            assert_eq!(allowed(&told), None, "{version} {origin}: {told:?}");
+        }
+    }
+}
+
+/// Has the machine hide from its next start on.
+pub(super) fn is_to_hide(bench: &Bench, web: &Machine) {
+    let admin = bench.admin();
+    let file = bench.path().join("hidden.toml");
+    // Every run of curl is a connection of its own.
+    let document = format!(
+        "[limits]\nhandshake_burst = 10000\nhandshakes_per_second = 10000\n\
+         [node]\nname = \"alknet\"\nadmin_keys = [\"{}\"]\n\
+         [http]\nenabled = true\nstealth = true\nhealthz = false\n",
+        admin.identity()
+    );
+    std::fs::write(&file, document).expect("the folder is ours");
+    let mut command = admin.command(&["config", "apply", &web.node.target()]);
+    command.arg(&file);
+    let applied = admin.run(command).json();
+    assert_eq!(applied["kept"], true, "{applied:#}");
+}
+
+/// The same disk, with what was applied to it: nothing says who speaks there but to those who know.
+pub(super) fn strangers_see_one_and_the_same_nothing(bench: &Bench, token: &str) {
+    let node = bench.machine(Boot::MicrovmErofs).config("").boot();
+    let ask = |path: &str, more: &[&str]| curl(&format!("https://{}{path}", node.address()), more);
+    let face = |told: &Told| {
+        let mut headers = told.headers.clone();
+        // The clock goes on.
+        headers.retain(|(name, _)| name != "date");
+        headers.sort();
+        (told.status, headers, told.body.clone())
+    };
+    let wrong = format!("Authorization: Bearer alk_00000000_{}", "A".repeat(43));
+    for (version, _) in VERSIONS {
+        let nothing = face(&ask("/nonsense", &[version]));
+        assert_eq!(nothing.0, 404);
+        for path in PATHS {
+            for more in [
+                &[][..],
+                &["--json", r#"{"operation":"/node/info"}"#],
+                &[
+                    "--request",
+                    "OPTIONS",
+                    "--header",
+                    "Origin: https://a.example",
+                ],
+            ] {
+                let told = ask(path, &[&[version], more].concat());
+                assert_eq!(face(&told), nothing, "{version} {path} {more:?}");
+            }
+        }
+        // Few of them: who guesses is told to wait, which says nothing of the rest.
+        let told = ask("/call", &[version, "--header", &wrong]);
+        assert_eq!(face(&told), nothing, "{version} with a wrong token");
+    }
+    let get = |path: &str| json!({ "method": "GET", "path": path });
+    let asked: Vec<Value> = ["/nonsense"]
+        .iter()
+        .chain(&PATHS)
+        .map(|path| get(path))
+        .collect();
+    let heard = http3(node.address(), &json!(asked));
+    for (answer, path) in heard.iter().zip(["/nonsense"].iter().chain(&PATHS)) {
+        let same = (answer.status, &answer.body) == (404, &heard[0].body);
+        assert!(same, "{path} over HTTP/3: {}", answer.status);
+    }
+    let known = format!("Authorization: Bearer {token}");
+    let told = ask("/search", &["--header", &known]);
+    assert_eq!(told.status, 200, "{told:?}");
+    let info = node.info();
+    assert_eq!(info["node_restarts"], 0, "{info:#}");
+    node.end();
+}

@@ -1,0 +1,97 @@
+//! An older copy of a machine's disk, or of its vault alone, is put back: the TPM opens it, and the machine closes
+//! it again.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use alknet_qemu::Vm;
+use alknet_sealed::limits::{VAULT_A_AT, VAULT_B_AT};
+use alknet_tests::tools::RAW_DATA_AT;
+use alknet_tests::{Bench, READY};
+use serde_json::{Value, json};
+
+use crate::console::{commands, typed};
+use crate::tpm::{DONE_WITHIN, asked, measured, says, served, shown, type_line};
+
+/// Bytes of a copy of the vault.
+const COPY_BYTES: usize = 64 << 10;
+
+#[test]
+fn an_older_copy_that_is_put_back_opens_only_for_its_owner() {
+    let bench = Bench::new();
+    let machine = || {
+        let unlock = "[vault]\nunlock = [\"tpm2\", \"passphrase\"]";
+        measured(&bench, "own").after_firmware().configured(unlock)
+    };
+    let vm = machine().start();
+    asked(&vm, "new passphrase");
+    type_line(&vm, "correct horse");
+    shown(&vm, "the same again");
+    type_line(&vm, "correct horse");
+    let node = served(&bench, vm);
+    let identity = node.identity().to_owned();
+    node.end();
+    let before = bench.path().join("before.raw");
+    alknet_qemu::copy(&bench.raw(), &before).unwrap_or_else(|error| panic!("{error}"));
+
+    let node = machine().boot();
+    commands(node.vm());
+    typed(node.vm(), "passwd", "passphrase of the vault: _");
+    typed(node.vm(), "correct horse", "new passphrase: _");
+    typed(node.vm(), "battery staple", "the same again: _");
+    typed(node.vm(), "battery staple", "the passphrase was changed");
+    node.end();
+    let node = machine().boot();
+    assert_eq!(node.info()["problems"], json!([]), "nothing was put back");
+    node.end();
+
+    let now = bench.path().join("now.raw");
+    let put = |from: &std::path::Path| {
+        alknet_qemu::copy(from, &bench.raw()).unwrap_or_else(|error| panic!("{error}"));
+    };
+    alknet_qemu::copy(&bench.raw(), &now).unwrap_or_else(|error| panic!("{error}"));
+    put(&before);
+    let vm = machine().start();
+    asked(&vm, "passphrase of the vault");
+    says(
+        &vm,
+        "the disk is older than the last change that the TPM counted",
+    );
+    assert!(!vm.console().text().contains(READY), "{}", vm.report());
+    drop(vm);
+
+    // The newest disk with the vault of before, whose passphrase was another.
+    put(&now);
+    let [from, to] = [&before, &bench.raw()].map(|path| {
+        let file = File::options().read(true).write(true).open(path);
+        file.expect("the folder is ours")
+    });
+    for at in [VAULT_A_AT, VAULT_B_AT].map(|at| RAW_DATA_AT + at) {
+        let mut copy = vec![0; COPY_BYTES];
+        from.read_exact_at(&mut copy, at).expect("it has a vault");
+        to.write_all_at(&copy, at).expect("the folder is ours");
+    }
+    let vm = machine().start();
+    asked(&vm, "passphrase of the vault");
+    says(&vm, "the vault is older than the data beside it");
+    wrong_then_right(&vm);
+    let node = served(&bench, vm);
+    assert_eq!(node.identity(), identity);
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["state"], "unlocked", "{status:#}");
+    node.end();
+    // It counts from then on.
+    let node = machine().boot();
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["opened_by"], "tpm2", "{status:#}");
+    node.end();
+}
+
+/// The passphrase of the vault that was put back, after that of the newer one.
+fn wrong_then_right(vm: &Vm) {
+    let mark = vm.console().mark();
+    type_line(vm, "battery staple");
+    let again = vm.wait_for_after(mark, "what was typed does not open it", DONE_WITHIN);
+    again.unwrap_or_else(|error| panic!("{error}"));
+    type_line(vm, "correct horse");
+}

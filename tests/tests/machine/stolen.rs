@@ -1,0 +1,218 @@
+//! A sealed machine in the hands of a thief, who cannot read its disk and can write to it, who attaches media, and
+//! sits at the console: nothing opens, nothing is shown, and no key of another node is served.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::Duration;
+
+use alknet_qemu::Vm;
+use alknet_tests::tools::{RAW_DATA_AT, age, tool_says};
+use alknet_tests::{Bench, Boot, Node, READY};
+use data_encoding::BASE64;
+use serde_json::{Value, json};
+
+use crate::console::{commands, typed};
+use crate::rescue;
+use crate::vault::PHRASE;
+
+/// From power-on until the console says what is wrong; firmware alone takes long when it is emulated.
+const SAID_WITHIN: Duration = Duration::from_secs(60);
+/// Where the second copy of a header begins (docs/sealed.md).
+const SECOND_HEADER_AT: u64 = 16_384;
+/// Where the encrypted data begin.
+const DATA_AT: u64 = 16 << 20;
+/// What a machine does not write to while it is closed: everything before the data, and their beginning.
+const HEAD_BYTES: usize = (16 << 20) + (64 << 10);
+/// What the first sector says while the partition is being formatted.
+const FORMATTING: &[u8] = b"alknet: this partition is being formatted\n";
+
+/// How the console asks for proof.
+const PROOF: &str = "of its recovery words: _";
+/// What opens the vault of a machine with a TPM, and nothing else does.
+const TPM: &str = "[vault]\nunlock = [\"tpm2\"]\n";
+/// Of the vault that a medium opens, which lies beside the machine.
+const VAULT: &str = "27209049-2f6c-46bf-a462-c718ee429cc0";
+
+/// The TPM would open this machine for anyone who switches it on. With a header that was blanked, marked as half
+/// formatted, or overwritten, and with a damaged file system, it stays closed; so it does for a medium that names
+/// other administrators, and other recipients of the words.
+#[test]
+fn a_damaged_disk_opens_nothing_and_takes_nobody_in() {
+    let bench = Bench::new();
+    let machine = |document: &str| {
+        let machine = bench.machine(Boot::UefiRaw).measured("own");
+        machine.after_firmware().config(document)
+    };
+    let owners = document(&bench.admin().identity(), TPM);
+    let node = machine(&owners).boot();
+    let identity = node.identity().to_owned();
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["slots"], json!(["tpm2"]), "{status:#}");
+    node.end();
+
+    let disk = bench.raw();
+    let whole = head(&disk);
+    let thiefs = thiefs_document(&bench);
+    let zeroes = vec![0; 1 << 20];
+    let mut mark = vec![0; 512];
+    mark[..FORMATTING.len()].copy_from_slice(FORMATTING);
+    let garbage = [0xa5; 8192];
+    let blanked = "was blanked or half overwritten";
+    for (what, places, told) in [
+        ("blank", vec![(0, &zeroes[..])], blanked),
+        (
+            "half formatted",
+            vec![(0, &zeroes[..]), (0, &mark[..])],
+            blanked,
+        ),
+        (
+            "without headers",
+            vec![(0, &garbage[..]), (SECOND_HEADER_AT, &garbage[..])],
+            "the header of the encrypted data disk vda3 was overwritten",
+        ),
+        (
+            "with a damaged file system",
+            vec![(DATA_AT, &garbage[..])],
+            "was decrypted, and no file system known here is in it",
+        ),
+    ] {
+        for (at, bytes) in places {
+            write(&disk, at, bytes);
+        }
+        let damaged = head(&disk);
+        let vm = machine(&thiefs).start();
+        stays_closed(&vm, "data-damaged", told);
+        drop(vm);
+        assert!(head(&disk) == damaged, "a disk {what} was written to");
+        write(&disk, 0, &whole);
+    }
+
+    // Nothing is lost: with what was there, the machine opens, and the thief's medium counts for nothing.
+    let node = machine(&thiefs).boot();
+    assert_eq!(node.identity(), identity);
+    let info = node.info();
+    let codes = info["problems"].as_array().into_iter().flatten();
+    let codes: Vec<_> = codes.filter_map(|one| one["code"].as_str()).collect();
+    assert!(codes.contains(&"provisioning-ignored"), "{info:#}");
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["words_age"], Value::Null, "{status:#}");
+    node.end();
+}
+
+/// The medium that opens the vault lies beside it. Words that the owner never confirmed can be read during the start
+/// at which the console reminds of that; after the next one only by who has them.
+#[test]
+fn unconfirmed_words_need_proof_after_the_start_that_reminded_of_them() {
+    let bench = Bench::new();
+    let document = document(
+        &bench.admin().identity(),
+        &format!("[vault]\nunlock = [\"provisioning\"]\n{}", secrets()),
+    );
+    let boot = || bench.machine(Boot::MicrovmErofs).config(&*document).boot();
+    let node = boot();
+    assert_eq!(node.info()["problems"], json!([]), "the first ten minutes");
+    node.end();
+
+    let reminded = |node: &Node| {
+        let info = node.info();
+        let problems = info["problems"].as_array().into_iter().flatten();
+        let mut problems = problems.filter(|one| one["code"] == "words-unconfirmed");
+        let found = problems.next();
+        found.unwrap_or_else(|| panic!("no reminder: {info:#}"));
+    };
+    let node = boot();
+    reminded(&node);
+    commands(node.vm());
+    typed(node.vm(), "words", "type SHOW to go on: _");
+    node.end();
+
+    let node = boot();
+    reminded(&node);
+    commands(node.vm());
+    typed(node.vm(), "words", PROOF);
+    // Nor does the console let anybody add what opens it.
+    commands(node.vm());
+    typed(node.vm(), "slot add passphrase", PROOF);
+    node.end();
+}
+
+/// Who cannot read the encrypted data can damage what is in them: no document of a medium takes the place of the
+/// stored one, although the medium opens the vault.
+#[test]
+fn a_damaged_configuration_is_not_replaced_by_that_of_a_medium() {
+    let bench = Bench::new();
+    let boot = |document: &str| bench.machine(Boot::MicrovmErofs).config(document).start();
+    let provisioned = "[vault]\ninit = \"provisioned\"\nunlock = [\"provisioning\"]\n";
+    let owners = format!("{provisioned}{}words = \"{PHRASE}\"\n", secrets());
+    let owners = document(&bench.admin().identity(), &owners);
+    Node::new(boot(&owners), Boot::MicrovmErofs, bench.admin().clone()).end();
+    let damaged = rescue::damage(&bench, &bench.data(), PHRASE, "admin_keys");
+    assert!(damaged > 0, "the configuration is in the encrypted data");
+
+    let thief = bench.somebody("thief").identity();
+    let vm = boot(&document(&thief, &secrets()));
+    let told = "the stored configuration of this sealed node cannot be read";
+    stays_closed(&vm, "config-lost", told);
+}
+
+/// What a medium has that opens the vault.
+fn secrets() -> String {
+    let key = BASE64.encode(&[0x5e; 32]);
+    format!("[secrets]\nseed_key = \"alknet-seed-1 {VAULT} {key}\"\n")
+}
+
+/// The document of an owner.
+fn document(admin: &str, more: &str) -> String {
+    format!("[node]\nname = \"alknet\"\nadmin_keys = [\"{admin}\"]\n{more}")
+}
+
+/// One by which the thief would be the administrator, and get the words.
+fn thiefs_document(bench: &Bench) -> String {
+    let key = bench.path().join("thief.key").display().to_string();
+    tool_says(&age("age-keygen"), &["-o", &key]);
+    let text = std::fs::read_to_string(&key).expect("it was written");
+    let recipient = text
+        .lines()
+        .find_map(|line| line.strip_prefix("# public key: "));
+    let recipient = recipient.expect("a public key");
+    let thief = bench.somebody("thief").identity();
+    document(&thief, &format!("{TPM}words_to = [\"{recipient}\"]\n"))
+}
+
+/// Waits until the machine says what is wrong, and tries what a thief would at its console.
+fn stays_closed(vm: &Vm, code: &str, told: &str) {
+    let wait = |what: &str| {
+        let waited = vm.wait_for(what, SAID_WITHIN);
+        waited.unwrap_or_else(|error| panic!("{error}"));
+    };
+    wait(&format!("alknet: problem {code}: "));
+    let line = vm.wait_line(told, SAID_WITHIN);
+    line.unwrap_or_else(|error| panic!("{error}"));
+    // Later than a machine that serves says so.
+    wait("alknet: address ");
+    // One key showed the words of a machine that took this for its first boot.
+    commands(vm);
+    typed(vm, "words", "the vault is locked; open it first");
+    typed(vm, "rekey", "the vault is locked; open it first");
+    let text = vm.console().text();
+    for shown in [READY, "BEGIN AGE", "These words are this node"] {
+        assert!(!text.contains(shown), "{shown:?} in {text}");
+    }
+}
+
+/// What is before the data on the partition, and their beginning.
+fn head(disk: &Path) -> Vec<u8> {
+    let mut head = vec![0; HEAD_BYTES];
+    let file = File::open(disk).expect("the disk is ours");
+    file.read_exact_at(&mut head, RAW_DATA_AT)
+        .expect("it is longer");
+    head
+}
+
+fn write(disk: &Path, at: u64, bytes: &[u8]) {
+    let file = File::options().write(true).open(disk);
+    let file = file.expect("the disk is ours");
+    file.write_all_at(bytes, RAW_DATA_AT + at)
+        .expect("it is a file");
+}

@@ -1,0 +1,204 @@
+//! Peers that speak the protocol by hand: with schemas that are written against the hub, which imports them and
+//! checks with them what its own operations and scripts call; and one that counts what it is asked.
+
+use std::sync::{Arc, Mutex};
+
+use alknet_call::{
+    ALPN, Envelope, EventKind, FrameBody, FrameReader, Idempotence, OperationSpec, encode_event,
+};
+use alknet_core::{CloseCode, Connection, RecvStream, SendStream};
+use alknet_endpoint::{Dialer, Target};
+use alknet_tests::{Bench, Cli, HostNode, eventually};
+use alknet_tls::NodeKey;
+use serde_json::{Map, Value, json};
+
+/// A chain of forty, each twice the next.
+fn chain() -> Value {
+    let mut defs = json!({ "d40": { "type": "string" } });
+    for at in 0..40 {
+        let next = json!({ "$ref": format!("#/$defs/d{}", at + 1) });
+        defs[format!("d{at}")] = json!({ "allOf": [next, next] });
+    }
+    json!({ "$ref": "#/$defs/d0", "$defs": defs })
+}
+
+/// A name that the library writes before each of the schemas behind it: gigabytes.
+fn long_name() -> Value {
+    let mut properties = Map::new();
+    properties.insert(
+        "x".repeat(100_000),
+        json!({ "anyOf": vec![json!({}); 9_000] }),
+    );
+    json!({ "properties": properties })
+}
+
+/// Ten thousand numbers, for each of the items.
+fn numbers() -> Value {
+    let numbers: Vec<f64> = (0..10_000).map(|n| f64::from(n) + 0.5).collect();
+    json!({ "items": { "enum": numbers } })
+}
+
+/// A peer that says of itself what it likes.
+struct Peer {
+    _dialer: Dialer,
+    connection: Connection,
+    /// What it was asked for.
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Peer {
+    async fn start(hub: &HostNode, who: &Cli, spec: OperationSpec) -> Self {
+        let file = who.state().join("identity.key");
+        let (key, _) = NodeKey::load_or_create(&file).expect("a key");
+        let dialer = Dialer::new(Some(key));
+        let target: Target = hub.target().parse().expect("the hub's own target");
+        let connection = dialer.dial(&target, ALPN).await.expect("it is known");
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let spec = json!(spec);
+        let (incoming, note) = (connection.clone(), Arc::clone(&asked));
+        tokio::spawn(async move {
+            while let Ok((send, recv)) = incoming.accept_bi().await {
+                tokio::spawn(answer(send, recv, spec.clone(), Arc::clone(&note)));
+            }
+        });
+        Self {
+            _dialer: dialer,
+            connection,
+            asked,
+        }
+    }
+
+    fn asked(&self, operation: &str) -> usize {
+        let asked = self.asked.lock().expect("no panic");
+        asked.iter().filter(|one| *one == operation).count()
+    }
+}
+
+async fn answer(
+    mut send: SendStream,
+    mut recv: RecvStream,
+    spec: Value,
+    asked: Arc<Mutex<Vec<String>>>,
+) {
+    let mut frames = FrameReader::new();
+    while let Ok(Some(chunk)) = recv.read_chunk(64 << 10).await {
+        frames.push(chunk);
+        while let Some(frame) = frames.next_frame(64 << 20).expect("a good node") {
+            let body = FrameBody::parse(frame).expect("a good node");
+            let event = Envelope::parse(&body.envelope, 64).expect("a good node");
+            if event.kind != EventKind::Requested {
+                continue;
+            }
+            let payload: Value = serde_json::from_str(event.payload).expect("JSON");
+            let operation = payload["operationId"].as_str().unwrap_or_default();
+            let operation = operation.trim_start_matches('/').to_owned();
+            let output = match operation.as_str() {
+                "services/list" => {
+                    let one =
+                        json!({ "name": spec["name"], "namespace": "node", "op_type": "query" });
+                    json!({ "operations": [one], "registry": "r" })
+                }
+                "services/schema" => json!({ "specs": [spec] }),
+                // It tells of no changes.
+                "services/watch" => continue,
+                _ => json!("done"),
+            };
+            asked.lock().expect("no panic").push(operation);
+            let payload = json!({ "output": output }).to_string();
+            let bytes = encode_event(EventKind::Responded, &event.id, &payload);
+            if send.write_chunk(bytes).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// The code and the text that a script's call of an operation of a peer's ends with; nothing where it is answered.
+fn called(hub: &HostNode, peer: &str, input: &str) -> (String, String) {
+    let source = format!(
+        "let told = ['', ''];
+         try {{ await ops.call('node/do', {input}, {{ peer: '{peer}' }}); }}
+         catch (error) {{ told = [error.code, error.message]; }}
+         export default told"
+    );
+    let told = hub.call("runtime/eval", &json!({ "source": source }))["value"].take();
+    serde_json::from_value(told).expect("two texts")
+}
+
+/// The configuration of a hub that knows these peers.
+fn knows<'a>(people: impl Iterator<Item = (&'a str, &'a Cli)>) -> String {
+    let mut config = "[hub]\nenabled = true\n".to_owned();
+    for (name, who) in people {
+        let key = who.identity();
+        config += &format!("[[peers]]\npeer_id = \"{name}\"\nkeys = [\"{key}\"]\n");
+    }
+    config
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn schemas_of_peers_cost_the_hub_little_time() {
+    let bench = Bench::new();
+    let names = ["fine", "chain", "name", "numbers"];
+    let people = names.map(|name| bench.somebody(name));
+    let hub = bench.host_with(&knows(names.iter().copied().zip(&people)));
+    let [fine, chained, named, many] = &people;
+    let does = |schema| OperationSpec::query("node/do", "Works.").with_input(schema);
+    let fine = Peer::start(&hub, fine, does(json!({ "type": "array" }))).await;
+    let chained = Peer::start(&hub, chained, does(chain())).await;
+    let named = Peer::start(&hub, named, does(long_name())).await;
+    let many = Peer::start(&hub, many, does(numbers())).await;
+
+    let list = "new Array(40000).fill(7)";
+    for (name, peer) in [("fine", &fine), ("numbers", &many)] {
+        eventually(name, || {
+            let (code, _) = called(&hub, name, "[]");
+            (code.is_empty() && peer.asked("node/do") > 0).then_some(())
+        });
+    }
+    assert_eq!(called(&hub, "fine", list).0, "");
+    // What would take hours is refused before it begins, and the peer is not asked.
+    let before = many.asked("node/do");
+    let (code, said) = called(&hub, "numbers", list);
+    assert_eq!(code, "INVALID_INPUT", "{said}");
+    assert!(said.contains("steps"), "{said}");
+    assert_eq!(many.asked("node/do"), before);
+    // What no value could be checked against, or compiles to far more than it is, is not imported.
+    for (name, peer) in [("chain", &chained), ("name", &named)] {
+        eventually(name, || (peer.asked("services/schema") > 0).then_some(()));
+        let (code, said) = called(&hub, name, "'x'");
+        assert_eq!(code, "NOT_FOUND", "{name}: {said}");
+        assert_eq!(peer.asked("node/do"), 0, "{name}");
+    }
+    assert_eq!(hub.call("node/info", &Value::Null)["problems"], json!([]));
+    for peer in [fine, chained, named, many] {
+        peer.connection.close(CloseCode::Normal, "");
+    }
+}
+
+/// A script that does not know whether its call arrived asks again under the same key. The peer, which runs whatever
+/// it is asked, is asked once for each.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_key_of_a_script_s_call_has_it_run_once() {
+    let bench = Bench::new();
+    let bank = bench.somebody("bank");
+    let hub = bench.host_with(&knows([("bank", &bank)].into_iter()));
+    let mut spec = OperationSpec::mutation("node/pay", "Pays.").with_scope("bank");
+    spec.idempotent = Idempotence::Keyed;
+    let bank = Peer::start(&hub, &bank, spec).await;
+    eventually("the bank is attached", || {
+        let listed = hub.call("services/list-peers", &Value::Null);
+        let peers = listed["peers"].as_array()?.iter();
+        let operations = peers.filter_map(|peer| peer["operations"].as_array());
+        operations.flatten().next().map(drop)
+    });
+    let source = "const pay = (idempotencyKey) =>
+            ops.call('node/pay', {}, { peer: 'bank', idempotencyKey });
+        export default [await pay('a'), await pay('a'), await pay('b'), await pay()];";
+    let ran = hub.call("runtime/eval", &json!({ "source": source }));
+    assert_eq!(
+        ran["value"],
+        json!(["done", "done", "done", "done"]),
+        "{ran}"
+    );
+    assert_eq!(bank.asked("node/pay"), 3);
+}

@@ -1,0 +1,328 @@
+//! Scripts that are written against the node itself and not against their own limits: what they hand over
+//! the border must cost the node little memory, and what they make it check little time.
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use alknet_call::{ALPN, CallClient};
+use alknet_endpoint::{Dialer, Target};
+use alknet_test_support::took;
+use alknet_tests::{Answer, Bench, Cli, HostNode};
+use alknet_tls::NodeKey;
+use serde_json::{Map, Value, json};
+use tokio::runtime::Runtime;
+
+/// What a script may cost the node, and what all scripts together may, in bytes: docs/sessions.md.
+const SESSION_BYTES: u64 = 8 << 20;
+const ALL_BYTES: u64 = 64 << 20;
+/// What the rest of the node may grow by meanwhile: connections, their frames, the allocator's own.
+const REST_BYTES: u64 = 24 << 20;
+
+/// What the node answers within meanwhile.
+const ANSWER_WITHIN: Duration = Duration::from_millis(100);
+
+/// Sessions at once, each of an identity of its own: eight of them may have all that there is.
+const AT_ONCE: usize = 12;
+
+/// How scripts try it, each with how often it says that it was refused.
+const HOARDERS: [(&str, &str); 11] = [
+    (
+        "an array of holes",
+        "await tries(() => ops.call('node/info', new Array(2e6)))",
+    ),
+    (
+        "arrays of holes in an array",
+        "await tries(() => ops.call('node/info', Array.from({ length: 1000 }, () => new Array(2000))))",
+    ),
+    (
+        "an object of empty objects",
+        "const o = {}; for (let i = 0; i < 2e5; i++) o[i] = {};
+         await tries(() => ops.call('node/info', o))",
+    ),
+    (
+        "a text of which each character is six in JSON",
+        "await tries(() => ops.call('node/info', '\\u0001'.repeat(3e6)))",
+    ),
+    (
+        "a schema with an enum of nulls",
+        "await tries(() => ops.register({
+             name: 'a', kind: 'query', input: { enum: new Array(4e5).fill(null) } }, () => 1))",
+    ),
+    (
+        "many schemas with an enum of nulls",
+        "for (let i = 0; i < 200; i++) await tries(() => ops.register({
+             name: 'a' + i, kind: 'query', input: { enum: new Array(9e3).fill(null) } }, () => 1))",
+    ),
+    (
+        "a schema with many schemas behind long names",
+        "let input = { anyOf: new Array(2000).fill({}) };
+         for (let i = 0; i < 28; i++) input = { properties: { ['x'.repeat(4000)]: input } };
+         await tries(() => ops.register({ name: 'a', kind: 'query', input }, () => 1))",
+    ),
+    (
+        "schemas with patterns that compile to much",
+        "for (let i = 0; i < 20; i++) await tries(() => ops.register({ name: 'a' + i, kind: 'query', input: {
+             anyOf: Array.from({ length: 60 }, (_, n) => ({ pattern: `^(a${n}|[^a]{60}){3}$` })) } }, () => 1))",
+    ),
+    (
+        "recorded calls of an operation with a long schema that marks secrets",
+        "await ops.register({ name: 'a', kind: 'query', input: {
+             'x-secret': true, description: 'x'.repeat(8e5) } }, () => 1);
+         for (let i = 0; i < 300; i++) await ops.call('js/a', i);
+         await tries(() => ops.call('node/info', NaN))",
+    ),
+    (
+        "calls by names that are none",
+        "for (let i = 0; i < 100; i++) await tries(() => ops.call(i + 'x'.repeat(9e5), 1))",
+    ),
+    (
+        "many calls at once",
+        "await Promise.all(Array.from({ length: 64 }, () =>
+             tries(() => ops.call('node/info', 'x'.repeat(1 << 20)))))",
+    ),
+];
+
+fn hoarder(attack: &str) -> Value {
+    let source = format!(
+        "let refused = 0;
+         const tries = async (what) => {{ try {{ await what(); }} catch {{ refused += 1; }} }};
+         {attack};
+         export default refused"
+    );
+    json!({ "source": source, "record": true })
+}
+
+fn people(people: &[(String, Cli)], scopes: &[&str]) -> String {
+    let peer = |(name, who): &(String, Cli)| {
+        let key = who.identity();
+        format!("[[peers]]\npeer_id = \"{name}\"\nkeys = [\"{key}\"]\nscopes = {scopes:?}\n")
+    };
+    people.iter().map(peer).collect()
+}
+
+fn crowd(bench: &Bench) -> Vec<(String, Cli)> {
+    let names = (0..AT_ONCE).map(|n| format!("author-{n}"));
+    names
+        .map(|name| (name.clone(), bench.somebody(&name)))
+        .collect()
+}
+
+/// A line of the kernel's about the node's memory, in bytes.
+fn memory(node: &HostNode, name: &str) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{}/status", node.pid())).expect("the node runs");
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kib.expect("the kernel says it") << 10
+}
+
+/// By how much `work` made the node grow while it was done.
+fn growth(node: &HostNode, work: impl FnOnce()) -> u64 {
+    // From now on the peak is that of the work.
+    fs::write(format!("/proc/{}/clear_refs", node.pid()), "5").expect("it is our process");
+    let before = memory(node, "VmRSS:");
+    work();
+    memory(node, "VmHWM:").saturating_sub(before)
+}
+
+#[test]
+fn values_of_scripts_cost_the_node_little_memory() {
+    let bench = Bench::new();
+    let crowd = crowd(&bench);
+    let node = bench.host_with(&people(&crowd, &["runtime:debug", "node:read"]));
+    let evaluate = |who: &Cli, attack: &str| {
+        let ran = who.call(node.target(), "runtime/eval", &hoarder(attack), &[]);
+        let refused = ran.json()["value"].as_u64();
+        assert!(refused.is_some_and(|times| times > 0), "{attack}: {ran:?}");
+    };
+    // The first makes what stays: a worker, tables, threads.
+    for (_, who) in &crowd {
+        evaluate(who, "await tries(() => ops.call('node/info', NaN))");
+    }
+    for (name, attack) in HOARDERS {
+        let grown = growth(&node, || evaluate(&crowd[0].1, attack));
+        println!("figure {name}: {} KiB", grown >> 10);
+        assert!(grown < SESSION_BYTES + REST_BYTES, "{name}: {grown} bytes");
+    }
+    let grown = growth(&node, || {
+        thread::scope(|scope| {
+            for (at, (_, who)) in crowd.iter().enumerate() {
+                let (_, attack) = HOARDERS[at % HOARDERS.len()];
+                scope.spawn(move || evaluate(who, attack));
+            }
+        });
+    });
+    println!("figure {AT_ONCE} at once: {} KiB", grown >> 10);
+    assert!(grown < ALL_BYTES + REST_BYTES, "{grown} bytes");
+    // A result is refused as well, by its code, and the node is there.
+    let input = json!({ "source": "export default new Array(2e6)" });
+    let answer = crowd[0].1.call(node.target(), "runtime/eval", &input, &[]);
+    assert_eq!(answer.code(), "INVALID_OUTPUT");
+    assert_eq!(node.call("node/info", &Value::Null)["problems"], json!([]));
+}
+
+/// What a script is granted and uses, bytes: more than a worker has that was granted nothing.
+const GRANTED: u64 = 768 << 20;
+const USED: u64 = 512 << 20;
+
+/// What a caller grants a script it may use: its worker lives on, and so does a neighbour in it.
+#[test]
+fn a_script_uses_the_memory_that_it_was_granted() {
+    let bench = Bench::new();
+    let node = bench.host();
+    let uses = format!(
+        "const all = [];
+         for (let at = 0; at < {USED}; at += 1 << 24) all.push(new Uint8Array(1 << 24).fill(7));
+         // Long enough for the node to look at what the worker holds.
+         await new Promise((done) => setTimeout(done, 1000));
+         export default all.length"
+    );
+    let uses =
+        json!({ "source": uses, "limits": { "heap_bytes": GRANTED, "fuel_ticks": 1_000_000 } });
+    let neighbour = "await new Promise((done) => setTimeout(done, 2000)); export default 'here'";
+    let neighbour = json!({ "source": neighbour });
+    thread::scope(|scope| {
+        let neighbour = scope.spawn(|| node.call("runtime/eval", &neighbour));
+        assert_eq!(node.call("runtime/eval", &uses)["value"], USED >> 24);
+        let neighbour = neighbour.join().expect("no panic");
+        assert_eq!(neighbour["value"], "here", "{neighbour}");
+    });
+}
+
+/// Schemas that take a validator longer than anybody lives, and values that make them.
+const BOMBS: [(&str, &str, &str); 5] = [
+    (
+        "a chain of forty, each twice the next",
+        "const $defs = { d40: { type: 'string' } };
+         for (let i = 0; i < 40; i++) {
+             const next = { $ref: '#/$defs/d' + (i + 1) };
+             $defs['d' + i] = { allOf: [next, next] };
+         }
+         const schema = { $ref: '#/$defs/d0', $defs };",
+        "'x'",
+    ),
+    (
+        "a list of many numbers, each one of many",
+        "const schema = { items: { enum: Array.from({ length: 9000 }, (_, i) => i + 0.5) } };",
+        "new Array(40000).fill(7)",
+    ),
+    (
+        "a list of more numbers than a schema may have",
+        "const schema = { items: { enum: Array.from({ length: 5e4 }, (_, i) => i + 0.5) } };",
+        "new Array(4e4).fill(7)",
+    ),
+    (
+        "a schema that refers to itself twice at each level",
+        "const schema = { $ref: '#/$defs/a',
+             $defs: { a: { items: { anyOf: [{ $ref: '#/$defs/a' }, { $ref: '#/$defs/a' }] } } } };",
+        "(() => { let v = 1; for (let i = 0; i < 60; i++) v = [v]; return v; })()",
+    ),
+    (
+        "deep unevaluatedProperties",
+        "let schema = { type: 'string' };
+         for (let i = 0; i < 30; i++) schema = { unevaluatedProperties: schema };",
+        "(() => { let v = 1; for (let i = 0; i < 30; i++) v = { v }; return v; })()",
+    ),
+];
+
+#[test]
+fn schemas_of_scripts_cost_the_node_little_time() {
+    let bench = Bench::new();
+    let crowd = crowd(&bench);
+    let node = bench.host_with(&people(&crowd, &["runtime:debug", "node:read"]));
+    // As many at once as would take every thread of the node.
+    thread::scope(|scope| {
+        for (at, (_, who)) in crowd.iter().enumerate() {
+            let (name, schema, value) = BOMBS[at % BOMBS.len()];
+            let source = format!(
+                "{schema}
+                 const codes = [];
+                 try {{
+                     await ops.register({{ name: 'a', kind: 'query', input: schema }}, () => 1);
+                 }} catch (error) {{ codes.push(error.code); }}
+                 try {{ await ops.call('js/a', {value}); }} catch (error) {{ codes.push(error.code); }}
+                 export default codes"
+            );
+            let node = &node;
+            scope.spawn(move || {
+                let input = json!({ "source": source });
+                let ran = who.call(node.target(), "runtime/eval", &input, &[]).json();
+                let codes = &ran["value"];
+                // Refused when it is registered, or when it would be evaluated.
+                let expected = [
+                    json!(["INVALID_INPUT", "NOT_FOUND"]),
+                    json!(["INVALID_INPUT"]),
+                ];
+                assert!(expected.contains(codes), "{name}: {ran}");
+            });
+        }
+        let longest = longest_answer(&node, bench.admin(), 200);
+        took("an answer beside hostile schemas", ANSWER_WITHIN, longest);
+    });
+    assert_eq!(node.call("node/info", &Value::Null)["problems"], json!([]));
+}
+
+/// The longest that the node takes for one of many calls over one connection.
+fn longest_answer(node: &HostNode, admin: &Cli, calls: usize) -> Duration {
+    let runtime = Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let file = admin.state().join("identity.key");
+        let (key, _) = NodeKey::load_or_create(&file).expect("a key");
+        let dialer = Dialer::new(Some(key));
+        let target: Target = node.target().parse().expect("the node's own target");
+        let connection = dialer.dial(&target, ALPN).await.expect("it serves");
+        let client = CallClient::without_operations().attach(connection, None);
+        let mut longest = Duration::ZERO;
+        for _ in 0..calls {
+            let began = Instant::now();
+            client
+                .call("node/info", &Value::Null)
+                .await
+                .expect("served");
+            longest = longest.max(began.elapsed());
+        }
+        longest
+    })
+}
+
+/// Proposing is enough to have a schema evaluated: the tests of what is proposed are run.
+#[test]
+fn schemas_of_proposals_cost_the_node_little_time() {
+    let bench = Bench::new();
+    let author = vec![("author".to_owned(), bench.somebody("author"))];
+    let node = bench.host_with(&people(&author, &["ops:propose"]));
+    let mut defs = json!({ "d40": { "type": "number" } });
+    for at in 0..40 {
+        let next = json!({ "$ref": format!("#/$defs/d{}", at + 1) });
+        defs[format!("d{at}")] = json!({ "allOf": [next, next] });
+    }
+    let chain = json!({ "$ref": "#/$defs/d0", "$defs": defs });
+    let mut properties = Map::new();
+    properties.insert(
+        "x".repeat(20_000),
+        json!({ "anyOf": vec![json!({}); 9_000] }),
+    );
+    let long_name = json!({ "properties": properties });
+    let proposed = |n: usize, schema: &Value| propose(&bench, &node, &author[0].1, n, schema);
+    assert_eq!(proposed(0, &json!({ "type": "number" })).status, 0);
+    for (n, schema) in [(1, chain), (2, long_name)] {
+        let refused = proposed(n, &schema);
+        assert_eq!(refused.code(), "TESTS_FAILED", "{refused:?}");
+    }
+    assert_eq!(node.call("node/info", &Value::Null)["problems"], json!([]));
+}
+
+/// Proposes an operation whose test has a schema for its answer.
+fn propose(bench: &Bench, node: &HostNode, author: &Cli, n: usize, schema: &Value) -> Answer {
+    let operation = json!({
+        "spec": { "name": format!("bomb{n}"), "kind": "query" }, "entry": "./main.js", "export": "run",
+        "tests": [{ "input": 1, "expect": { "schema": schema } }],
+    });
+    let folder = bench.path().join(format!("bomb{n}"));
+    fs::create_dir_all(&folder).expect("the folder is ours");
+    fs::write(folder.join("operation.json"), operation.to_string()).expect("room");
+    fs::write(folder.join("main.js"), "export const run = (n) => n;").expect("room");
+    let mut command = author.command(&["ops", "propose", node.target(), "--as", "author"]);
+    command.arg(&folder);
+    author.run(command)
+}

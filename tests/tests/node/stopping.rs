@@ -1,0 +1,309 @@
+//! A user who stops waiting: the node stops working.
+
+use std::collections::HashMap;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use alknet_call::{
+    ALPN, CallClient, CallConnection, CallError, CallHandler, CallOptions, Dispatcher, HandlerKind,
+    OperationSpec, Registration, Registry,
+};
+use alknet_core::{CloseCode, Entries, HandlerRegistry, Identities, SystemClock};
+use alknet_endpoint::{Dialer, Server, ServerOptions};
+use alknet_test_support::{deadline, skip};
+use alknet_tests::{Answer, Bench, Cli, Web, eventually, whole_seconds};
+use alknet_tls::NodeKey;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use tokio::sync::{Mutex, Semaphore};
+
+/// A node whose one operation is done for one caller at a time, and never ends for the first.
+struct Busy {
+    server: Server,
+    key: NodeKey,
+    began: Arc<Semaphore>,
+}
+
+impl Busy {
+    fn start() -> Self {
+        let began = Arc::new(Semaphore::new(0));
+        let (turn, first) = (Arc::new(Mutex::new(true)), Arc::clone(&began));
+        let work = HandlerKind::once(move |_, _| {
+            let (turn, began) = (Arc::clone(&turn), Arc::clone(&first));
+            async move {
+                let mut turn = turn.lock().await;
+                if std::mem::take(&mut *turn) {
+                    began.add_permits(1);
+                    std::future::pending::<()>().await;
+                }
+                Ok::<_, CallError>(json!("done"))
+            }
+        });
+        let spec = OperationSpec::query("test/work", "Takes one caller at a time.");
+        let registry = Registry::builder().with(Registration::new(spec, work));
+        let registry = registry.build().expect("every rule is kept");
+        let handler = CallHandler::new(Arc::new(Dispatcher::new(registry)));
+        let mut handlers = HandlerRegistry::new();
+        handlers.register(Arc::new(handler)).expect("the only one");
+        let key = NodeKey::generate().expect("a key");
+        let clock = Arc::new(SystemClock { built_s: 0 });
+        let known = Arc::new(Identities::new(Entries::default(), clock));
+        let options = ServerOptions {
+            port: 0,
+            ..ServerOptions::default()
+        };
+        let server = Server::bind(options, &key, handlers, known).expect("a free port");
+        Self { server, key, began }
+    }
+
+    fn call(&self, cli: &Cli, carriage: &str, within: Duration) -> Command {
+        let port = self.server.port();
+        let target = format!("{}@{}:{port}", self.key.public(), Ipv4Addr::LOCALHOST);
+        let mut command = cli.command(&["call", "--carriage", carriage]);
+        command.args(["--timeout", &whole_seconds(within), &target, "test/work"]);
+        command
+    }
+}
+
+fn interrupt(child: &Child) {
+    let pid = Pid::from_raw(child.id().cast_signed());
+    kill(pid, Signal::SIGINT).expect("the child was not waited for yet");
+}
+
+/// Over UDP nothing tells a node that a process is gone: the next caller would have to wait for what nobody
+/// waits for any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_is_interrupted_ends_at_the_node() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let cli = Cli::new(folder.path().to_owned());
+    for carriage in ["quic", "tcp"] {
+        let node = Busy::start();
+        let mut first = node.call(&cli, carriage, Duration::from_secs(600));
+        let first = first.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let mut first = first.expect("it starts");
+        let began = tokio::time::timeout(deadline(Duration::from_secs(60)), node.began.acquire());
+        began.await.expect("it hangs").expect("it is open").forget();
+        interrupt(&first);
+        // A tenth of what the first would have had.
+        let next = node.call(&cli, carriage, Duration::from_secs(20));
+        let next_cli = cli.clone();
+        let next = tokio::task::spawn_blocking(move || next_cli.run(next));
+        let next: Answer = next.await.expect("it runs");
+        assert_eq!(next.json(), Value::from("done"), "{carriage}");
+        let ended = tokio::task::spawn_blocking(move || first.wait())
+            .await
+            .expect("it runs");
+        let status = ended.expect("it is our child").code();
+        assert_eq!(status, Some(130), "{carriage}");
+    }
+}
+
+/// A shader that never ends, as far as anybody can wait.
+const ENDLESS: &str = "@group(0) @binding(0) var<storage, read_write> data: array<u32>;
+    @compute @workgroup_size(1) fn main() {
+        loop { data[0] = data[0] * 5u + 1u; if data[1] == 7u { break; } }
+    }";
+
+/// One that ends at once.
+const SHORT: &str = "@group(0) @binding(0) var<storage, read_write> data: array<u32>;
+    @compute @workgroup_size(1) fn main() { data[0] = 7u; }";
+
+/// How long a request may wait for the one before it: less than it takes until a node notices by silence that a client
+/// over UDP is gone (45 s), and a part of what that one's shader may take.
+const NEXT_WITHIN: Duration = Duration::from_secs(20);
+
+/// Processor time that an endless shader is let use, in ticks: more than it takes to compile it.
+const TICKS: u64 = 200;
+
+fn shader(wgsl: &str) -> Value {
+    json!({
+        "wgsl": wgsl, "entry": "main", "groups": [1, 1, 1],
+        "bindings": [{ "binding": 0, "out": { "dtype": "U32", "shape": [2] } }],
+    })
+}
+
+/// A node on which a shader may run for as long as a call.
+struct Computing {
+    bench: Bench,
+    web: Web,
+}
+
+impl Computing {
+    /// Processor time of all that the node started, in ticks.
+    fn ticks(&self) -> u64 {
+        let mut parents = HashMap::new();
+        let mut used = HashMap::new();
+        for entry in fs::read_dir("/proc").expect("/proc is there").flatten() {
+            let name = entry.file_name();
+            let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
+                continue;
+            };
+            // It may have ended.
+            let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            let Some((_, fields)) = stat.rsplit_once(") ") else {
+                continue;
+            };
+            // proc_pid_stat(5): behind the name, the second is the parent, and 12 and 13 are the times.
+            let fields: Vec<_> = fields.split(' ').collect();
+            let number = |n: usize| fields.get(n).and_then(|text| text.parse::<u64>().ok());
+            let (Some(parent), Some(user), Some(system)) = (number(1), number(11), number(12))
+            else {
+                continue;
+            };
+            parents.insert(pid, parent as u32);
+            used.insert(pid, user + system);
+        }
+        let node = self.web.node.pid();
+        let is_below = |pid: u32| {
+            let mut above = parents.get(&pid);
+            while let Some(parent) = above {
+                if *parent == node {
+                    return true;
+                }
+                above = parents.get(parent);
+            }
+            false
+        };
+        let below = used.iter().filter(|(pid, _)| is_below(**pid));
+        below.map(|(_, ticks)| ticks).sum()
+    }
+
+    /// Waits until a shader has run for a while since then.
+    fn until_busy(&self, since: u64) {
+        eventually("the shader runs", || {
+            (self.ticks() > since + TICKS).then_some(())
+        });
+    }
+
+    fn call(&self, carriage: &str, operation: &str, input: &Value, within: Duration) -> Command {
+        let mut command = self.bench.admin().command(&["call"]);
+        command.args(["--carriage", carriage, "--timeout", &whole_seconds(within)]);
+        command.args([self.web.node.target(), operation, &input.to_string()]);
+        command
+    }
+
+    /// The same identity's next request has its turn.
+    fn next_is_served(&self, after: &str) {
+        let next = self.call("quic", "compute/dispatch", &shader(SHORT), NEXT_WITHIN);
+        let told = self.bench.admin().run(next);
+        let outputs = &told.json()["outputs"]["0"];
+        assert_eq!(outputs["inline"], "BwAAAAAAAAA=", "{after}: {told:?}");
+    }
+
+    fn next_is_served_over_http(&self, after: &str) {
+        let call = json!({ "operation": "compute/dispatch", "input": shader(SHORT) });
+        let told = self.web.post(&self.web.admin, "/call", &call.to_string());
+        let output = &told.json()["output"]["outputs"]["0"];
+        assert_eq!(output["inline"], "BwAAAAAAAAA=", "{after}: {told:?}");
+    }
+
+    /// A connection of the administrator's.
+    async fn client(&self) -> (Dialer, CallConnection) {
+        let file = self.bench.admin().state().join("identity.key");
+        let (key, _) = NodeKey::load_or_create(&file).expect("a key");
+        let dialer = Dialer::new(Some(key));
+        let target = self.web.target();
+        let connection = dialer.dial(&target, ALPN).await.expect("a connection");
+        let client = CallClient::without_operations().attach(connection, None);
+        (dialer, client)
+    }
+}
+
+/// Whichever way a caller stops: it does not end the request of the same identity that comes next, which would
+/// otherwise wait until the shader has used up its time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shader_whose_caller_stops_is_stopped() {
+    let bench = Bench::new();
+    let web = Web::start(&bench, "[compute]\ngpu_seconds = 600\n");
+    let info = web.node.call("compute/info", &json!({ "probe": true }));
+    if info["state"] == "none" {
+        let reason = info["reason"].as_str().unwrap_or_default();
+        skip!("Vulkan adapter", "{reason}");
+    }
+    let node = Computing { bench, web };
+    node.next_is_served("nothing");
+    node.next_is_served_over_http("nothing");
+
+    let script = format!(
+        "const endless = gpu.module(`{ENDLESS}`);
+         await gpu.dispatch(endless, 'main', [{{ binding: 0, out: {{ dtype: 'U32', shape: [2] }} }}]);"
+    );
+    let eval = json!({ "source": script, "limits": { "wall_ms": 600_000 } });
+    for (operation, input) in [
+        ("compute/dispatch", shader(ENDLESS)),
+        ("runtime/eval", eval),
+    ] {
+        for carriage in ["quic", "tcp"] {
+            let since = node.ticks();
+            let mut first = node.call(carriage, operation, &input, Duration::from_secs(600));
+            let first = first.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+            let mut first = first.expect("it starts");
+            node.until_busy(since);
+            interrupt(&first);
+            node.next_is_served(&format!("Ctrl-C of {operation} over {carriage}"));
+            let status = first.wait().expect("it is our child").code();
+            assert_eq!(status, Some(130), "{operation} over {carriage}");
+        }
+    }
+
+    // A call that is given up on a connection that goes on, and one whose connection ends.
+    let (_dialer, client) = node.client().await;
+    for ends in [false, true] {
+        let since = node.ticks();
+        let caller = client.clone();
+        let call = tokio::spawn(async move {
+            let options = CallOptions {
+                timeout: Some(Duration::from_secs(600)),
+                ..CallOptions::default()
+            };
+            let endless = shader(ENDLESS);
+            let answer = caller.call_with("compute/dispatch", &endless, &options);
+            answer.await
+        });
+        node.until_busy(since);
+        assert!(!call.is_finished(), "an endless shader has an answer");
+        if ends {
+            client.close(CloseCode::Normal, "");
+            node.next_is_served("the end of a connection");
+        } else {
+            // Its future is dropped.
+            call.abort();
+            let short = shader(SHORT);
+            let next = client.call("compute/dispatch", &short);
+            let next = tokio::time::timeout(deadline(NEXT_WITHIN), next).await;
+            let next = next.expect("it waits for the call that was given up");
+            let answer = next.expect("a short shader");
+            let output = &answer.value()["outputs"]["0"];
+            assert_eq!(output["inline"], "BwAAAAAAAAA=", "an abort");
+        }
+    }
+
+    for version in ["--http1.1", "--http2"] {
+        let since = node.ticks();
+        let call = json!({ "operation": "compute/dispatch", "input": shader(ENDLESS) });
+        let first = Command::new("curl")
+            .args([
+                "--silent",
+                "--insecure",
+                version,
+                "--json",
+                &call.to_string(),
+            ])
+            .args([
+                "--header",
+                &format!("Authorization: Bearer {}", node.web.admin),
+            ])
+            .arg(node.web.url("/call"))
+            .stdout(Stdio::null())
+            .spawn();
+        let mut first = first.expect("curl is installed by the set-up");
+        node.until_busy(since);
+        first.kill().expect("it is our child");
+        first.wait().expect("it is our child");
+        node.next_is_served_over_http(&format!("the end of curl {version}"));
+    }
+}
