@@ -5,15 +5,20 @@
 //! parse or to authenticate.
 
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn6, bind, setsockopt, socket, sockopt,
+};
 use tokio::net::UdpSocket;
 use tokio::task::JoinHandle;
 
 /// The UDP port; the console of the hypervisor's owner has the same number on its vsock.
 const PORT: u16 = 7474;
-/// Pause after each answer: more questions wait in the socket, and are dropped where it is full.
+/// Pause after each datagram, answered or not: more of them wait in the socket, and are dropped where it is full, so
+/// that a flood from beyond the link costs the machine ten turns a second.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Pause after the socket failed.
 const FAILED_PAUSE: Duration = Duration::from_secs(1);
@@ -53,16 +58,31 @@ async fn answer_all(line: String) {
 }
 
 async fn answer(line: &str) -> io::Result<()> {
-    let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, PORT)).await?;
+    let socket = open(PORT)?;
     loop {
-        // What is longer is cut off by the kernel.
-        let (_, from) = socket.recv_from(&mut [0; 1]).await?;
-        if is_neighbour(&from) {
-            // A neighbour that is gone is no error of the socket.
-            let _ = socket.send_to(line.as_bytes(), from).await;
-            tokio::time::sleep(PAUSE).await;
-        }
+        answer_one(&socket, line).await?;
     }
+}
+
+async fn answer_one(socket: &UdpSocket, line: &str) -> io::Result<()> {
+    // What is longer is cut off by the kernel.
+    let (_, from) = socket.recv_from(&mut [0; 1]).await?;
+    if is_neighbour(&from) {
+        // A neighbour that is gone is no error of the socket.
+        let _ = socket.send_to(line.as_bytes(), from).await;
+    }
+    tokio::time::sleep(PAUSE).await;
+    Ok(())
+}
+
+/// A socket of IPv6 only: no address of IPv4 is link-local here, so its datagrams need not wake the machine.
+fn open(port: u16) -> io::Result<UdpSocket> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket: OwnedFd = socket(AddressFamily::Inet6, SockType::Datagram, flags, None)?;
+    setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
+    let address = SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0);
+    bind(socket.as_raw_fd(), &SockaddrIn6::from(address))?;
+    UdpSocket::from_std(socket.into())
 }
 
 /// Whether the datagram came from the link: routers forward no link-local address (RFC 4291, section 2.5.6). Port 7474
@@ -78,6 +98,34 @@ fn is_neighbour(from: &SocketAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// An attacker beyond the link cannot make the machine turn as fast as datagrams come.
+    #[tokio::test]
+    async fn datagrams_that_are_not_answered_are_followed_by_a_pause() {
+        let socket = open(0).expect("a port");
+        let to = socket.local_addr().expect("it is bound");
+        let other = std::net::UdpSocket::bind("[::1]:0").expect("a port");
+        let to = SocketAddr::from((Ipv6Addr::LOCALHOST, to.port()));
+        let before = std::time::Instant::now();
+        for _ in 0..3 {
+            other.send_to(b"?", to).expect("it is on this machine");
+            answer_one(&socket, "").await.expect("a datagram");
+        }
+        assert!(before.elapsed() >= 3 * PAUSE, "{:?}", before.elapsed());
+    }
+
+    #[tokio::test]
+    async fn datagrams_of_ipv4_do_not_come() {
+        let socket = open(0).expect("a port");
+        let port = socket.local_addr().expect("it is bound").port();
+        let other = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+        other.connect(("127.0.0.1", port)).expect("an address");
+        // A datagram that came is answered by nothing.
+        other.set_read_timeout(Some(PAUSE)).expect("a time");
+        let refused = other.send(b"?").and_then(|_| other.recv(&mut [0; 1]));
+        let refused = refused.map_err(|error| error.kind());
+        assert_eq!(refused, Err(io::ErrorKind::ConnectionRefused));
+    }
 
     #[test]
     fn only_the_link_is_answered_and_no_answer_is() {

@@ -9,6 +9,14 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ProvisioningError {
+    /// Several volumes have a program of that name, and one of them may be an attacker's.
+    #[error("there is more than one {name}: on {}; leave only the one that is meant", .volumes.join(" and "))]
+    AmbiguousProgram {
+        /// The file.
+        name: &'static str,
+        /// The block devices.
+        volumes: Vec<String>,
+    },
     /// A volume could not be mounted.
     #[error("{device} cannot be mounted ({source}); write the volume anew", device = device.display())]
     Mount {

@@ -29,11 +29,11 @@ pub struct Programs {
     pub next_from: String,
 }
 
-/// Reads the program that firmware starts from the boot partition, and the file [`NEXT`] of a NoCloud volume, or else of
-/// a boot partition. Blocks on disks.
+/// Reads the program that firmware starts from the boot partition, and the file [`NEXT`] of the only volume that has one:
+/// a NoCloud volume or a boot partition. Blocks on disks.
 ///
 /// # Errors
-/// `NoProgram` where one of them is missing, `TooLarge`, and those of volumes that cannot be read.
+/// `AmbiguousProgram` where several volumes have [`NEXT`], `NoProgram` where one of them is missing, `TooLarge`, and those of volumes that cannot be read.
 pub fn programs(paths: &Paths, mounter: &dyn Mounter) -> Result<Programs, ProvisioningError> {
     let volumes = labelled(paths);
     let find = |volume: &Labelled, name: &str| {
@@ -45,12 +45,20 @@ pub fn programs(paths: &Paths, mounter: &dyn Mounter) -> Result<Programs, Provis
             })?;
         read(&mounted.root().join(name))
     };
-    let mut next = None;
+    let mut next: Option<(Vec<u8>, String)> = None;
     for volume in &volumes {
-        if let Some(program) = find(volume, NEXT)? {
-            next = Some((program, volume.name.clone()));
-            break;
+        let Some(program) = find(volume, NEXT)? else {
+            continue;
+        };
+        if let Some((_, other)) = next {
+            // An attached medium would decide which program the vault opens for.
+            let volumes = vec![other, volume.name.clone()];
+            return Err(ProvisioningError::AmbiguousProgram {
+                name: NEXT,
+                volumes,
+            });
         }
+        next = Some((program, volume.name.clone()));
     }
     let missing = |name, place| ProvisioningError::NoProgram { name, place };
     let place = "the boot partition, or of an attached volume with the label CIDATA";

@@ -21,6 +21,7 @@ use crate::limits::{CALL_TIMEOUT_DEFAULT, IDEMPOTENCY_KEY_BYTES_MAX, OPERATION_B
 use crate::link::Link;
 use crate::pump;
 use crate::request::{self, Head, InFlight, Request};
+use crate::schema::Share;
 use crate::spec::OperationType;
 use crate::standing::Standing;
 
@@ -106,7 +107,8 @@ fn check(
     )?;
     let (head, keyed, input) = (checked.head, checked.keyed, checked.input);
     let in_flight = make_room(head, link, lane, checked.operation)?;
-    check_schema(in_flight.request().operation(), &input)?;
+    let request = in_flight.request();
+    check_schema(request.operation(), &input, request.identity())?;
     Ok(Admitted {
         in_flight,
         input,
@@ -184,9 +186,13 @@ pub(crate) fn passed<'a>(
 }
 
 /// Refuses an input that its operation does not take.
-pub(crate) fn check_schema(operation: &Compiled, input: &Body) -> Result<(), CallError> {
+pub(crate) fn check_schema(
+    operation: &Compiled,
+    input: &Body,
+    identity: Option<&Arc<Identity>>,
+) -> Result<(), CallError> {
     if operation.checks_input() {
-        operation.check_input(input)?;
+        operation.check_input(input, Share::of(identity))?;
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::error::CallError;
+use crate::inline::inline;
 use crate::json;
 use crate::memory::InputMemory;
 use crate::tape::{Node, Size, TREE_BYTES_FREE, TREE_FACTOR, Tape};
@@ -76,13 +77,14 @@ impl Body {
     }
 
     /// The JSON text with binary data as base64, for readers that know no mixed frames.
-    pub(crate) fn inlined(&self) -> Cow<'_, [u8]> {
+    ///
+    /// # Errors
+    /// As [`inline`].
+    pub(crate) fn inlined(&self) -> Result<Cow<'_, [u8]>, CallError> {
         if self.tail.is_empty() {
-            return Cow::Borrowed(&self.raw);
+            return Ok(Cow::Borrowed(&self.raw));
         }
-        let mut value = self.value().clone();
-        inline(&mut value, &self.tail);
-        Cow::Owned(value.to_string().into_bytes())
+        inline(&self.raw, &self.tail).map(Cow::Owned)
     }
 
     pub(crate) fn null() -> Self {
@@ -194,6 +196,7 @@ impl From<Output> for Body {
             Output::Raw(text) => Self::from_parts(text, Bytes::new()),
             Output::Value(value) => Self::of(value, Bytes::new()),
             Output::Mixed(value, tail) => Self::of(value, tail),
+            Output::MixedText(text, tail) => Self::from_parts(text, tail),
         }
     }
 }
@@ -204,7 +207,7 @@ impl From<Body> for Output {
         if body.tail.is_empty() {
             Self::Raw(body.raw)
         } else {
-            Self::Mixed(body.value().clone(), body.tail)
+            Self::MixedText(body.raw, body.tail)
         }
     }
 }
@@ -216,6 +219,8 @@ pub enum Output {
     /// JSON with binary data, which `{"$bin":[offset,length]}` points into. Peers that do not know
     /// mixed frames receive base64 instead.
     Mixed(Value, Bytes),
+    /// The same with JSON text that is known to be valid, as it came in a frame.
+    MixedText(Bytes, Bytes),
     /// JSON text that is known to be valid.
     Raw(Bytes),
     /// A value, serialised when the frame is written.
@@ -240,9 +245,10 @@ impl Output {
             Self::Value(value) => append_value(out, value),
             Self::Mixed(value, tail) => {
                 let mut value = value.clone();
-                inline(&mut value, tail);
+                inline_tree(&mut value, tail);
                 append_value(out, &value);
             }
+            Self::MixedText(text, tail) => out.extend_from_slice(&inline_text(text, tail)),
         }
     }
 
@@ -251,10 +257,21 @@ impl Output {
     pub(crate) fn inlined(self) -> Self {
         match self {
             Self::Mixed(mut value, tail) => {
-                inline(&mut value, &tail);
+                inline_tree(&mut value, &tail);
                 Self::Value(value)
             }
+            Self::MixedText(text, tail) => Self::Raw(inline_text(&text, &tail)),
             other => other,
+        }
+    }
+
+    /// Bytes that it keeps of frames of a peer. What an operation of this node made is its own affair.
+    pub(crate) fn kept_bytes(&self) -> usize {
+        match self {
+            Self::Mixed(_, tail) => tail.len(),
+            Self::MixedText(text, tail) => text.len() + tail.len(),
+            Self::Raw(text) => text.len(),
+            Self::Value(_) => 0,
         }
     }
 }
@@ -305,7 +322,13 @@ fn slice(tail: &Bytes, value: &Value) -> Option<Bytes> {
     (end <= tail.len()).then(|| tail.slice(offset..end))
 }
 
-fn inline(value: &mut Value, tail: &Bytes) {
+/// As [`inline`]; text that would become much longer than the frame that it came in stays as it is.
+fn inline_text(text: &Bytes, tail: &Bytes) -> Bytes {
+    inline(text, tail).map_or_else(|_| text.clone(), Bytes::from)
+}
+
+/// As [`inline`], in a tree that an operation of this node made.
+fn inline_tree(value: &mut Value, tail: &Bytes) {
     if let Some(bytes) = slice(tail, value) {
         *value = base64::engine::general_purpose::STANDARD
             .encode(bytes)
@@ -313,8 +336,8 @@ fn inline(value: &mut Value, tail: &Bytes) {
         return;
     }
     match value {
-        Value::Array(items) => items.iter_mut().for_each(|v| inline(v, tail)),
-        Value::Object(members) => members.values_mut().for_each(|v| inline(v, tail)),
+        Value::Array(items) => items.iter_mut().for_each(|v| inline_tree(v, tail)),
+        Value::Object(members) => members.values_mut().for_each(|v| inline_tree(v, tail)),
         _ => {}
     }
 }
@@ -380,6 +403,25 @@ mod tests {
     fn mixed_output_becomes_base64_for_peers_without_it() {
         let mixed = Output::Mixed(json!({"a":[{"$bin":[0,2]}]}), Bytes::from_static(b"hi"));
         assert!(matches!(mixed.inlined(), Output::Value(v) if v == json!({"a":["aGk="]})));
+    }
+
+    /// A tree of it has 75 times its bytes.
+    #[test]
+    fn a_mixed_body_is_passed_on_without_a_tree() {
+        let text = Bytes::from(format!("[{}{{\"$bin\":[0,2]}}]", "0,".repeat(1 << 19)));
+        let body = Body::from_parts(text.clone(), Bytes::from_static(b"hi"));
+        let inlined = body.inlined().expect("short").len();
+        assert_eq!(
+            inlined,
+            text.len() - r#"{"$bin":[0,2]}"#.len() + r#""aGk=""#.len()
+        );
+        assert!(body.value.get().is_none(), "nobody asked for a tree");
+        let output = Output::from(body);
+        assert_eq!(output.kept_bytes(), text.len() + 2);
+        let Output::MixedText(passed, tail) = output else {
+            panic!("made into something else");
+        };
+        assert!(passed == text && passed.as_ptr() == text.as_ptr() && tail == "hi");
     }
 
     #[test]

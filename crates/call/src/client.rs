@@ -443,7 +443,7 @@ impl Stream for Subscription {
             return Poll::Ready(None);
         }
         let end = match std::task::ready!(self.events.poll_recv(cx)) {
-            Some(Delivery::Event(event)) => {
+            Some(Delivery::Event(event, _)) => {
                 self.took();
                 return Poll::Ready(Some(Ok(*event)));
             }

@@ -15,7 +15,7 @@ use crate::handler::{HandlerKind, OnSlow};
 use crate::peers::ScopedPeerEnv;
 use crate::registry::Registration;
 use crate::rules::{self, RegistryError};
-use crate::schema::{Check, SchemaError};
+use crate::schema::{Check, SchemaError, Share};
 use crate::spec::{self, OperationSpec, Visibility};
 
 /// An operation ready to be called.
@@ -104,17 +104,20 @@ impl Compiled {
     }
 
     /// Checks an output, where the registration asks for it.
-    pub(crate) fn checked(&self, output: Output) -> Result<Output, CallError> {
+    pub(crate) fn checked(&self, output: Output, share: Share<'_>) -> Result<Output, CallError> {
         if self.check_output && !self.output.takes_everything() {
             return match output {
-                Output::Raw(text) => self.check_output(&text).map(|()| Output::Raw(text)),
+                Output::Raw(text) => self.check_output(&text, share).map(|()| Output::Raw(text)),
                 Output::Mixed(value, tail) => self
-                    .check_output(value.to_string().as_bytes())
+                    .check_output(value.to_string().as_bytes(), share)
                     .map(|()| Output::Mixed(value, tail)),
+                Output::MixedText(text, tail) => self
+                    .check_output(&text, share)
+                    .map(|()| Output::MixedText(text, tail)),
                 // What was written to be looked at is also what is sent.
                 Output::Value(value) => {
                     let text = Bytes::from(value.to_string());
-                    self.check_output(&text).map(|()| Output::Raw(text))
+                    self.check_output(&text, share).map(|()| Output::Raw(text))
                 }
             };
         }
@@ -161,16 +164,17 @@ impl Compiled {
         self.check_input && !self.input.takes_everything()
     }
 
-    pub(crate) fn check_input(&self, input: &Body) -> Result<(), CallError> {
+    pub(crate) fn check_input(&self, input: &Body, share: Share<'_>) -> Result<(), CallError> {
         let schema = &self.spec.input_schema;
         let code = ErrorCode::InvalidInput;
-        self.input.check(schema, input.raw(), input.memory(), code)
+        self.input
+            .check(schema, input.raw(), (input.memory(), share), code)
     }
 
-    fn check_output(&self, text: &[u8]) -> Result<(), CallError> {
+    fn check_output(&self, text: &[u8], share: Share<'_>) -> Result<(), CallError> {
         let schema = &self.spec.output_schema;
         let code = ErrorCode::InvalidOutput;
-        let checked = self.output.check(schema, text, None, code);
+        let checked = self.output.check(schema, text, (None, share), code);
         checked.map_err(|error| match error.code {
             // No reader of JSON takes it.
             ErrorCode::InvalidInput => CallError::internal(error.message),
@@ -225,7 +229,7 @@ mod tests {
     use crate::limits::INVALID_DETAILS_BYTES;
 
     fn checked(operation: &Compiled, input: Value) -> Result<(), CallError> {
-        operation.check_input(&Body::json(&input).expect("JSON"))
+        operation.check_input(&Body::json(&input).expect("JSON"), Share::Node)
     }
 
     fn compiled(spec: OperationSpec) -> Compiled {

@@ -325,6 +325,10 @@ fn measured(output: Output) -> Result<(Output, usize), CallError> {
             let bytes = text.len();
             (Output::Raw(text), bytes)
         }
+        Output::MixedText(text, tail) => {
+            let bytes = text.len() + tail.len();
+            (Output::MixedText(text, tail), bytes)
+        }
         Output::Mixed(value, tail) => {
             let bytes = value.to_string().len() + tail.len();
             (Output::Mixed(value, tail), bytes)

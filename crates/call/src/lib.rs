@@ -50,6 +50,7 @@ mod handler;
 mod idempotency;
 mod import;
 mod inbound;
+mod inline;
 mod json;
 mod keyed;
 mod lane;

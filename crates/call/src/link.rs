@@ -33,6 +33,7 @@ use crate::session::Session;
 use crate::sync::lock;
 use crate::unread::Unread;
 use ending::{ENDED, EndOnDrop, SUPERSEDED};
+pub(crate) use limits::Claim;
 
 /// One connection.
 pub(crate) struct Link {
@@ -45,6 +46,8 @@ pub(crate) struct Link {
     pub(crate) session: Session,
     /// What the peer has yet to take of what it asked for.
     pub(crate) unread: Arc<Unread>,
+    /// Events of all its subscriptions that were read for it and that it does not take yet.
+    pub(crate) ahead: Arc<Unread>,
     /// What it has yet to take of what it is asked.
     pub(crate) unsent: Arc<Unread>,
     /// When the peer last asked something, or something that it had asked was over.
@@ -134,6 +137,7 @@ impl Link {
             connection,
             session: Session::default(),
             unread: Arc::default(),
+            ahead: Arc::default(),
             unsent: Arc::default(),
             asked: Mutex::new(Instant::now()),
             known: Known::default(),

@@ -30,6 +30,7 @@ use crate::link::Link;
 use crate::memory::InputMemory;
 use crate::pump::{self, Given, Reader};
 use crate::request::{Request, panicked};
+use crate::schema::Share;
 use crate::spec::OperationSpec;
 
 /// The way in for the requests of one connection that speaks another protocol. Clones share it.
@@ -252,7 +253,8 @@ impl Gate {
         };
         let running = self.enter(Arc::clone(&operation), checked.head);
         let running = running.map_err(refused)?;
-        admission::check_schema(&operation, &checked.input).map_err(refused)?;
+        admission::check_schema(&operation, &checked.input, running.0.identity())
+            .map_err(refused)?;
         let handler = Arc::clone(handler);
         let handler = match checked.keyed {
             Some(keyed) => keyed.handler(handler),
@@ -282,7 +284,8 @@ impl Gate {
         let running = self
             .enter(checked.operation, checked.head)
             .map_err(refused)?;
-        admission::check_schema(running.0.operation(), &checked.input).map_err(refused)?;
+        admission::check_schema(running.0.operation(), &checked.input, running.0.identity())
+            .map_err(refused)?;
         let (reader, events) = mpsc::channel(LOCAL_EVENTS_AHEAD);
         let input = checked.input;
         let task = tokio::spawn(async move {
@@ -352,7 +355,10 @@ impl Gate {
         outcome: Result<Output, CallError>,
     ) -> Result<Output, CallError> {
         let operation = request.operation();
-        let outcome = outcome.and_then(|output| operation.checked(output.inlined()));
+        let outcome = outcome.and_then(|output| {
+            let share = Share::of(request.identity());
+            operation.checked(output.inlined(), share)
+        });
         outcome.map_err(|error| {
             Counters::add(&self.link.dispatcher.counters.errors);
             operation.visible(error)
@@ -465,7 +471,10 @@ impl Reader for Channel<'_> {
 
     fn give(&self, item: Item, dropped: u64) -> Given {
         let Item { output, cursor, .. } = item;
-        let event = self.request.operation().checked(output.inlined());
+        let event = {
+            let share = Share::of(self.request.identity());
+            self.request.operation().checked(output.inlined(), share)
+        };
         let fit = event.is_ok();
         let event = event.map(|output| LocalEvent {
             output,

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use alknet_core::StreamCode;
+use bytes::Bytes;
 use hashbrown::HashMap;
 use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot};
@@ -13,8 +14,10 @@ use crate::envelope::{self, Envelope, EventKind, Response};
 use crate::error::{CallError, ErrorCode};
 use crate::frame::FrameBody;
 use crate::lane::Lane;
-use crate::link::Link;
+use crate::limits::STREAM_EVENTS_BYTES;
+use crate::link::{Claim, Link};
 use crate::sync::lock;
+use crate::unread::Unread;
 
 /// The table of one connection.
 pub(crate) struct Outbound {
@@ -36,7 +39,33 @@ struct Waiting {
 
 enum To {
     Once(oneshot::Sender<Result<Body, CallError>>),
-    Stream(mpsc::Sender<Delivery>),
+    Stream(Buffer),
+}
+
+/// What a subscriber has yet to take.
+#[derive(Clone)]
+struct Buffer {
+    tx: mpsc::Sender<Delivery>,
+    /// Bytes of the events.
+    waiting: Arc<Unread>,
+    /// Bytes from which on no further event is read.
+    most: usize,
+}
+
+impl Buffer {
+    /// Hands it on once the subscriber has room.
+    async fn put(&self, event: Event, bytes: usize) {
+        tokio::select! {
+            () = self.waiting.wait_below(self.most) => {}
+            () = self.tx.closed() => {}
+        }
+        let claim = Claim::new(&self.waiting, bytes);
+        let _ = self.tx.send(Delivery::Event(Box::new(event), claim)).await;
+    }
+
+    async fn end(&self, end: Result<(), CallError>) {
+        let _ = self.tx.send(Delivery::End(end)).await;
+    }
 }
 
 /// One event of a subscription, as its subscriber sees it.
@@ -54,7 +83,11 @@ pub struct Event {
 #[derive(Debug)]
 pub(crate) enum Delivery {
     End(Result<(), CallError>),
-    Event(Box<Event>),
+    /// It counts as waiting until it is taken.
+    Event(
+        Box<Event>,
+        #[expect(dead_code, reason = "it counts until it is dropped")] Claim,
+    ),
 }
 
 impl Outbound {
@@ -111,7 +144,17 @@ impl Outbound {
         buffered: usize,
     ) -> Result<mpsc::Receiver<Delivery>, CallError> {
         let (tx, rx) = mpsc::channel(buffered.max(1));
-        self.insert(id, lane, To::Stream(tx))?;
+        let buffer = Buffer {
+            tx,
+            waiting: Arc::default(),
+            // Where answers to others come on the same stream, nothing may keep them waiting: there the number of events
+            // is limited by credit.
+            most: match lane.is_single_call() {
+                true => STREAM_EVENTS_BYTES,
+                false => usize::MAX,
+            },
+        };
+        self.insert(id, lane, To::Stream(buffer))?;
         Ok(rx)
     }
 
@@ -173,13 +216,10 @@ impl Outbound {
                 // The caller may have gone away just now; nothing is lost then.
                 let _ = tx.send(parsed.map(|event| event.output));
             }
-            Recipient::Stream(tx) => {
-                let delivery = match parsed {
-                    Ok(event) => Delivery::Event(Box::new(event)),
-                    Err(error) => Delivery::End(Err(error)),
-                };
-                let _ = tx.send(delivery).await;
-            }
+            Recipient::Stream(buffer) => match parsed {
+                Ok(event) => buffer.put(event, bytes_of(body)).await,
+                Err(error) => buffer.end(Err(error)).await,
+            },
         }
     }
 
@@ -187,13 +227,13 @@ impl Outbound {
         let mut table = lock(&self.table);
         match table.waiting.get(&id).map(|waiting| &waiting.to) {
             None => return Recipient::Nobody,
-            Some(To::Stream(tx)) if !last => return Recipient::Stream(tx.clone()),
+            Some(To::Stream(buffer)) if !last => return Recipient::Stream(buffer.clone()),
             Some(_) => {}
         }
         match table.waiting.remove(&id).map(|waiting| waiting.to) {
             None => Recipient::Nobody,
             Some(To::Once(tx)) => Recipient::Once(tx),
-            Some(To::Stream(tx)) => Recipient::Stream(tx),
+            Some(To::Stream(buffer)) => Recipient::Stream(buffer),
         }
     }
 
@@ -248,7 +288,7 @@ fn fail(gone: Vec<(u64, Waiting)>, why: &'static str) {
 enum Recipient {
     Nobody,
     Once(oneshot::Sender<Result<Body, CallError>>),
-    Stream(mpsc::Sender<Delivery>),
+    Stream(Buffer),
 }
 
 impl To {
@@ -260,9 +300,7 @@ impl To {
                 });
                 let _ = tx.send(Err(error));
             }
-            Self::Stream(tx) => {
-                let _ = tx.send(Delivery::End(end)).await;
-            }
+            Self::Stream(buffer) => buffer.end(end).await,
         }
     }
 
@@ -271,7 +309,7 @@ impl To {
     fn fail(self, error: CallError) {
         match self {
             Self::Once(tx) => drop(tx.send(Err(error))),
-            Self::Stream(tx) => drop(tx.try_send(Delivery::End(Err(error)))),
+            Self::Stream(buffer) => drop(buffer.tx.try_send(Delivery::End(Err(error)))),
         }
     }
 }
@@ -294,17 +332,30 @@ fn parse_event(body: &FrameBody, event: &Envelope<'_>) -> Result<Event, CallErro
     let response: Response<'_> = event.members().map_err(|error| {
         CallError::internal(format!("the peer's answer cannot be read: {error}"))
     })?;
+    let tail = body.tail.clone().unwrap_or_default();
+    // A part of a frame keeps the whole of it. Where most of a frame is what is not looked at, the rest is copied: what
+    // is kept of it is counted by its own length.
+    let values = [response.output, response.cursor].into_iter().flatten();
+    let kept = tail.len() + values.map(|raw| raw.get().len()).sum::<usize>();
+    let sparse = 2 * kept < bytes_of(body);
+    let own = |part: &[u8], shared: Bytes| match sparse {
+        true => Bytes::copy_from_slice(part),
+        false => shared,
+    };
+    let tail = own(&tail, tail.clone());
     let part = |raw: &RawValue| {
-        Body::from_parts(
-            body.envelope.slice_ref(raw.get().as_bytes()),
-            body.tail.clone().unwrap_or_default(),
-        )
+        let text = raw.get().as_bytes();
+        Body::from_parts(own(text, body.envelope.slice_ref(text)), tail.clone())
     };
     Ok(Event {
         output: response.output.map_or_else(Body::null, part),
         dropped: response.dropped,
         cursor: response.cursor.map(part),
     })
+}
+
+fn bytes_of(body: &FrameBody) -> usize {
+    body.envelope.len() + body.tail.as_ref().map_or(0, Bytes::len)
 }
 
 /// Tells the peer that nobody waits for what it says to this request any more: it was given up, or

@@ -12,6 +12,7 @@ use crate::context::Ctx;
 use crate::error::{CallError, ErrorCode};
 use crate::handler::{BoxStream, OnSlow, StreamHandler};
 use crate::limits::{LANE_QUEUE_BYTES, SUBSCRIPTION_QUEUE_BYTES};
+use crate::link::Claim;
 use crate::request::{CreditWindow, InFlight, Request, panicked};
 use crate::standing;
 
@@ -25,6 +26,21 @@ pub(crate) trait Reader: Sync {
 
     /// Whether nobody is there any more.
     fn is_gone(&self) -> bool;
+
+    /// Counts an event of so many bytes as one that is kept for it.
+    fn keep(&self, _bytes: usize) -> Option<Claim> {
+        None
+    }
+
+    /// Whether another may be kept for it.
+    fn may_keep(&self) -> bool {
+        true
+    }
+
+    /// Resolves when another may be.
+    fn wait_keep(&self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
 
     /// Gives it one.
     fn give(&self, item: Item, dropped: u64) -> Given;
@@ -82,9 +98,25 @@ pub(crate) async fn follow(
     outcome.unwrap_or_else(|_| Err(panicked(request, &request.operation().spec.name)))
 }
 
+/// An item, and what it counts for.
+struct Kept {
+    item: Item,
+    _claim: Option<Claim>,
+}
+
+impl Kept {
+    fn new(item: Item, reader: &impl Reader) -> Self {
+        let claim = reader.keep(item.output.kept_bytes());
+        Self {
+            item,
+            _claim: claim,
+        }
+    }
+}
+
 /// Items read ahead of the peer, by the operation's policy.
 struct Ahead {
-    items: VecDeque<Item>,
+    items: VecDeque<Kept>,
     dropped: u64,
     policy: OnSlow,
 }
@@ -98,7 +130,7 @@ impl Ahead {
         }
     }
 
-    fn put(&mut self, item: Item, open: bool) -> Result<(), CallError> {
+    fn put(&mut self, item: Kept, open: bool) -> Result<(), CallError> {
         match self.policy {
             OnSlow::Fail if !open => {
                 return Err(CallError::new(
@@ -106,14 +138,25 @@ impl Ahead {
                     "the reader is too slow for this subscription",
                 ));
             }
-            OnSlow::DropOldest(most) if self.items.len() >= most.max(1) => {
-                let oldest = self.items.pop_front();
-                self.dropped += 1 + oldest.map_or(0, |item| item.dropped);
-            }
+            OnSlow::DropOldest(most) if self.items.len() >= most.max(1) => self.drop_oldest(),
             _ => {}
         }
         self.items.push_back(item);
         Ok(())
+    }
+
+    /// Leaves out all but the newest while too much is kept for the reader, where the policy lets it.
+    fn shrink(&mut self, reader: &impl Reader) {
+        if matches!(self.policy, OnSlow::DropOldest(_)) {
+            while self.items.len() > 1 && !reader.may_keep() {
+                self.drop_oldest();
+            }
+        }
+    }
+
+    fn drop_oldest(&mut self) {
+        let oldest = self.items.pop_front();
+        self.dropped += 1 + oldest.map_or(0, |kept| kept.item.dropped);
     }
 }
 
@@ -132,13 +175,13 @@ async fn pump(
         // A source that is always ready must not keep its worker from everybody else.
         tokio::task::coop::consume_budget().await;
         let open = reader.is_open();
-        if open && let Some(item) = ahead.items.pop_front() {
+        if open && let Some(Kept { item, .. }) = ahead.items.pop_front() {
             let before = std::mem::take(&mut ahead.dropped);
             let dropped = before + item.dropped;
             match reader.give(item, dropped) {
                 Given::Not(item) => {
                     ahead.dropped = before;
-                    ahead.items.push_front(item);
+                    ahead.items.push_front(Kept::new(item, reader));
                 }
                 // Either the terminal error was sent in its place, or nobody is there to read one.
                 Given::Over => return Err(CallError::unavailable("the stream is gone")),
@@ -152,12 +195,18 @@ async fn pump(
         if reader.is_gone() {
             return Err(CallError::unavailable("the stream is gone"));
         }
-        let read = !ended && ahead.may_read(open);
+        let wanted = !ended && ahead.may_read(open);
+        let drops = matches!(ahead.policy, OnSlow::DropOldest(_));
+        let read = wanted && (drops || reader.may_keep());
         tokio::select! {
             biased;
             () = reader.wait_open(), if !open => {}
+            () = reader.wait_keep(), if wanted && !read => {}
             item = next(request, &mut items), if read => match item? {
-                Some(item) => ahead.put(item, reader.is_open())?,
+                Some(item) => {
+                    ahead.put(Kept::new(item, reader), reader.is_open())?;
+                    ahead.shrink(reader);
+                }
                 None => ended = true,
             },
         }
@@ -196,6 +245,18 @@ impl Reader for Request {
         self.lane().out.is_ended()
     }
 
+    fn keep(&self, bytes: usize) -> Option<Claim> {
+        Some(Claim::new(&self.link().ahead, bytes))
+    }
+
+    fn may_keep(&self) -> bool {
+        self.link().may_keep()
+    }
+
+    async fn wait_keep(&self) {
+        self.link().wait_keep().await;
+    }
+
     fn give(&self, item: Item, dropped: u64) -> Given {
         let given = self.event(item, dropped);
         if let (Given::Taken, Some(credit)) = (&given, &self.credit) {
@@ -216,6 +277,8 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::body::Output;
+    use crate::unread::Unread;
 
     fn ahead(policy: OnSlow) -> Ahead {
         Ahead {
@@ -225,9 +288,64 @@ mod tests {
         }
     }
 
+    fn kept(item: Item) -> Kept {
+        Kept { item, _claim: None }
+    }
+
+    /// Of a connection whose peer takes nothing.
+    struct Slow(Arc<Unread>);
+
+    impl Reader for Slow {
+        fn is_open(&self) -> bool {
+            false
+        }
+
+        async fn wait_open(&self) {
+            std::future::pending().await
+        }
+
+        fn is_gone(&self) -> bool {
+            false
+        }
+
+        fn keep(&self, bytes: usize) -> Option<Claim> {
+            Some(Claim::new(&self.0, bytes))
+        }
+
+        fn may_keep(&self) -> bool {
+            self.0.bytes() < 1000
+        }
+
+        fn give(&self, item: Item, _: u64) -> Given {
+            Given::Not(item)
+        }
+    }
+
+    /// However many items the operation of each subscription lets be kept.
+    #[test]
+    fn what_is_kept_for_a_connection_is_bounded_by_its_bytes() {
+        let reader = Slow(Arc::default());
+        let mut all: Vec<_> = (0..8).map(|_| ahead(OnSlow::DropOldest(1000))).collect();
+        for n in 0..200 {
+            let ahead = &mut all[n % 8];
+            let item = Item::from(Output::Raw(vec![b'1'; 100].into()));
+            ahead.put(Kept::new(item, &reader), false).expect("kept");
+            ahead.shrink(&reader);
+            assert!(reader.0.bytes() <= 1000 + 8 * 100, "{n}");
+        }
+        let of = |it: &Ahead| it.dropped + it.items.len() as u64;
+        assert_eq!(
+            all.iter().map(of).sum::<u64>(),
+            200,
+            "what is left out is counted"
+        );
+        all.clear();
+        assert_eq!(reader.0.bytes(), 0);
+    }
+
     fn number(item: &Item) -> u64 {
         match &item.output {
-            crate::body::Output::Value(value) => value.as_u64().expect("a number"),
+            Output::Value(value) => value.as_u64().expect("a number"),
             other => panic!("{other:?}"),
         }
     }
@@ -236,11 +354,11 @@ mod tests {
     fn a_paused_source_is_not_asked_and_a_strict_one_fails() {
         let mut pause = ahead(OnSlow::Pause);
         assert!(pause.may_read(true) && !pause.may_read(false));
-        pause.put(Item::from(Value::from(1)), true).expect("kept");
+        pause.put(kept(Value::from(1).into()), true).expect("kept");
         assert!(!pause.may_read(true), "one item ahead at most");
         let mut strict = ahead(OnSlow::Fail);
         assert!(strict.may_read(false));
-        let refused = strict.put(Item::from(Value::from(1)), false);
+        let refused = strict.put(kept(Value::from(1).into()), false);
         assert_eq!(refused.expect_err("slow").code, ErrorCode::Overloaded);
     }
 
@@ -260,8 +378,8 @@ mod tests {
                     let mut item = Item::from(Value::from(read));
                     item.dropped = left_out;
                     prop_assert!(ahead.may_read(false));
-                    prop_assert!(ahead.put(item, false).is_ok());
-                } else if let Some(item) = ahead.items.pop_front() {
+                    prop_assert!(ahead.put(kept(item), false).is_ok());
+                } else if let Some(Kept { item, .. }) = ahead.items.pop_front() {
                     prop_assert!(number(&item) > last, "in order");
                     last = number(&item);
                     told += std::mem::take(&mut ahead.dropped) + item.dropped;

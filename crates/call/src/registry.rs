@@ -17,6 +17,7 @@ use crate::handler::{HandlerKind, OnSlow};
 use crate::layers::Overlay;
 use crate::peers::ScopedPeerEnv;
 use crate::rules::{self, RegistryError};
+use crate::schema::Share;
 use crate::services;
 use crate::spec::OperationSpec;
 
@@ -346,7 +347,7 @@ impl Registry {
     pub fn validate(&self, operation: &str, input: &Value) -> Result<(), CallError> {
         self.lookup(operation)
             .ok_or_else(|| CallError::not_found(operation))?
-            .check_input(&Body::json(input)?)
+            .check_input(&Body::json(input)?, Share::Node)
     }
 
     /// An operation by its name on the wire, with or without the leading slash.

@@ -27,6 +27,7 @@ use crate::limits::OVERLOAD_RETRY_MS;
 use crate::link::Link;
 use crate::outlet::Appended;
 use crate::pump::Given;
+use crate::schema::Share;
 use crate::spec::OperationType;
 use crate::standing::Standing;
 
@@ -246,7 +247,8 @@ impl Request {
         } else {
             output.inlined()
         };
-        self.operation.checked(output)
+        let share = Share::of(self.identity());
+        self.operation.checked(output, share)
     }
 
     fn push_output(&self, item: &Item, dropped: u64) -> Pushed {
@@ -336,7 +338,7 @@ fn append_output<'a>(
     let kind = EventKind::Responded;
     let payload = |out: &mut Vec<u8>| append_payload(out, item, dropped);
     match &item.output {
-        Output::Mixed(_, tail) => {
+        Output::Mixed(_, tail) | Output::MixedText(_, tail) => {
             let len = envelope::append_mixed_event(out, kind, id, tail.len(), payload);
             (len, Some(tail))
         }
@@ -347,7 +349,7 @@ fn append_output<'a>(
 fn append_payload(out: &mut Vec<u8>, item: &Item, dropped: u64) {
     out.extend_from_slice(b"{\"output\":");
     match &item.output {
-        Output::Raw(text) => out.extend_from_slice(text),
+        Output::MixedText(text, _) | Output::Raw(text) => out.extend_from_slice(text),
         Output::Mixed(value, _) | Output::Value(value) => envelope::append_json(out, value),
     }
     if let Some(cursor) = &item.cursor {

@@ -62,7 +62,7 @@ pub use memory::memory_pair;
 pub use metrics::Metrics;
 pub use mount::{HttpMount, MountBody, MountCaller};
 pub use nesting::{Dispatch, DispatchError, NESTING_DEPTH_MAX};
-pub use network::Network;
+pub use network::{Network, Site};
 pub use range::{AddressRange, RangeError};
 pub use reach::{Reach, is_public};
 pub use rotation::{RotationError, Succession};

@@ -8,10 +8,17 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Network(IpAddr);
 
+/// What one party can have many networks of: the /48 of IPv6 that an IPv6 network is in, which has 256 of them. Of
+/// IPv4 it is the network itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Site(IpAddr);
+
 /// Bits of an IPv4 address that its network has.
 const V4_BITS: u32 = 24;
 /// The same of an IPv6 address.
 const V6_BITS: u32 = 56;
+/// Bits of an IPv6 address that its site has.
+const SITE_BITS: u32 = 48;
 
 impl Network {
     /// The one that `address` is in.
@@ -19,11 +26,28 @@ impl Network {
     pub fn of(address: IpAddr) -> Self {
         Self(match address.to_canonical() {
             IpAddr::V4(v4) => Ipv4Addr::from(u32::from(v4) & (u32::MAX << (32 - V4_BITS))).into(),
-            IpAddr::V6(v6) => {
-                Ipv6Addr::from(u128::from(v6) & (u128::MAX << (128 - V6_BITS))).into()
-            }
+            IpAddr::V6(v6) => first_bits(v6, V6_BITS).into(),
         })
     }
+
+    /// The site that it is in.
+    #[must_use]
+    pub fn site(self) -> Site {
+        Site(match self.0 {
+            IpAddr::V4(_) => self.0,
+            IpAddr::V6(v6) => first_bits(v6, SITE_BITS).into(),
+        })
+    }
+
+    /// Whether its site has other networks.
+    #[must_use]
+    pub fn has_neighbours(self) -> bool {
+        self.0.is_ipv6()
+    }
+}
+
+fn first_bits(address: Ipv6Addr, bits: u32) -> Ipv6Addr {
+    Ipv6Addr::from(u128::from(address) & (u128::MAX << (128 - bits)))
 }
 
 impl fmt::Display for Network {
@@ -53,6 +77,18 @@ mod tests {
         ] {
             assert_eq!(network(one) == network(other), same, "{one} {other}");
         }
+        for (one, other, same) in [
+            ("192.0.2.1", "192.0.3.1", false),
+            ("2001:db8:0:1::5", "2001:db8:0:ff00::", true),
+            ("2001:db8::", "2001:db8:1::", false),
+        ] {
+            assert_eq!(
+                network(one).site() == network(other).site(),
+                same,
+                "{one} {other}"
+            );
+        }
+        assert!(network("2001:db8::").has_neighbours() && !network("192.0.2.1").has_neighbours());
         assert_eq!(network("192.0.2.9").to_string(), "192.0.2.0/24");
         assert_eq!(network("2001:db8::9").to_string(), "2001:db8::/56");
     }

@@ -9,25 +9,28 @@
 //! also take the place of an unknown peer where there is none left.
 
 mod handshakes;
+mod known;
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use alknet_core::{Carriage, ConnId, Network, PeerId};
+use alknet_core::{Carriage, ConnId, Network, PeerId, PeerKey, Site};
 
 use crate::limits::Limits;
 use crate::penalty::PenaltyBox;
 use crate::places::{Entry, Places};
 
 use handshakes::Handshakes;
+use known::KnownAddresses;
 
-/// Rates remembered, of networks and of known peers' addresses; beyond that the longest unseen is
+/// Rates remembered, of networks, sites and known peers' addresses; beyond that the longest unseen is
 /// forgotten.
 const BUCKETS_MAX: usize = 8192;
 
-/// Addresses remembered at which known peers were seen; beyond that the longest unseen is forgotten.
-const KNOWN_ADDRESSES_MAX: usize = 1024;
+/// Networks that a site counts for: its unknown peers may have as many times what those of one network may. A site has
+/// 256 networks, which one host can have all addresses of.
+const SITE_NETWORKS: u32 = 4;
 
 /// What to do with a first QUIC packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +111,8 @@ pub(crate) enum Full {
     All,
     /// For unknown peers of this network.
     Network(Network),
+    /// For unknown peers of the site that this network, from which one came, is in.
+    Site(Network),
     /// For unknown peers. The one that came is of this network.
     Strangers(Network),
 }
@@ -117,7 +122,7 @@ impl Full {
     pub(crate) const fn limit(self) -> Limit {
         match self {
             Self::All | Self::Strangers(_) => Limit::Connections,
-            Self::Network(_) => Limit::ConnectionsPerAddress,
+            Self::Network(_) | Self::Site(_) => Limit::ConnectionsPerAddress,
         }
     }
 }
@@ -128,6 +133,19 @@ enum Payer {
     /// An address at which a known peer was seen: it does not pay for its neighbours.
     Address(IpAddr),
     Network(Network),
+    /// All networks of one site, which pay for their own as well.
+    Site(Site),
+}
+
+impl Payer {
+    /// The site of what pays, unless it is the address of a known peer.
+    fn site(self) -> Option<Site> {
+        match self {
+            Self::Address(_) => None,
+            Self::Network(network) => Some(network.site()),
+            Self::Site(site) => Some(site),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -145,13 +163,14 @@ pub(crate) struct Admission {
     /// Those of unknown peers among them.
     strangers: HashMap<ConnId, Network>,
     by_network: HashMap<Network, u32>,
+    by_site: HashMap<Site, u32>,
     /// Those of peers that were unknown until they showed a token.
     token_holders: HashMap<ConnId, PeerId>,
     by_token: HashMap<PeerId, u32>,
     peers: Places,
     penalties: PenaltyBox,
     buckets: HashMap<(Carriage, Payer), Bucket>,
-    known_addresses: HashMap<IpAddr, Instant>,
+    known_addresses: KnownAddresses,
 }
 
 impl Admission {
@@ -167,11 +186,12 @@ impl Admission {
             connections: 0,
             strangers: HashMap::new(),
             by_network: HashMap::new(),
+            by_site: HashMap::new(),
             token_holders: HashMap::new(),
             by_token: HashMap::new(),
             peers: Places::default(),
             penalties: PenaltyBox::default(),
-            known_addresses: HashMap::new(),
+            known_addresses: KnownAddresses::default(),
             buckets: HashMap::new(),
         }
     }
@@ -228,8 +248,9 @@ impl Admission {
         if !self.charge(carriage, from, now) {
             return Quic::Refuse(Limit::HandshakeRate);
         }
-        let (ticket, payer) = (self.ticket(), self.payer(from));
         let most = self.limits.validated_handshakes_max;
+        let payer = self.holder(&self.proven, from, most);
+        let ticket = self.ticket();
         let evict = self.proven.enter(ticket, payer, u32::MAX, most);
         Quic::Accept {
             ticket,
@@ -243,57 +264,98 @@ impl Admission {
         if self.is_full_of_peers() {
             return Tcp::Refuse(Limit::Connections);
         }
-        let (ticket, payer) = (self.ticket(), self.payer(from));
         let (each, all) = (
             self.limits.tcp_handshakes_per_address_max,
             self.limits.tcp_handshakes_max,
         );
+        let payer = self.holder(&self.tcp, from, all);
+        let ticket = self.ticket();
         let evict = self.tcp.enter(ticket, payer, each, all);
         Tcp::Accept { ticket, evict }
     }
 
-    /// Takes one handshake from the network of `from`; false when it has had too many.
+    /// Takes one handshake from the network of `from`, and from its site; false when either has had too many.
     pub(crate) fn charge(&mut self, carriage: Carriage, from: IpAddr, now: Instant) -> bool {
-        let key = (carriage, self.payer(from));
-        if !self.buckets.contains_key(&key) {
-            self.forget_one(now);
-        }
-        let burst = f64::from(self.limits.handshake_burst);
-        let bucket = self.buckets.entry(key).or_insert(Bucket {
-            tokens: burst,
-            at: now,
-        });
-        bucket.refill(burst, f64::from(self.limits.handshakes_per_second), now);
-        let allowed = bucket.tokens >= 1.0;
+        let mut payers = self.payers(from);
+        let allowed = payers.all(|payer| self.bucket(carriage, payer, now).tokens >= 1.0);
         if allowed {
-            bucket.tokens -= 1.0;
+            for payer in self.payers(from) {
+                self.bucket(carriage, payer, now).tokens -= 1.0;
+            }
         }
         allowed
     }
 
+    /// The bucket of a payer as it is now.
+    fn bucket(&mut self, carriage: Carriage, payer: Payer, now: Instant) -> &mut Bucket {
+        let key = (carriage, payer);
+        if !self.buckets.contains_key(&key) {
+            self.forget_one(now);
+        }
+        let (burst, per_second) = self.rate(payer);
+        let bucket = self.buckets.entry(key).or_insert(Bucket {
+            tokens: burst,
+            at: now,
+        });
+        bucket.refill(burst, per_second, now);
+        bucket
+    }
+
+    /// How many handshakes a payer may have in a burst, and how many it earns back in a second.
+    fn rate(&self, payer: Payer) -> (f64, f64) {
+        let times = match payer {
+            Payer::Address(_) | Payer::Network(_) => 1,
+            Payer::Site(_) => SITE_NETWORKS,
+        };
+        let (burst, per_second) = (
+            self.limits.handshake_burst,
+            self.limits.handshakes_per_second,
+        );
+        (
+            f64::from(burst.saturating_mul(times)),
+            f64::from(per_second.saturating_mul(times)),
+        )
+    }
+
     /// Whether `from` has had so many that it cannot pay for another one now.
     fn is_spent(&self, carriage: Carriage, from: IpAddr, now: Instant) -> bool {
-        let burst = f64::from(self.limits.handshake_burst);
-        let per_second = f64::from(self.limits.handshakes_per_second);
-        let bucket = self.buckets.get(&(carriage, self.payer(from)));
-        bucket.is_some_and(|bucket| {
-            let mut bucket = *bucket;
-            bucket.refill(burst, per_second, now);
-            bucket.tokens < 1.0
+        self.payers(from).any(|payer| {
+            let (burst, per_second) = self.rate(payer);
+            let bucket = self.buckets.get(&(carriage, payer));
+            bucket.is_some_and(|bucket| {
+                let mut bucket = *bucket;
+                bucket.refill(burst, per_second, now);
+                bucket.tokens < 1.0
+            })
         })
     }
 
     /// Gives back a handshake that was paid for: the peer turned out to be known.
     pub(crate) fn refund(&mut self, carriage: Carriage, from: IpAddr) {
-        let burst = f64::from(self.limits.handshake_burst);
-        let key = (carriage, self.payer(from));
-        if let Some(bucket) = self.buckets.get_mut(&key) {
-            bucket.tokens = (bucket.tokens + 1.0).min(burst);
+        for payer in self.payers(from) {
+            let (burst, _) = self.rate(payer);
+            if let Some(bucket) = self.buckets.get_mut(&(carriage, payer)) {
+                bucket.tokens = (bucket.tokens + 1.0).min(burst);
+            }
         }
     }
 
-    fn payer(&self, from: IpAddr) -> Payer {
-        if self.known_addresses.contains_key(&from) {
+    /// All that pay for a handshake from `from`.
+    fn payers(&self, from: IpAddr) -> impl Iterator<Item = Payer> + use<> {
+        let network = Network::of(from);
+        let (payer, site) = if self.known_addresses.contains(from) {
+            (Payer::Address(from), None)
+        } else {
+            let site = network.has_neighbours().then(|| network.site());
+            (Payer::Network(network), site)
+        };
+        [Some(payer), site.map(Payer::Site)].into_iter().flatten()
+    }
+
+    /// Whom a handshake that begins counts for among those under way, of which there may be `all`.
+    fn holder(&self, under_way: &Handshakes, from: IpAddr, all: u32) -> Payer {
+        let own = self.known_addresses.contains(from) && under_way.has_room_for(from, all);
+        if own {
             Payer::Address(from)
         } else {
             Payer::Network(Network::of(from))
@@ -302,14 +364,21 @@ impl Admission {
 
     /// A known peer was seen at `from`: from now on this address does not pay for its neighbours'
     /// handshakes, nor they for its own.
-    pub(crate) fn remember(&mut self, from: IpAddr, now: Instant) {
-        let full = self.known_addresses.len() >= KNOWN_ADDRESSES_MAX;
-        if full && !self.known_addresses.contains_key(&from) {
-            let oldest = self.known_addresses.iter().min_by_key(|(_, seen)| **seen);
-            let oldest = oldest.map(|(address, _)| *address);
-            oldest.and_then(|oldest| self.known_addresses.remove(&oldest));
-        }
-        self.known_addresses.insert(from, now);
+    pub(crate) fn remember(&mut self, peer: &PeerId, key: PeerKey, from: IpAddr, now: Instant) {
+        self.known_addresses.see(peer, key, from, now);
+    }
+
+    /// The peers whose addresses are remembered, each with the key that it showed last.
+    pub(crate) fn remembered(&self) -> Vec<(PeerId, PeerKey)> {
+        let peers = self.known_addresses.peers();
+        peers.map(|(peer, key)| (peer.clone(), key)).collect()
+    }
+
+    /// These peers are let in no more.
+    pub(crate) fn forget(&mut self, peers: &[PeerId]) {
+        peers
+            .iter()
+            .for_each(|peer| self.known_addresses.forget(peer));
     }
 
     /// The handshake is over, well or not.
@@ -333,6 +402,10 @@ impl Admission {
             if here >= self.limits.per_address_max {
                 return Err(Full::Network(network));
             }
+            let site = self.by_site.get(&network.site()).copied().unwrap_or(0);
+            if site >= self.limits.per_address_max.saturating_mul(SITE_NETWORKS) {
+                return Err(Full::Site(network));
+            }
             if full || self.strangers.len() >= self.limits.strangers_max() as usize {
                 return Err(Full::Strangers(network));
             }
@@ -349,6 +422,7 @@ impl Admission {
             let network = Network::of(from);
             self.strangers.insert(conn, network);
             *self.by_network.entry(network).or_default() += 1;
+            *self.by_site.entry(network.site()).or_default() += 1;
         }
     }
 
@@ -373,6 +447,7 @@ impl Admission {
     fn leave_strangers(&mut self, conn: ConnId) {
         if let Some(network) = self.strangers.remove(&conn) {
             decrement(&mut self.by_network, &network);
+            decrement(&mut self.by_site, &network.site());
         }
     }
 

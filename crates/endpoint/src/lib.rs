@@ -9,6 +9,7 @@ mod admission;
 mod counters;
 mod dial;
 mod error;
+mod eviction;
 mod hello;
 mod iroh;
 mod limits;

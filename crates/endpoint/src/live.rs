@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use alknet_core::{
     Carriage, CloseCode, ConnId, Connection, IdentityProvider, Network, PeerId, PeerKey,
@@ -12,13 +11,11 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::admission::Full;
+use crate::eviction::{self, Unknown};
 use crate::metrics::{AlpnMeters, Open};
 
 /// Close code and constant reason for ending a connection from outside its handler.
 pub(crate) type End = (CloseCode, &'static str);
-
-/// How long no byte has gone over a connection that is taken for idle. Idle ones are ended first.
-const IDLE: Duration = Duration::from_secs(5);
 
 /// One connection being served, for status displays.
 #[derive(Clone, Debug)]
@@ -126,31 +123,19 @@ impl Live {
     }
 
     /// Ends one connection of an unknown peer, so that another one has its place; whether there was one
-    /// that may be ended. Idle ones go first, then those of the network that has the most, then the one
-    /// idle for longest: a single unknown peer keeps its place beside a network that takes all it gets. For
-    /// another unknown peer, one that is not idle goes only where its network has more than the other's would.
+    /// that may be ended.
     pub(crate) fn evict(&self, full: Full, end: End) -> bool {
         let table = self.lock();
-        let unknown = || table.values().filter(|entry| entry.is_unknown());
-        let mut counts: HashMap<Network, u32> = HashMap::new();
-        for entry in unknown() {
-            *counts.entry(Network::of(entry.from)).or_default() += 1;
-        }
-        let candidates = unknown().filter_map(|entry| {
-            let (network, quiet) = (Network::of(entry.from), entry.connection.traffic().quiet());
-            let idle = quiet >= IDLE;
-            let may_go = match full {
-                Full::All => true,
-                Full::Network(here) => idle && network == here,
-                Full::Strangers(other) => {
-                    let others = counts.get(&other).copied().unwrap_or(0);
-                    idle || counts[&network] > others + 1
-                }
+        let unknown = table.values().filter(|entry| entry.is_unknown());
+        let all = unknown.map(|entry| {
+            let unknown = Unknown {
+                network: Network::of(entry.from),
+                quiet: entry.connection.traffic().quiet(),
             };
-            may_go.then_some(((idle, counts[&network], quiet), entry))
+            (unknown, entry)
         });
-        let victim = candidates.max_by_key(|(rank, _)| *rank);
-        victim.is_some_and(|(_, entry)| entry.end.send_replace(Some(end)).is_none())
+        let victim = eviction::choose(full, all.collect());
+        victim.is_some_and(|entry| entry.end.send_replace(Some(end)).is_none())
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -62,6 +62,14 @@ impl Shared {
         for _ in 0..self.live.sweep(&*self.identities) {
             self.totals.revoked.add();
         }
+        let mut gone = self.admission().remembered();
+        gone.retain(|(peer, key)| {
+            self.identities
+                .by_key(key)
+                .is_none_or(|who| who.id != *peer)
+        });
+        let gone: Vec<_> = gone.into_iter().map(|(peer, _)| peer).collect();
+        self.admission().forget(&gone);
     }
 
     /// Somebody at `from` showed a key or a token that stands for nobody, where somebody was wanted.
@@ -91,14 +99,20 @@ impl Shared {
     /// Charges the handshake of a connection to its network, now that its address is proven and it is clear
     /// whether the peer is known: known peers pay nothing, and get back what they paid and no more. False
     /// where the network has had too many.
-    fn settle(&self, connection: &Connection, from: IpAddr, known: bool, paid: bool) -> bool {
+    fn settle(
+        &self,
+        connection: &Connection,
+        from: IpAddr,
+        who: Option<&Resolved>,
+        paid: bool,
+    ) -> bool {
         let (carriage, now) = (connection.carriage(), Instant::now());
         let mut admission = self.admission();
-        if known {
+        if let Some((key, Some(identity))) = who {
             if paid {
                 admission.refund(carriage, from);
             }
-            admission.remember(from, now);
+            admission.remember(&identity.id, *key, from, now);
             return true;
         }
         let allowed = paid || admission.charge(carriage, from, now);
@@ -172,7 +186,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, arrived: Arrived, paid: bool) {
     connection.set_penalty(move || watching.upgrade()?.penalty(from));
     let resolved = proof.map(|proof| shared.resolve(proof));
     let known = matches!(resolved, Some((_, Some(_))));
-    if !shared.settle(&connection, from, known, paid) {
+    if !shared.settle(&connection, from, resolved.as_ref(), paid) {
         return close(&connection, (CloseCode::Overload, "too many handshakes"));
     }
     let mut place = match Place::take(&shared, &connection, from, known) {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
-use alknet_core::{BoxError, MountBody, MountCaller};
+use alknet_core::{BoxError, HttpMount, MountBody, MountCaller};
 use alknet_gateway::{ApiError, Caller, Code, Known, Lease, NO_TOKEN, RequestId, Upload, Via};
 use axum::body::Body;
 use base64::Engine;
@@ -276,11 +276,7 @@ impl Asked<'_> {
                         let caller = caller.clone().via(Via::Mcp);
                         let mut request = with(request, &caller);
                         request.extensions_mut().insert(upload);
-                        let lease = shared.gateway.lease(&caller);
-                        let response = mcp.respond(request, caller).await;
-                        let mut response = self.counted(answer::mounted(response), lease);
-                        answer::private(&mut response);
-                        response
+                        self.model(mcp.as_ref(), request, caller).await
                     }
                     Err(error) => answer::error(&error, &self.id),
                 },
@@ -295,18 +291,53 @@ impl Asked<'_> {
         Told::api(response)
     }
 
-    /// The answer of a part that makes all of it before the first byte is sent, counted until it is taken.
-    fn counted(&self, response: Response<Body>, lease: Lease) -> Response<Body> {
-        match lease.answer(length(&response)) {
-            Ok(()) => response.map(|body| answer::counted(body, lease)),
+    /// The answer of tools, which make all of it before the first byte is sent: counted until it is taken.
+    async fn model(
+        &self,
+        mcp: &dyn crate::Responder,
+        request: Request<MountBody>,
+        caller: Caller,
+    ) -> Response<Body> {
+        let lease = self.conn.shared.gateway.lease(&caller);
+        let answered = async {
+            let reserve = lease.reserve()?;
+            let response = answer::mounted(mcp.respond(request, caller).await);
+            reserve.answer(length(&response))?;
+            Ok::<_, ApiError>(response)
+        };
+        let answered = answered.await;
+        let mut response = match answered {
+            Ok(response) => response.map(|body| answer::counted(body, lease)),
             Err(error) => answer::error(&error, &self.id),
-        }
+        };
+        answer::private(&mut response);
+        response
     }
 
-    /// The answer of a part that reads on as the client takes it.
-    fn viewed(&self, response: Response<Body>, lease: Lease) -> Response<Body> {
-        match lease.more(length(&response).min(VIEW_BYTES)) {
-            Ok(()) => response.map(|body| answer::counted(body, lease)),
+    /// The answer of a part that reads on as the client takes it. What may change something has memory for all of
+    /// its answer before it runs.
+    async fn viewed(
+        &self,
+        mount: Arc<dyn HttpMount>,
+        request: Request<MountBody>,
+        (who, lease): (MountCaller, Lease),
+    ) -> Response<Body> {
+        let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+        let answered = async {
+            if !reads {
+                lease.more(VIEW_BYTES)?;
+            }
+            let response = answer::mounted(mount.respond(request, who).await);
+            let bytes = length(&response).min(VIEW_BYTES);
+            match reads {
+                true => lease.more(bytes)?,
+                false => lease.settle(bytes)?,
+            }
+            Ok::<_, ApiError>(response)
+        };
+        let answered = answered.await;
+        match answered {
+            Ok(response) => response.map(|body| answer::counted(body, lease)),
             Err(error) => answer::error(&error, &self.id),
         }
     }
@@ -382,8 +413,8 @@ impl Asked<'_> {
                 request_id: caller.request_id.as_str().into(),
             };
             let lease = shared.gateway.lease(caller);
-            let response = Arc::clone(mount).respond(request, who).await;
-            let response = self.viewed(answer::mounted(response), lease);
+            let mount = Arc::clone(mount);
+            let response = self.viewed(mount, request, (who, lease)).await;
             return self.in_time(&late, response);
         }
         let caller = caller.clone().via(Via::Custom("route"));

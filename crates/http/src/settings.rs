@@ -120,6 +120,8 @@ mod tests {
             streams_each: 16,
             bytes: 64 << 20,
             bytes_each: 32 << 20,
+            stranger_bytes: 16 << 20,
+            stranger_bytes_each: 4 << 20,
             ..usual
         };
         assert_eq!(small.quota, quarter);

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use alknet_gateway::limits::BODY_BYTES_AHEAD;
 use alknet_gateway::{ApiError, Code, Lease, Upload};
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
@@ -67,14 +68,17 @@ pub(crate) async fn whole(
     if told.is_some_and(|told| told > room.most as u64) {
         return Err(too_large(room.most));
     }
+    let told = told.map(|told| told as usize);
+    // What has no room now, or never has, is not begun. Nothing is kept for what is only said to come.
+    room.lease.could(told.unwrap_or_default())?;
     let mut coming = Coming {
         lease: room.lease,
+        told,
         counted: 0,
         first: None,
         more: BytesMut::new(),
     };
-    // What is said to come has its place before the first byte is read.
-    coming.count(told.map_or(0, |told| told as usize))?;
+    coming.count(coming.due(0))?;
     let read = coming.read(body, room.most);
     let read = tokio::time::timeout(room.time, read).await;
     read.unwrap_or_else(|_| Err(slow()))?;
@@ -84,6 +88,8 @@ pub(crate) async fn whole(
 /// A body as far as it has come.
 struct Coming {
     lease: Lease,
+    /// Bytes that are said to come.
+    told: Option<usize>,
     /// Bytes that are counted for it.
     counted: usize,
     /// Most bodies come in one piece, which is then not copied.
@@ -117,24 +123,46 @@ impl Coming {
             return Err(too_large(most));
         }
         if had == 0 {
-            self.count(have)?;
+            self.count(self.due(have))?;
             self.first = Some(data);
             return Ok(());
         }
         if self.more.capacity() < have {
-            // All that is said to come, or twice what has: each byte is copied a few times at most.
-            let wanted = self.counted.max(have.saturating_mul(2)).min(most);
-            self.count(wanted)?;
-            // The old place is there until the new one is filled.
-            let old = self.more.capacity();
-            self.lease.more(old)?;
-            let mut place = BytesMut::with_capacity(wanted);
-            place.extend_from_slice(self.first.take().as_deref().unwrap_or(&self.more));
-            self.more = place;
-            self.lease.less(old);
+            self.move_to(self.capacity(have, most), had)?;
         }
+        self.count(self.due(have))?;
         self.more.extend_from_slice(&data);
         Ok(())
+    }
+
+    /// Moves the `had` bytes that have come to a place of `capacity` bytes.
+    fn move_to(&mut self, capacity: usize, had: usize) -> Result<(), ApiError> {
+        if self.told.is_none() {
+            self.count(capacity)?;
+        }
+        // The old place is there until the new one is filled.
+        self.lease.more(had)?;
+        let mut place = BytesMut::with_capacity(capacity);
+        place.extend_from_slice(self.first.take().as_deref().unwrap_or(&self.more));
+        self.more = place;
+        self.lease.less(had);
+        Ok(())
+    }
+
+    /// Bytes of the place for a body of which `have` have come: twice as many, so that each byte is copied a few
+    /// times at most, or all that are said to come once there are enough of them.
+    fn capacity(&self, have: usize, most: usize) -> usize {
+        match self.told.filter(|told| *told >= have) {
+            Some(told) if told / 8 <= have => told,
+            told => have.saturating_mul(2).min(told.unwrap_or(most)),
+        }
+    }
+
+    /// Bytes that are counted once `have` have come: a few more than those, up to what is said to come. The system
+    /// gives memory to a place as it is filled, not as it is made.
+    fn due(&self, have: usize) -> usize {
+        let ahead = have.saturating_add(BODY_BYTES_AHEAD);
+        self.told.map_or(have, |told| ahead.min(told).max(have))
     }
 
     /// Counts `bytes` in all.
@@ -147,10 +175,11 @@ impl Coming {
 
     /// All of it. What was counted and did not come is given back.
     fn end(self) -> Upload {
-        let kept = self
-            .first
-            .as_ref()
-            .map_or_else(|| self.more.capacity(), Bytes::len);
+        let kept = match (&self.first, self.told) {
+            (Some(first), _) => first.len(),
+            (None, Some(_)) => self.more.len(),
+            (None, None) => self.more.capacity(),
+        };
         self.lease.less(self.counted.saturating_sub(kept));
         Upload {
             text: self.first.unwrap_or_else(|| self.more.freeze()),

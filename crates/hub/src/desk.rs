@@ -67,6 +67,19 @@ pub struct Invitation {
     pub made_by_key: Option<PeerKey>,
 }
 
+/// How a key that waits is let in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Approval {
+    /// What its holder becomes.
+    pub role: Role,
+    /// What it is called; unless given, as it asked to be.
+    pub name: Option<Alias>,
+    /// Who lets it in.
+    pub made_by: String,
+    /// The key of an administrator who does.
+    pub made_by_key: Option<PeerKey>,
+}
+
 /// Decides. One decision at a time.
 pub struct Desk {
     tokens: Arc<dyn TokenStore>,
@@ -339,12 +352,21 @@ impl Desk {
     pub async fn approve(
         &self,
         which: &str,
-        role: &Role,
-        name: Option<Alias>,
+        approval: Approval,
         now_s: Option<u64>,
         now: Instant,
     ) -> Result<Enrolled, ApproveError> {
+        let Approval {
+            role,
+            name,
+            made_by,
+            made_by_key,
+        } = approval;
         let _turn = self.turn.lock().await;
+        // The approver may have been removed, or have lost rights, since its call was let through.
+        if !self.may_give(&made_by, made_by_key.as_ref(), &role) {
+            return Err(ApproveError::Approver);
+        }
         let knock = self.pending().find(which, now);
         let Knock {
             key,
@@ -362,8 +384,8 @@ impl Desk {
             Some(peer) => peer.peer_id.clone(),
             None => new_peer_id(now_s.unwrap_or_default()).map_err(|_| EnrolError::Randomness)?,
         };
-        let alias = self.choose_name(role, &wish, held.as_ref(), &id).await?;
-        let entry = entry(held, id, key, alias, role, &wish);
+        let alias = self.choose_name(&role, &wish, held.as_ref(), &id).await?;
+        let entry = entry(held, id, key, alias, &role, &wish);
         let put = self.peers.put(entry.clone()).await;
         put.map_err(EnrolError::from)?;
         self.pending().remove(&key);

@@ -41,7 +41,7 @@ mod wire;
 
 pub use client::{EnrolClientError, enrol};
 pub use desk::{
-    Applicant, ApproveError, Desk, EnrolError, EnrolMode, Invitation, InviteError, Policy,
+    Applicant, Approval, ApproveError, Desk, EnrolError, EnrolMode, Invitation, InviteError, Policy,
 };
 pub use fingerprint::fingerprint;
 pub use handler::EnrolHandler;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use alknet_core::{Network, PeerKey};
+use alknet_core::{Network, PeerKey, Site};
 
 use crate::fingerprint::fingerprint;
 use crate::names::Alias;
@@ -13,6 +13,10 @@ use crate::names::Alias;
 pub const PENDING_MAX: usize = 32;
 /// How long one waits since it last knocked.
 pub const PENDING_TIME: Duration = Duration::from_secs(600);
+
+/// How long after its last knock one makes room for any other: a node that waits knocks every five seconds, and a
+/// program that keeps others out with many keys has to go on with each of them.
+const LATE: Duration = Duration::from_secs(60);
 
 /// A key that waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,9 +42,9 @@ pub struct Knock {
 pub struct Pending(Vec<Knock>);
 
 impl Pending {
-    /// Lets a key wait, or wait on. Where too many wait, the oldest of the network that has the most makes room,
-    /// if that has more than the network of the new one: keys cost nothing, and one host would keep all others
-    /// from knocking. `None` where there is no such network.
+    /// Lets a key wait, or wait on. Where too many wait, one makes room that did not knock again in time, or one of
+    /// the site and the network that have more than those of the new one: keys cost nothing, and one host would
+    /// keep all others from knocking. `None` where none makes room.
     pub fn knock(
         &mut self,
         key: PeerKey,
@@ -52,8 +56,8 @@ impl Pending {
         self.forget_late(now);
         let known = self.0.iter().position(|knock| knock.key == key);
         if known.is_none() && self.0.len() >= PENDING_MAX {
-            let crowded = self.crowded(network(from))?;
-            self.0.remove(crowded);
+            let leaves = self.late(now).or_else(|| self.crowded(network(from)))?;
+            self.0.remove(leaves);
         }
         let since = match known {
             Some(at) => self.0.remove(at).since,
@@ -91,21 +95,67 @@ impl Pending {
         self.0.retain(|knock| knock.key != *key);
     }
 
-    /// The key that waits longest of the network that has the most, if it has more than `other`.
-    fn crowded(&self, other: Option<Network>) -> Option<usize> {
-        let mut counts: HashMap<Option<Network>, usize> = HashMap::new();
-        for knock in &self.0 {
-            *counts.entry(network(knock.from)).or_default() += 1;
-        }
-        let others = counts.get(&other).copied().unwrap_or(0);
-        let most = counts.values().copied().max().filter(|n| *n > others)?;
-        let crowded = |knock: &Knock| counts[&network(knock.from)] == most;
-        self.0.iter().position(crowded)
+    /// The key that knocked last of all, if that is long ago.
+    fn late(&self, now: Instant) -> Option<usize> {
+        let is_late = |knock: &Knock| now.saturating_duration_since(knock.last) >= LATE;
+        self.0.iter().position(is_late)
+    }
+
+    /// A key of the site that has the most, and of the network there that has the most, if they have more than those
+    /// of `comer` would: sites first, since one host may have all 256 networks of one. Of those, one that knocked
+    /// once before those that knocked again.
+    fn crowded(&self, comer: Option<Network>) -> Option<usize> {
+        let crowd = Crowd::of(&self.0);
+        let may_go = |knock: &Knock| crowd.is_fuller(network(knock.from), comer);
+        let rank = |knock: &Knock| {
+            let (site, network) = crowd.counts(network(knock.from));
+            (site, network, knock.since == knock.last)
+        };
+        // The last maximum is taken: the one that waits longest comes last.
+        let all = self.0.iter().enumerate().rev();
+        let leaves = all
+            .filter(|(_, knock)| may_go(knock))
+            .max_by_key(|(_, knock)| rank(knock));
+        leaves.map(|(at, _)| at)
     }
 
     fn forget_late(&mut self, now: Instant) {
         self.0
             .retain(|knock| now.saturating_duration_since(knock.last) < PENDING_TIME);
+    }
+}
+
+/// How many keys of each network and of each site wait.
+struct Crowd {
+    networks: HashMap<Option<Network>, usize>,
+    sites: HashMap<Option<Site>, usize>,
+}
+
+impl Crowd {
+    fn of(all: &[Knock]) -> Self {
+        let (mut networks, mut sites) = (HashMap::new(), HashMap::new());
+        for network in all.iter().map(|knock| network(knock.from)) {
+            *networks.entry(network).or_default() += 1;
+            *sites.entry(network.map(Network::site)).or_default() += 1;
+        }
+        Self { networks, sites }
+    }
+
+    /// Of the site, and of the network.
+    fn counts(&self, network: Option<Network>) -> (usize, usize) {
+        let site = self.sites.get(&network.map(Network::site)).copied();
+        let own = self.networks.get(&network).copied();
+        (site.unwrap_or(0), own.unwrap_or(0))
+    }
+
+    /// Whether `one` has more than `comer` with one key more.
+    fn is_fuller(&self, one: Option<Network>, comer: Option<Network>) -> bool {
+        let (of_one, of_comer) = (self.counts(one), self.counts(comer));
+        if one.map(Network::site) == comer.map(Network::site) {
+            of_one.1 > of_comer.1 + 1
+        } else {
+            of_one.0 > of_comer.0 + 1
+        }
     }
 }
 
@@ -156,6 +206,55 @@ mod tests {
         assert!(!knock_from(100, "[2001:db8::1:1]:1"));
         assert_eq!(pending.list(now).len(), PENDING_MAX);
         assert!(pending.find(&key(101).to_string(), now).is_some());
+    }
+
+    /// A host that has all networks of a /48 knocks with another key from another one, again and again.
+    #[test]
+    fn a_host_with_many_networks_does_not_push_out_those_that_wait() {
+        let mut pending = Pending::default();
+        let now = Instant::now();
+        let knock_from = |pending: &mut Pending, n: u16, from: &str, now| {
+            let key = PeerKey::Spki(std::array::from_fn(|at| n.to_be_bytes()[at % 2]));
+            let from = from.parse().expect("an address");
+            let knock = pending.knock(key, None, BTreeMap::new(), Some(from), now);
+            knock.map(|knock| knock.key)
+        };
+        let host = |n: u16| format!("[2001:db8:0:{:x}::1]:1", (n % 256) << 8);
+        let honest = knock_from(&mut pending, 5000, "192.0.2.1:1", now).expect("it waits");
+        let neighbour = knock_from(&mut pending, 5001, "[2001:db8:0:7700::7]:1", now);
+        let neighbour = neighbour.expect("it waits");
+        let mut later = now;
+        for n in 0..1200 {
+            knock_from(&mut pending, n, &host(n), later);
+            // Ten a second; those that wait knock every five seconds.
+            later += Duration::from_millis(100);
+            if n % 50 == 0 {
+                knock_from(&mut pending, 5000, "192.0.2.1:1", later);
+                knock_from(&mut pending, 5001, "[2001:db8:0:7700::7]:1", later);
+            }
+            let waits = |key| pending.0.iter().any(|knock| knock.key == key);
+            assert!(waits(honest) && waits(neighbour), "{n}");
+        }
+        let new = knock_from(&mut pending, 5002, "203.0.113.1:1", later);
+        assert!(new.is_some(), "there is room for another");
+    }
+
+    /// Thirty-two sites, each with one key that knocked once.
+    #[test]
+    fn who_does_not_knock_again_in_time_makes_room() {
+        let mut pending = Pending::default();
+        let now = Instant::now();
+        let mut knock_from = |n: usize, now| {
+            let from = format!("192.0.{n}.1:1").parse().expect("an address");
+            let knock = pending.knock(key(n), None, BTreeMap::new(), Some(from), now);
+            knock.is_some()
+        };
+        assert!((0..PENDING_MAX).all(|n| knock_from(n, now)));
+        assert!(!knock_from(100, now), "each has as many as the new one");
+        let later = now + LATE;
+        assert!(knock_from(0, later) && knock_from(100, later));
+        assert!(pending.0.iter().any(|knock| knock.key == key(0)));
+        assert!(pending.0.iter().all(|knock| knock.key != key(1)));
     }
 
     #[test]

@@ -29,6 +29,7 @@ use super::keyslots::{BY_VAULT, BY_WORDS, DataKeys, unlock_with};
 use super::prepared::stateless;
 use super::volume::{Volume, mount_data, repair};
 use super::{Access, Prepared, Stop, device, refuse, unreadable};
+use crate::control::Problem;
 use crate::log::Log;
 use crate::media::{Media, SystemSources};
 use crate::vault::{self, Ask, First, Keeper, Offer, Sources, Waiting};
@@ -202,6 +203,10 @@ fn open_sealed(disk: &Disk<'_>, access: Access<'_>) -> Result<Prepared, Stop> {
             "a copy of the data partition's header is damaged: {error}"
         )),
     }
+    // Before the vault opens: the same key decrypts the blocks of one file as a file system of their own.
+    if !sealed.segment().map_err(failed)?.is_standard() {
+        return Err(waits(disk, moved(disk.found.name())));
+    }
     let mut open = unlock(disk, &found, access, Front::Sealed)?;
     if open.pending().partition {
         // The power went between the header and the end of the first boot.
@@ -212,7 +217,8 @@ fn open_sealed(disk: &Disk<'_>, access: Access<'_>) -> Result<Prepared, Stop> {
     let options = fresh_mapping();
     let mapped = sealed.map(&key, &options).map_err(failed)?;
     let mut prepared = mount(disk, &mapped, access)?;
-    newest(disk, &prepared.state_dir, &found, &open, access)?;
+    let uncounted = newest(disk, &prepared.state_dir, &found, &open, access)?;
+    prepared.problems.extend(uncounted);
     cover(disk, &prepared.state_dir, &mut open, access);
     prepared.vault = Some(open);
     Ok(prepared)
@@ -238,7 +244,7 @@ fn newest(
     found: &VaultFound,
     open: &OpenAlkv,
     access: Access<'_>,
-) -> Result<(), Stop> {
+) -> Result<Option<Problem>, Stop> {
     let Access { keeper, offer, log } = access;
     let medium_has_words = || {
         let secrets = SystemSources.secrets();
@@ -398,7 +404,8 @@ fn make(disk: &Disk<'_>, open: OpenAlkv, access: Access<'_>) -> Result<Prepared,
     prepared.finish().map_err(failed)?;
     let mut prepared = mount(disk, &mapped, access)?;
     let made = vault::newest::check(&prepared.state_dir, &open, true, || true, access.log);
-    made.map_err(|waiting| waits(disk, waiting))?;
+    let uncounted = made.map_err(|waiting| waits(disk, waiting))?;
+    prepared.problems.extend(uncounted);
     prepared.vault = Some(open);
     Ok(prepared)
 }
@@ -502,6 +509,15 @@ fn blanked(name: &str) -> Waiting {
 fn overwritten(name: &str) -> Waiting {
     let text = format!(
         "the header of the encrypted data disk {name} was overwritten; its vault is still there, and stays closed"
+    );
+    Waiting::new(Ask::Nothing, "data-damaged", text, HINT_HEADER).for_good()
+}
+
+/// The header places the data elsewhere than this machine does.
+fn moved(name: &str) -> Waiting {
+    let text = format!(
+        "the header of the encrypted data disk {name} places the data where this machine does not put them; its \
+         vault stays closed"
     );
     Waiting::new(Ask::Nothing, "data-damaged", text, HINT_HEADER).for_good()
 }

@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use alknet_provisioning::ConsoleDocument;
 use alknet_tpm::PcrChoice;
 use alknet_vault::audit::SlotName;
-use alknet_vault::slots::{Alkv, OpenAlkv, Pending, Slot, SlotId, SlotParams, SlotType};
+use alknet_vault::slots::{Alkv, OpenAlkv, Pending, Slot, SlotId, SlotParams, SlotType, VaultId};
 use alknet_vault::{Area, AreaError, Entropy, SecretStr, Vault, VaultError, VaultState};
 
 use crate::control::{Problem, Tpm2Facts, VaultFacts};
@@ -159,6 +159,8 @@ pub(crate) struct Keeper {
 
 #[derive(Debug, Default)]
 struct State {
+    /// Which vault all of this is about.
+    vault: Option<VaultId>,
     slots: Vec<SlotType>,
     tpm2: Vec<Tpm2Facts>,
     opened_by: Option<SlotName>,
@@ -166,7 +168,7 @@ struct State {
     known: bool,
     /// What its first boot still permits, once it was open.
     pending: Option<Pending>,
-    /// The console may show the words without proof until this machine restarts.
+    /// The console may show the words without proof until this machine restarts or the vault is locked.
     shows_words: bool,
     words_kept: bool,
     /// Words that nobody has seen yet.
@@ -247,7 +249,7 @@ impl Keeper {
         state.opened_by = opening_slot(open);
         state.device = open.alkv().device().number();
         state.pending = Some(open.pending());
-        state.shows_words |= open.pending().words;
+        state.shows_words = open.pending().words;
         drop(state);
         if self.is_open() {
             return Ok(());
@@ -263,6 +265,14 @@ impl Keeper {
     /// What is known of it without opening it.
     fn note(&self, alkv: &Alkv) {
         let mut state = self.state();
+        if state.vault != Some(alkv.uuid()) {
+            // What the vault of one disk permits does not hold for that of another.
+            *state = State {
+                vault: Some(alkv.uuid()),
+                attempts: state.attempts,
+                ..State::default()
+            };
+        }
         state.known = true;
         state.slots = alkv.slots().iter().map(|slot| slot.kind()).collect();
         state.tpm2 = alkv.slots().iter().filter_map(tpm2_facts).collect();
@@ -272,7 +282,10 @@ impl Keeper {
     /// Forgets the seed. The node, which shares it, has none any more either.
     pub(crate) fn lock(&self) {
         self.vault().lock();
-        self.state().opened_by = None;
+        let mut state = self.state();
+        state.opened_by = None;
+        // The next person at the console may be another one.
+        state.shows_words = false;
     }
 
     /// There is no vault any more. It was locked before.
@@ -305,7 +318,7 @@ impl Keeper {
     }
 
     /// Whether the console may show the words without proof: they are new, the owner has not confirmed them, and
-    /// this machine has not restarted since it reminded the owner of that.
+    /// this machine has neither restarted nor locked the vault since it reminded the owner of that.
     pub(crate) fn shows_words(&self) -> bool {
         self.state().shows_words
     }

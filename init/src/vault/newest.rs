@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::open::by_passphrase;
 use super::{Ask, Keeper, Offer, Waiting, by_tpm, opening_slot};
+use crate::control::Problem;
 use crate::log::Log;
 use crate::tpm;
 
@@ -42,33 +43,44 @@ struct Counted {
     count: u64,
 }
 
+/// What is at the handle of the TPM's counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Index {
+    Absent,
+    Count(u64),
+    /// Another program's, or an attacker's.
+    Foreign,
+}
+
 /// How a note and a counter fit.
 #[derive(Debug, PartialEq, Eq)]
 enum Fit {
-    /// Nothing is there yet.
-    New,
     /// They say the same.
     Same,
     /// The power went between the two.
     Behind,
-    /// The TPM counted a change that the disk does not have.
+    /// The TPM counted a change that the disk does not have, or counts no more what it did.
     Old,
+    /// The TPM has no counter, and something else where it would be.
+    Unknown,
 }
 
 impl Fit {
-    fn of(noted: Option<u64>, counter: Option<u64>) -> Self {
-        match (noted, counter) {
-            (None, None) => Self::New,
-            // A counter that is gone was removed, or a note was never made by this disk.
-            (None, Some(_)) | (Some(_), None) => Self::Old,
-            (Some(noted), Some(counter)) if noted < counter => Self::Old,
-            (Some(noted), Some(counter)) if noted == counter => Self::Same,
-            (Some(_), Some(_)) => Self::Behind,
+    /// Of a vault with a slot of this TPM, which was counted when that slot was made. The TPM's owner has no password
+    /// here: an attacker can remove the counter, and put something else at its handle.
+    fn of(noted: Option<u64>, index: Index) -> Self {
+        match (noted, index) {
+            (_, Index::Foreign) => Self::Unknown,
+            (_, Index::Absent) | (None, Index::Count(_)) => Self::Old,
+            (Some(noted), Index::Count(count)) if noted < count => Self::Old,
+            (Some(noted), Index::Count(count)) if noted == count => Self::Same,
+            (Some(_), Index::Count(_)) => Self::Behind,
         }
     }
 }
 
-/// Looks whether the vault of a disk whose data is at `state_dir` is the newest. `made` just now, it is.
+/// Looks whether the vault of a disk whose data is at `state_dir` is the newest. `made` just now, it is. Answers with
+/// the problem where its changes are not counted.
 ///
 /// # Errors
 /// It is older, and nothing shows that its owner wants it; what would.
@@ -78,7 +90,7 @@ pub(crate) fn check(
     made: bool,
     proof: impl Fn() -> bool,
     log: &Log,
-) -> Result<(), Waiting> {
+) -> Result<Option<Problem>, Waiting> {
     let alkv = open.alkv();
     let noted = read(state_dir, log).filter(|note| note.vault == alkv.uuid().to_string());
     // The power may have gone in the first boot, between the counter and the first note.
@@ -116,31 +128,37 @@ pub(crate) fn check(
         counts && noted.generation == alkv.generation()
     });
     if made || why.is_some() || !is_noted {
-        write(state_dir, alkv, counter.as_mut(), log);
+        return Ok(write(state_dir, alkv, counter.as_mut(), log));
     }
-    Ok(())
+    Ok(None)
 }
 
 /// Notes a vault that was changed, and has the TPM count it.
 pub(crate) fn note(state_dir: &Path, alkv: &Alkv, log: &Log) {
     match Counter::of(alkv) {
-        Ok(mut counter) => write(state_dir, alkv, counter.as_mut(), log),
+        // It is in the log, and a problem from the next start on.
+        Ok(mut counter) => drop(write(state_dir, alkv, counter.as_mut(), log)),
         Err(error) => log.error(format_args!(
             "the TPM did not count a change of the vault: {error}"
         )),
     }
 }
 
-/// The note first: where the power goes before the TPM has counted, the next start does it.
-fn write(state_dir: &Path, alkv: &Alkv, counter: Option<&mut Counter>, log: &Log) {
+/// The note first: where the power goes before the TPM has counted, the next start does it. Answers with the problem
+/// where the TPM cannot count.
+fn write(
+    state_dir: &Path,
+    alkv: &Alkv,
+    counter: Option<&mut Counter>,
+    log: &Log,
+) -> Option<Problem> {
     let counted = counter.map(Counter::begin);
-    let counted = match counted.transpose() {
-        Ok(counted) => counted,
+    let (counted, problem) = match counted.transpose() {
+        Ok(counted) => (counted, None),
         Err(error) => {
-            log.error(format_args!(
-                "the TPM counts no changes of the vault: {error}"
-            ));
-            None
+            let problem = uncounted(&error);
+            log.error(&problem.text);
+            (None, Some(problem))
         }
     };
     let note = Note {
@@ -157,7 +175,8 @@ fn write(state_dir: &Path, alkv: &Alkv, counter: Option<&mut Counter>, log: &Log
         alknet_durable::replace(&path, &text, 0o600)
     });
     if let Err(error) = written {
-        return log.error(format_args!("{}: {error}", path.display()));
+        log.error(format_args!("{}: {error}", path.display()));
+        return problem;
     }
     if let Some((counter, _)) = counted
         && let Err(error) = counter.advance()
@@ -166,6 +185,7 @@ fn write(state_dir: &Path, alkv: &Alkv, counter: Option<&mut Counter>, log: &Log
             "the TPM did not count a change of the vault: {error}"
         ));
     }
+    problem
 }
 
 fn read(state_dir: &Path, log: &Log) -> Option<Note> {
@@ -192,7 +212,7 @@ fn read(state_dir: &Path, log: &Log) -> Option<Note> {
 struct Counter {
     tpm: Tpm<fs::File>,
     key: StorageKey,
-    count: Option<u64>,
+    index: Index,
 }
 
 impl Counter {
@@ -222,12 +242,14 @@ impl Counter {
         }
         // What answers from here on has that key.
         let mut tpm = tpm.require(key);
-        let count = match tpm.counter() {
-            Ok(count) => count,
-            Err(TpmError::CounterForeign(_)) => return Ok(None),
+        let index = match tpm.counter() {
+            Ok(Some(count)) => Index::Count(count),
+            Ok(None) => Index::Absent,
+            // No reason to look no further: an attacker can put it there.
+            Err(TpmError::CounterForeign(_)) => Index::Foreign,
             Err(error) => return Err(error),
         };
-        Ok(Some(Self { tpm, key, count }))
+        Ok(Some(Self { tpm, key, index }))
     }
 
     /// Why a disk with this note is an older one.
@@ -235,25 +257,28 @@ impl Counter {
         let counted = noted.and_then(|noted| noted.counted.as_ref());
         let own = counted.filter(|counted| counted.tpm == self.key.to_string());
         let noted = own.map(|counted| counted.count);
-        match Fit::of(noted, self.count) {
-            Fit::New | Fit::Same => Ok(None),
+        match Fit::of(noted, self.index) {
+            Fit::Same => Ok(None),
             Fit::Behind => {
-                self.count = Some(self.tpm.advance_counter()?);
+                self.advance()?;
                 Ok(None)
             }
             Fit::Old => Ok(Some(
                 "the disk is older than the last change that the TPM counted",
+            )),
+            Fit::Unknown => Ok(Some(
+                "something else is in the place of the TPM's counter, which says how old the disk is",
             )),
         }
     }
 
     /// What the counter will be.
     fn begin(&mut self) -> Result<(&mut Self, Counted), TpmError> {
-        let count = match self.count {
-            Some(count) => count,
-            None => self.tpm.make_counter()?,
+        let count = match self.index {
+            Index::Count(count) => count,
+            Index::Absent | Index::Foreign => self.tpm.make_counter()?,
         };
-        self.count = Some(count);
+        self.index = Index::Count(count);
         let counted = Counted {
             tpm: self.key.to_string(),
             count: count + 1,
@@ -262,7 +287,7 @@ impl Counter {
     }
 
     fn advance(&mut self) -> Result<(), TpmError> {
-        self.count = Some(self.tpm.advance_counter()?);
+        self.index = Index::Count(self.tpm.advance_counter()?);
         Ok(())
     }
 }
@@ -318,21 +343,43 @@ fn unknown(error: &TpmError) -> Waiting {
     Waiting::new(Ask::Nothing, "vault-old", text, "it is tried again")
 }
 
+/// The TPM takes no counter: each later start asks for the owner.
+fn uncounted(error: &TpmError) -> Problem {
+    Problem {
+        code: "vault-uncounted".to_owned(),
+        text: format!("the TPM counts no changes of the vault: {error}"),
+        hint: "remove what is in the way of the counter (tpm2_nvundefine 0x180414c); until then each start asks for \
+               what only the owner has"
+            .to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_count_that_the_disk_does_not_have_makes_it_old() {
-        for (noted, counter, fit) in [
-            (None, None, Fit::New),
-            (Some(7), Some(7), Fit::Same),
-            (Some(8), Some(7), Fit::Behind),
-            (Some(6), Some(7), Fit::Old),
-            (None, Some(7), Fit::Old),
-            (Some(7), None, Fit::Old),
+        for (noted, index, fit) in [
+            (Some(7), Index::Count(7), Fit::Same),
+            (Some(8), Index::Count(7), Fit::Behind),
+            (Some(6), Index::Count(7), Fit::Old),
+            (None, Index::Count(7), Fit::Old),
+            (Some(7), Index::Absent, Fit::Old),
         ] {
-            assert_eq!(Fit::of(noted, counter), fit, "{noted:?} {counter:?}");
+            assert_eq!(Fit::of(noted, index), fit, "{noted:?} {index:?}");
+        }
+    }
+
+    /// An attacker needs no secret to undefine the index of the counter and to define another at its handle.
+    #[test]
+    fn without_a_counter_no_disk_is_the_newest() {
+        for (noted, index, fit) in [
+            (None, Index::Absent, Fit::Old),
+            (None, Index::Foreign, Fit::Unknown),
+            (Some(7), Index::Foreign, Fit::Unknown),
+        ] {
+            assert_eq!(Fit::of(noted, index), fit, "{noted:?} {index:?}");
         }
     }
 

@@ -276,6 +276,16 @@ impl Keeper {
         std::thread::sleep(wait);
     }
 
+    /// So many attempts were wrong before this machine started.
+    pub(super) fn recall_wrong(&self, wrong: u32) {
+        self.state().attempts.recall(wrong, now());
+    }
+
+    #[cfg(test)]
+    pub(super) fn wrong(&self) -> u32 {
+        self.state().attempts.wrong()
+    }
+
     /// Somebody typed something else than what was asked for, and it is no slot's.
     pub(super) fn guessed_wrong(&self) {
         self.state().attempts.failed(now());

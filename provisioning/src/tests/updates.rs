@@ -10,7 +10,7 @@ fn refused(machine: &Machine) -> String {
 }
 
 #[test]
-fn the_next_program_is_of_a_medium_else_of_the_boot_partition() {
+fn the_next_program_is_of_a_medium_or_of_the_boot_partition() {
     let mut machine = Machine::new();
     assert!(refused(&machine).contains("no alknet-next.efi"));
     machine.disk("vda2", fat16_volume("ALKESP", None), &[]);
@@ -41,6 +41,10 @@ fn the_next_program_is_of_a_medium_else_of_the_boot_partition() {
         fat16_volume("CIDATA", None),
         &[(NEXT, "of a medium")],
     );
+    // A thief's medium does not take the place of the owner's program.
+    let both = refused(&machine);
+    assert!(both.contains("on vdc and vda2"), "{both}");
+    fs::remove_file(boot.join(NEXT)).expect(FILE);
     assert_eq!(of(&machine), ("vdc".to_owned(), b"of a medium".to_vec()));
 
     // Sparse: nothing of it is read.
@@ -48,7 +52,7 @@ fn the_next_program_is_of_a_medium_else_of_the_boot_partition() {
     long.set_len(PROGRAM_BYTES_MAX + 1).expect(FILE);
     assert!(refused(&machine).contains("more than 89478485 bytes"));
     fs::remove_file(&started).expect(FILE);
-    symlink(boot.join(NEXT), &started).expect(FILE);
+    symlink(boot.join("elsewhere"), &started).expect(FILE);
     assert!(refused(&machine).contains("cannot be read"));
     fs::remove_file(&started).expect(FILE);
     fs::create_dir(&started).expect(FILE);

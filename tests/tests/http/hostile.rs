@@ -402,6 +402,29 @@ fn two_hundred_bodies_at_once_cost_little_and_others_are_served() {
     assert!(grown < share() + GROWTH_BYTES, "{grown} bytes more");
 }
 
+/// With a token of the least scope: heads that say more bytes together than its identity has.
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_that_are_only_announced_take_no_memory() {
+    let bench = Bench::new();
+    let web = Web::start(&bench, "");
+    let head = format!(
+        "POST /call HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\n\
+         Content-Type: application/json\r\nContent-Length: {BODY_BYTES}\r\n\r\n{{",
+        web.reader
+    );
+    let mut held = Vec::new();
+    for _ in 0..=share() / BODY_BYTES as u64 {
+        let mut raw = Raw::open(&web, H1).await;
+        assert!(raw.say(head.as_bytes()).await);
+        held.push(raw);
+    }
+    let list = r#"{"operation":"/services/list","input":{}}"#;
+    for token in [&web.reader, &web.admin] {
+        let told = block_in_place(|| web.post(token, "/call", list));
+        assert_eq!(told.status, 200, "{}", told.text());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn lists_of_short_values_cost_no_trees() {
     let bench = Bench::new();

@@ -2,7 +2,9 @@
 //! it again.
 
 use std::fs::File;
+use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use alknet_qemu::Vm;
 use alknet_sealed::limits::{VAULT_A_AT, VAULT_B_AT};
@@ -10,11 +12,21 @@ use alknet_tests::tools::RAW_DATA_AT;
 use alknet_tests::{Bench, READY};
 use serde_json::{Value, json};
 
+use crate::chip::with_chip;
 use crate::console::{commands, typed};
 use crate::tpm::{DONE_WITHIN, asked, measured, says, served, shown, type_line};
 
 /// Bytes of a copy of the vault.
 const COPY_BYTES: usize = 64 << 10;
+/// `TPM2_NV_DefineSpace` by the owner, who has no password, of 8 ordinary bytes at the handle of the counter.
+const DEFINE_OTHER: [u8; 45] = [
+    0x80, 0x02, 0, 0, 0, 45, 0, 0, 0x01,
+    0x2a, // A command with a session, its bytes, its code.
+    0x40, 0, 0, 0x01, // The owner.
+    0, 0, 0, 9, 0x40, 0, 0, 0x09, 0, 0, 0, 0, 0, // An empty password.
+    0, 0, // No authorisation of the index.
+    0, 14, 0x01, 0x80, 0x41, 0x4c, 0, 0x0b, 0, 0x06, 0, 0x06, 0, 0, 0, 8,
+];
 
 #[test]
 fn an_older_copy_that_is_put_back_opens_only_for_its_owner() {
@@ -46,7 +58,7 @@ fn an_older_copy_that_is_put_back_opens_only_for_its_owner() {
     node.end();
 
     let now = bench.path().join("now.raw");
-    let put = |from: &std::path::Path| {
+    let put = |from: &Path| {
         alknet_qemu::copy(from, &bench.raw()).unwrap_or_else(|error| panic!("{error}"));
     };
     alknet_qemu::copy(&bench.raw(), &now).unwrap_or_else(|error| panic!("{error}"));
@@ -85,6 +97,26 @@ fn an_older_copy_that_is_put_back_opens_only_for_its_owner() {
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["opened_by"], "tpm2", "{status:#}");
     node.end();
+
+    // With something else in the place of the counter the TPM says nothing of the disk's age.
+    put(&before);
+    replace_counter(&bench.path().join("own.tpm"));
+    let vm = machine().start();
+    asked(&vm, "passphrase of the vault");
+    says(&vm, "something else is in the place of the TPM's counter");
+    assert!(!vm.console().text().contains(READY), "{}", vm.report());
+}
+
+/// Takes the counter from the TPM, and puts something else at its handle.
+fn replace_counter(chip: &Path) {
+    with_chip(chip, |mut tpm| {
+        tpm.remove_counter().expect("it needs no secret");
+        let mut wire = tpm.into_inner();
+        wire.write_all(&DEFINE_OTHER).expect("it listens");
+        let mut answer = [0; 10];
+        wire.read_exact(&mut answer).expect("it answers");
+        assert_eq!(answer[6..], [0; 4], "the TPM's code");
+    });
 }
 
 /// The passphrase of the vault that was put back, after that of the newer one.

@@ -11,6 +11,7 @@ use alknet_tests::tools::{RAW_DATA_AT, age, tool_says};
 use alknet_tests::{Bench, Boot, Node, READY};
 use data_encoding::BASE64;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::console::{commands, typed};
 use crate::rescue;
@@ -20,6 +21,10 @@ use crate::vault::PHRASE;
 const SAID_WITHIN: Duration = Duration::from_secs(60);
 /// Where the second copy of a header begins (docs/sealed.md).
 const SECOND_HEADER_AT: u64 = 16_384;
+/// Bytes of one copy of it.
+const HEADER_BYTES: usize = 16_384;
+/// Where the checksum of a copy lies, and its field ends.
+const CHECKSUM: std::ops::Range<usize> = 448..512;
 /// Where the encrypted data begin.
 const DATA_AT: u64 = 16 << 20;
 /// What a machine does not write to while it is closed: everything before the data, and their beginning.
@@ -87,6 +92,13 @@ fn a_damaged_disk_opens_nothing_and_takes_nobody_in() {
         assert!(head(&disk) == damaged, "a disk {what} was written to");
         write(&disk, 0, &whole);
     }
+
+    write(&disk, 0, &moved(&whole));
+    let vm = machine(&thiefs).start();
+    let told = "places the data where this machine does not put them";
+    stays_closed(&vm, "data-damaged", told);
+    drop(vm);
+    write(&disk, 0, &whole);
 
     // Nothing is lost: with what was there, the machine opens, and the thief's medium counts for nothing.
     let node = machine(&thiefs).boot();
@@ -199,6 +211,26 @@ fn stays_closed(vm: &Vm, code: &str, told: &str) {
     for shown in [READY, "BEGIN AGE", "These words are this node"] {
         assert!(!text.contains(shown), "{shown:?} in {text}");
     }
+}
+
+/// Both copies of the header of `head`, by which the data begin a sector later and decrypt as before.
+fn moved(head: &[u8]) -> Vec<u8> {
+    let mut headers = head[..2 * HEADER_BYTES].to_vec();
+    for copy in headers.chunks_exact_mut(HEADER_BYTES) {
+        for (from, to) in [
+            ("\"offset\":\"16777216\"", "\"offset\":\"16781312\""),
+            ("\"iv_tweak\":\"0\"", "\"iv_tweak\":\"8\""),
+        ] {
+            let mut places = copy.windows(from.len());
+            let at = places.position(|bytes| bytes == from.as_bytes());
+            let at = at.expect("it describes the data");
+            copy[at..at + to.len()].copy_from_slice(to.as_bytes());
+        }
+        copy[CHECKSUM].fill(0);
+        let sum = Sha256::digest(&*copy);
+        copy[CHECKSUM.start..CHECKSUM.start + sum.len()].copy_from_slice(&sum);
+    }
+    headers
 }
 
 /// What is before the data on the partition, and their beginning.

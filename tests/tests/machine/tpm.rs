@@ -268,7 +268,8 @@ fn the_next_image_opens_by_a_slot_that_was_made_for_it() {
         "slot add tpm2 next",
         "passphrase of the vault: _",
     );
-    typed(node.vm(), "correct horse", "slot 2 (tpm2) was added");
+    typed(node.vm(), "correct horse", "type ADD to go on: _");
+    typed(node.vm(), "ADD", "slot 2 (tpm2) was added");
     assert_eq!(slots(&node), json!(["tpm2", "passphrase", "tpm2"]));
     node.end();
 

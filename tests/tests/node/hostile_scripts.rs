@@ -161,6 +161,29 @@ fn values_of_scripts_cost_the_node_little_memory() {
     assert_eq!(node.call("node/info", &Value::Null)["problems"], json!([]));
 }
 
+/// What it makes would outlive the script, and hold what its caller does and not what the script was granted.
+#[test]
+fn a_script_makes_no_token_and_lets_nobody_in() {
+    let bench = Bench::new();
+    let node = bench.host_with("[hub]\nenabled = true\n");
+    let source = "const refused = [];
+         for (const [name, input] of [
+             ['hub/invite', { role: 'worker' }],
+             ['hub/peers/approve', { key: 'lusab-babad-gutih-tugad-bakuh-sojin', role: 'worker' }],
+             ['token/make', { scopes: [] }],
+         ]) {
+             try { await ops.call(name, input); } catch (error) {
+                 if (error.code === 'FORBIDDEN' && error.message.includes('an operation')) refused.push(name);
+             }
+         }
+         export default refused";
+    let ran = node.call("runtime/eval", &json!({ "source": source }));
+    let all = json!(["hub/invite", "hub/peers/approve", "token/make"]);
+    assert_eq!(ran["value"], all, "{ran}");
+    let listed = node.call("hub/peers", &json!({}));
+    assert_eq!(listed["invitations"], json!([]), "{listed}");
+}
+
 /// What a script is granted and uses, bytes: more than a worker has that was granted nothing.
 const GRANTED: u64 = 768 << 20;
 const USED: u64 = 512 << 20;

@@ -11,9 +11,8 @@ use alknet_hub::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::Hub;
+use super::{Hub, asker};
 use crate::node::facts;
-use crate::node::people::nobody;
 
 /// Life of a token unless asked for another, in seconds.
 const TTL_S: u64 = 3600;
@@ -80,7 +79,7 @@ pub(super) fn invite(hub: Hub) -> Registration {
     let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
         let hub = hub.clone();
         async move {
-            let who = ctx.identity().ok_or_else(nobody)?;
+            let who = asker(&ctx)?;
             hub.invite(input.parse()?, who).await
         }
     });

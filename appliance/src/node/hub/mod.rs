@@ -7,13 +7,15 @@ mod tokens;
 
 use std::sync::{Arc, OnceLock, Weak};
 
-use alknet_call::{CallError, Disclose, Dispatcher, ErrorCode, ImportOptions, RegistryBuilder};
+use alknet_call::{
+    CallError, Ctx, Disclose, Dispatcher, ErrorCode, ImportOptions, RegistryBuilder,
+};
 use alknet_core::config::{HubDisclose, HubEnroll, HubSection, NodeConfig};
 use alknet_core::{Clock, Identity, PeerKey};
 use alknet_hub::{Desk, EnrolError, EnrolHandler, EnrolMode, HubCard, Policy, Role};
 
 use super::facts::{self, About, SharedFacts};
-use super::people::People;
+use super::people::{People, nobody};
 use tokens::StoredTokens;
 
 /// Peers that may enrol where the document does not say: with enough memory, and without.
@@ -145,6 +147,17 @@ impl Hub {
             _ => Err(CallError::internal("this node has no Ed25519 key")),
         }
     }
+}
+
+/// Who asks for something that gives rights which outlive the call. An operation that calls on behalf of its
+/// caller is refused: its own authority let the call through, which may be more than it was granted for.
+fn asker(ctx: &Ctx) -> Result<&Identity, CallError> {
+    if ctx.internal() {
+        let message = "a peer is let in for whoever asks, and not for an operation";
+        return Err(CallError::new(ErrorCode::Forbidden, message));
+    }
+    let who = ctx.identity().ok_or_else(nobody)?;
+    Ok(who)
 }
 
 fn names(config: &NodeConfig, hostname: &str) -> Vec<String> {

@@ -8,14 +8,13 @@ use alknet_call::{
 };
 use alknet_core::{Identity, IdentityKind, PeerEntry, PeerId};
 use alknet_endpoint::ConnectionSummary;
-use alknet_hub::{Alias, ApproveError, Knock, TokenRecord};
+use alknet_hub::{Alias, Approval, ApproveError, Knock, TokenRecord};
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Hub, not_enrolled, of_desk};
+use super::{Hub, asker, not_enrolled, of_desk};
 use crate::node::ops::empty_input;
-use crate::node::people::nobody;
 
 /// Scope of those who look.
 const READ_SCOPE: &str = "hub:read";
@@ -89,7 +88,7 @@ pub(super) fn approve(hub: Hub) -> Registration {
     let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
         let hub = hub.clone();
         async move {
-            let who = ctx.identity().ok_or_else(nobody)?;
+            let who = asker(&ctx)?;
             hub.approve(input.parse()?, who).await
         }
     });
@@ -209,14 +208,22 @@ impl Hub {
 
     async fn approve(&self, input: Approve, who: &Identity) -> Result<Value, CallError> {
         let role = self.role_from(&input.role, who)?;
-        let name = alias(input.name.as_deref())?;
+        let approval = Approval {
+            role,
+            name: alias(input.name.as_deref())?,
+            made_by: who.id.to_string(),
+            made_by_key: self.people.identities.entries().admin_key(&who.id),
+        };
         let now_s = self.clock.now_s();
         let approved = self
             .desk
-            .approve(&input.key, &role, name, now_s, Instant::now());
+            .approve(&input.key, approval, now_s, Instant::now());
         match approved.await {
             Ok(enrolled) => Ok(json!({ "peer_id": enrolled.peer_id, "name": enrolled.name })),
             Err(ApproveError::Enrol(error)) => Err(of_desk(&error)),
+            Err(error @ ApproveError::Approver) => {
+                Err(CallError::new(ErrorCode::Forbidden, error.to_string()))
+            }
             Err(error) => Err(CallError::new(ErrorCode::NotFound, error.to_string())),
         }
     }

@@ -17,6 +17,7 @@ use crate::error::{CallError, ErrorCode};
 use crate::handler::OnceHandler;
 use crate::limits::COMPOSITION_CHILDREN_MAX;
 use crate::request::{self, Request};
+use crate::schema::Share;
 
 /// One call in the tree below a request.
 pub(crate) struct Child {
@@ -101,7 +102,10 @@ impl Running {
             None => Err(aborted()),
         };
         outcome
-            .and_then(|output| child.operation.checked(output))
+            .and_then(|output| {
+                let share = Share::of(child.root.identity());
+                child.operation.checked(output, share)
+            })
             .map(Body::from)
             .map_err(|error| child.operation.visible(error))
     }

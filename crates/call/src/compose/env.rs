@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use alknet_core::PeerId;
 
+use super::Provenance;
 use crate::compiled::Compiled;
 use crate::generation::Generation;
 use crate::layers::{Overlay, SessionLayer};
@@ -52,6 +53,12 @@ impl Resolved {
     #[must_use]
     pub fn operation(&self) -> &str {
         &self.operation.spec.name
+    }
+
+    /// Where it came from.
+    #[must_use]
+    pub fn provenance(&self) -> Provenance {
+        self.operation.provenance
     }
 
     /// The peer that serves it; `None` for this node.

@@ -13,6 +13,7 @@ use crate::context::Ctx;
 use crate::error::CallError;
 use crate::handler::StreamHandler;
 use crate::request;
+use crate::schema::Share;
 
 /// What an operation sees of one that it follows. Dropping it ends the work behind it.
 pub type Followed = Pin<Box<dyn Stream<Item = Result<Body, CallError>> + Send>>;
@@ -74,7 +75,8 @@ impl Following {
             None => Err(aborted()),
         };
         let operation = &child.operation;
-        let checked = event.and_then(|item| operation.checked(item.output));
+        let checked =
+            event.and_then(|item| operation.checked(item.output, Share::of(child.root.identity())));
         Some(
             checked
                 .map(Body::from)

@@ -23,6 +23,7 @@ use crate::handler::{HandlerKind, OnceHandler};
 use crate::keyed;
 use crate::limits::{COMPOSITION_DEPTH_MAX, HOP_MARGIN, IDEMPOTENCY_KEY_BYTES_MAX};
 use crate::peers::{PeerRef, ScopedPeerEnv};
+use crate::schema::Share;
 use crate::spec::OperationType;
 
 /// What happens to a call when the one that made it is aborted.
@@ -217,7 +218,8 @@ impl Env {
         }
         let running = Running::new(child)?;
         if operation.checks_input() {
-            operation.check_input(&input)?;
+            let share = Share::of(running.child().root.identity());
+            operation.check_input(&input, share)?;
         }
         Ok(running.follow(Arc::clone(handler), input))
     }
@@ -290,7 +292,8 @@ impl Env {
         }
         let running = Running::new(child)?;
         if operation.checks_input() {
-            operation.check_input(&input)?;
+            let share = Share::of(running.child().root.identity());
+            operation.check_input(&input, share)?;
         }
         let keyed = keyed::begin_child(running.child(), found.peer.as_ref(), &input)?;
         let handler = match keyed {

@@ -12,9 +12,21 @@ use crate::sync::lock;
 use crate::unread::Unread;
 
 /// Bytes that count as waiting while this lives.
+#[derive(Debug)]
 pub(crate) struct Claim {
     waiting: Arc<Unread>,
     bytes: usize,
+}
+
+impl Claim {
+    /// Counts `bytes` among those that wait.
+    pub(crate) fn new(waiting: &Arc<Unread>, bytes: usize) -> Self {
+        waiting.add(bytes);
+        Self {
+            waiting: Arc::clone(waiting),
+            bytes,
+        }
+    }
 }
 
 impl Drop for Claim {
@@ -27,6 +39,16 @@ impl Link {
     /// Waits until the peer has taken so much of what it asked for that it may ask for more.
     pub(crate) async fn wait_until_read(&self) {
         self.unread.wait_below(self.limits().queued_bytes).await;
+    }
+
+    /// Whether further events may be kept for the peer until it takes some.
+    pub(crate) fn may_keep(&self) -> bool {
+        self.ahead.bytes() < self.limits().queued_bytes
+    }
+
+    /// Waits until that is so.
+    pub(crate) async fn wait_keep(&self) {
+        self.ahead.wait_below(self.limits().queued_bytes).await;
     }
 
     /// Whether the peer has taken so much of what it asked for that events may follow.

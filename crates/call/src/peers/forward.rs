@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use alknet_core::{BoxFuture, Identity, PeerId};
 use futures_util::{StreamExt, stream};
-use serde_json::json;
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::body::{Body, Item, Output};
@@ -17,7 +17,7 @@ use crate::error::{CallError, ErrorCode};
 use crate::handler::{BoxStream, HandlerKind, OnceHandler, StreamHandler};
 use crate::import::Disclose;
 use crate::keyed::key_for;
-use crate::limits::{FORWARDING_HOPS_MAX, HOP_MARGIN};
+use crate::limits::{CURSOR_BYTES_MAX, FORWARDING_HOPS_MAX, HOP_MARGIN, WINDOW_FORWARDED};
 use crate::link::{Forwarding, Link};
 use crate::outbound::Event;
 use crate::outgoing::Pending;
@@ -93,6 +93,7 @@ impl Forward {
             idempotency_key: onward_key(ctx),
             trace: ctx.trace().map(str::to_owned),
             hops: next_hop(ctx.hops())?,
+            window: WINDOW_FORWARDED,
             ..CallOptions::default()
         })
     }
@@ -167,7 +168,7 @@ impl Forward {
         let (counted, events) = self.subscribe(input, &ctx).await?;
         Ok(Box::pin(events.map(move |event| {
             let _counted = &counted;
-            event.map(item)
+            event.and_then(item)
         })))
     }
 }
@@ -236,17 +237,28 @@ fn onward_key(ctx: &Ctx) -> Option<String> {
     Some(key_for(&caller, key))
 }
 
-fn item(event: Event) -> Item {
-    Item {
+fn item(event: Event) -> Result<Item, CallError> {
+    Ok(Item {
         output: event.output.into(),
-        cursor: event.cursor.map(|cursor| cursor.value().clone()),
+        cursor: event.cursor.as_ref().map(cursor).transpose()?,
         dropped: event.dropped,
+    })
+}
+
+fn cursor(cursor: &Body) -> Result<Value, CallError> {
+    let bytes = cursor.raw().len();
+    if bytes > CURSOR_BYTES_MAX {
+        let message = format!(
+            "the peer's cursor has {bytes} bytes, and at most {CURSOR_BYTES_MAX} are passed on"
+        );
+        return Err(CallError::internal(message));
     }
+    cursor.try_value().cloned()
 }
 
 /// The input as it goes into a request.
 fn json_text(input: &Body) -> Result<Box<RawValue>, CallError> {
-    let text = String::from_utf8(input.inlined().into_owned());
+    let text = String::from_utf8(input.inlined()?.into_owned());
     let text = text.map_err(|error| CallError::invalid_input(error.to_string()))?;
     RawValue::from_string(text).map_err(|error| CallError::invalid_input(error.to_string()))
 }
@@ -297,6 +309,14 @@ mod tests {
         assert_eq!(key.len(), IDEMPOTENCY_KEY_BYTES_MAX);
         assert_ne!(key, key_for("someon", "ek"));
         assert_ne!(key, key_for("another", "k"));
+    }
+
+    #[test]
+    fn a_long_cursor_is_not_made_into_a_tree() {
+        let text = |n| Body::from_text(format!("[{}0]", "0,".repeat(n)).into());
+        assert_eq!(cursor(&text(1)).expect("short"), json!([0, 0]));
+        let long = cursor(&text(CURSOR_BYTES_MAX)).expect_err("too long");
+        assert_eq!(long.code, ErrorCode::Internal);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use jsonschema::Validator;
 use serde_json::{Map, Value, json};
 
-use super::turn::{self, WAITING_MAX};
+use super::turn::{self, Share, WAITING_MAX};
 use super::{Compiled, Fit, Misfit, SchemaError, size};
 use crate::error::{CallError, ErrorCode};
 use crate::limits::{INVALID_DETAILS_BYTES, INVALID_DETAILS_MAX};
@@ -36,7 +36,7 @@ const CHECKS: &str = "large values wait to be checked against their schemas";
 pub(crate) struct Check {
     takes: Takes,
     /// Compiled when first needed; the error is what the compiler says.
-    compiled: OnceLock<Result<Compiled<TapeJson>, SchemaError>>,
+    compiled: OnceLock<Result<Compiled, SchemaError>>,
 }
 
 /// What is known of a schema without compiling it.
@@ -96,12 +96,13 @@ impl Check {
         self.takes_everything() || (self.takes == Takes::Null && text.trim_ascii() == b"null")
     }
 
-    /// Fails with `code` where the value of `text` breaks the schema. What that takes counts against `memory`.
+    /// Fails with `code` where the value of `text` breaks the schema. What that takes counts against `memory`, and
+    /// against a share of the turns if it takes long.
     pub(crate) fn check(
         &self,
         schema: &Value,
         text: &[u8],
-        memory: Option<&Arc<dyn InputMemory>>,
+        (memory, share): (Option<&Arc<dyn InputMemory>>, Share<'_>),
         code: ErrorCode,
     ) -> Result<(), CallError> {
         if self.takes(text) {
@@ -112,7 +113,7 @@ impl Check {
         })?;
         Tape::look(text, memory, |value| {
             let fit = compiled
-                .fits(schema, &value)
+                .fits(schema, value, share)
                 .map_err(|misfit| match misfit {
                     Misfit::Busy => CallError::overloaded(CHECKS, WAITING_MAX),
                     misfit => CallError::new(code.clone(), misfit.to_string()),
@@ -127,7 +128,7 @@ impl Check {
         })?
     }
 
-    fn compiled(&self, schema: &Value) -> Result<&Compiled<TapeJson>, &SchemaError> {
+    fn compiled(&self, schema: &Value) -> Result<&Compiled, &SchemaError> {
         let compiled = self.compiled.get().unwrap_or_else(|| {
             // Others who call the same operation wait here as well.
             turn::aside(|| self.compiled.get_or_init(|| Compiled::new(schema)))
@@ -198,7 +199,7 @@ mod tests {
             json!(false),
         ] {
             let check = Check::new(&schema);
-            let compiled = Compiled::<TapeJson>::new(&schema).expect("it is a schema");
+            let compiled = Compiled::new(&schema).expect("it is a schema");
             let compiled = compiled.validator;
             let valid = Tape::look(b"null", None, |null| compiled.is_valid(null));
             let valid = valid.expect("JSON");
@@ -206,7 +207,7 @@ mod tests {
                 assert!(valid, "{schema}");
             }
             let code = ErrorCode::InvalidInput;
-            let checked = check.check(&schema, b" null ", None, code);
+            let checked = check.check(&schema, b" null ", (None, Share::Node), code);
             assert_eq!(checked.is_ok(), valid, "{schema}");
         }
         let usual = json!({"type": ["object", "null"], "properties": {"a": false}});

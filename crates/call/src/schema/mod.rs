@@ -13,22 +13,24 @@ mod turn;
 
 use std::fmt;
 
-use jsonschema::json::{Json, SerdeJson};
 use jsonschema::{PatternOptions, Validator};
 use serde_json::Value;
 use thiserror::Error;
 
 pub(crate) use check::Check;
+pub(crate) use turn::Share;
 
+use crate::error::CallError;
 use crate::limits::{
     PATTERN_BYTES_MAX, PATTERN_CACHE_BYTES_MAX, SCHEMA_DETAIL_STEPS_MAX, SCHEMA_STEPS_MAX,
 };
+use crate::tape::{Node, Tape, TapeJson};
 
 /// A JSON Schema from anywhere, ready to check values.
 #[derive(Clone, Debug)]
 pub struct Schema {
     source: Value,
-    compiled: Compiled<SerdeJson>,
+    compiled: Compiled,
 }
 
 impl Schema {
@@ -48,7 +50,15 @@ impl Schema {
     /// # Errors
     /// The first place where the value does not fit, or that checking it takes too many steps.
     pub fn validate(&self, value: &Value) -> Result<(), Misfit> {
-        let error = match self.compiled.fits(&self.source, &value)? {
+        // The library has hashes of its own for trees, for which different values may be chosen that have the
+        // same one: the text has those of the tape.
+        let text = value.to_string();
+        let look = |value: Node<'_>| self.look(value);
+        Tape::look(text.as_bytes(), None, look).unwrap_or_else(|error| Err(unread(error)))
+    }
+
+    fn look(&self, value: Node<'_>) -> Result<(), Misfit> {
+        let error = match self.compiled.fits(&self.source, value, Share::Node)? {
             Fit::Yes => return Ok(()),
             Fit::No => self.compiled.validator.validate(value).err(),
             Fit::NoAndLarge => None,
@@ -63,6 +73,14 @@ impl Schema {
                 reason: "the value does not fit; it is too large to say where".to_owned(),
             },
         })
+    }
+}
+
+/// Of a value that nests deeper than a text may, or is longer.
+fn unread(error: CallError) -> Misfit {
+    Misfit::Violation {
+        path: String::new(),
+        reason: error.message,
     }
 }
 
@@ -103,24 +121,15 @@ pub enum Misfit {
     },
 }
 
-/// What is made of a schema, for values in the form `J`. The schema itself stays with its owner, who gives the
-/// same one each time.
-struct Compiled<J: Json> {
-    validator: Validator<J>,
+/// What is made of a schema. The schema itself stays with its owner, who gives the same one each time.
+#[derive(Clone)]
+struct Compiled {
+    validator: Validator<TapeJson>,
     /// Steps for each part of a value, where that is a constant.
     flat: Option<u64>,
 }
 
-impl<J: Json> Clone for Compiled<J> {
-    fn clone(&self) -> Self {
-        Self {
-            validator: self.validator.clone(),
-            flat: self.flat,
-        }
-    }
-}
-
-impl<J: Json> fmt::Debug for Compiled<J> {
+impl fmt::Debug for Compiled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Compiled").finish_non_exhaustive()
     }
@@ -135,11 +144,11 @@ enum Fit {
     NoAndLarge,
 }
 
-impl<J: Json> Compiled<J> {
+impl Compiled {
     fn new(schema: &Value) -> Result<Self, SchemaError> {
         // As long as this takes for the largest, others are served.
         turn::aside(|| {
-            let _turn = turn::Turn::wait(usize::MAX);
+            let _turn = turn::Turn::wait(usize::MAX, Share::Node);
             Self::compile(schema)
         })
     }
@@ -159,13 +168,13 @@ impl<J: Json> Compiled<J> {
     }
 
     /// Checks a value: a small one here and now, as most are, and a large one in its turn.
-    fn fits(&self, schema: &Value, value: &J::Node<'_>) -> Result<Fit, Misfit> {
-        let is_valid = || self.validator.is_valid(value.clone());
+    fn fits(&self, schema: &Value, value: Node<'_>, share: Share<'_>) -> Result<Fit, Misfit> {
+        let is_valid = || self.validator.is_valid(value);
         if self.takes_at_most(schema, value, SCHEMA_DETAIL_STEPS_MAX) {
             return Ok(if is_valid() { Fit::Yes } else { Fit::No });
         }
         turn::aside(|| {
-            let _turn = turn::Turn::wait(turn::WAITING_MAX).ok_or(Misfit::Busy)?;
+            let _turn = turn::Turn::wait(turn::WAITING_MAX, share).ok_or(Misfit::Busy)?;
             match self.takes_at_most(schema, value, SCHEMA_STEPS_MAX) {
                 true if is_valid() => Ok(Fit::Yes),
                 true => Ok(Fit::NoAndLarge),
@@ -175,18 +184,36 @@ impl<J: Json> Compiled<J> {
     }
 
     /// Whether checking `value` takes no more steps than `most`.
-    fn takes_at_most(&self, schema: &Value, value: &J::Node<'_>, most: u64) -> bool {
-        let few = |each: u64| steps::parts::<J>(value, most / each).is_some();
-        self.flat.is_some_and(few) || steps::count::<J>(schema, value.clone(), most).is_ok()
+    fn takes_at_most(&self, schema: &Value, value: Node<'_>, most: u64) -> bool {
+        let few = |each: u64| steps::parts::<TapeJson>(&value, most / each).is_some();
+        self.flat.is_some_and(few) || steps::count::<TapeJson>(schema, value, most).is_ok()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+    use std::time::{Duration, Instant};
+
     use serde_json::{Map, json};
 
     use super::*;
+    use crate::error::ErrorCode;
     use crate::limits::{SCHEMA_DEPTH_MAX, SCHEMA_PATTERNS_MAX, SCHEMA_VALUES_MAX};
+
+    /// How long nothing here takes by far, and what is not counted takes many times.
+    const LONG: Duration = Duration::from_secs(5);
+
+    /// Bytes of memory that this process has.
+    fn resident() -> usize {
+        let text = std::fs::read_to_string("/proc/self/statm").expect("Linux");
+        let pages = text
+            .split(' ')
+            .nth(1)
+            .and_then(|pages| pages.parse::<usize>().ok());
+        pages.expect("a number") * 4096
+    }
 
     /// `depth` definitions, each made of the next by `make`; the last one is `last`.
     fn chain(depth: usize, last: Value, make: impl Fn(Value) -> Value) -> Value {
@@ -347,6 +374,108 @@ mod tests {
             }),
             &json!("1".repeat(1 << 20)),
         );
+    }
+
+    /// A long text as it is written with escapes.
+    fn escaped_name(number: usize, letters: usize) -> String {
+        format!("{}{number}", "\\u0061".repeat(letters))
+    }
+
+    fn checked(check: &Check, schema: &Value, text: &str) -> Result<(), CallError> {
+        let code = ErrorCode::InvalidInput;
+        check.check(schema, text.as_bytes(), (None, Share::Node), code)
+    }
+
+    #[track_caller]
+    fn refused_soon(schema: &Value, text: &str) {
+        let check = Check::new(schema);
+        check.compile(schema).expect("a schema");
+        let began = Instant::now();
+        let checked = checked(&check, schema, text);
+        let message = checked.expect_err("it takes too much").message;
+        let too_much = Misfit::TooMuch.to_string();
+        assert_eq!(message, too_much);
+        assert!(began.elapsed() < LONG, "{:?}", began.elapsed());
+    }
+
+    /// Each reference kept a copy of the name: 6,500 of these with a name of 10 MB are 65 GB.
+    #[test]
+    fn counting_keeps_no_names() {
+        let to = |n: usize| json!({ "$ref": format!("#/$defs/{n}") });
+        let all: Vec<_> = (0..2_500).map(to).collect();
+        let defs: Map<_, _> = (0..2_500).map(|n| (n.to_string(), json!({}))).collect();
+        let schema = json!({ "propertyNames": { "allOf": all }, "$defs": defs });
+        let check = Check::new(&schema);
+        check.compile(&schema).expect("a schema");
+        let text = format!("{{\"{}\":0}}", "a".repeat(1 << 20));
+        let before = resident();
+        let mut most = before;
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let checked = checked(&check, &schema, &text);
+                done.store(true, Ordering::Relaxed);
+                checked.expect("any name fits");
+            });
+            while !done.load(Ordering::Relaxed) {
+                most = most.max(resident());
+                thread::sleep(Duration::from_millis(1));
+            }
+        });
+        // Other tests run meanwhile.
+        let more = most.saturating_sub(before);
+        assert!(more < 1 << 30, "{more} bytes more");
+    }
+
+    /// Each of these decoded megabytes again for each of thousands of keywords, without counting it.
+    #[test]
+    fn names_and_texts_are_decoded_within_the_budget() {
+        let members: Vec<_> = (0..16)
+            .map(|n| format!("\"{}\":0", escaped_name(n, 20_000)))
+            .collect();
+        let object = format!("{{{}}}", members.join(","));
+        let objects = format!("[{}]", vec![object.as_str(); 10].join(","));
+        let dependent: Map<_, _> = (0..15_000)
+            .map(|n| (format!("k{n}"), json!(true)))
+            .collect();
+        // Looking a name up takes no time by the names that are there: all is well within the budget, and soon.
+        let schema = json!({
+            "$ref": "#/$defs/a",
+            "$defs": { "a": {} },
+            "items": { "dependentSchemas": dependent },
+        });
+        let check = Check::new(&schema);
+        check.compile(&schema).expect("a schema");
+        let began = Instant::now();
+        let checked = checked(&check, &schema, &objects);
+        checked.expect("it fits");
+        assert!(began.elapsed() < LONG, "{:?}", began.elapsed());
+        // What goes through the members decodes them, each time.
+        let through = vec![json!({ "propertyNames": {} }); 5_000];
+        refused_soon(&json!({ "items": { "allOf": through } }), &objects);
+        let text = format!("\"{}\"", escaped_name(0, 160_000));
+        let lengths = vec![json!({ "propertyNames": {}, "maxLength": 1 }); 6_000];
+        refused_soon(&json!({ "allOf": lengths }), &text);
+        let numbers: Vec<_> = (0..15_000).collect();
+        refused_soon(
+            &json!({ "items": { "$ref": "#/$defs/a" }, "$defs": { "a": { "enum": numbers } } }),
+            &format!("[{}[]]", "[],".repeat(480_000)),
+        );
+    }
+
+    /// A thousand integers near 2^63 are one `f64`, by which they were hashed: all of them were compared pairwise.
+    #[test]
+    fn integers_that_are_one_float_are_told_apart_soon() {
+        let schema = json!({ "uniqueItems": true });
+        let numbers: Vec<_> = (0..200_000_u64).map(|n| (1 << 63) + n).collect();
+        let check = Check::new(&schema);
+        let text = json!(numbers).to_string();
+        let began = Instant::now();
+        let checked = checked(&check, &schema, &text);
+        checked.expect("all of them differ");
+        let tree = Schema::new(&schema).expect("a schema");
+        assert_eq!(tree.validate(&json!(numbers)), Ok(()));
+        assert!(began.elapsed() < LONG, "{:?}", began.elapsed());
     }
 
     #[test]

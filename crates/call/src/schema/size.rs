@@ -87,7 +87,7 @@ pub(super) fn admit(schema: &Value) -> Result<Admitted, SchemaError> {
     seen.made(schema, whole.once)?;
     seen.compiled_patterns()?;
     if !seen.uneven {
-        let each = whole.once.values.max(1);
+        let each = whole.once.values.max(1).saturating_add(seen.name_pieces);
         return Ok(Admitted {
             flat: Some(each),
             steps: each,
@@ -111,6 +111,8 @@ struct Seen<'s> {
     patterns: u64,
     different_patterns: HashSet<&'s str>,
     uneven: bool,
+    /// Pieces of long names, which are compared with those of each object.
+    name_pieces: u64,
     /// Where references stand and what they say, each different one once.
     references: Vec<(&'s str, &'s str, Base<'s>)>,
     different_references: HashSet<(&'s str, (usize, usize))>,
@@ -190,6 +192,7 @@ impl<'s> Seen<'s> {
         match schema {
             Value::Array(items) => {
                 for item in items {
+                    self.name_pieces += item.as_str().map_or(0, |name| steps::text(name.len()));
                     built.add(self.built(item, base), NUMBER_BYTES, true);
                 }
             }
@@ -197,6 +200,7 @@ impl<'s> Seen<'s> {
                 let base = base.at(schema, words);
                 self.identify(words);
                 for (word, value) in words {
+                    self.name_pieces += steps::text(word.len());
                     self.meet(word, value, base);
                     let looked_into = LOOKED_INTO.contains(&word.as_str());
                     built.add(self.built(value, base), word.len(), looked_into);

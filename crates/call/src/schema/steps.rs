@@ -2,7 +2,9 @@
 //!
 //! Follows the schema through the value as the validator does, without deciding anything: every branch
 //! counts. What one reference leads to is counted once for each part of the value and added up from then
-//! on, so that counting takes no longer than the budget although validating would.
+//! on, so that counting takes no longer than the budget although validating would. For that, counting spends
+//! a budget of its own on everything that it does: on each text that it decodes by the bytes of it, and on each
+//! schema that it goes through by its words.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -16,6 +18,8 @@ use crate::limits::{PATTERN_BYTES_MAX, SCHEMA_DEPTH_MAX};
 
 /// Bytes of text that are compared, or counted, in one step.
 const TEXT_BYTES_PER_STEP: u64 = 64;
+/// How many times as many steps a text takes that is written with escapes: up to six bytes for each of its own.
+const ESCAPED_STEPS: u64 = 4;
 /// Steps for as many bytes of a text that is decoded, or read as JSON.
 const DECODING_STEPS: u64 = 8;
 /// States of a pattern that take one byte in one step.
@@ -24,8 +28,18 @@ const STATES_PER_STEP: u64 = 64;
 const STATE_BYTES: u64 = 32;
 /// Up to so many items are compared with each other, more by their hashes.
 const PAIRWISE_MAX: u64 = 15;
+/// Up to so many members of an object are compared one after the other, more are found by their hashes.
+const SEARCHED_MAX: u64 = 16;
+/// Bytes of names that are compared with the one that is looked for in one step.
+const NAME_BYTES_PER_STEP: u64 = 32;
 /// Steps of one part of a value that has to be a schema itself.
 const META_STEPS: u64 = 100;
+/// Steps of counting what a reference leads to for one more part of a value. Remembering it takes some hundred
+/// bytes: one check remembers 12 MiB at most.
+const KNOWN_STEPS: u64 = 8;
+/// Bytes of a reference that are followed in one step.
+const REFERENCE_BYTES_PER_STEP: u64 = 16;
+
 /// Why counting ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Stop {
@@ -44,6 +58,7 @@ pub(super) fn count<J: Json>(schema: &Value, value: J::Node<'_>, most: u64) -> R
         names: Names::new(schema),
         known: HashMap::new(),
         plain_enums: HashMap::new(),
+        patterns: HashMap::new(),
         depth: 0,
     };
     let steps = counter.within(schema, Base::of(schema), &At::<J>::Value(value))?;
@@ -61,11 +76,11 @@ pub(super) fn parts<'v, J: Json>(value: &J::Node<'v>, most: u64) -> Option<u64> 
 }
 
 fn take_parts<'v, J: Json>(value: &J::Node<'v>, left: &mut u64) -> Option<()> {
-    let bytes = match value.json_type() {
-        JsonType::String => value.as_string().map_or(0, |text| text.len()),
+    let text = match value.json_type() {
+        JsonType::String => value.as_string().map_or(0, |text| pieces(&text)),
         _ => 0,
     };
-    *left = left.checked_sub(1 + text(bytes))?;
+    *left = left.checked_sub(1 + text)?;
     if let Some(items) = value.as_array() {
         return items
             .elements()
@@ -75,46 +90,87 @@ fn take_parts<'v, J: Json>(value: &J::Node<'v>, left: &mut u64) -> Option<()> {
         return Some(());
     };
     members.members().try_for_each(|(name, member)| {
-        *left = left.checked_sub(text(name.as_ref().len()))?;
+        *left = left.checked_sub(pieces(&name.into()))?;
         take_parts::<J>(&member, left)
     })
 }
 
-fn text(bytes: usize) -> u64 {
+pub(super) fn text(bytes: usize) -> u64 {
     bytes as u64 / TEXT_BYTES_PER_STEP
+}
+
+/// Steps of reading a text. One that was copied for that is written with escapes.
+// Whether it was copied is what is asked of it.
+#[allow(clippy::ptr_arg)]
+fn pieces(read: &Cow<'_, str>) -> u64 {
+    match read {
+        Cow::Borrowed(plain) => text(plain.len()),
+        Cow::Owned(escaped) => text(escaped.len()).saturating_mul(ESCAPED_STEPS),
+    }
+}
+
+/// Steps of looking for a member by its name.
+fn lookup(name: &str, members: usize) -> u64 {
+    let compared = match members as u64 {
+        few if few <= SEARCHED_MAX => few,
+        _ => 1,
+    };
+    1 + (name.len() as u64).saturating_mul(compared) / NAME_BYTES_PER_STEP
+}
+
+fn lookups<'s>(names: impl Iterator<Item = &'s String>, members: usize) -> u64 {
+    names.map(|name| lookup(name, members)).sum()
+}
+
+fn strings(names: &Value) -> impl Iterator<Item = &String> {
+    let names = names.as_array().into_iter().flatten();
+    names.filter_map(|name| match name {
+        Value::String(name) => Some(name),
+        _ => None,
+    })
 }
 
 /// What a schema is applied to.
 enum At<'v, J: Json> {
-    Name(Cow<'v, str>),
+    /// The name of a member, and where that is; `None` where its object has no identity.
+    Name(Cow<'v, str>, Option<Place>),
     Value(J::Node<'v>),
 }
 
-/// Tells parts of one value apart.
-#[derive(PartialEq, Eq, Hash)]
+/// Tells parts of one value apart. A name is told by its object and its number there: by its characters, each
+/// reference would keep a copy of them.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Place {
-    Name(String),
+    Name(NodeIdentity, u32),
     Value(NodeIdentity),
 }
 
 impl<'v, J: Json> At<'v, J> {
     fn place(&self) -> Option<Place> {
         match self {
-            Self::Name(name) => Some(Place::Name(name.to_string())),
-            Self::Value(value) => value.identity().map(Place::Value),
+            Self::Name(_, place) => *place,
+            Self::Value(_) => self.identity().map(Place::Value),
         }
     }
 
-    fn text(&self) -> Option<Cow<'v, str>> {
+    fn text(&self) -> Option<Cow<'_, str>> {
         match self {
-            Self::Name(name) => Some(name.clone()),
+            Self::Name(name, _) => Some(Cow::Borrowed(name)),
             Self::Value(value) => value.as_string(),
+        }
+    }
+
+    /// Of a value.
+    fn identity(&self) -> Option<NodeIdentity> {
+        match self {
+            Self::Name(..) => None,
+            Self::Value(value) => value.identity(),
         }
     }
 
     fn is_container(&self) -> bool {
         match self {
-            Self::Name(_) => false,
+            Self::Name(..) => false,
             Self::Value(value) => matches!(value.json_type(), JsonType::Array | JsonType::Object),
         }
     }
@@ -157,6 +213,8 @@ struct Counter<'s> {
     known: HashMap<(usize, Place), Steps>,
     /// Whether an `enum` has texts only, by its address.
     plain_enums: HashMap<usize, bool>,
+    /// Steps of a pattern for each byte, by its address.
+    patterns: HashMap<usize, u64>,
     depth: usize,
 }
 
@@ -164,6 +222,22 @@ impl<'s> Counter<'s> {
     fn spend(&mut self, steps: u64) -> Result<(), Stop> {
         self.left = self.left.checked_sub(steps).ok_or(Stop::Steps)?;
         Ok(())
+    }
+
+    /// Of work that counting does as the check does it.
+    fn both(&mut self, steps: &mut Steps, work: u64) -> Result<(), Stop> {
+        steps.same(Steps {
+            valid: work,
+            mark: 0,
+        });
+        self.spend(work)
+    }
+
+    /// The text of what a keyword is applied to, which is decoded each time.
+    fn text<'a, J: Json>(&mut self, at: &'a At<'_, J>) -> Result<Option<Cow<'a, str>>, Stop> {
+        let text = at.text();
+        self.spend(text.as_ref().map_or(0, pieces))?;
+        Ok(text)
     }
 
     fn within<J: Json>(
@@ -220,19 +294,19 @@ impl<'s> Counter<'s> {
             ("enum", Value::Array(options)) => self.compare(steps, options, at),
             ("const", _) => self.compare(steps, std::slice::from_ref(value), at),
             ("pattern", Value::String(pattern)) => {
-                if let Some(text) = at.text() {
-                    steps.add(matching(pattern, &text));
+                if let Some(text) = self.text(at)? {
+                    steps.add(self.matching(pattern, &text)?);
                 }
                 Ok(())
             }
             // Both are checked in some drafts.
             ("contentEncoding" | "contentMediaType", _) => {
-                let bytes = at.text().map_or(0, |text| text.len());
+                let bytes = self.text(at)?.map_or(0, |text| text.len());
                 steps.add(text(bytes).saturating_mul(DECODING_STEPS));
                 Ok(())
             }
             ("maxLength" | "minLength", _) => {
-                steps.add(at.text().map_or(0, |text| self::text(text.len())));
+                steps.add(self.text(at)?.map_or(0, |text| pieces(&text)));
                 Ok(())
             }
             _ => {
@@ -303,27 +377,28 @@ impl<'s> Counter<'s> {
         let own = words.get("properties").and_then(Value::as_object);
         match (word, value) {
             ("properties", Value::Object(own)) => {
-                steps.add(own.len() as u64);
+                self.both(steps, lookups(own.keys(), members.len()))?;
                 for (name, member) in members.members() {
-                    if let Some(schema) = own.get(name.as_ref()) {
+                    let name = self.decoded(steps, name)?;
+                    if let Some(schema) = own.get(&*name) {
                         steps.add(self.within(schema, base, &At::<J>::Value(member))?.valid);
                     }
                 }
-                steps.mark = steps.mark.saturating_add(members.len() as u64);
             }
             ("additionalProperties", each) => {
-                let is_own = |name: &str| own.is_some_and(|own| own.contains_key(name));
-                let others = members.members().filter(|(name, _)| !is_own(name.as_ref()));
-                for (_, member) in others {
-                    steps.add(self.within(each, base, &At::<J>::Value(member))?.valid);
+                for (name, member) in members.members() {
+                    let name = self.decoded(steps, name)?;
+                    if own.is_none_or(|own| !own.contains_key(&*name)) {
+                        steps.add(self.within(each, base, &At::<J>::Value(member))?.valid);
+                    }
                 }
-                steps.mark = steps.mark.saturating_add(members.len() as u64);
             }
             ("patternProperties", Value::Object(patterns)) => {
                 for (name, member) in members.members() {
+                    let name = self.decoded(steps, name)?;
                     let member = At::<J>::Value(member);
                     for (pattern, schema) in patterns {
-                        let matching = matching(pattern, name.as_ref());
+                        let matching = self.matching(pattern, &name)?;
                         steps.add(matching);
                         steps.mark = steps.mark.saturating_add(matching);
                         steps.add(self.within(schema, base, &member)?.valid);
@@ -331,34 +406,55 @@ impl<'s> Counter<'s> {
                 }
             }
             ("propertyNames", each) => {
-                for (name, _) in members.members() {
-                    let name = At::<J>::Name(name.into());
+                let object = at.identity();
+                for ((name, _), number) in members.members().zip(0..) {
+                    let name = self.decoded(steps, name)?;
+                    let place = object.map(|object| Place::Name(object, number));
+                    let name = At::<J>::Name(name, place);
                     steps.add(self.within(each, base, &name)?.valid);
                 }
             }
             ("unevaluatedProperties", each) => {
-                for (_, member) in members.members() {
+                for (name, member) in members.members() {
+                    self.decoded(steps, name)?;
                     steps.left_over(self.within(each, base, &At::<J>::Value(member))?);
                 }
             }
             ("dependencies" | "dependentSchemas", Value::Object(all)) => {
-                steps.add(all.len() as u64);
                 for (name, schema) in all {
+                    self.both(steps, lookup(name, members.len()))?;
                     match schema {
-                        Value::Array(names) => steps.add(names.len() as u64),
+                        Value::Array(_) => {
+                            self.both(steps, lookups(strings(schema), members.len()))?;
+                        }
                         _ if members.get(&J::prepare_key(name)).is_none() => {}
                         _ => steps.same(self.within(schema, base, at)?),
                     }
                 }
             }
             ("dependentRequired", Value::Object(all)) => {
-                let names = |names: &Value| names.as_array().map_or(0, Vec::len);
-                steps.add(all.values().map(|value| 1 + names(value) as u64).sum());
+                self.both(steps, lookups(all.keys(), members.len()))?;
+                for names in all.values() {
+                    self.both(steps, lookups(strings(names), members.len()))?;
+                }
             }
-            ("required", Value::Array(names)) => steps.add(names.len() as u64),
+            ("required", names) => {
+                self.both(steps, lookups(strings(names), members.len()))?;
+            }
             _ => {}
         }
         Ok(())
+    }
+
+    /// Of the name of a member, which is decoded whenever its object is gone through.
+    fn decoded<'n>(
+        &mut self,
+        steps: &mut Steps,
+        name: impl Into<Cow<'n, str>>,
+    ) -> Result<Cow<'n, str>, Stop> {
+        let name = name.into();
+        self.both(steps, 1 + pieces(&name))?;
+        Ok(name)
     }
 
     /// Values are compared until one is equal. Texts are found by their hash.
@@ -369,16 +465,18 @@ impl<'s> Counter<'s> {
         at: &At<'_, J>,
     ) -> Result<(), Stop> {
         if at.is_container() {
+            self.spend(options.len() as u64)?;
             for option in options {
                 if matches!(option, Value::Array(_) | Value::Object(_)) {
-                    steps.add(self.parts::<SerdeJson>(&option)?);
+                    let parts = self.parts::<SerdeJson>(&option)?;
+                    steps.add(parts.saturating_mul(SEARCHED_MAX));
                 } else {
                     steps.add(1);
                 }
             }
             return Ok(());
         }
-        let text = 1 + at.text().map_or(0, |text| self::text(text.len()));
+        let text = 1 + self.text(at)?.map_or(0, |text| pieces(&text));
         let address = options.as_ptr() as usize;
         let plain = self.plain_enums.get(&address).copied();
         let plain = plain.unwrap_or_else(|| options.iter().all(Value::is_string));
@@ -407,11 +505,12 @@ impl<'s> Counter<'s> {
         base: Base<'s>,
         at: &At<'_, J>,
     ) -> Result<(), Stop> {
+        self.spend(1 + to.len() as u64 / REFERENCE_BYTES_PER_STEP)?;
         let targets = match self.names.of(word, to, base) {
             Some(Found::In(targets)) => targets,
             Some(Found::Meta) => {
                 let parts = match at {
-                    At::Name(_) => 1,
+                    At::Name(name, _) => 1 + text(name.len()),
                     At::Value(value) => self.parts::<J>(value)?,
                 };
                 steps.add(parts.saturating_mul(META_STEPS));
@@ -426,6 +525,7 @@ impl<'s> Counter<'s> {
             let known = match known {
                 Some(known) => known,
                 None => {
+                    self.spend(KNOWN_STEPS)?;
                     // What leads back to itself is followed once.
                     self.known.extend(key().map(|key| (key, Steps::default())));
                     let found = self.within(target.schema, target.base, at)?;
@@ -437,15 +537,28 @@ impl<'s> Counter<'s> {
         }
         Ok(())
     }
+
+    /// Steps of looking for a pattern. The engine takes time by the length of the text and, at worst, by the
+    /// states of the pattern, which counted repetitions multiply.
+    fn matching(&mut self, pattern: &'s str, text: &str) -> Result<u64, Stop> {
+        let address = pattern.as_ptr() as usize;
+        let each = match self.patterns.get(&address) {
+            Some(each) => *each,
+            None => {
+                self.spend(self::text(pattern.len()))?;
+                let each = each_byte(pattern);
+                self.patterns.insert(address, each);
+                each
+            }
+        };
+        Ok(1 + (text.len() as u64).saturating_mul(each))
+    }
 }
 
-/// Steps of looking for a pattern. The engine takes time by the length of the text and, at worst, by the
-/// states of the pattern, which counted repetitions multiply.
-fn matching(pattern: &str, text: &str) -> u64 {
+fn each_byte(pattern: &str) -> u64 {
     let most = PATTERN_BYTES_MAX as u64 / STATE_BYTES;
     let states = repetitions(pattern).saturating_mul(pattern.len() as u64);
-    let each = 1 + states.min(most) / STATES_PER_STEP;
-    1 + (text.len() as u64).saturating_mul(each)
+    1 + states.min(most) / STATES_PER_STEP
 }
 
 /// The product of all counted repetitions of a pattern.

@@ -1,8 +1,10 @@
 //! Work that occupies a processor for long, beside the threads that serve.
 
-use std::sync::{Condvar, LazyLock, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, Condvar, LazyLock, Mutex, PoisonError};
 use std::thread;
 
+use alknet_core::{Identity, PeerId};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::task::block_in_place;
 
@@ -10,6 +12,35 @@ use crate::sync::lock;
 
 /// Checks that wait for their turn, at most: each holds a thread.
 pub(super) const WAITING_MAX: usize = 64;
+/// Checks of one identity that run or wait, at most: with a limit for all alone, one identity with as many requests
+/// would have those of all others refused. Unauthenticated peers have one share together.
+const SHARE_MAX: usize = 8;
+
+/// Whose share of the turns a check takes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Share<'a> {
+    /// None: what the node checks for itself, one after the other.
+    Node,
+    /// That of a peer; `None` for all unauthenticated ones.
+    Peer(Option<&'a PeerId>),
+}
+
+impl<'a> Share<'a> {
+    pub(crate) fn of(identity: Option<&'a Arc<Identity>>) -> Self {
+        Self::Peer(identity.map(|who| &who.id))
+    }
+
+    fn owner(self) -> Option<Owner> {
+        match self {
+            Self::Node => None,
+            Self::Peer(who) => Some(Owner(who.cloned())),
+        }
+    }
+}
+
+/// Who has a share.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+struct Owner(Option<PeerId>);
 
 static TURNS: LazyLock<Turns> = LazyLock::new(|| {
     let processors = thread::available_parallelism().map_or(1, usize::from);
@@ -41,17 +72,45 @@ struct Turns {
 struct State {
     running: usize,
     waiting: usize,
+    /// Of each peer that has any, those that run or wait.
+    shares: HashMap<Owner, usize>,
+}
+
+impl State {
+    /// Takes a place in a peer's share, unless it is used up.
+    fn enter(&mut self, owner: &Owner) -> bool {
+        let taken = self.shares.entry(owner.clone()).or_default();
+        let enters = *taken < SHARE_MAX;
+        *taken += usize::from(enters);
+        enters
+    }
+
+    fn leave(&mut self, owner: &Owner) {
+        if let Some(taken) = self.shares.get_mut(owner) {
+            *taken -= 1;
+            if *taken == 0 {
+                self.shares.remove(owner);
+            }
+        }
+    }
 }
 
 /// The right to occupy a processor, until this is dropped.
-pub(super) struct Turn(&'static Turns);
+pub(super) struct Turn {
+    turns: &'static Turns,
+    owner: Option<Owner>,
+}
 
 impl Turn {
-    /// Waits for a turn; `None` where `most` wait already.
-    pub(super) fn wait(most: usize) -> Option<Self> {
+    /// Waits for a turn; `None` where `most` wait already, or the share is used up.
+    pub(super) fn wait(most: usize, share: Share<'_>) -> Option<Self> {
         let turns = &*TURNS;
+        let owner = share.owner();
         let mut state = lock(&turns.state);
         if state.running >= turns.most && state.waiting >= most {
+            return None;
+        }
+        if owner.as_ref().is_some_and(|owner| !state.enter(owner)) {
             return None;
         }
         state.waiting += 1;
@@ -61,14 +120,19 @@ impl Turn {
         }
         state.waiting -= 1;
         state.running += 1;
-        Some(Self(turns))
+        Some(Self { turns, owner })
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        lock(&self.0.state).running -= 1;
-        self.0.ended.notify_one();
+        let mut state = lock(&self.turns.state);
+        state.running -= 1;
+        if let Some(owner) = &self.owner {
+            state.leave(owner);
+        }
+        drop(state);
+        self.turns.ended.notify_one();
     }
 }
 
@@ -82,7 +146,7 @@ mod tests {
         let (done, heard) = tokio::sync::oneshot::channel();
         let works = tokio::spawn(async move {
             aside(|| {
-                let _turn = Turn::wait(usize::MAX);
+                let _turn = Turn::wait(usize::MAX, Share::Node);
                 // Ends only once another task of this one thread has run.
                 asked.recv()
             })
@@ -95,11 +159,32 @@ mod tests {
         works.await.expect("no panic").expect("it was asked");
     }
 
+    /// Other tests of this program take turns as well.
     #[test]
-    fn no_more_wait_than_may() {
-        let all: Vec<_> = (0..TURNS.most).map(|_| Turn::wait(usize::MAX)).collect();
-        assert!(Turn::wait(0).is_none());
+    fn no_more_wait_than_may_and_no_peer_takes_all() {
+        let node = || Turn::wait(usize::MAX, Share::Node);
+        let all: Vec<_> = (0..TURNS.most).map(|_| node()).collect();
+        assert!(Turn::wait(0, Share::Node).is_none());
+        let peer = |name: &str| name.parse::<PeerId>().expect("a peer id");
+        let (greedy, other) = (peer("greedy"), peer("other"));
+        let waits = |who: &PeerId| {
+            let who = who.clone();
+            thread::spawn(move || Turn::wait(WAITING_MAX, Share::Peer(Some(&who))).is_some())
+        };
+        let waiting: Vec<_> = (0..SHARE_MAX).map(|_| waits(&greedy)).collect();
+        let owner = Owner(Some(greedy.clone()));
+        let entered = || lock(&TURNS.state).shares.get(&owner).copied();
+        while entered() != Some(SHARE_MAX) {
+            thread::yield_now();
+        }
+        // Of a hundred more none waits, and one of another peer does.
+        let more = || Turn::wait(WAITING_MAX, Share::Peer(Some(&greedy)));
+        assert!((0..100).all(|_| more().is_none()));
+        let others = waits(&other);
         drop(all);
-        assert!(Turn::wait(usize::MAX).is_some());
+        assert!(others.join().expect("no panic"));
+        assert!(waiting.into_iter().all(|one| one.join().expect("no panic")));
+        assert_eq!(entered(), None);
+        assert!(node().is_some());
     }
 }

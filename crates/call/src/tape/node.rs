@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use jsonschema::JsonType;
 use jsonschema::json::{Array, Json, Node as JsonNode, NodeIdentity, Object, cmp};
+use memchr::memchr2;
 use serde_json::value::RawValue;
 use serde_json::{Number, Value};
 
@@ -14,6 +15,9 @@ use crate::json::string_end;
 
 /// Where a node stands that is the name of a member, and in no table.
 const NAME: u32 = u32::MAX;
+
+/// Bytes that one byte of a string takes at most where it is written with escapes: `\u0061`.
+const ESCAPED_BYTES_MAX: usize = 6;
 
 /// Text with its table, to the validator.
 #[derive(Debug)]
@@ -93,6 +97,15 @@ impl<'t> Node<'t> {
         (self.first() == b'"').then(|| unquoted(self.rest()))
     }
 
+    /// Whether it is a string that reads as `text`. Takes time by the length of `text`, never by its own: what a
+    /// schema compares is short, and a string from outside may have megabytes.
+    fn reads_as(&self, text: &str) -> bool {
+        if self.at == NAME {
+            return self.text == text;
+        }
+        self.first() == b'"' && quotes(self.rest(), text)
+    }
+
     fn container(&self, bracket: u8) -> Option<Items<'t>> {
         if self.first() != bracket {
             return None;
@@ -157,6 +170,24 @@ pub(super) fn unquoted(quoted: &str) -> Cow<'_, str> {
     Cow::Borrowed(quoted.get(1..inner).unwrap_or_default())
 }
 
+/// Whether the string that `quoted` begins with reads as `text`.
+fn quotes(quoted: &str, text: &str) -> bool {
+    let bytes = quoted.as_bytes();
+    let plain = bytes.get(1..=text.len()).unwrap_or_default();
+    match memchr2(b'"', b'\\', plain).map(|at| plain[at]) {
+        None => return plain == text.as_bytes() && bytes.get(text.len() + 1) == Some(&b'"'),
+        // It ends before `text` does.
+        Some(b'"') => return false,
+        Some(_) => {}
+    }
+    // Both quotes, and one byte to see that the string goes on.
+    let most = text.len() * ESCAPED_BYTES_MAX + 3;
+    let window = &bytes[..most.min(bytes.len())];
+    let end = string_end(window, 0);
+    let goes_on = end == window.len() && window.len() < bytes.len();
+    !goes_on && quoted.get(..end).is_some_and(|own| unquoted(own) == text)
+}
+
 /// What an array or object holds that was not looked at yet.
 #[derive(Clone, Debug)]
 pub(crate) struct Items<'t> {
@@ -185,7 +216,7 @@ impl<'t> Items<'t> {
         if self.left < SEARCHED_MEMBERS {
             let mut members = self.clone();
             while let Some((name, value)) = members.next_member() {
-                if name.string()? == *key.name {
+                if name.reads_as(&key.name) {
                     return Some(value);
                 }
             }
@@ -199,7 +230,7 @@ impl<'t> Items<'t> {
             .iter()
             .take_while(|[hash, _]| *hash == key.hash);
         let names = alike.map(|[_, at]| self.next.within(*at));
-        let mut found = names.filter(|name| name.string().is_some_and(|it| it == *key.name));
+        let mut found = names.filter(|name| name.reads_as(&key.name));
         found.next().map(|name| name.within(name.at + 1))
     }
 
@@ -309,16 +340,16 @@ impl<'t> JsonNode<'t, TapeJson> for Node<'t> {
             Value::Number(number) => self
                 .as_number()
                 .is_some_and(|own| cmp::equal_numbers(&own, number)),
-            Value::String(text) => self.string().is_some_and(|own| own == *text),
+            Value::String(text) => self.reads_as(text),
             Value::Array(items) => self.as_array().is_some_and(|own| {
                 own.count_left() == items.len()
                     && own.zip(items).all(|(own, item)| own.equals_value(item))
             }),
             Value::Object(members) => self.as_object().is_some_and(|own| {
                 own.count_left() == members.len()
-                    && Members(own).all(|(name, value)| {
-                        let expected = members.get(name.as_ref());
-                        expected.is_some_and(|expected| value.equals_value(expected))
+                    && members.iter().all(|(name, expected)| {
+                        let value = own.get_named(name);
+                        value.is_some_and(|value| value.equals_value(expected))
                     })
             }),
         }

@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 
 use jsonschema::JsonType;
 use jsonschema::json::{Node as _, cmp};
+use serde_json::Number;
 
 use super::CONTAINER;
 use super::node::{Items, Node, unquoted};
@@ -51,15 +52,29 @@ fn hash(node: &Node<'_>) -> u64 {
         JsonType::String => node.string().hash(&mut state),
         JsonType::Boolean => node.as_boolean().hash(&mut state),
         JsonType::Null => {}
-        _ => {
-            // 1 and 1.0 are one number, and so are 0 and -0.
-            let number = node.as_number().and_then(|number| number.as_f64());
-            (number.unwrap_or_default() + 0.0)
-                .to_bits()
-                .hash(&mut state);
-        }
+        _ => match node.as_number().as_ref().and_then(whole) {
+            Some(number) => number.hash(&mut state),
+            None => {
+                let number = node.as_number().and_then(|number| number.as_f64());
+                number.unwrap_or_default().to_bits().hash(&mut state);
+            }
+        },
     }
     state.finish()
+}
+
+/// A number without a fraction, up to those of 64 bits: 1 and 1.0 are one number, and so are 0 and -0. Exact, since
+/// a thousand integers near 2^63 are one `f64`, and values with one hash are compared pairwise.
+fn whole(number: &Number) -> Option<i128> {
+    if let Some(number) = number.as_u64() {
+        return Some(number.into());
+    }
+    if let Some(number) = number.as_i64() {
+        return Some(number.into());
+    }
+    let number = number.as_f64()?;
+    let fits = number.fract() == 0.0 && number.abs() <= u64::MAX as f64;
+    fits.then_some(number as i128)
 }
 
 fn same(one: &Node<'_>, other: &Node<'_>) -> bool {

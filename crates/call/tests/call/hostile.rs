@@ -455,6 +455,10 @@ async fn nothing_more_is_begun_while_too_much_is_unread() {
         peer.send.finish().expect("open");
         peers.push(peer);
     }
+    // Nothing says that the node begins no more: it has the time in which it would begin all twelve.
+    tokio::time::sleep(deadline(Duration::from_millis(300))).await;
+    let begun = node.dispatcher.stats().requests;
+    assert!((1..12).contains(&begun), "{begun} of 12");
     // Read one after the other, each is answered, and none with a refusal.
     for peer in &mut peers {
         let (kind, _, payload) = peer.event().await;

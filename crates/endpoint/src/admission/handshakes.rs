@@ -1,8 +1,14 @@
 //! Handshakes under way, and which of them ends for a newer one.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+
+use alknet_core::Site;
 
 use super::{Payer, Ticket};
+
+/// Handshakes under way that the address of a known peer has for itself; further ones count for its network.
+pub(super) const OWN_MAX: usize = 4;
 
 /// Those of one kind, oldest first.
 #[derive(Debug, Default)]
@@ -11,8 +17,8 @@ pub(super) struct Handshakes(BTreeMap<Ticket, Payer>);
 impl Handshakes {
     /// Adds one. Returns the one that ends for it: the oldest of the same network where that has `each`,
     /// or, where there are `all`, the oldest of the network that has the most. So a client whose network
-    /// has few is not ended for those of a network that has many, and a client at an address at which a known
-    /// peer was seen is not ended for those of any number of networks.
+    /// has few is not ended for those of a network that has many, and the first few clients at an address at which a
+    /// known peer was seen are not ended for those of any number of networks.
     pub(super) fn enter(
         &mut self,
         ticket: Ticket,
@@ -34,6 +40,15 @@ impl Handshakes {
         evict
     }
 
+    /// Whether another handshake from the address of a known peer counts for the address alone. All such addresses
+    /// have half of the `all` places: else those of a few peers would leave nothing for the rest.
+    pub(super) fn has_room_for(&self, address: IpAddr, all: u32) -> bool {
+        let own = self.of(Payer::Address(address)).count();
+        let payers = self.0.values();
+        let addresses = payers.filter(|payer| matches!(payer, Payer::Address(_)));
+        own < OWN_MAX && addresses.count() < all as usize / 2
+    }
+
     /// Whether it was there.
     pub(super) fn leave(&mut self, ticket: Ticket) -> bool {
         self.0.remove(&ticket).is_some()
@@ -44,23 +59,31 @@ impl Handshakes {
         same.map(|(ticket, _)| *ticket)
     }
 
-    /// The network that has the most; of those that have as many the one with the oldest. An address of a known
-    /// peer only where there is nothing else.
+    /// The network that has the most, in the site that has the most; of those that have as many the one with the
+    /// oldest. An address of a known peer only where there is nothing else.
     fn most(&self) -> Option<Payer> {
         let mut counts: HashMap<Payer, u32> = HashMap::new();
+        let mut sites: HashMap<Option<Site>, u32> = HashMap::new();
         for from in self.0.values() {
             *counts.entry(*from).or_default() += 1;
+            *sites.entry(from.site()).or_default() += 1;
         }
         // The last maximum is taken: the oldest comes last.
         self.0
             .values()
             .rev()
             .copied()
-            .max_by_key(|from| (matches!(from, Payer::Network(_)), counts[from]))
+            .max_by_key(|from| (from.site().is_some(), sites[&from.site()], counts[from]))
     }
 
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.0.len()
+    }
+
+    #[cfg(test)]
+    pub(super) fn of_addresses(&self) -> usize {
+        let payers = self.0.values();
+        payers.filter(|payer| payer.site().is_none()).count()
     }
 }

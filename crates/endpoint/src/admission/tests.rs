@@ -1,5 +1,6 @@
 use std::net::Ipv4Addr;
 
+use super::known::{ADDRESSES_MAX, PEERS_MAX};
 use super::*;
 
 fn v4(last: u8) -> IpAddr {
@@ -8,6 +9,10 @@ fn v4(last: u8) -> IpAddr {
 
 fn peer(name: &str) -> PeerId {
     name.parse().expect("a peer id")
+}
+
+fn key(n: u8) -> PeerKey {
+    PeerKey::Ed25519([n; 32])
 }
 
 fn admission() -> (Admission, Limits, Instant) {
@@ -169,7 +174,7 @@ fn silent_tcp_connections_from_everywhere_are_bounded() {
 #[test]
 fn an_address_of_a_known_peer_keeps_its_place_among_silent_ones() {
     let (mut admission, limits, now) = admission();
-    admission.remember(v4(1), now);
+    admission.remember(&peer("edge"), key(1), v4(1), now);
     let Tcp::Accept { ticket: known, .. } = admission.tcp(v4(1)) else {
         panic!("refused");
     };
@@ -354,7 +359,7 @@ fn proven_handshakes_that_stall_give_way() {
 #[test]
 fn a_known_peers_address_does_not_pay_for_its_neighbours() {
     let (mut admission, limits, now) = admission();
-    admission.remember(v4(1), now);
+    admission.remember(&peer("edge"), key(1), v4(1), now);
     for _ in 0..limits.handshake_burst {
         assert!(admission.charge(Carriage::Quic, v4(2), now));
     }
@@ -366,11 +371,93 @@ fn a_known_peers_address_does_not_pay_for_its_neighbours() {
         !admission.charge(Carriage::Quic, v4(1), now),
         "it pays for itself"
     );
-    for n in 0..KNOWN_ADDRESSES_MAX as u32 {
-        admission.remember(elsewhere(n), now + Duration::from_secs(1));
+}
+
+/// A peer of the least rights was seen at a thousand addresses. Thousands of silent connections come from those.
+#[test]
+fn addresses_of_one_peer_do_not_take_every_handshake() {
+    let (mut admission, limits, now) = admission();
+    admission.remember(&peer("admin"), key(1), v4(1), now);
+    let Tcp::Accept { ticket: admin, .. } = admission.tcp(v4(1)) else {
+        panic!("refused");
+    };
+    for n in 0..1000 {
+        admission.remember(&peer("edge"), key(2), elsewhere(n), now);
     }
-    assert_eq!(admission.known_addresses.len(), KNOWN_ADDRESSES_MAX);
-    assert!(!admission.known_addresses.contains_key(&v4(1)));
+    assert_eq!(admission.known_addresses.len(), 1 + ADDRESSES_MAX);
+    let Tcp::Accept { ticket: honest, .. } = admission.tcp(elsewhere(5000)) else {
+        panic!("refused");
+    };
+    for n in 0..4000 {
+        let Tcp::Accept { evict, .. } = admission.tcp(elsewhere(990 + n % 10)) else {
+            panic!("refused");
+        };
+        assert!(evict != Some(admin) && evict != Some(honest), "{n}");
+    }
+    // Of many peers, half of the places at most.
+    for n in 0..200 {
+        let edge = format!("edge-{}", n / ADDRESSES_MAX as u32);
+        admission.remember(&peer(&edge), key(2), elsewhere(n), now);
+    }
+    for n in 0..4000 {
+        admission.tcp(elsewhere(n % 200));
+    }
+    let half = limits.tcp_handshakes_max as usize / 2;
+    assert_eq!(admission.tcp.of_addresses(), half);
+    assert!(admission.tcp.leave(admin));
+}
+
+#[test]
+fn the_addresses_of_a_peer_are_forgotten_with_it() {
+    let (mut admission, _, now) = admission();
+    for name in ["one", "two"] {
+        admission.remember(&peer(name), key(1), v4(1), now);
+    }
+    // Others of a peer take no address from another peer that was seen there.
+    for n in 1..=ADDRESSES_MAX as u32 {
+        admission.remember(&peer("two"), key(1), elsewhere(n), now);
+    }
+    assert!(admission.known_addresses.contains(v4(1)));
+    admission.forget(&[peer("one")]);
+    assert!(!admission.known_addresses.contains(v4(1)));
+    assert_eq!(admission.remembered(), [(peer("two"), key(1))]);
+    for n in 0..PEERS_MAX as u64 {
+        let later = now + Duration::from_secs(1 + n);
+        admission.remember(&peer(&format!("p{n}")), key(1), v4(9), later);
+    }
+    assert_eq!(admission.remembered().len(), PEERS_MAX);
+    assert_eq!(admission.known_addresses.len(), 1);
+}
+
+/// A /48 is 256 networks, and one host's.
+#[test]
+fn a_site_counts_for_a_few_of_its_networks() {
+    let (mut admission, limits, now) = admission();
+    let v6 = |site: u16, n: u32| -> IpAddr {
+        let network = u16::try_from(n % 256).expect("a small number") << 8;
+        [0x2001, 0xdb8, site, network, 0, 0, 0, 1].into()
+    };
+    let most = limits.per_address_max * SITE_NETWORKS;
+    for n in 0..most {
+        assert_eq!(admission.connect(ConnId(n.into()), v6(1, n), false), Ok(()));
+    }
+    let full = Full::Site(Network::of(v6(1, 7)));
+    let conn = ConnId(most.into());
+    assert_eq!(admission.connect(conn, v6(1, 7), false), Err(full));
+    assert_eq!(admission.connect(conn, v6(2, 7), false), Ok(()));
+    admission.disconnect(ConnId(0), None);
+    let conn = ConnId(u64::from(most) + 1);
+    assert_eq!(admission.connect(conn, v6(1, 7), false), Ok(()));
+    let burst = limits.handshake_burst * SITE_NETWORKS;
+    let charge =
+        |admission: &mut Admission, site, n| admission.charge(Carriage::Quic, v6(site, n), now);
+    assert!((0..burst).all(|n| charge(&mut admission, 1, n)));
+    assert!(!charge(&mut admission, 1, 255));
+    let asked = admission.quic(Carriage::Quic, v6(1, 255), Address::Unproven, now);
+    assert_eq!(asked, Quic::Retry(Some(Limit::HandshakeRate)));
+    assert!(charge(&mut admission, 2, 0));
+    admission.refund(Carriage::Quic, v6(1, 0));
+    assert!(charge(&mut admission, 1, 255));
 }
 
 #[test]

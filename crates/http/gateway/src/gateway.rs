@@ -8,13 +8,16 @@ use std::time::Instant;
 
 use alknet_call::{CallError, Events, Gate, Incoming, LocalEvent, Output, Refused, Resolved};
 use alknet_core::{AuthToken, Identity};
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use http::StatusCode;
 use sha2::{Digest, Sha256};
 
 use crate::caller::Caller;
 use crate::error::{ApiError, Code};
-use crate::limits::{BATCH_CALLS_MAX, BATCH_ID_BYTES_MAX, BATCH_PARALLEL, BATCH_TIMEOUT};
+use crate::limits::{
+    BATCH_CALLS_MAX, BATCH_ID_BYTES_MAX, BATCH_ITEM_BYTES, BATCH_PARALLEL, BATCH_TIMEOUT,
+};
 use crate::memory::Lease;
 use crate::room::{Account, Place, Quota, Room};
 use crate::wire::{BatchMode, BatchResult, Description, Invocation, Page, Query, Summary};
@@ -203,10 +206,10 @@ impl Gateway {
 
     /// Calls several. The results come in the order of the calls; those that could not begin in time, or
     /// not after another failed, say `NOT_RUN`. Outputs count against `answers`; one for which there is no room is
-    /// an error in its place.
+    /// an error in its place. A call for whose answer there is not the least room is not run.
     ///
     /// # Errors
-    /// There are too many calls, or their ids are wrong.
+    /// There are too many calls, or their ids are wrong; there is no memory for the answer's frame.
     pub async fn batch(
         &self,
         caller: &Caller,
@@ -215,6 +218,7 @@ impl Gateway {
         answers: &Lease,
     ) -> Result<Vec<BatchResult>, ApiError> {
         check_ids(&calls)?;
+        answers.more(calls.len() * BATCH_ITEM_BYTES)?;
         let deadline = tokio::time::Instant::from_std(Instant::now() + BATCH_TIMEOUT);
         let ids: Vec<_> = calls.iter().map(|(id, _)| id.clone()).collect();
         let mut outcomes: Vec<Option<Result<Output, ApiError>>> = Vec::new();
@@ -228,10 +232,10 @@ impl Gateway {
             .enumerate()
             .map(|(n, (_, call))| async move {
                 let outcome = match call {
-                    Ok(call) => self.invoke(caller, call).await,
+                    Ok(call) => self.invoke_kept(caller, call, answers).await,
                     Err(error) => Err(error),
                 };
-                (n, outcome.and_then(|output| kept(output, answers)))
+                (n, outcome)
             });
         let mut runs = stream::iter(runs).buffer_unordered(at_once);
         while let Ok(Some((n, outcome))) = tokio::time::timeout_at(deadline, runs.next()).await {
@@ -252,6 +256,20 @@ impl Gateway {
                 outcome: outcome.unwrap_or_else(|| Err(not_run())),
             })
             .collect())
+    }
+
+    /// Calls one whose output is kept until others have theirs.
+    async fn invoke_kept(
+        &self,
+        caller: &Caller,
+        call: Invocation,
+        answers: &Lease,
+    ) -> Result<Output, ApiError> {
+        let reserve = answers.reserve()?;
+        let text = text(self.invoke(caller, call).await?);
+        // It counts twice: it is also copied into the whole answer.
+        reserve.answer(2 * text.len())?;
+        Ok(Output::Raw(text))
     }
 
     /// Memory for what the caller sends and is sent, of which nothing is taken yet.
@@ -344,18 +362,16 @@ fn refuse(caller: &Caller, refused: Refused) -> ApiError {
     ApiError::of_call(refused, caller.identity.is_some(), &caller.request_id)
 }
 
-/// An output as the text that is sent, which counts twice: it is also copied into the whole answer.
-fn kept(output: Output, answers: &Lease) -> Result<Output, ApiError> {
-    let text = match output {
+/// An output as the text that is sent.
+fn text(output: Output) -> Bytes {
+    match output {
         Output::Raw(text) => text,
         other => {
             let mut text = Vec::new();
             other.append_to(&mut text);
             text.into()
         }
-    };
-    answers.answer(2 * text.len())?;
-    Ok(Output::Raw(text))
+    }
 }
 
 fn check_ids(calls: &[(String, Result<Invocation, ApiError>)]) -> Result<(), ApiError> {

@@ -19,7 +19,7 @@ mod wire;
 pub use caller::{Caller, RequestId, Via};
 pub use error::{ApiError, Code};
 pub use gateway::{Gateway, Known, NO_TOKEN, Running, Subscription};
-pub use memory::{Lease, Upload};
+pub use memory::{Lease, Reserve, Upload};
 pub use room::{Account, Quota};
 pub use tickets::{Ticket, Tickets};
 pub use wire::{

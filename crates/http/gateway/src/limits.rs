@@ -38,6 +38,16 @@ pub const BYTES_PER_NODE_MIN: usize = 4 << 20;
 pub const MEMORY_PART: u64 = 8;
 /// Which part of them one identity may have: a half, so that no one takes all.
 pub const BYTES_SHARE: usize = 2;
+/// Which part of them all unknown peers together may have: a quarter. The rest is kept for known identities.
+pub const BYTES_STRANGERS: usize = 4;
+/// Which part of the unknown peers' one network may have: a quarter.
+pub const BYTES_STRANGERS_SHARE: usize = 4;
+/// Bytes of an answer that are counted before the call runs.
+pub const ANSWER_BYTES_MIN: usize = 8 << 10;
+/// Bytes of a batch's answer for each of its calls, whatever comes of it: its id, and an error.
+pub const BATCH_ITEM_BYTES: usize = 1 << 10;
+/// Bytes of a body that are counted before they come.
+pub const BODY_BYTES_AHEAD: usize = 64 << 10;
 /// Bytes up to which a request is a small one. A quarter of the bytes is for those alone.
 pub const SMALL_BYTES: usize = 64 << 10;
 /// Requests a second for one identity, on average.
@@ -56,5 +66,7 @@ pub const TICKET_TIME: Duration = Duration::from_secs(30);
 pub const TICKETS_MAX: usize = 1024;
 /// Bytes of what tickets keep of their requests, together.
 pub const TICKET_BYTES_MAX: usize = 16 << 20;
+/// Which part of the tickets, and of their bytes, one identity may have: an eighth.
+pub const TICKETS_SHARE: usize = 8;
 /// Violations of a schema listed in one error.
 pub const VIOLATIONS_MAX: usize = 10;

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::StatusCode;
 
 use crate::error::ApiError;
-use crate::limits::SMALL_BYTES;
+use crate::limits::{ANSWER_BYTES_MIN, SMALL_BYTES};
 use crate::room::{Account, Load};
 
 /// What is told to wait until others have been answered.
@@ -19,35 +19,58 @@ const RETRY_MS: u64 = 1000;
 pub(crate) struct Most {
     /// For the node.
     pub(crate) node: usize,
-    /// For one identity, or one stranger's address.
+    /// For all unknown peers together.
+    pub(crate) strangers: usize,
+    /// For one identity, or one network of unknown peers.
     pub(crate) each: usize,
 }
 
 impl Most {
-    /// What one request may ever have. A quarter of what there is is kept for those with little.
-    fn fits(self, bytes: usize) -> usize {
-        let large = if bytes > SMALL_BYTES {
-            self.node / 4 * 3
-        } else {
-            self.node
-        };
-        self.each.min(large)
+    /// Bytes of the node that a request of so many bytes may use. A quarter is kept for small requests.
+    fn of_node(self, bytes: usize) -> usize {
+        match bytes > SMALL_BYTES {
+            true => self.node / 4 * 3,
+            false => self.node,
+        }
     }
+
+    /// Bytes that one request may ever have.
+    fn fits(self, bytes: usize) -> usize {
+        self.each.min(self.of_node(bytes))
+    }
+}
+
+/// Bytes that are counted, or would be.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    request: usize,
+    account: usize,
+    /// 0 for a known identity.
+    strangers: usize,
+    node: usize,
 }
 
 /// Bytes that are counted for one request until it is dropped.
 #[derive(Debug)]
 pub struct Lease {
     own: Arc<Account>,
+    /// The unknown peers together, where the request is one of theirs.
+    strangers: Option<Arc<Load>>,
     all: Arc<Load>,
     most: Most,
     bytes: AtomicUsize,
 }
 
 impl Lease {
-    pub(crate) fn new(own: Arc<Account>, all: Arc<Load>, most: Most) -> Self {
+    pub(crate) fn new(
+        own: Arc<Account>,
+        strangers: Option<Arc<Load>>,
+        all: Arc<Load>,
+        most: Most,
+    ) -> Self {
         Self {
             own,
+            strangers,
             all,
             most,
             bytes: AtomicUsize::new(0),
@@ -57,61 +80,133 @@ impl Lease {
     /// Counts so many bytes more.
     ///
     /// # Errors
-    /// 429 where others have them now, 413 where there are never as many for one request.
+    /// 429 where other requests have them now, 413 where one request never has as many.
     pub fn more(&self, bytes: usize) -> Result<(), ApiError> {
-        let ours = self.bytes.fetch_add(bytes, Ordering::AcqRel) + bytes;
-        let own = self.own.load().bytes.fetch_add(bytes, Ordering::AcqRel) + bytes;
-        let all = self.all.bytes.fetch_add(bytes, Ordering::AcqRel) + bytes;
-        let fits = self.most.fits(ours);
-        let room = if ours > SMALL_BYTES {
-            self.most.node / 4 * 3
-        } else {
-            self.most.node
-        };
-        if ours <= fits && own <= self.most.each && all <= room {
-            return Ok(());
-        }
-        self.less(bytes);
-        if ours > fits {
-            return Err(ApiError::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                ErrorCode::PayloadTooLarge,
-                format!("a request and its answer have {fits} bytes of this machine's memory"),
-            ));
-        }
-        let message = match own > self.most.each {
-            true => format!(
-                "requests of one identity have {} bytes at once",
-                self.most.each
-            ),
-            false => "the node has no memory for more at once".to_owned(),
-        };
-        Err(ApiError::overloaded(message, RETRY_MS))
+        let add = |counter: &AtomicUsize| counter.fetch_add(bytes, Ordering::AcqRel) + bytes;
+        let sums = self.sums(add);
+        self.refusal(sums).map_or(Ok(()), |refused| {
+            self.less(bytes);
+            Err(refused)
+        })
     }
 
-    /// Counts the bytes of an answer.
+    /// Whether so many bytes more could be counted now. Nothing is counted: they may be gone when they are wanted.
     ///
     /// # Errors
-    /// 413 where there is no room: the call has run, and is not to be tried again as it is.
-    pub fn answer(&self, bytes: usize) -> Result<(), ApiError> {
-        self.more(bytes).map_err(|refused| {
+    /// As [`more`](Self::more).
+    pub fn could(&self, bytes: usize) -> Result<(), ApiError> {
+        let sums = self.sums(|counter| counter.load(Ordering::Acquire).saturating_add(bytes));
+        self.refusal(sums).map_or(Ok(()), Err)
+    }
+
+    /// Counts the least that an answer takes, before what it answers runs: a call that is refused for want of
+    /// memory has then not run, and one that ran can say so.
+    ///
+    /// # Errors
+    /// As [`more`](Self::more).
+    pub fn reserve(&self) -> Result<Reserve<'_>, ApiError> {
+        self.more(ANSWER_BYTES_MIN)?;
+        Ok(Reserve {
+            lease: self,
+            bytes: ANSWER_BYTES_MIN,
+        })
+    }
+
+    /// Counts so many bytes from now on, and none besides.
+    ///
+    /// # Errors
+    /// 413 where there is no room: the calls have run, and are not to be tried again as they are.
+    pub fn settle(&self, bytes: usize) -> Result<(), ApiError> {
+        let had = self.bytes.load(Ordering::Acquire);
+        self.change(had, bytes)
+    }
+
+    /// Counts `bytes` in place of `had`.
+    fn change(&self, had: usize, bytes: usize) -> Result<(), ApiError> {
+        if bytes <= had {
+            self.less(had - bytes);
+            return Ok(());
+        }
+        self.more(bytes - had).map_err(|refused| {
             let message = format!(
                 "the call ran, and there is no memory for its answer: {}",
                 refused.error.message
             );
-            ApiError::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                ErrorCode::PayloadTooLarge,
-                message,
-            )
+            too_large(message)
         })
     }
 
     /// Counts so many bytes less.
     pub fn less(&self, bytes: usize) {
-        self.bytes.fetch_sub(bytes, Ordering::AcqRel);
-        self.own.load().bytes.fetch_sub(bytes, Ordering::AcqRel);
-        self.all.bytes.fetch_sub(bytes, Ordering::AcqRel);
+        self.sums(|counter| counter.fetch_sub(bytes, Ordering::AcqRel));
+    }
+
+    /// What `of` makes of each counter that the request counts against.
+    fn sums(&self, of: impl Fn(&AtomicUsize) -> usize) -> Sums {
+        let strangers = self.strangers.as_ref();
+        Sums {
+            request: of(&self.bytes),
+            account: of(&self.own.load().bytes),
+            strangers: strangers.map_or(0, |strangers| of(&strangers.bytes)),
+            node: of(&self.all.bytes),
+        }
+    }
+
+    /// Why there are not as many bytes.
+    fn refusal(&self, sums: Sums) -> Option<ApiError> {
+        let most = self.most;
+        let fits = most.fits(sums.request);
+        if sums.request > fits {
+            let message =
+                format!("a request and its answer have {fits} bytes of this machine's memory");
+            return Some(too_large(message));
+        }
+        let message = if sums.account > most.each {
+            let whose = match self.strangers {
+                None => "identity",
+                Some(_) => "network",
+            };
+            format!("requests of one {whose} have {} bytes at once", most.each)
+        } else if sums.strangers > most.strangers || sums.node > most.of_node(sums.request) {
+            "the node has no memory for more at once".to_owned()
+        } else {
+            return None;
+        };
+        Some(ApiError::overloaded(message, RETRY_MS))
+    }
+}
+
+fn too_large(message: String) -> ApiError {
+    ApiError::new(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        ErrorCode::PayloadTooLarge,
+        message,
+    )
+}
+
+/// The least that an answer takes, counted until it is dropped or the answer is counted in its place.
+#[derive(Debug)]
+#[must_use]
+pub struct Reserve<'a> {
+    lease: &'a Lease,
+    bytes: usize,
+}
+
+impl Reserve<'_> {
+    /// Counts the bytes of the answer instead, against the lease.
+    ///
+    /// # Errors
+    /// 413 where there is no room: the call has run, and is not to be tried again as it is.
+    pub fn answer(mut self, bytes: usize) -> Result<(), ApiError> {
+        self.lease.change(self.bytes, bytes)?;
+        self.bytes = 0;
+        Ok(())
+    }
+}
+
+impl Drop for Reserve<'_> {
+    fn drop(&mut self) {
+        self.lease.less(self.bytes);
     }
 }
 

@@ -34,6 +34,10 @@ pub struct Quota {
     pub bytes: usize,
     /// And for one identity.
     pub bytes_each: usize,
+    /// And for all unknown peers together.
+    pub stranger_bytes: usize,
+    /// And for those of one network.
+    pub stranger_bytes_each: usize,
 }
 
 impl Default for Quota {
@@ -46,9 +50,12 @@ impl Default for Quota {
             calls: limits::CALLS_PER_NODE,
             calls_each: limits::CALLS_PER_IDENTITY,
             streams_each: limits::STREAMS_PER_IDENTITY,
-            bytes: limits::BYTES_PER_NODE,
-            bytes_each: limits::BYTES_PER_NODE / limits::BYTES_SHARE,
+            bytes: 0,
+            bytes_each: 0,
+            stranger_bytes: 0,
+            stranger_bytes_each: 0,
         }
+        .with_bytes(limits::BYTES_PER_NODE)
     }
 }
 
@@ -58,9 +65,17 @@ impl Quota {
     pub fn for_memory(self, memory_bytes: u64) -> Self {
         let part = usize::try_from(memory_bytes / limits::MEMORY_PART).unwrap_or(usize::MAX);
         let bytes = part.clamp(limits::BYTES_PER_NODE_MIN, limits::BYTES_PER_NODE);
+        self.with_bytes(bytes)
+    }
+
+    /// The same with so many bytes under way, and the shares of them.
+    fn with_bytes(self, bytes: usize) -> Self {
+        let stranger_bytes = bytes / limits::BYTES_STRANGERS;
         Self {
             bytes,
             bytes_each: bytes / limits::BYTES_SHARE,
+            stranger_bytes,
+            stranger_bytes_each: stranger_bytes / limits::BYTES_STRANGERS_SHARE,
             ..self
         }
     }
@@ -123,6 +138,8 @@ impl Account {
 pub(crate) struct Room {
     quota: ArcSwap<Quota>,
     accounts: Mutex<HashMap<Who, Arc<Account>>>,
+    /// The unknown peers together; only their bytes are counted.
+    strangers: Arc<Load>,
     all: Arc<Load>,
 }
 
@@ -271,9 +288,14 @@ impl Room {
         let quota = self.quota.load();
         let most = Most {
             node: quota.bytes,
-            each: quota.bytes_each,
+            strangers: quota.stranger_bytes,
+            each: match account.known {
+                true => quota.bytes_each,
+                false => quota.stranger_bytes_each,
+            },
         };
-        Lease::new(Arc::clone(account), Arc::clone(&self.all), most)
+        let strangers = (!account.known).then(|| Arc::clone(&self.strangers));
+        Lease::new(Arc::clone(account), strangers, Arc::clone(&self.all), most)
     }
 
     /// Bytes that are counted now.
@@ -308,6 +330,8 @@ fn forget(accounts: &mut HashMap<Who, Arc<Account>>, now: Instant) {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     fn room() -> Room {
@@ -321,6 +345,8 @@ mod tests {
             streams_each: 1,
             bytes: 64 * limits::SMALL_BYTES,
             bytes_each: 32 * limits::SMALL_BYTES,
+            stranger_bytes: 16 * limits::SMALL_BYTES,
+            stranger_bytes_each: 4 * limits::SMALL_BYTES,
         })
     }
 
@@ -351,6 +377,51 @@ mod tests {
         room.lease(&eve).more(2 * small).expect("room again");
         drop((first, second, third));
         assert_eq!(room.bytes(), 0);
+    }
+
+    /// Each of their requests is a small one.
+    #[test]
+    fn unknown_peers_of_many_networks_leave_known_ones_their_bytes() {
+        let (room, small) = (room(), limits::SMALL_BYTES);
+        let mut held = Vec::new();
+        for n in 0..100 {
+            let address = Ipv4Addr::new(192, 0, n, 1).into();
+            let account = room.account(None, Some(address));
+            held.extend((0..10).map(|_| room.lease(&account)));
+        }
+        let had = held.iter().filter(|lease| lease.more(small).is_ok());
+        assert_eq!(had.count(), 16, "four of each of four networks");
+        assert_eq!(
+            held.iter().filter(|lease| lease.could(1).is_ok()).count(),
+            0
+        );
+        let ada = room.account(Some(&"ada".parse().expect("an id")), None);
+        room.lease(&ada).more(32 * small).expect("room");
+        drop(held);
+        assert_eq!(
+            (room.bytes(), room.strangers.bytes.load(Ordering::Acquire)),
+            (0, 0)
+        );
+    }
+
+    #[test]
+    fn an_answer_has_the_least_that_it_takes_before_its_call_runs() {
+        let (room, small) = (room(), limits::SMALL_BYTES);
+        let ada = room.account(Some(&"ada".parse().expect("an id")), None);
+        let (rest, lease) = (room.lease(&ada), room.lease(&ada));
+        let reserve = lease.reserve().expect("room");
+        rest.more(32 * small - limits::ANSWER_BYTES_MIN)
+            .expect("room");
+        assert!(room.lease(&ada).reserve().is_err());
+        reserve
+            .answer(limits::ANSWER_BYTES_MIN)
+            .expect("it was kept");
+        drop(rest);
+        assert_eq!(room.bytes(), limits::ANSWER_BYTES_MIN);
+        let late = lease.reserve().expect("room").answer(33 * small);
+        assert_eq!(late.expect_err("never").status.as_u16(), 413);
+        lease.settle(100).expect("less");
+        assert_eq!(room.bytes(), 100);
     }
 
     #[test]

@@ -5,10 +5,13 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use alknet_call::ErrorCode;
+use alknet_core::PeerId;
 use data_encoding::BASE64URL_NOPAD;
+use http::StatusCode;
 
 use crate::error::ApiError;
-use crate::limits::{TICKET_BYTES_MAX, TICKETS_MAX};
+use crate::limits::{TICKET_BYTES_MAX, TICKETS_MAX, TICKETS_SHARE};
 
 /// Bytes of randomness in a ticket's name: 43 characters.
 const NAME_BYTES: usize = 32;
@@ -25,6 +28,7 @@ pub struct Tickets<T> {
 pub struct Ticket<T> {
     /// What it stands for.
     pub value: T,
+    owner: PeerId,
     bytes: usize,
     until: Instant,
 }
@@ -45,36 +49,54 @@ impl<T> Tickets<T> {
         self.time
     }
 
-    /// Makes one for `value`, which takes `bytes` of memory, and returns its name.
+    /// Makes one of `owner` for `value`, which takes `bytes` of memory, and returns its name.
     ///
     /// # Errors
-    /// Too many wait, or the system has no randomness.
-    pub fn make(&self, value: T, bytes: usize) -> Result<String, ApiError> {
-        let mut name = [0; NAME_BYTES];
-        getrandom::fill(&mut name).map_err(|_| {
-            ApiError::new(
-                http::StatusCode::SERVICE_UNAVAILABLE,
-                alknet_call::ErrorCode::Unavailable,
-                "the system has no randomness yet",
-            )
-        })?;
-        let name = BASE64URL_NOPAD.encode(&name);
+    /// 429 where too many wait, of all or of the owner's; 413 where the owner may never have as many bytes; the
+    /// system has no randomness.
+    pub fn make(&self, owner: &PeerId, value: T, bytes: usize) -> Result<String, ApiError> {
+        let name = new_name()?;
         let now = Instant::now();
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.retain(|_, ticket| ticket.until > now);
-        let kept: usize = waiting.values().map(|ticket| ticket.bytes).sum();
-        if waiting.len() >= TICKETS_MAX || kept + bytes > TICKET_BYTES_MAX {
-            let message = "too many tickets wait to be used";
-            return Err(ApiError::overloaded(message, self.time.as_millis() as u64));
-        }
-        let until = now + self.time;
+        self.room(&waiting, owner, bytes)?;
         let ticket = Ticket {
             value,
+            owner: owner.clone(),
             bytes,
-            until,
+            until: now + self.time,
         };
         waiting.insert(name.clone(), ticket);
         Ok(name)
+    }
+
+    /// Whether there is room for one more of `owner`.
+    fn room(
+        &self,
+        waiting: &HashMap<String, Ticket<T>>,
+        owner: &PeerId,
+        bytes: usize,
+    ) -> Result<(), ApiError> {
+        let bytes_each = TICKET_BYTES_MAX / TICKETS_SHARE;
+        if bytes > bytes_each {
+            let message = format!("a ticket stands for a request of {bytes_each} bytes at most");
+            let status = StatusCode::PAYLOAD_TOO_LARGE;
+            return Err(ApiError::new(status, ErrorCode::PayloadTooLarge, message));
+        }
+        let full = |whose: &dyn Fn(&&Ticket<T>) -> bool, share: usize| {
+            let kept = waiting.values().filter(whose);
+            let (count, kept) = kept.fold((0, 0), |(n, sum), one| (n + 1, sum + one.bytes));
+            count >= TICKETS_MAX / share || kept + bytes > TICKET_BYTES_MAX / share
+        };
+        let whose = if full(&|ticket| ticket.owner == *owner, TICKETS_SHARE) {
+            "too many tickets of this identity"
+        } else if full(&|_| true, 1) {
+            "too many tickets"
+        } else {
+            return Ok(());
+        };
+        let message = format!("{whose} wait to be used");
+        Err(ApiError::overloaded(message, self.time.as_millis() as u64))
     }
 
     /// Takes what the ticket stands for; `None` for one that was used, is too old or never was.
@@ -88,14 +110,30 @@ impl<T> Tickets<T> {
     }
 }
 
+fn new_name() -> Result<String, ApiError> {
+    let mut name = [0; NAME_BYTES];
+    getrandom::fill(&mut name).map_err(|_| {
+        ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            ErrorCode::Unavailable,
+            "the system has no randomness yet",
+        )
+    })?;
+    Ok(BASE64URL_NOPAD.encode(&name))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn owner(n: usize) -> PeerId {
+        format!("token-{n}").parse().expect("an id")
+    }
+
     #[test]
     fn a_ticket_works_once() {
         let tickets = Tickets::new(Duration::from_secs(60));
-        let name = tickets.make(7, 0).expect("room");
+        let name = tickets.make(&owner(0), 7, 0).expect("room");
         assert_eq!(name.len(), 43);
         assert_eq!(tickets.take(&name), Some(7));
         assert_eq!(tickets.take(&name), None);
@@ -105,19 +143,29 @@ mod tests {
     #[test]
     fn an_old_ticket_is_none() {
         let tickets = Tickets::new(Duration::ZERO);
-        let name = tickets.make((), 0).expect("room");
+        let name = tickets.make(&owner(0), (), 0).expect("room");
         assert_eq!(tickets.take(&name), None);
     }
 
     #[test]
     fn tickets_are_bounded_by_number_and_by_bytes() {
         let tickets = Tickets::new(Duration::from_secs(60));
-        assert!(tickets.make((), TICKET_BYTES_MAX).is_ok());
-        assert!(tickets.make((), 1).is_err());
-        let tickets = Tickets::new(Duration::from_secs(60));
-        for _ in 0..TICKETS_MAX {
-            assert!(tickets.make((), 0).is_ok());
+        let (count, bytes) = (
+            TICKETS_MAX / TICKETS_SHARE,
+            TICKET_BYTES_MAX / TICKETS_SHARE,
+        );
+        let made = |owner: &PeerId, bytes| tickets.make(owner, (), bytes).map(|_| ());
+        let code = |refused: Result<(), ApiError>| refused.expect_err("refused").status.as_u16();
+        assert_eq!(code(made(&owner(0), bytes + 1)), 413);
+        for n in 0..TICKETS_SHARE {
+            // What one identity has waiting takes nothing of the others' share.
+            made(&owner(n), bytes).expect("room");
+            assert_eq!(code(made(&owner(n), 1)), 429);
+            for _ in 1..count {
+                made(&owner(n), 0).expect("room");
+            }
+            assert_eq!(code(made(&owner(n), 0)), 429);
         }
-        assert!(tickets.make((), 0).is_err());
+        assert_eq!(code(made(&owner(TICKETS_SHARE), 0)), 429);
     }
 }

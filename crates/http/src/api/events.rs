@@ -54,7 +54,10 @@ pub(super) async fn subscribe(
     shared.gateway.find(caller, &call.operation)?;
     let time = shared.tickets.time().as_secs();
     let bytes = body.text.len();
-    let name = shared.tickets.make((caller.clone(), call), bytes)?;
+    let Some(owner) = caller.identity.as_ref().map(|who| who.id.clone()) else {
+        return Err(ApiError::unauthenticated(answer::NO_TOKEN));
+    };
+    let name = shared.tickets.make(&owner, (caller.clone(), call), bytes)?;
     let told = json!({ "url": format!("{TICKET}{name}"), "expires_in": time });
     Ok(answer::api(
         StatusCode::CREATED,

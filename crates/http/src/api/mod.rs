@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use alknet_gateway::limits::CALL_BYTES_MAX;
 use alknet_gateway::{
-    ApiError, BatchRequest, BatchResult, CallRequest, Caller, Code, Invocation, Lease, Query,
-    RequestId, Upload,
+    ApiError, BatchRequest, BatchResult, CallRequest, Caller, Code, Invocation, Query, RequestId,
+    Upload,
 };
 use axum::body::Body;
 use http::header::{ETAG, IF_NONE_MATCH};
@@ -75,12 +75,15 @@ async fn call(
         invocation(&body, key)?
     };
     line.calls([invocation.operation.as_str()]);
+    let lease = shared.gateway.lease(caller);
+    let reserve = lease.reserve()?;
     let output = shared.gateway.invoke(caller, invocation).await?;
     let mut text = opened(&caller.request_id);
     output.append_to(&mut text);
     drop(output);
     text.push(b'}');
-    counted(text, shared.gateway.lease(caller))
+    reserve.answer(text.capacity())?;
+    Ok(answer::kept(StatusCode::OK, JSON, text.into(), lease))
 }
 
 /// What the body of a call may take.
@@ -152,14 +155,8 @@ async fn batch(
         append_result(&mut text, result, &caller.request_id);
     }
     text.extend_from_slice(b"]}");
-    drop(answers);
-    counted(text, shared.gateway.lease(caller))
-}
-
-/// An answer that counts against `lease` until it is taken.
-fn counted(text: Vec<u8>, lease: Lease) -> Result<Response<Body>, ApiError> {
-    lease.answer(text.capacity())?;
-    Ok(answer::kept(StatusCode::OK, JSON, text.into(), lease))
+    answers.settle(text.capacity())?;
+    Ok(answer::kept(StatusCode::OK, JSON, text.into(), answers))
 }
 
 fn append_result(text: &mut Vec<u8>, result: BatchResult, id: &RequestId) {
@@ -284,6 +281,8 @@ async fn metrics(
 ) -> Result<Response<Body>, ApiError> {
     let call = Invocation::of("node/metrics", &Value::Null);
     line.calls([call.operation.as_str()]);
+    let lease = shared.gateway.lease(caller);
+    let reserve = lease.reserve()?;
     let output = shared.gateway.invoke(caller, call).await?;
     let mut text = Vec::new();
     output.append_to(&mut text);
@@ -295,7 +294,6 @@ async fn metrics(
         return Err(ApiError::new(status, Code::Internal, message));
     };
     let kind = HeaderValue::from_str(&kind).unwrap_or(JSON);
-    let lease = shared.gateway.lease(caller);
-    lease.answer(text.len())?;
+    reserve.answer(text.len())?;
     Ok(answer::kept(StatusCode::OK, kind, text.into(), lease))
 }

@@ -1,14 +1,15 @@
 //! What requests and answers may hold of a machine's memory.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use alknet_gateway::limits::CALL_BYTES_MAX;
+use alknet_gateway::limits::{BODY_BYTES_AHEAD, CALL_BYTES_MAX, TICKETS_MAX, TICKETS_SHARE};
 use alknet_http::limits::Patience;
 use alknet_test_support::deadline;
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::node::{Node, VERSIONS};
+use super::node::{Begun, Node, VERSIONS};
 
 const MACHINE: u64 = 512 << 20;
 
@@ -28,6 +29,13 @@ fn begins(token: &str, bytes: Option<usize>) -> String {
     )
 }
 
+/// A call of so many bytes, of which all but the last few have come.
+async fn almost(node: &Node, token: &str, bytes: usize) -> Begun {
+    let mut begun = node.begins(&begins(token, Some(bytes))).await;
+    begun.says(&vec![b' '; bytes - 100]).await;
+    begun
+}
+
 async fn small(node: &Node, token: &str) -> StatusCode {
     let call = json!({ "operation": "/test/echo", "input": "x".repeat(1000) });
     node.post("h1", Some(token), "/call", &call).await.status
@@ -39,7 +47,7 @@ async fn bodies_under_way_are_bounded_for_each_and_for_all() {
     let most = begins("good", Some(CALL_BYTES_MAX));
     let mut held = Vec::new();
     for n in 1..=EACH / CALL_BYTES_MAX {
-        held.push(node.begins(&most).await);
+        held.push(almost(&node, "good", CALL_BYTES_MAX).await);
         node.until_bytes(n * CALL_BYTES_MAX).await;
     }
     // One more is refused before its second byte, and so is a short one of the same identity.
@@ -48,8 +56,8 @@ async fn bodies_under_way_are_bounded_for_each_and_for_all() {
     assert!(told.to_ascii_lowercase().contains("retry-after:"), "{told}");
     assert_eq!(small(&node, "good").await, 429);
     // Others have a part of what is left, and a part of it is for those who want little.
-    held.push(node.begins(&begins("admin", Some(CALL_BYTES_MAX))).await);
-    held.push(node.begins(&begins("admin", Some(CALL_BYTES_MAX))).await);
+    held.push(almost(&node, "admin", CALL_BYTES_MAX).await);
+    held.push(almost(&node, "admin", CALL_BYTES_MAX).await);
     node.until_bytes(EACH + 2 * CALL_BYTES_MAX).await;
     let told = node
         .hears(&begins("admin", Some(CALL_BYTES_MAX)), "\r\n\r\n")
@@ -60,6 +68,114 @@ async fn bodies_under_way_are_bounded_for_each_and_for_all() {
     node.until_bytes(0).await;
     assert_eq!(small(&node, "good").await, 200);
     node.until_bytes(0).await;
+}
+
+/// A length in the head of a request costs its sender nothing.
+#[tokio::test]
+async fn bodies_that_are_only_announced_take_no_memory() {
+    let node = Node::on(MACHINE);
+    let head = begins("good", Some(CALL_BYTES_MAX));
+    let mut held = Vec::new();
+    for n in 1..=100 {
+        held.push(node.begins(&head).await);
+        node.until_bytes(n * (BODY_BYTES_AHEAD + 1)).await;
+    }
+    for token in ["good", "admin"] {
+        assert_eq!(small(&node, token).await, 200, "{token}");
+    }
+    drop(almost(&node, "good", CALL_BYTES_MAX).await);
+    drop(held);
+    node.until_bytes(0).await;
+}
+
+/// Unknown peers of several networks ask for files, and take nothing of them.
+#[tokio::test]
+async fn files_that_unknown_peers_leave_take_no_memory_of_known_ones() {
+    let folder = tempfile::tempdir().expect("room");
+    std::fs::write(folder.path().join("large.bin"), vec![7; 4 << 20]).expect("room");
+    // The least there is: 4 MiB for the node.
+    let node = Node::with_site(0, folder.path().to_owned());
+    let from = |network: u8| SocketAddr::from((Ipv4Addr::new(192, 0, network, 1), 1024));
+    let mut held = Vec::new();
+    let mut served = 0;
+    for n in 0..150 {
+        let (status, begun) = node.leaves(from(n % 2), "/large.bin").await;
+        served += usize::from(status.ends_with("200"));
+        held.push(begun);
+    }
+    // A network has a sixteenth of the bytes, at 32 KiB for each file.
+    assert_eq!(served, 2 * 8);
+    let (status, begun) = node.leaves(from(2), "/large.bin").await;
+    assert!(status.ends_with("200"), "another network's: {status}");
+    held.push(begun);
+    for n in 3..100 {
+        held.push(node.leaves(from(n), "/large.bin").await.1);
+    }
+    assert!(node.bytes() <= 1 << 20, "a quarter: {}", node.bytes());
+    assert_eq!(small(&node, "admin").await, 200);
+    let text = json!({ "operation": "/test/echo", "input": "x".repeat(300_000) });
+    let told = node.post("h1", Some("good"), "/call", &text).await;
+    assert_eq!(told.status, 200);
+    drop(held);
+    node.until_bytes(0).await;
+}
+
+/// There is memory for the request, and none for its answer.
+#[tokio::test]
+async fn a_call_whose_answer_has_no_room_does_not_run() {
+    let node = Node::on(MACHINE);
+    let change = json!({ "operation": "/test/change" });
+    let batch = json!({ "calls": [{ "id": "a", "operation": "/test/change" }] });
+    let mut held = Vec::new();
+    for _ in 1..EACH / CALL_BYTES_MAX {
+        held.push(almost(&node, "good", CALL_BYTES_MAX).await);
+    }
+    held.push(almost(&node, "good", CALL_BYTES_MAX - 2000).await);
+    node.until_bytes(EACH - 2000).await;
+    for (path, body) in [("/call", &change), ("/batch", &batch)] {
+        let told = node.post("h1", Some("good"), path, body).await;
+        let status = match path {
+            "/batch" if told.status == 200 => told.json()["results"][0]["status"].clone(),
+            _ => told.status.as_u16().into(),
+        };
+        assert_eq!(status, 429, "{path}");
+        assert_eq!(node.ran(), 0, "{path}");
+    }
+    drop(held);
+    node.until_bytes(0).await;
+    for (n, (path, body)) in [("/call", &change), ("/batch", &batch)].iter().enumerate() {
+        let told = node.post("h1", Some("good"), path, body).await;
+        assert_eq!((told.status.as_u16(), node.ran()), (200, n + 1), "{path}");
+    }
+    node.until_bytes(0).await;
+}
+
+#[tokio::test]
+async fn tickets_of_one_identity_leave_the_others_theirs() {
+    let node = Node::new("");
+    let ask = |token, input: String| {
+        let call = json!({ "operation": "/test/count", "input": input });
+        let mut request = node.request(
+            http::Method::POST,
+            Some(token),
+            "/subscribe",
+            &call.to_string(),
+        );
+        let later = http::HeaderValue::from_static("respond-async");
+        request.headers_mut().insert("prefer", later);
+        async { node.client("h1").await.told(request).await.status }
+    };
+    for _ in 0..TICKETS_MAX / TICKETS_SHARE {
+        assert_eq!(ask("good", String::new()).await, 201);
+    }
+    assert_eq!(ask("good", String::new()).await, 429);
+    assert_eq!(ask("admin", "x".repeat(1 << 20)).await, 201);
+    assert_eq!(ask("admin", "x".repeat(3 << 20)).await, 413);
+    assert_eq!(
+        ask("admin", "x".repeat(3 << 19)).await,
+        429,
+        "with the first they are too many"
+    );
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! A node without a port, and clients of it.
 
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -10,8 +12,9 @@ use alknet_call::{
 };
 use alknet_core::config::NodeConfig;
 use alknet_core::{
-    AuthContext, AuthToken, BoxError, BoxFuture, Carriage, Connection, HandlerError, HttpMount,
-    Identity, IdentityKind, IdentityProvider, MountBody, PeerKey, ProtocolHandler, memory_pair,
+    AuthContext, AuthToken, BoxError, BoxFuture, Carriage, CloseCode, CloseReason, Connection,
+    ConnectionInfo, HandlerError, HttpMount, Identity, IdentityKind, IdentityProvider, MountBody,
+    PeerKey, ProtocolHandler, RecvStream, SendStream, StreamError, StreamSource, memory_pair,
 };
 use alknet_gateway::{Caller, Gateway};
 use alknet_http::limits::Patience;
@@ -34,6 +37,45 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 pub(crate) const VERSIONS: [&str; 2] = ["h1", "h2"];
+
+/// A connection that comes from an address.
+struct Placed(Connection);
+
+impl Placed {
+    fn at(address: SocketAddr, connection: Connection, alpn: &[u8]) -> Connection {
+        let info = ConnectionInfo {
+            alpn: alpn.into(),
+            carriage: Carriage::Memory,
+            sni: None,
+            remote_addr: Some(address),
+            local_addr: None,
+            dialled: false,
+        };
+        Connection::from_source(Box::new(Self(connection)), info)
+    }
+}
+
+impl StreamSource for Placed {
+    fn accept_bi(&self) -> BoxFuture<'_, Result<(SendStream, RecvStream), StreamError>> {
+        Box::pin(self.0.accept_bi())
+    }
+
+    fn open_bi(&self) -> BoxFuture<'_, Result<(SendStream, RecvStream), StreamError>> {
+        Box::pin(self.0.open_bi())
+    }
+
+    fn is_multi(&self) -> bool {
+        true
+    }
+
+    fn close(&self, code: CloseCode, reason: &str) {
+        self.0.close(code, reason);
+    }
+
+    fn closed(&self) -> BoxFuture<'_, CloseReason> {
+        Box::pin(self.0.closed())
+    }
+}
 
 /// How long anything may take before a test calls it hung.
 fn hung() -> Duration {
@@ -131,7 +173,23 @@ pub(crate) struct Node {
     http: Arc<Http>,
     gateway: Arc<Gateway>,
     dropped: Arc<AtomicUsize>,
+    ran: Arc<AtomicUsize>,
     who: Arc<Who>,
+}
+
+/// Bytes of what `test/change` answers.
+const CHANGED_BYTES: usize = 3000;
+
+/// Counts how often it ran.
+fn change(ran: &Arc<AtomicUsize>) -> Registration {
+    let ran = Arc::clone(ran);
+    Registration::new(
+        OperationSpec::mutation("test/change", "A test."),
+        HandlerKind::once(move |_, _| {
+            ran.fetch_add(1, Ordering::SeqCst);
+            async { Ok(Value::from("x".repeat(CHANGED_BYTES))) }
+        }),
+    )
 }
 
 /// Counts when it is dropped before its work was done.
@@ -143,7 +201,7 @@ impl Drop for Given {
     }
 }
 
-fn registry(dropped: &Arc<AtomicUsize>) -> Registry {
+fn registry(dropped: &Arc<AtomicUsize>, ran: &Arc<AtomicUsize>) -> Registry {
     let query = |name: &str| OperationSpec::query(name, "A test.");
     let echo = || {
         HandlerKind::once(|input: alknet_call::Body, _| async move {
@@ -211,6 +269,7 @@ fn registry(dropped: &Arc<AtomicUsize>) -> Registry {
             identified(OperationSpec::subscription("test/silent", "A test.")),
             HandlerKind::stream(|_, _| stream::pending::<Result<Value, CallError>>()),
         ))
+        .with(change(ran))
         .build()
         .expect("the operations are fine")
 }
@@ -243,6 +302,36 @@ impl Node {
         };
         let waited = tokio::time::timeout(hung(), wait).await;
         waited.unwrap_or_else(|_| panic!("{} bytes, not {bytes}", self.bytes()));
+    }
+
+    /// One on a machine with so much memory, with a site.
+    pub(crate) fn with_site(memory_bytes: u64, folder: PathBuf) -> Self {
+        let site = Some(folder);
+        let (config, patience) = ("", Patience::default());
+        let node = Self::make_with(site, config, patience, None, Vec::new(), Vec::new());
+        let node = node.expect("nobody wants a path of another");
+        let settings = Settings::new(&NodeConfig::default()).for_memory(memory_bytes);
+        node.http.set(settings);
+        node
+    }
+
+    /// Asks for this over HTTP/1.1 from an address, hears the beginning of the answer, which has its status, and
+    /// reads no more while it keeps the connection.
+    pub(crate) async fn leaves(&self, address: SocketAddr, path: &str) -> (String, Begun) {
+        let (dialled, served) = self.dial_from(Some(address), b"http/1.1");
+        let (mut send, mut recv) = dialled.open_bi().await.expect("a stream");
+        let text = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        send.write_all(text.as_bytes()).await.expect("it reads");
+        let mut status = [0; 12];
+        let heard = tokio::time::timeout(hung(), recv.read_exact(&mut status)).await;
+        heard.expect("it hangs").expect("it answers");
+        let begun = Begun {
+            send,
+            _recv: recv,
+            _dialled: dialled,
+            _served: served,
+        };
+        (String::from_utf8_lossy(&status).into_owned(), begun)
     }
 
     /// Says this over HTTP/1.1, and keeps the connection.
@@ -290,13 +379,25 @@ impl Node {
         routes: Vec<(&'static str, MethodRouter)>,
         mounts: Vec<Arc<dyn HttpMount>>,
     ) -> Result<Self, RouteError> {
+        Self::make_with(None, config, patience, reader, routes, mounts)
+    }
+
+    fn make_with(
+        site: Option<PathBuf>,
+        config: &str,
+        patience: Patience,
+        reader: Option<Arc<dyn Responder>>,
+        routes: Vec<(&'static str, MethodRouter)>,
+        mounts: Vec<Arc<dyn HttpMount>>,
+    ) -> Result<Self, RouteError> {
         let config = NodeConfig::parse(config.as_bytes()).expect("a configuration");
-        let dropped = Arc::default();
+        let (dropped, ran) = <(Arc<AtomicUsize>, Arc<AtomicUsize>)>::default();
         let who = Arc::new(Who {
             changes: watch::Sender::new(0),
             revoked: AtomicBool::new(false),
         });
-        let dispatcher = Dispatcher::new(registry(&dropped)).with_identities(Arc::clone(&who) as _);
+        let dispatcher =
+            Dispatcher::new(registry(&dropped, &ran)).with_identities(Arc::clone(&who) as _);
         let gateway = Arc::new(Gateway::default());
         let parts = Parts {
             dispatcher: Arc::new(dispatcher),
@@ -308,7 +409,7 @@ impl Node {
             mcp: reader.clone(),
             page: reader,
             websocket: true,
-            site: None,
+            site,
             mounts,
             routes,
         };
@@ -316,6 +417,7 @@ impl Node {
             http: Arc::new(Http::new(parts, true)?),
             gateway,
             dropped,
+            ran,
             who,
         })
     }
@@ -329,6 +431,11 @@ impl Node {
     /// It was seen so from outside.
     pub(crate) fn seen(&self, outside: Outside) {
         self.http.set_outside(outside);
+    }
+
+    /// How often `test/change` ran.
+    pub(crate) fn ran(&self) -> usize {
+        self.ran.load(Ordering::SeqCst)
     }
 
     pub(crate) fn dropped(&self) -> usize {
@@ -347,13 +454,26 @@ impl Node {
 
     /// A connection, and what serves it.
     fn dial(&self, alpn: &'static [u8]) -> (Connection, JoinHandle<Result<(), HandlerError>>) {
+        self.dial_from(None, alpn)
+    }
+
+    /// The same, from this address.
+    fn dial_from(
+        &self,
+        address: Option<SocketAddr>,
+        alpn: &'static [u8],
+    ) -> (Connection, JoinHandle<Result<(), HandlerError>>) {
         let (dialled, accepted) = memory_pair(alpn);
+        let accepted = match address {
+            Some(address) => Placed::at(address, accepted, alpn),
+            None => accepted,
+        };
         let auth = AuthContext {
             identity: None,
             key: None,
             alpn: alpn.into(),
             sni: None,
-            remote_addr: None,
+            remote_addr: address,
             carriage: Carriage::Memory,
             early_data: false,
         };
@@ -473,8 +593,8 @@ impl Node {
 
 /// A request that began.
 pub(crate) struct Begun {
-    send: alknet_core::SendStream,
-    _recv: alknet_core::RecvStream,
+    send: SendStream,
+    _recv: RecvStream,
     _dialled: Connection,
     _served: JoinHandle<Result<(), HandlerError>>,
 }

@@ -116,6 +116,9 @@ impl EnrolError {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ApproveError {
+    /// The approver is not let in any more, or does not hold what the role gives.
+    #[error("you are not let in any more, or do not hold what the role gives")]
+    Approver,
     /// As for anybody else.
     #[error(transparent)]
     Enrol(#[from] EnrolError),

@@ -73,6 +73,15 @@ fn request(token: Option<&EnrolToken>, name: Option<&str>) -> Request {
     }
 }
 
+fn approval(made_by: &str) -> Approval {
+    Approval {
+        role: worker(),
+        name: None,
+        made_by: made_by.to_owned(),
+        made_by_key: None,
+    }
+}
+
 impl Hub {
     async fn token(&self, kind: TokenKind, role: Role) -> EnrolToken {
         let invitation = Invitation {
@@ -459,13 +468,12 @@ async fn who_knocks_waits_until_somebody_lets_it_in() {
     assert!(refusal.message.contains(&words) && refusal.retryable && !error.is_suspicious());
     let now = hub.start;
     assert_eq!(hub.desk.waiting(now).len(), 1);
-    let role = worker();
-    let nobody = hub.desk.approve("luban-tosig", &role, None, Some(NOW), now);
-    assert!(matches!(nobody.await, Err(ApproveError::Unknown)));
-    let let_in = hub
+    let nobody = hub
         .desk
-        .approve(&words, &worker(), None, Some(NOW), now)
-        .await;
+        .approve("luban-tosig", approval("admin"), Some(NOW), now);
+    assert!(matches!(nobody.await, Err(ApproveError::Unknown)));
+    let let_in = hub.desk.approve(&words, approval("admin"), Some(NOW), now);
+    let let_in = let_in.await;
     assert_eq!(let_in.expect("it waits").name, "kitchen");
     assert!(hub.desk.waiting(now).is_empty());
     let known = hub.enrol(1, &ask, NOW + 5).await.expect("known now");
@@ -476,6 +484,46 @@ async fn who_knocks_waits_until_somebody_lets_it_in() {
         hub.code(2, &request(Some(&token), None), NOW).await,
         "taken"
     );
+}
+
+/// Its call was let through before that, and waited for its turn.
+#[tokio::test]
+async fn an_approver_that_was_removed_or_lost_rights_lets_nobody_in() {
+    let hub = hub(EnrolMode::Approve);
+    let role = Role {
+        scopes: ["hub:admin", "relay:accept"].into_iter().collect(),
+        ..worker()
+    };
+    let token = hub.token(TokenKind::Once, role).await;
+    let approver = hub.enrol(1, &request(Some(&token), None), NOW).await;
+    let approver = approver.expect("taken").peer_id;
+    assert_eq!(
+        hub.code(2, &request(None, None), NOW).await,
+        "ENROLL_PENDING"
+    );
+    let words = fingerprint(&key(2));
+    let approve = async || {
+        let approval = approval(approver.as_str());
+        hub.desk
+            .approve(&words, approval, Some(NOW), hub.start)
+            .await
+    };
+    let fewer = PeerPatch {
+        scopes: Some(["hub:admin"].into_iter().collect()),
+        ..PeerPatch::default()
+    };
+    let patched = hub.peers.patch(approver.clone(), fewer);
+    patched.await.expect("a peer");
+    assert!(matches!(approve().await, Err(ApproveError::Approver)));
+    let all = PeerPatch {
+        scopes: Some(["hub:admin", "relay:accept"].into_iter().collect()),
+        ..PeerPatch::default()
+    };
+    let patched = hub.peers.patch(approver.clone(), all);
+    patched.await.expect("a peer");
+    hub.desk.remove(&approver).await.expect("removed");
+    assert!(matches!(approve().await, Err(ApproveError::Approver)));
+    assert_eq!(hub.desk.waiting(hub.start).len(), 1, "it waits on");
 }
 
 #[tokio::test]

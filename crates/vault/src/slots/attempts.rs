@@ -39,6 +39,14 @@ impl Attempts {
         self.not_before.saturating_sub(now)
     }
 
+    /// So many were wrong in a row, as was kept elsewhere. More than were counted here wait as if the last was now.
+    pub fn recall(&mut self, wrong: u32, now: Duration) {
+        if wrong > self.wrong {
+            self.wrong = wrong;
+            self.not_before = now.saturating_add(delay(wrong));
+        }
+    }
+
     /// One more was wrong.
     pub fn failed(&mut self, now: Duration) {
         self.wrong = self.wrong.saturating_add(1);
@@ -60,6 +68,18 @@ mod tests {
         let seconds: Vec<_> = (0..14).map(|wrong| delay(wrong).as_secs()).collect();
         assert_eq!(seconds, [0, 0, 0, 0, 0, 1, 2, 4, 8, 16, 32, 60, 60, 60]);
         assert_eq!(delay(u32::MAX), MOST);
+    }
+
+    #[test]
+    fn those_of_before_wait_again_and_fewer_change_nothing() {
+        let mut attempts = Attempts::default();
+        let now = Duration::from_secs(100);
+        attempts.recall(7, now);
+        assert_eq!(attempts.wrong(), 7);
+        assert_eq!(attempts.wait(now), Duration::from_secs(4));
+        attempts.recall(3, now + Duration::from_secs(1));
+        assert_eq!(attempts.wrong(), 7);
+        assert_eq!(attempts.wait(now), Duration::from_secs(4));
     }
 
     #[test]

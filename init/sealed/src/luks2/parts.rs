@@ -6,7 +6,9 @@ use data_encoding::BASE64;
 use serde_json::{Value, json};
 
 use crate::cipher::Cipher;
-use crate::limits::{AREA_BYTES, ROUNDS, ROUNDS_MAX, SALT_BYTES_MAX, STRIPES};
+use crate::limits::{
+    AREA_BYTES, DATA_AT, ROUNDS, ROUNDS_MAX, SALT_BYTES_MAX, SECTOR_BYTES, STRIPES,
+};
 use crate::luks2::area::material_bytes;
 
 /// The only cipher of key slots' areas here.
@@ -54,6 +56,17 @@ pub(super) struct Digest {
 }
 
 impl Segment {
+    /// Whether the data lie where [`Sealed::format`](crate::Sealed::format) puts them. Nothing authenticates the JSON
+    /// of a header: another offset and tweak map the data from a later sector on, so that the file system is
+    /// whatever the content of a file there is. A program that trusts what is in the data refuses such a segment.
+    #[must_use]
+    pub fn is_standard(&self) -> bool {
+        self.offset == DATA_AT
+            && self.length.is_none()
+            && self.tweak == 0
+            && self.sector == SECTOR_BYTES
+    }
+
     pub(super) fn parse(segment: &Value) -> Result<Self, &'static str> {
         if !segment["integrity"].is_null() {
             return Err("its data carry integrity tags");

@@ -357,6 +357,27 @@ fn what_cannot_be_used_is_said() {
     assert!(error.contains("has not finished"), "{error}");
 }
 
+/// An attacker who writes to the disk needs no key to move the data: only the checksum has to fit.
+#[test]
+fn data_that_were_moved_are_not_standard() {
+    let standard = |disk: &TestDisk| {
+        let header = Header::load(disk).expect("its checksums fit");
+        header.segment().expect("it can be mapped").is_standard()
+    };
+    assert!(standard(&formatted()));
+    for (field, value) in [
+        ("offset", json!("16781312")),
+        ("offset", json!("33554432")),
+        ("iv_tweak", json!("8")),
+        ("size", json!("1048576")),
+        ("sector_size", json!(512)),
+    ] {
+        let disk = formatted();
+        edit(&disk, |json| json["segments"]["0"][field] = value.clone());
+        assert!(!standard(&disk), "{field}: {value}");
+    }
+}
+
 #[test]
 fn text_that_is_no_json_is_said() {
     let deep = "[".repeat(12_000);

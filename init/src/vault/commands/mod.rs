@@ -135,12 +135,16 @@ struct Typed {
     confirmed: bool,
     has_words: bool,
     new: Option<SecretStr>,
+    /// SHA-256 of the program that was shown.
+    next: Option<[u8; 32]>,
     opening: Option<SecretStr>,
     pin: Option<SecretStr>,
     of_slots: Vec<OfSlot>,
-    /// Places of words that are still to be typed; none was asked for yet if absent.
-    places: Option<Vec<usize>>,
+    /// The words that were asked for were right.
+    proved_words: bool,
     word: Option<SecretStr>,
+    /// Words that were typed and not judged yet.
+    words: Vec<SecretStr>,
 }
 
 /// What was typed for one slot.

@@ -3,11 +3,23 @@
 //! Being at the machine is enough where that is enough to read its disk, and for new words until the owner
 //! confirmed them or was reminded before a restart. Else a TPM or a drive would open the vault for a thief of the
 //! machine: the console then asks for what only its owner has.
+//!
+//! Three words are asked for, always the same three of a vault, and judged at once: one that is judged alone is found
+//! in 2048 tries, and a thief who knows some of the words would ask until those are asked for.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::path::Path;
 
 use alknet_vault::SecretStr;
+use alknet_vault::slots::VaultId;
 
 use super::{Attempt, Halt, Place, Session, Want, has_passphrase, has_pin, on_disk};
 use crate::vault::places;
+
+/// File of the configuration's folder with how often the words were wrong in a row, in decimal. The folder is
+/// encrypted, and root's.
+const WRONG: &str = "words-wrong";
 
 impl Session {
     /// Asks for the passphrase, else for three of the words, where neither would be a formality.
@@ -19,45 +31,106 @@ impl Session {
         if has_passphrase(&alkv) || has_pin(&alkv) {
             return self.opened_by_typing(place).map(drop);
         }
-        if place.keeper.shows_words() {
+        if place.keeper.shows_words() || self.typed.proved_words {
             return Ok(());
         }
         self.has_words(place)
     }
 
     fn has_words(&mut self, place: &Place<'_>) -> Attempt<()> {
-        let phrase = self.opened(place)?.entropy().phrase();
-        let mut left = match self.typed.places.take() {
-            Some(left) => left,
-            None => drawn(&phrase),
-        };
-        if let (Some(at), Some(word)) = (left.first(), self.typed.word.take()) {
-            place.keeper.wait_for_turn();
-            let wanted = phrase.expose().split(' ').nth(at.saturating_sub(1));
-            if wanted != Some(word.expose()) {
-                place.keeper.guessed_wrong();
-                let again = drawn(&phrase);
-                let want = Want::Word(again.first().copied().unwrap_or(1));
-                self.typed.places = Some(again);
-                return Err(Halt::Wants(want, "it is another word".to_owned()));
-            }
-            left.remove(0);
+        let open = self.opened(place)?;
+        let (phrase, vault) = (open.entropy().phrase(), open.alkv().uuid());
+        let places = asked(&phrase, vault);
+        self.typed.words.extend(self.typed.word.take());
+        if let Some(at) = places.get(self.typed.words.len()) {
+            return Err(Halt::wants(Want::Word(*at)));
         }
-        let next = left.first().copied();
-        if next.is_none() {
-            place.keeper.was_right();
+        let typed = std::mem::take(&mut self.typed.words);
+        if are_right(place, &phrase, &places, &typed)? {
+            self.typed.proved_words = true;
+            return Ok(());
         }
-        self.typed.places = Some(left);
-        next.map_or(Ok(()), |at| Err(Halt::wants(Want::Word(at))))
+        let first = places.first().copied().unwrap_or(1);
+        Err(Halt::Wants(
+            Want::Word(first),
+            "these are not the words".to_owned(),
+        ))
     }
 }
 
-/// Three places among the words.
-fn drawn(phrase: &SecretStr) -> Vec<usize> {
-    let mut bytes = [0; 8];
+/// Whether all of the typed words are those at `places`. It counts as wrong before it is known, and that is on the
+/// disk: cutting the power saves a thief no wait.
+fn are_right(
+    place: &Place<'_>,
+    phrase: &SecretStr,
+    places: &[usize],
+    typed: &[SecretStr],
+) -> Attempt<bool> {
+    let failed = |error: io::Error| {
+        Halt::refused(format!(
+            "tries of the words cannot be counted on the disk: {error}"
+        ))
+    };
+    let folder = place.state_dir.join("config");
+    let wrong = noted(&folder).map_err(failed)?;
+    place.keeper.recall_wrong(wrong);
+    place.keeper.wait_for_turn();
+    note(&folder, wrong.saturating_add(1)).map_err(failed)?;
+    let words: Vec<&str> = phrase.expose().split(' ').collect();
+    let is_right = places.len() == typed.len()
+        && places.iter().zip(typed).fold(true, |all, (at, word)| {
+            // Each is compared, whatever came of the one before.
+            (words.get(at.saturating_sub(1)) == Some(&word.expose())) & all
+        });
+    if is_right {
+        place.keeper.was_right();
+        note(&folder, 0).map_err(failed)?;
+    } else {
+        place.keeper.guessed_wrong();
+    }
+    Ok(is_right)
+}
+
+/// Three places among the words, which its identifier draws: that is no secret.
+fn asked(phrase: &SecretStr, vault: VaultId) -> Vec<usize> {
+    let text = vault.to_string();
+    let mut state = text.bytes().fold(0xcbf2_9ce4_8422_2325, mixed);
     places(phrase.expose().split(' ').count(), || {
-        // Without randomness they are the same ones: whoever has the words has those as well.
-        let _ = getrandom::fill(&mut bytes);
-        u64::from_le_bytes(bytes)
+        state = mixed(state, 0);
+        state >> 32
     })
+}
+
+/// FNV-1a with one byte more.
+fn mixed(state: u64, byte: u8) -> u64 {
+    (state ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+}
+
+fn noted(folder: &Path) -> io::Result<u32> {
+    match fs::read_to_string(folder.join(WRONG)) {
+        // What cannot be read counts as many.
+        Ok(text) => Ok(text.trim().parse().unwrap_or(u32::MAX)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(error),
+    }
+}
+
+fn note(folder: &Path, wrong: u32) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
+    alknet_durable::replace(&folder.join(WRONG), wrong.to_string().as_bytes(), 0o600)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vault_always_asks_for_the_same_three_words() {
+        let phrase = SecretStr::from(&*["word"; 24].join(" "));
+        let vaults = ["27209049-2f6c-46bf-a462-c718ee429cc0"; 2].map(str::parse);
+        let [first, second] = vaults.map(|vault| asked(&phrase, vault.expect("an identifier")));
+        assert_eq!(first, second);
+        assert_eq!(first.len(), 3);
+        assert!(first.iter().all(|at| (1..=24).contains(at)), "{first:?}");
+    }
 }

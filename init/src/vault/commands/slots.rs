@@ -1,12 +1,14 @@
 //! Slots: listed, added, removed, tried.
 
-use alknet_provisioning::{NEXT, PutSeedKeyError};
+use alknet_provisioning::{NEXT, Programs, PutSeedKeyError};
 use alknet_tpm::Pin;
+use alknet_tpm::predict::file_digest;
 use alknet_vault::audit::Event;
 use alknet_vault::slots::{
     Alkv, Argon2Params, Consent, NewSlot, SeedKey, Slot, SlotId, SlotParams, SlotType,
     memory_cap_kib,
 };
+use data_encoding::HEXLOWER;
 
 use super::{Attempt, Halt, Place, Session, Want, find, name, on_disk, opening, save};
 use crate::tpm;
@@ -45,10 +47,11 @@ impl Session {
     /// it is removed.
     pub(super) fn slot_add_next(&mut self, place: &Place<'_>) -> Attempt<Vec<String>> {
         self.authorised(place)?;
+        let programs = place.sources.programs().map_err(Halt::refused)?;
+        self.agreed_to(&programs)?;
         // Who opened the vault by a PIN does not want the next image to open it without one.
         let wants_pin = super::has_pin(self.opened(place)?.alkv());
         let pin = self.new_pin(wants_pin)?;
-        let programs = place.sources.programs().map_err(Halt::refused)?;
         let open = self.opened(place)?;
         let (started, next) = (&programs.started, &programs.next);
         let id = tpm::add_slot_for(open, started, next, pin.as_ref()).map_err(Halt::refused)?;
@@ -62,6 +65,28 @@ impl Session {
         );
         place.log.info(&text);
         Ok(vec![text])
+    }
+
+    /// Shows which program the vault will open for. The file is read again after the answer: it is what was shown, or
+    /// a medium was exchanged meanwhile.
+    fn agreed_to(&mut self, programs: &Programs) -> Attempt<()> {
+        let digest = file_digest(&programs.next);
+        if *self.typed.next.get_or_insert(digest) != digest {
+            let text =
+                format!("{NEXT} is another program than the one that was shown; begin again");
+            return Err(Halt::refused(text));
+        }
+        let lines = [
+            "The TPM will open the vault for this program, without anybody unless there is a PIN:"
+                .to_owned(),
+            format!(
+                "{NEXT} of {}, {} bytes, SHA-256",
+                programs.next_from,
+                programs.next.len()
+            ),
+            HEXLOWER.encode(&digest),
+        ];
+        self.confirmed(&lines, "ADD")
     }
 
     /// For what runs, in the place of a slot that stays shut or is not wanted any more.

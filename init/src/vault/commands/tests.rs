@@ -5,7 +5,8 @@ use alknet_provisioning::{KernelMounter, Paths, load_with};
 use alknet_sealed::Sealed;
 use alknet_sealed::limits::DATA_AT;
 use alknet_vault::audit::{AuditLog, BootId, Record};
-use alknet_vault::slots::{Key, KmsParams, NewSlot, SlotType};
+use alknet_vault::slots::{Key, KmsParams, NewSlot, NewVault, Pending, SlotType};
+use alknet_vault::{Entropy, WordCount};
 
 use super::*;
 use crate::data::keyslot_tests::{format, vault};
@@ -18,6 +19,8 @@ struct Machine {
     dir: tempfile::TempDir,
     keeper: Keeper,
     log: Log,
+    /// A program to be started next, that a medium has.
+    next: std::cell::Cell<Option<&'static [u8]>>,
 }
 
 impl Machine {
@@ -27,6 +30,7 @@ impl Machine {
         let machine = Self {
             keeper: Keeper::new().expect("memory"),
             log: Log::default(),
+            next: std::cell::Cell::default(),
             dir,
         };
         let open = vault();
@@ -168,7 +172,14 @@ impl Sources for Machine {
     }
 
     fn programs(&self) -> Result<Programs, ProvisioningError> {
-        alknet_provisioning::programs(&self.paths(), &KernelMounter)
+        match self.next.get() {
+            None => alknet_provisioning::programs(&self.paths(), &KernelMounter),
+            Some(next) => Ok(Programs {
+                started: b"what runs".to_vec(),
+                next: next.to_vec(),
+                next_from: "vdb".to_owned(),
+            }),
+        }
     }
 }
 
@@ -270,29 +281,39 @@ fn a_medium_gets_a_key_and_the_last_passphrase_goes_with_the_words_only() {
     assert!(!machine.keeper.facts().words_kept);
     let phrase = machine.phrase();
     let mut session = Session::new(Command::SlotAdd(SlotType::None));
-    let mut asked = 0;
+    let mut asked = Vec::new();
+    let wrong = || std::fs::read_to_string(machine.dir.path().join("config/words-wrong")).ok();
     loop {
         match machine.run(&mut session) {
             Outcome::Wants(Want::Word(at), why) => {
-                assert_eq!(why.is_empty(), asked != 1, "{why}");
-                let word = if asked == 0 {
-                    "zoo"
-                } else {
-                    phrase[at - 1].as_str()
-                };
-                let word = if asked == 0 && word == phrase[at - 1] {
-                    "zero"
-                } else {
-                    word
-                };
+                // One that is wrong is not told from the others: nothing is said before the third.
+                assert_eq!(why.is_empty(), asked.len() != 3, "{why}");
+                let right = phrase[at - 1].as_str();
+                let other = if right == "zoo" { "zero" } else { "zoo" };
+                let word = if asked.is_empty() { other } else { right };
                 session.give(Given::Word(SecretStr::from(word)));
-                asked += 1;
+                asked.push(at);
             }
             Outcome::Wants(Want::Confirmation { .. }, _) => break,
             other => panic!("{other:?}"),
         }
+        if asked.len() == 4 {
+            assert_eq!(wrong().as_deref(), Some("1"), "it is on the disk");
+        }
     }
-    assert_eq!(asked, 4, "one was wrong, and three are asked for");
+    assert_eq!(
+        asked.len(),
+        6,
+        "three were wrong, and three right: {asked:?}"
+    );
+    assert_eq!(asked[..3], asked[3..], "always the same");
+    assert_eq!(wrong().as_deref(), Some("0"));
+    // What was wrong before a restart waits after it.
+    std::fs::write(machine.dir.path().join("config/words-wrong"), "4").expect("writable");
+    let three = (0..3).map(|_| Given::Word(SecretStr::from("zoo")));
+    machine.typed("words", three.collect());
+    assert_eq!(machine.keeper.wrong(), 5);
+    assert_eq!(wrong().as_deref(), Some("5"));
     let wants = machine.typed("words", vec![]);
     assert!(
         matches!(wants, Outcome::Wants(Want::Word(_), _)),
@@ -484,6 +505,35 @@ fn a_locked_vault_is_looked_at_and_not_changed() {
     assert!(machine.refused("slot rm 9", vec![]).contains("locked"));
 }
 
+/// A vault whose new words are shown without proof says nothing of another disk's, nor of itself once it was locked.
+#[test]
+fn words_are_shown_without_proof_only_by_the_vault_that_permits_it() {
+    let keeper = Keeper::new().expect("memory");
+    let permits = Pending {
+        words: true,
+        ..Pending::default()
+    };
+    let [new, other] = [permits, Pending::default()].map(|pending| {
+        let words = Entropy::generate(WordCount::TwentyFour).expect("random bytes");
+        let vault = NewVault {
+            pending,
+            ..NewVault::new(words, 0)
+        };
+        OpenAlkv::create(vault, NewSlot::None).expect("made")
+    });
+    keeper.admit(&new).expect("it has a place");
+    assert!(keeper.shows_words());
+    keeper.note(other.alkv());
+    assert!(!keeper.shows_words(), "of another vault that is not open");
+    keeper.admit(&new).expect("it is open");
+    assert!(keeper.shows_words());
+    keeper.admit(&other).expect("it is open");
+    assert!(!keeper.shows_words(), "of another vault");
+    keeper.admit(&new).expect("it is open");
+    keeper.lock();
+    assert!(!keeper.shows_words(), "of a vault that was locked");
+}
+
 #[test]
 fn nothing_that_was_typed_is_shown_by_accident() {
     let mut session = Session::new(Command::Passwd);
@@ -491,6 +541,28 @@ fn nothing_that_was_typed_is_shown_by_accident() {
     session.give(new("hunter3"));
     let shown = format!("{session:?} {:?}", new("hunter4"));
     assert!(!shown.contains("hunter"), "{shown}");
+}
+
+/// A thief attaches a medium while the owner updates the machine, or exchanges it after the owner read the digest.
+#[test]
+fn the_next_program_is_shown_and_is_the_one_that_was_shown() {
+    let machine = Machine::new();
+    machine.next.set(Some(b"next"));
+    let mut session = Session::new(Command::SlotAddNext);
+    let wants = machine.run(&mut session);
+    let Outcome::Wants(Want::Confirmation { lines, word: "ADD" }, _) = &wants else {
+        panic!("{wants:?}");
+    };
+    assert!(lines[1].contains("of vdb, 4 bytes"), "{lines:?}");
+    assert_eq!(lines[2].len(), 64, "its digest: {lines:?}");
+    machine.next.set(Some(b"of a thief"));
+    session.give(Given::Confirmed);
+    let refused = machine.run(&mut session);
+    assert!(
+        matches!(&refused, Outcome::Refused(why) if why.contains("begin again")),
+        "{refused:?}"
+    );
+    assert_eq!(machine.slots(), [(0, SlotType::None)]);
 }
 
 #[test]

@@ -34,6 +34,12 @@ const CALLING: &[u8] = b"Calling EFI Application from Boot Option";
 const RETURNING: &[u8] = b"Returning from EFI Application from Boot Option";
 const SEPARATOR: &[u8] = &[0; 4];
 
+/// SHA-256 of a program's file, as a person can compute it of the one that they mean. PCRs hold other digests of it.
+#[must_use]
+pub fn file_digest(program: &[u8]) -> [u8; 32] {
+    Sha256::digest(program).into()
+}
+
 /// Why nothing can be predicted of a program.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]

@@ -71,8 +71,11 @@ impl Tools {
         let promised = pinned::promised(spec).is_some();
         let work = async {
             let call = pinned::call(spec, arguments);
-            let output = self.gateway.invoke(caller, call).await?;
             let lease = self.gateway.lease(caller);
+            let reserve = lease.reserve()?;
+            let output = self.gateway.invoke(caller, call).await?;
+            // What is made of the output counts in its place.
+            drop(reserve);
             match content::is_declared(spec) {
                 true => content::blocks(&output, lease, version),
                 false => content::result(&output, lease, promised, version),

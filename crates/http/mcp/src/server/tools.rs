@@ -96,8 +96,11 @@ pub(super) async fn call(
     let content = gateway
         .find(caller, &request.operation)
         .is_ok_and(|found| content::is_declared(found.spec()));
-    let output = gateway.invoke(caller, request.invocation(body)?).await?;
     let lease = gateway.lease(caller);
+    let reserve = lease.reserve()?;
+    let output = gateway.invoke(caller, request.invocation(body)?).await?;
+    // What is made of the output counts in its place.
+    drop(reserve);
     match content {
         true => content::blocks(&output, lease, version),
         false => content::result(&output, lease, false, version),

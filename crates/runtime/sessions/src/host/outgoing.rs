@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use alknet_call::{Body, CallError, Env, InvokeOptions, Output, PeerRef, Resolved};
+use alknet_call::{Body, CallError, Env, InvokeOptions, Output, PeerRef, Provenance, Resolved};
 use alknet_core::{Capabilities, Identity};
 use alknet_runtime::limits::{JSON_BYTES, RECORDED_BYTES_MAX};
 use alknet_runtime::{Code, Marks, Noted, OpError, Schemas};
@@ -30,6 +30,9 @@ const MAPPED: &str = "tensor/open";
 
 /// What the operations begin with whose answers say how long they took on the GPU.
 const COMPUTE: &str = "compute/";
+
+/// What an answer that took a shader says as its `variant`.
+const WGSL: &[u8] = br#""wgsl""#;
 
 /// What a script wants.
 pub(super) struct Wish {
@@ -206,9 +209,8 @@ type Files = Option<(Arc<dyn TensorFiles>, Option<Arc<Identity>>)>;
 
 async fn call(wish: Wish, files: Files) -> (Reply, Vec<OwnedFd>, Duration) {
     let (name, noted) = (wish.name.clone(), wish.noted.clone());
-    // Another node's GPU is not this one's to count.
-    let computes = name.starts_with(COMPUTE) && wish.opts.options.peer.is_none();
     let mut gpu = Duration::ZERO;
+    let computes = computes_here(&wish);
     let answered = try_call(wish, files, computes.then_some(&mut gpu)).await;
     match answered {
         Ok((blob, fds)) => (Reply::Ok(blob), fds, gpu),
@@ -222,15 +224,24 @@ async fn call(wish: Wish, files: Files) -> (Reply, Vec<OwnedFd>, Duration) {
     }
 }
 
-/// How long an answer says that it took on the GPU.
-fn on_gpu(answer: &Value) -> Duration {
-    let by_shader = answer.get("variant").and_then(Value::as_str) == Some("wgsl");
-    let told = match by_shader {
-        true => answer.get("ms"),
-        false => answer.get("gpu_ms"),
-    };
-    let seconds = told.and_then(Value::as_f64).unwrap_or_default() / 1e3;
-    Duration::try_from_secs_f64(seconds).unwrap_or_default()
+/// Whether the answer may say how long it took on this node's GPU. A call without a peer reaches one all the same
+/// where this node has no such operation: what peers and imported servers say is theirs.
+fn computes_here(wish: &Wish) -> bool {
+    wish.name.starts_with(COMPUTE)
+        && options(&wish.name, &wish.opts)
+            .ok()
+            .and_then(|options| wish.env.find(&wish.name, &options))
+            .is_some_and(|found| found.peer().is_none() && found.provenance() == Provenance::Local)
+}
+
+/// How long an answer says that it took on the GPU. No tree is made of it: it may be longer than a script may take,
+/// which is seen later.
+fn on_gpu(answer: &Body) -> Duration {
+    let variant = answer.member("variant");
+    let by_shader = variant.is_some_and(|variant| variant.raw() == WGSL);
+    let told = answer.member(if by_shader { "ms" } else { "gpu_ms" });
+    let millis = told.and_then(|told| told.parse::<f64>().ok());
+    Duration::try_from_secs_f64(millis.unwrap_or_default() / 1e3).unwrap_or_default()
 }
 
 async fn try_call(
@@ -267,7 +278,7 @@ async fn try_call(
     let answer = env.invoke_body(&name, input, &options).await;
     if let Some(gpu) = gpu {
         *gpu = match &answer {
-            Ok(answer) => on_gpu(answer.value()),
+            Ok(answer) => on_gpu(answer),
             // It was stopped there, after all of the time that it may have.
             Err(error) if is_gpu_timeout(error) => began.elapsed(),
             Err(_) => Duration::ZERO,
@@ -429,5 +440,29 @@ async fn try_follow(
         if said.send(Said::Item(wish.id, blob, fds)).is_err() {
             return Ok(());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn time(answer: String) -> Duration {
+        on_gpu(&Body::from_text(answer.into()))
+    }
+
+    #[test]
+    fn the_time_on_the_gpu_is_read_without_a_tree() {
+        let ms = Duration::from_millis(7);
+        assert_eq!(time(r#"{"outputs":{},"gpu_ms":7}"#.to_owned()), ms);
+        assert_eq!(time(r#"{"variant":"wgsl","ms":7.0}"#.to_owned()), ms);
+        assert_eq!(
+            time(r#"{"variant":"host","ms":7}"#.to_owned()),
+            Duration::ZERO
+        );
+        assert_eq!(time(r#"{"gpu_ms":-7}"#.to_owned()), Duration::ZERO);
+        assert_eq!(time(r#"{"gpu_ms":[7,7]}"#.to_owned()), Duration::ZERO);
+        // No tree can be made of this one.
+        assert_eq!(time(r#"{"outputs":1e999,"gpu_ms":7}"#.to_owned()), ms);
     }
 }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use alknet_call::{Body, CallError, ErrorCode, HandlerKind, OperationSpec, Registration};
+use alknet_call::{
+    Body, CallError, ErrorCode, HandlerKind, OperationSpec, Provenance, Registration,
+};
 use alknet_runtime::{Code, Mode};
 use alknet_sessions::{Config, Grants, SessionSpec};
 use serde_json::json;
@@ -76,6 +78,24 @@ async fn time_on_the_gpu_is_that_of_a_call() {
     let session = lab.open(&request, stays).await;
     let ended = soon(session.run(&env, export("multiply", json!("wgsl")))).await;
     assert_eq!(code(ended), Code::GpuTimeout);
+}
+
+/// A script calls `compute/dispatch` without a peer, and reaches one that says an hour: its session was ended for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_say_of_a_gpu_is_not_counted() {
+    let handler = HandlerKind::once(|_, _| async move {
+        Ok(json!({ "outputs": {}, "gpu_ms": 3_600_000, "jit_ms": 0 }))
+    });
+    let remote = OperationSpec::query("compute/dispatch", "For tests.");
+    let remote = Registration::imported(remote, handler, Provenance::FromCall);
+    let lab = Lab::with(Config::default(), vec![remote]);
+    let request = lab.request().await;
+    let env = request.env();
+    let source = "export const run = async () => (await ops.call('compute/dispatch', {})).gpu_ms;";
+    let session = lab.open(&request, limited(source)).await;
+    let ran = soon(session.run(&env, export("run", json!(null)))).await;
+    assert_eq!(ran.expect("nothing was spent").value, json!(3_600_000));
+    assert_eq!(session.info().gpu, Duration::ZERO);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,163 @@
+//! Which connection of an unknown peer ends for another one. No sockets, no clock.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use alknet_core::{Network, Site};
+
+use crate::admission::Full;
+
+/// How long no byte has gone over a connection that is taken for idle.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// A connection of an unknown peer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Unknown {
+    pub(crate) network: Network,
+    /// How long no byte has gone over it.
+    pub(crate) quiet: Duration,
+}
+
+impl Unknown {
+    fn is_idle(self) -> bool {
+        self.quiet >= IDLE
+    }
+}
+
+/// Chooses the one that ends. For a known peer an idle one goes first. For another unknown peer only one goes whose
+/// network, or whose site, has more than the other's would, or an idle one of the other's own network: a host with
+/// addresses in thousands of networks does not end an honest peer's connection because that says nothing for a while.
+/// Those of the site and the network that have the most go first, then the one idle for longest.
+pub(crate) fn choose<T>(full: Full, all: Vec<(Unknown, T)>) -> Option<T> {
+    let crowd = Crowd::of(all.iter().map(|(one, _)| one.network));
+    let candidates = all.into_iter().filter(|(one, _)| crowd.may_go(full, *one));
+    let victim = candidates.max_by_key(|(one, _)| crowd.rank(full, *one));
+    victim.map(|(_, victim)| victim)
+}
+
+/// How many connections the unknown peers of each network and of each site have.
+struct Crowd {
+    networks: HashMap<Network, u32>,
+    sites: HashMap<Site, u32>,
+}
+
+impl Crowd {
+    fn of(all: impl Iterator<Item = Network>) -> Self {
+        let (mut networks, mut sites) = (HashMap::new(), HashMap::new());
+        for network in all {
+            *networks.entry(network).or_default() += 1;
+            *sites.entry(network.site()).or_default() += 1;
+        }
+        Self { networks, sites }
+    }
+
+    fn network(&self, network: Network) -> u32 {
+        self.networks.get(&network).copied().unwrap_or(0)
+    }
+
+    fn site(&self, network: Network) -> u32 {
+        self.sites.get(&network.site()).copied().unwrap_or(0)
+    }
+
+    fn may_go(&self, full: Full, one: Unknown) -> bool {
+        match full {
+            Full::All => true,
+            Full::Network(here) => one.is_idle() && one.network == here,
+            Full::Site(here) => one.network.site() == here.site() && self.may_go_for(here, one),
+            Full::Strangers(here) => self.may_go_for(here, one),
+        }
+    }
+
+    fn may_go_for(&self, here: Network, one: Unknown) -> bool {
+        let own = one.is_idle() && one.network == here;
+        let fuller = if one.network.site() == here.site() {
+            self.network(one.network) > self.network(here) + 1
+        } else {
+            self.site(one.network) > self.site(here) + 1
+        };
+        own || fuller
+    }
+
+    fn rank(&self, full: Full, one: Unknown) -> impl Ord + use<> {
+        let idle = one.is_idle();
+        let idle_first = idle && full == Full::All;
+        let (site, network) = (self.site(one.network), self.network(one.network));
+        (idle_first, site, network, idle, one.quiet)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn network(address: &str) -> Network {
+        Network::of(address.parse().expect("an address"))
+    }
+
+    fn one(address: &str, quiet_s: u64) -> (Unknown, String) {
+        let unknown = Unknown {
+            network: network(address),
+            quiet: Duration::from_secs(quiet_s),
+        };
+        (unknown, address.to_owned())
+    }
+
+    /// One that says something all the time, in each /56 of one /48.
+    fn host() -> Vec<(Unknown, String)> {
+        let all = (0..=255u16).map(|n| one(&format!("2001:db8:0:{:x}::1", n << 8), 0));
+        all.collect()
+    }
+
+    #[test]
+    fn a_host_with_many_networks_does_not_end_honest_idle_connections() {
+        let with = |honest: &str| {
+            let mut all = host();
+            all.push(one(honest, 40));
+            all
+        };
+        // From another network of its own it ends none but its own, and those only where one network has more.
+        for honest in ["192.0.2.1", "2001:db8:ffff::1"] {
+            let comer = Full::Strangers(network("2001:db8:0:f00::1"));
+            assert_eq!(choose(comer, with(honest)), None, "{honest}");
+            // One of the host's goes for an honest peer and for a known one that finds nothing idle.
+            let victim = choose(Full::Strangers(network("203.0.113.1")), with(honest));
+            assert!(victim.is_some_and(|victim| victim != honest), "{honest}");
+        }
+        assert!(choose(Full::All, host()).is_some());
+        // Also where the honest network has a few.
+        let mut few = with("192.0.2.1");
+        few.push(one("192.0.2.2", 40));
+        let comer = Full::Strangers(network("2001:db8:0:f00::1"));
+        assert_eq!(choose(comer, few), None);
+    }
+
+    #[test]
+    fn an_idle_one_goes_first_for_a_known_peer() {
+        let mut all = host();
+        all.push(one("192.0.2.1", 40));
+        assert_eq!(choose(Full::All, all).as_deref(), Some("192.0.2.1"));
+    }
+
+    #[test]
+    fn a_full_network_or_site_makes_room_of_its_own() {
+        let here = network("192.0.2.9");
+        let all = || {
+            vec![
+                one("192.0.2.1", 7),
+                one("192.0.2.2", 0),
+                one("192.0.3.1", 9),
+            ]
+        };
+        let victim = choose(Full::Network(here), all());
+        assert_eq!(victim.as_deref(), Some("192.0.2.1"));
+        assert_eq!(choose(Full::Network(here), vec![one("192.0.2.2", 0)]), None);
+        let mut site = host();
+        site.push(one("192.0.2.1", 7));
+        let here = network("2001:db8:0:100::9");
+        assert_eq!(choose(Full::Site(here), site.clone()), None);
+        site.push(one("2001:db8:0:200::7", 0));
+        site.push(one("2001:db8:0:200::8", 0));
+        let victim = choose(Full::Site(here), site);
+        assert!(victim.is_some_and(|victim| victim.starts_with("2001:db8:0:200:")));
+    }
+}
