@@ -196,8 +196,11 @@ fn a_factory_reset_goes_on_after_a_power_cut() {
     // Nobody has written down its words yet: the first key shows them.
     commands(node.vm());
     typed(node.vm(), "factory-reset", "type RESET to go on: _");
+    let mark = node.vm().console().mark();
     let line = "alknet: going down (Reboot) because of a factory reset";
     typed(node.vm(), "RESET", line);
+    let said = node.vm().console().since(mark);
+    assert!(!said.contains("These words are this node"), "{said}");
     node.vm_mut()
         .cut_power()
         .unwrap_or_else(|error| panic!("{error}"));
