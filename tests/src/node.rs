@@ -9,7 +9,7 @@ use alknet_call::{ALPN, CallClient, CallConnection};
 use alknet_core::Carriage;
 use alknet_endpoint::{Dialer, Target};
 use alknet_image::{Form, Role};
-use alknet_qemu::{Accel, Disk, Exit, MachineKind, Mark, Nic, Vm, VmBuilder};
+use alknet_qemu::{Accel, Disk, Exit, MachineKind, Mark, Nic, READY_WITHIN, Vm, VmBuilder};
 use alknet_tls::NodeKey;
 use serde_json::Value;
 
@@ -21,9 +21,6 @@ use crate::wait::is_busy;
 
 /// What PID 1 prints once the port is served: host name, identity, port.
 pub const READY: &str = "alknet: ready ";
-
-/// Longest wait from power-on to served, on a processor that runs guests itself.
-const READY_WITHIN: Duration = Duration::from_secs(30);
 
 /// Longest wait from the power button to power off.
 const OFF_WITHIN: Duration = Duration::from_secs(30);
