@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::architecture::root;
+use super::tree::root;
 
 /// Where programs live that say what is wrong with a node.
 const SOURCES: [&str; 5] = [

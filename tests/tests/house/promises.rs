@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use super::architecture::root;
+use super::tree::root;
 
 /// Where promises are measured instead of tested; their rows need no test.
 const MEASURED: &str = "`cargo xtask bench";
