@@ -325,10 +325,53 @@ fn promotion_starts_no_process_and_opens_no_connection() {
     assert!(!files.is_empty(), "{folder} moved");
     for file in files {
         let text = std::fs::read_to_string(&file).expect("a readable file");
-        for word in ["alknet_runtime::look", "Isolate::", ".look("] {
-            assert!(!text.contains(word), "{}: {word}", file.display());
-        }
+        let found = parser_of_scripts(&text);
+        assert!(found.is_none(), "{}: {found:?}", file.display());
     }
+}
+
+/// What a source uses that parses or runs a script: of what it imports from the runtime, and of the methods of a
+/// set of modules.
+fn parser_of_scripts(source: &str) -> Option<&str> {
+    fn is_part(c: char) -> bool {
+        c.is_ascii_alphanumeric() || c == '_'
+    }
+    let name = "alknet_runtime";
+    let mut taken = source.match_indices(name).flat_map(|(at, _)| {
+        let rest = &source[at + name.len()..];
+        let end = match rest.starts_with("::{") {
+            true => rest.find(';'),
+            false => rest.find(|c: char| !is_part(c) && c != ':' && c != '*'),
+        };
+        // Everything of it, under whichever name, may be anything of it.
+        let whole = rest.starts_with(" as ").then_some(name);
+        let words = rest[..end.unwrap_or(rest.len())].split(|c: char| !is_part(c) && c != '*');
+        words.chain(whole)
+    });
+    let banned = ["look", "Isolate", "self", "*", name];
+    let by_name = taken.find(|word| banned.contains(word));
+    let methods = [".look(", ".source(", "ModuleSet::look", "ModuleSet::source"];
+    by_name.or_else(|| methods.into_iter().find(|it| source.contains(*it)))
+}
+
+#[test]
+fn a_parser_of_scripts_is_found_however_it_is_imported() {
+    for source in [
+        "use alknet_runtime::{ModuleSet, look};",
+        "use alknet_runtime::{\n    Spec, ops::{Case, tells},\n    look as see,\n};",
+        "let seen = alknet_runtime::look(name, text, language);",
+        "use alknet_runtime::*;",
+        "use alknet_runtime as runtime;",
+        "use alknet_runtime::{self as runtime};",
+        "alknet_runtime::Isolate::open(spec, host)",
+        "modules.look().collect()",
+        "ModuleSet::source(&modules, name)",
+    ] {
+        assert!(parser_of_scripts(source).is_some(), "{source}");
+    }
+    let harmless = "use alknet_runtime::{Looked, Work};\n/// [`Look`](alknet_runtime::Work::Look)\n\
+                    let seen = trial::look(runner, bundle).await?;";
+    assert_eq!(parser_of_scripts(harmless), None);
 }
 
 /// What else is beneath it, its own tests ask with all of its features.
