@@ -142,9 +142,7 @@ async fn a_removed_peer_loses_its_live_connections() {
         answered += 1;
     }
     assert_eq!(code(&quic).await, Some(1));
-    let end = tokio::time::timeout(hung(), recv.read_chunk(9))
-        .await
-        .expect("an end");
+    let end = timeout(hung(), recv.read_chunk(9)).await.expect("an end");
     assert!(!matches!(end, Ok(Some(_))));
     took(
         "a removed peer's connections end",
@@ -212,7 +210,7 @@ async fn nobody_is_let_in_while_a_drain_waits() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_node_drains_at_once() {
     let node = Node::start();
-    let drained = tokio::time::timeout(hung(), node.server.drain(10 * hung())).await;
+    let drained = timeout(hung(), node.server.drain(10 * hung())).await;
     assert_eq!(drained.expect("no waiting").cut, 0);
     assert_eq!(node.server.health().await.detail, "draining");
 }
