@@ -369,7 +369,7 @@ fn early_data_waits_for_the_end_of_the_handshake() {
         (early, recv)
     });
     // Less than a handshake has, however busy the machine is.
-    there.block_on(tokio::time::sleep(Duration::from_millis(200)));
+    there.block_on(async { tokio::time::sleep(Duration::from_millis(200)).await });
     let held = node.node.server.counters();
     assert_eq!(held.handshakes_ok, before.handshakes_ok, "it was let in");
     assert_eq!(held.handshakes_retried, before.handshakes_retried);
