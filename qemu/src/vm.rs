@@ -91,6 +91,8 @@ pub struct Vm {
     /// Of the forwards.
     _ports: Vec<Port>,
     macs: Vec<String>,
+    /// Of the disks that have one.
+    serials: Vec<Option<String>>,
     counter: Option<Counter>,
     /// File of the guest's memory, where the machine can be saved.
     pub(crate) memory: Option<PathBuf>,
@@ -247,17 +249,20 @@ impl Vm {
     /// Puts disk `disk`, declared [`Disk::unplugged`](crate::Disk::unplugged) and counted from 0 with all
     /// others, into the running machine.
     pub fn plug_disk(&self, disk: usize) -> Result<()> {
-        self.qmp
-            .execute(
-                "device_add",
-                json!({
-                    "driver": "virtio-blk-pci",
-                    "id": format!("plugged{disk}"),
-                    "drive": format!("disk{disk}"),
-                    "bus": format!("diskslot{disk}"),
-                }),
-            )
-            .map(drop)
+        let serial = self
+            .serials
+            .get(disk)
+            .ok_or_else(|| Error::BadMachine(format!("no disk {disk}")))?;
+        let mut device = json!({
+            "driver": "virtio-blk-pci",
+            "id": format!("plugged{disk}"),
+            "drive": format!("disk{disk}"),
+            "bus": format!("diskslot{disk}"),
+        });
+        if let Some(serial) = serial {
+            device["serial"] = serial.as_str().into();
+        }
+        self.qmp.execute("device_add", device).map(drop)
     }
 
     /// Takes disk `disk`, put in by [`plug_disk`](Self::plug_disk), out again; the guest is asked to let
@@ -428,6 +433,11 @@ impl Vm {
                 .iter()
                 .enumerate()
                 .map(|(index, nic)| nic.mac(index))
+                .collect(),
+            serials: machine
+                .disks
+                .iter()
+                .map(|disk| disk.serial.clone())
                 .collect(),
             counter,
             memory: layout.memory.filter(|(_, shared)| *shared).map(|it| it.0),
