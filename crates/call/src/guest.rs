@@ -4,10 +4,11 @@
 use std::sync::Arc;
 
 use alknet_core::{AuthContext, AuthToken, CloseCode, Connection, HandlerError, StreamBudget};
+use tokio::time::Instant;
 
 use crate::dispatcher::Dispatcher;
 use crate::limits::GUEST_RECHECK;
-use crate::link::Link;
+use crate::link::{Link, UNKNOWN};
 use crate::session;
 
 impl Dispatcher {
@@ -18,7 +19,8 @@ impl Dispatcher {
     /// address it, nothing is imported from it, and what it serves is reached over this connection
     /// only. It is whom `token` stands for, which was checked where the connection came in and is
     /// looked up again as long as it lasts; without one whom `auth` says; else nobody, who may
-    /// authenticate within [`Patience::guest_login`](crate::limits::Patience) or has to ask something.
+    /// authenticate within [`Patience::guest_login`](crate::limits::Patience) or has to ask something, and
+    /// is ended after [`Patience::stranger_connection`](crate::limits::Patience) whatever it asks.
     ///
     /// # Errors
     /// As a [`ProtocolHandler`](alknet_core::ProtocolHandler).
@@ -43,21 +45,28 @@ impl Dispatcher {
         tokio::select! {
             biased;
             ended = &mut drive => ended,
-            () = &mut login => {
-                link.close(CloseCode::Timeout, "nobody, and asks nothing");
+            why = &mut login => {
+                link.close(CloseCode::Timeout, why);
                 drive.await
             }
         }
     }
 }
 
-/// Resolves once a guest who is nobody has asked nothing for too long.
-async fn login(link: &Link) {
-    tokio::time::sleep(link.dispatcher.patience.guest_login).await;
-    while !link.connection.is_identified() && !link.inbound.is_empty() {
+/// Resolves once a guest who is nobody has asked nothing for too long, or has been nobody for too long; to which of
+/// them it is.
+async fn login(link: &Link) -> &'static str {
+    let patience = link.dispatcher.patience;
+    let began = Instant::now();
+    tokio::time::sleep(patience.guest_login).await;
+    while !link.connection.is_identified() {
+        if link.inbound.is_empty() {
+            return "nobody, and asks nothing";
+        }
+        if !link.has_proved() && began.elapsed() >= patience.stranger_connection {
+            return UNKNOWN;
+        }
         tokio::time::sleep(GUEST_RECHECK).await;
     }
-    if link.connection.is_identified() {
-        std::future::pending().await
-    }
+    std::future::pending().await
 }

@@ -225,6 +225,9 @@ impl PeerLimits {
 
 /// How long an unknown peer may ask nothing.
 pub const STRANGER_IDLE_TIMEOUT: Duration = Duration::from_secs(45);
+/// How long a connection may last that has an unknown peer's place, whatever is asked over it: a subscription
+/// that is open to everybody never ends by itself, and each connection takes a place from others.
+pub const STRANGER_CONNECTION_MAX: Duration = Duration::from_secs(600);
 
 /// How long a peer may leave this node waiting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -235,6 +238,8 @@ pub struct Patience {
     pub blocked_lane: Duration,
     /// For an unknown peer's next request.
     pub stranger_idle: Duration,
+    /// For an unknown peer or guest to say who it is, whatever it asks meanwhile.
+    pub stranger_connection: Duration,
     /// For a guest to say who it is, or to ask something that anybody may.
     pub guest_login: Duration,
     /// For a sign of life of a peer that serves something here.
@@ -251,6 +256,7 @@ impl Default for Patience {
             partial_frame: PARTIAL_FRAME_TIMEOUT,
             blocked_lane: BLOCKED_LANE_TIMEOUT,
             stranger_idle: STRANGER_IDLE_TIMEOUT,
+            stranger_connection: STRANGER_CONNECTION_MAX,
             guest_login: GUEST_LOGIN_TIMEOUT,
             sign_of_life: SIGN_OF_LIFE_TIMEOUT,
             sign_of_life_every: SIGN_OF_LIFE_EVERY,

@@ -33,7 +33,7 @@ use crate::session::Session;
 use crate::sync::lock;
 use crate::unread::Unread;
 use ending::{ENDED, EndOnDrop, SUPERSEDED};
-pub(crate) use limits::Claim;
+pub(crate) use limits::{Claim, UNKNOWN};
 
 /// One connection.
 pub(crate) struct Link {

@@ -11,6 +11,9 @@ use crate::limits::{OVERLOAD_RETRY_MS, PeerLimits};
 use crate::sync::lock;
 use crate::unread::Unread;
 
+/// Why a connection ends over which nobody said in time who they are.
+pub(crate) const UNKNOWN: &str = "nobody for too long";
+
 /// Bytes that count as waiting while this lives.
 #[derive(Debug)]
 pub(crate) struct Claim {
@@ -138,23 +141,38 @@ impl Link {
         }
     }
 
-    /// Resolves once an unknown peer has asked nothing for as long as it may. The carriage itself only
-    /// notices a peer that is silent, and keeping a connection open takes a few bytes a minute: a PING on QUIC,
-    /// a frame that is no request on TCP.
+    /// Whether the peer proved who it is, were it for one request only: then its place is not an unknown peer's.
+    pub(crate) fn has_proved(&self) -> bool {
+        self.is_known() || self.connection.is_authenticated()
+    }
+
+    /// Resolves once an unknown peer has asked nothing for as long as it may, or has an unknown peer's place for
+    /// as long as it may, whatever it asks. The carriage itself only notices a peer that is silent, and keeping a
+    /// connection open takes a few bytes a minute: a PING on QUIC, a frame that is no request on TCP, a
+    /// subscription that anybody may have, or a small request.
     pub(super) async fn unknown_for_too_long(&self) {
         if self.connection.info().dialled || self.is_guest() {
             return std::future::pending().await;
         }
-        let patience = self.dispatcher.patience.stranger_idle;
+        let patience = self.dispatcher.patience;
+        let began = Instant::now();
         while !self.is_known() {
             // Bytes are no request: a stream that is opened and reset is a few of them.
-            let left = if self.inbound.is_empty() {
-                patience.saturating_sub(lock(&self.asked).elapsed())
+            let idle = if self.inbound.is_empty() {
+                let asked = *lock(&self.asked);
+                patience.stranger_idle.saturating_sub(asked.elapsed())
             } else {
-                patience
+                patience.stranger_idle
+            };
+            let left = if self.has_proved() {
+                idle
+            } else {
+                let stays = patience.stranger_connection;
+                idle.min(stays.saturating_sub(began.elapsed()))
             };
             if left.is_zero() {
-                lock(&self.failure).get_or_insert((CloseCode::Timeout, "idle"));
+                let why = if idle.is_zero() { "idle" } else { UNKNOWN };
+                lock(&self.failure).get_or_insert((CloseCode::Timeout, why));
                 return;
             }
             tokio::time::sleep(left).await;

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use alknet_call::limits::PeerLimits;
+use alknet_call::limits::{Patience, PeerLimits};
 use alknet_call::*;
-use alknet_core::{Carriage, HandlerError, StreamError};
+use alknet_core::{Carriage, CloseReason, HandlerError, StreamError};
 use alknet_test_support::deadline;
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -436,6 +436,98 @@ async fn an_unknown_peer_that_asks_nothing_more_is_ended() {
     assert!(matches!(served, Err(HandlerError::Timeout)), "{served:?}");
     assert!(!served_known.is_finished(), "a known peer may be silent");
     drop(known);
+}
+
+/// A node that lets nobody be unknown for longer than a part of a second, whatever they ask.
+fn strict() -> (Node, Duration) {
+    // Enough for a peer to say who it is.
+    let longest = deadline(Duration::from_millis(300));
+    let patience = Patience {
+        stranger_connection: longest,
+        ..Patience::default()
+    };
+    (Node::with_patience(patience), longest)
+}
+
+/// What everybody may follow never ends by itself.
+#[tokio::test]
+async fn an_unknown_peer_that_follows_something_is_ended() {
+    for carriage in CARRIAGES {
+        for operation in ["/services/watch", "/test/silent"] {
+            let (node, longest) = strict();
+            let began = tokio::time::Instant::now();
+            let (dialled, served) = node.serve(carriage, None);
+            let mut peer = RawPeer::new(dialled.clone()).await;
+            peer.request("1", operation, json!({})).await;
+            let served = soon(served).await.expect("no panic");
+            assert!(matches!(served, Err(HandlerError::Timeout)), "{served:?}");
+            assert!(began.elapsed() >= longest, "{:?}", began.elapsed());
+            if carriage == Carriage::Memory {
+                let reason = soon(dialled.closed()).await;
+                let in_time = matches!(reason, CloseReason::Peer(Some(8), _));
+                assert!(in_time, "{operation}: {reason:?}");
+            }
+            if operation == "/test/silent" {
+                node.probe.wait(|p| &p.dropped, 1).await;
+            }
+        }
+    }
+}
+
+/// Neither does who asks for something small again and again.
+#[tokio::test]
+async fn an_unknown_peer_that_asks_again_and_again_is_ended() {
+    let (node, longest) = strict();
+    let began = tokio::time::Instant::now();
+    let (dialled, served) = node.serve(Carriage::Memory, None);
+    let asks = async {
+        // Each on a stream of its own, until there are no more.
+        for n in 0_u64.. {
+            let Ok((send, recv)) = dialled.open_bi().await else {
+                break;
+            };
+            let mut peer = RawPeer::on(dialled.clone(), send, recv);
+            let request = json!({ "operationId": "/test/echo", "input": 1 }).to_string();
+            let frame = encode_event(EventKind::Requested, &n.to_string(), &request);
+            if peer.send.write_chunk(frame).await.is_err() || peer.recv().await.is_err() {
+                break;
+            }
+            peer.send.finish().ok();
+        }
+    };
+    let (served, ()) = soon(async { tokio::join!(served, asks) }).await;
+    let served = served.expect("no panic");
+    assert!(matches!(served, Err(HandlerError::Timeout)), "{served:?}");
+    assert!(began.elapsed() >= longest, "{:?}", began.elapsed());
+    assert!(node.dispatcher.stats().requests > 1);
+}
+
+/// Whether for the whole connection or for one request: who proved who they are has another place.
+#[tokio::test]
+async fn a_peer_that_says_who_it_is_in_time_stays() {
+    let requests = [
+        json!({ "operationId": "/session/authenticate", "input": { "token": "good" } }),
+        json!({ "operationId": "/test/echo", "input": 1, "auth_token": "good" }),
+    ];
+    for carriage in CARRIAGES {
+        for request in &requests {
+            let (node, longest) = strict();
+            let (dialled, served) = node.serve(carriage, None);
+            let mut peer = RawPeer::new(dialled).await;
+            peer.send(EventKind::Requested, "1", request.clone()).await;
+            let (kind, id, payload) = peer.event().await;
+            assert_eq!(
+                (kind, id.as_str()),
+                (EventKind::Responded, "1"),
+                "{payload}"
+            );
+            // Nothing says that it is not ended: it has the time in which it would be.
+            tokio::time::sleep(2 * longest).await;
+            peer.request("2", "/test/echo", json!(2)).await;
+            assert_eq!(peer.event().await.2, json!({ "output": 2 }));
+            assert!(!served.is_finished());
+        }
+    }
 }
 
 #[tokio::test]

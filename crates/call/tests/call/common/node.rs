@@ -58,6 +58,10 @@ impl Node {
         Self::with(PeerLimits::AUTHENTICATED, patience)
     }
 
+    pub fn with_patience(patience: Patience) -> Self {
+        Self::with(PeerLimits::AUTHENTICATED, patience)
+    }
+
     fn with(limits: PeerLimits, patience: Patience) -> Self {
         let probe = Arc::default();
         let tokens: Arc<Tokens> = Arc::default();

@@ -159,6 +159,34 @@ async fn whoever_is_silent_slow_or_nobody_is_let_go() {
     }
 }
 
+/// Something that runs on, such as a subscription, keeps nobody's session for ever.
+#[tokio::test]
+async fn whoever_is_nobody_for_too_long_is_let_go() {
+    // Enough for a client to send what it has.
+    let moment = deadline(Duration::from_millis(50));
+    let tokens = OneToken::new(None);
+    let patience = Patience {
+        guest_login: moment,
+        stranger_connection: 2 * moment,
+        ..Patience::default()
+    };
+    let mut client = Client::start_with(&tokens, None, patience, Pace::default());
+    let event = json!({
+        "type": "call.requested", "id": "1",
+        "payload": { "operationId": "demo/hang", "timeout_ms": 600_000 },
+    });
+    client
+        .send(&frame(BINARY, true, event.to_string().as_bytes()))
+        .await;
+    let goodbye = loop {
+        let (opcode, payload) = client.next().await;
+        if opcode == CLOSE {
+            break payload;
+        }
+    };
+    assert_eq!(goodbye[..2], 4408_u16.to_be_bytes());
+}
+
 #[tokio::test]
 async fn broken_messages_end_in_1002() {
     let tokens = OneToken::new(None);
