@@ -14,6 +14,7 @@
 //! Everything here panics when it fails: a test has nothing better to do, and the message carries
 //! the console.
 
+mod asking;
 mod bench;
 mod browser;
 mod cli;
@@ -33,6 +34,7 @@ mod wait;
 mod web;
 pub mod wire;
 
+pub use asking::Asking;
 pub use bench::Bench;
 pub use browser::{Browser, Loaded, spki};
 pub use cli::{Answer, Cli, Stream, run_with_input};

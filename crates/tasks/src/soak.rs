@@ -35,7 +35,7 @@ const CAMPAIGNS: [(&str, Kind); 6] = [
 ];
 
 /// Tests of things that are promised within a time, which only a machine that does nothing else can show.
-const TIMES: [&str; 9] = [
+const TIMES: [&str; 11] = [
     "a_narrower_scope_ends_them",
     "a_peer_taken_out_of_the_file",
     "a_removed_peer_loses_its_live_connections",
@@ -43,7 +43,9 @@ const TIMES: [&str; 9] = [
     "a_worker_without_heartbeats",
     "half_open_streams_end",
     "native_loops_and_sleeps",
+    "schemas_of_peers_cost",
     "schemas_of_scripts_cost",
+    "schemas_of_servers_cost",
     "the_older_connection_does_not_stay",
 ];
 

@@ -4,10 +4,11 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
+use std::time::Duration;
 
-use alknet_test_support::Port;
+use alknet_test_support::{Port, took};
 use alknet_tests::tools::client;
-use alknet_tests::{Bench, Relay, Server, Told, Web, binary, curl, eventually};
+use alknet_tests::{Asking, Bench, Relay, Server, Told, Web, binary, curl, eventually};
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 
@@ -16,6 +17,9 @@ const HUSH: &str = "hush-7c1d-this-is-for-the-server-alone";
 
 /// SHA-256 of `hello`, as everybody computes it.
 const HELLO: &str = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
+
+/// What the node answers within while schemas of others are checked.
+const ANSWER_WITHIN: Duration = Duration::from_millis(100);
 
 /// Lets an import go to this host, without TLS.
 const HERE: &str = "private = [\"127.0.0.1\"]";
@@ -401,6 +405,7 @@ fn schemas_of_servers_cost_the_node_little_time() {
         &imports.concat(),
         &["chain/*", "numbers/*", "tools/*"],
     );
+    let asking = Asking::begin(node.target(), node.bench.admin());
     for there in ["chain/do", "numbers/do", "tools/fine", "tools/numbers"] {
         node.until_there(there);
     }
@@ -419,6 +424,8 @@ fn schemas_of_servers_cost_the_node_little_time() {
         let message = error["message"].as_str().unwrap_or_default();
         assert!(message.contains("steps"), "{message}");
     }
+    let what = "an answer beside hostile schemas of servers";
+    took(what, ANSWER_WITHIN, asking.end());
     assert_eq!(asked(), 0, "nothing was sent");
     node.answer("tools/fine", &json!({ "v": list }));
     assert_eq!(asked(), 1);

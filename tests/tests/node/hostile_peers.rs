@@ -2,15 +2,20 @@
 //! checks with them what its own operations and scripts call; and one that counts what it is asked.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use alknet_call::{
     ALPN, Envelope, EventKind, FrameBody, FrameReader, Idempotence, OperationSpec, encode_event,
 };
 use alknet_core::{CloseCode, Connection, RecvStream, SendStream};
 use alknet_endpoint::{Dialer, Target};
-use alknet_tests::{Bench, Cli, HostNode, eventually};
+use alknet_test_support::took;
+use alknet_tests::{Asking, Bench, Cli, HostNode, eventually};
 use alknet_tls::NodeKey;
 use serde_json::{Map, Value, json};
+
+/// What the hub answers within meanwhile.
+const ANSWER_WITHIN: Duration = Duration::from_millis(100);
 
 /// A chain of forty, each twice the next.
 fn chain() -> Value {
@@ -142,6 +147,8 @@ async fn schemas_of_peers_cost_the_hub_little_time() {
     let people = names.map(|name| bench.somebody(name));
     let hub = bench.host_with(&knows(names.iter().copied().zip(&people)));
     let [fine, chained, named, many] = &people;
+    // From before the first of them is attached until the last was refused.
+    let asking = Asking::begin(hub.target(), bench.admin());
     let does = |schema| OperationSpec::query("node/do", "Works.").with_input(schema);
     let fine = Peer::start(&hub, fine, does(json!({ "type": "array" }))).await;
     let chained = Peer::start(&hub, chained, does(chain())).await;
@@ -169,6 +176,8 @@ async fn schemas_of_peers_cost_the_hub_little_time() {
         assert_eq!(code, "NOT_FOUND", "{name}: {said}");
         assert_eq!(peer.asked("node/do"), 0, "{name}");
     }
+    let what = "an answer beside hostile schemas of peers";
+    took(what, ANSWER_WITHIN, asking.end());
     assert_eq!(hub.call("node/info", &Value::Null)["problems"], json!([]));
     for peer in [fine, chained, named, many] {
         peer.connection.close(CloseCode::Normal, "");

@@ -3,15 +3,11 @@
 
 use std::fs;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use alknet_call::{ALPN, CallClient};
-use alknet_endpoint::{Dialer, Target};
 use alknet_test_support::took;
-use alknet_tests::{Answer, Bench, Cli, HostNode};
-use alknet_tls::NodeKey;
+use alknet_tests::{Answer, Asking, Bench, Cli, HostNode};
 use serde_json::{Map, Value, json};
-use tokio::runtime::Runtime;
 
 /// What a script may cost the node, and what all scripts together may, in bytes: docs/sessions.md.
 const SESSION_BYTES: u64 = 8 << 20;
@@ -258,6 +254,7 @@ fn schemas_of_scripts_cost_the_node_little_time() {
     let bench = Bench::new();
     let crowd = crowd(&bench);
     let node = bench.host_with(&people(&crowd, &["runtime:debug", "node:read"]));
+    let asking = Asking::begin(node.target(), bench.admin());
     // As many at once as would take every thread of the node.
     thread::scope(|scope| {
         for (at, (_, who)) in crowd.iter().enumerate() {
@@ -284,33 +281,10 @@ fn schemas_of_scripts_cost_the_node_little_time() {
                 assert!(expected.contains(codes), "{name}: {ran}");
             });
         }
-        let longest = longest_answer(&node, bench.admin(), 200);
-        took("an answer beside hostile schemas", ANSWER_WITHIN, longest);
     });
+    let longest = asking.end();
+    took("an answer beside hostile schemas", ANSWER_WITHIN, longest);
     assert_eq!(node.call("node/info", &Value::Null)["problems"], json!([]));
-}
-
-/// The longest that the node takes for one of many calls over one connection.
-fn longest_answer(node: &HostNode, admin: &Cli, calls: usize) -> Duration {
-    let runtime = Runtime::new().expect("a runtime");
-    runtime.block_on(async {
-        let file = admin.state().join("identity.key");
-        let (key, _) = NodeKey::load_or_create(&file).expect("a key");
-        let dialer = Dialer::new(Some(key));
-        let target: Target = node.target().parse().expect("the node's own target");
-        let connection = dialer.dial(&target, ALPN).await.expect("it serves");
-        let client = CallClient::without_operations().attach(connection, None);
-        let mut longest = Duration::ZERO;
-        for _ in 0..calls {
-            let began = Instant::now();
-            client
-                .call("node/info", &Value::Null)
-                .await
-                .expect("served");
-            longest = longest.max(began.elapsed());
-        }
-        longest
-    })
 }
 
 /// Proposing is enough to have a schema evaluated: the tests of what is proposed are run.
