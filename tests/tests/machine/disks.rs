@@ -7,10 +7,12 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
-use alknet_qemu::{Dhcp4, Disk, Lan, LanSettings, Nic, Vm};
+use alknet_qemu::{Dhcp4, Disk, Lan, LanSettings, NODE_PORT, Nic, Vm};
 use alknet_tests::tools::{RAW_DATA_AT, assert_clean, debugfs, tool_says};
 use alknet_tests::{Bench, Boot, Node, READY, eventually};
 use serde_json::{Value, json};
+
+use crate::knock;
 
 /// The console speaks of a problem right after it says that the node serves, if not before.
 const SAID_WITHIN: Duration = Duration::from_secs(10);
@@ -99,12 +101,15 @@ fn two_disks_of_that_name_serve_nothing() {
     });
     let machine = bench.machine(Boot::MicrovmErofs).disk(other);
     let vm = machine.nic(Nic::lan(&lan)).start();
-    closed(
+    says_closed(
         &vm,
         "data-ambiguous",
         "several disks call themselves alk-data",
     );
     neighbours_hear(&vm, &lan, address, "data-ambiguous");
+    // This network carries datagrams only.
+    let port = lan.forward((address, NODE_PORT).into());
+    knock::nobody_answers_over_quic(port.unwrap_or_else(|error| panic!("{error}")));
 }
 
 /// Asks a closed machine from its link why it is closed. From an address that a router would pass on, it does not answer.
@@ -381,6 +386,14 @@ pub(super) fn small(bench: &Bench) -> Node {
 
 /// Waits until the console says this of a machine, and asserts that it serves nothing.
 fn closed(vm: &Vm, code: &str, text: &str) {
+    says_closed(vm, code, text);
+    knock::nobody_answers(vm.address().expect("a card forwards the port"));
+    let said = vm.console().text();
+    assert!(!said.contains(READY), "{said}");
+}
+
+/// Waits until the console says this of a machine, and not that it serves.
+fn says_closed(vm: &Vm, code: &str, text: &str) {
     for said in [&format!("alknet: problem {code}: "), text] {
         let waited = vm.wait_for(said, CLOSED_WITHIN);
         waited.unwrap_or_else(|error| panic!("{error}"));

@@ -15,6 +15,7 @@ mod handover;
 mod http;
 mod imports;
 mod interposer;
+mod knock;
 mod media;
 mod memory;
 mod network;

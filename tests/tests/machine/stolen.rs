@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::console::{commands, typed};
+use crate::knock;
 use crate::rescue;
 use crate::vault::PHRASE;
 
@@ -195,7 +196,7 @@ fn thiefs_document(bench: &Bench) -> String {
     document(&thief, &format!("{TPM}words_to = [\"{recipient}\"]\n"))
 }
 
-/// Waits until the machine says what is wrong, and tries what a thief would at its console.
+/// Waits until the machine says what is wrong, and tries what a thief would at its port and its console.
 fn stays_closed(vm: &Vm, code: &str, told: &str) {
     let wait = |what: &str| {
         let waited = vm.wait_for(what, SAID_WITHIN);
@@ -206,6 +207,7 @@ fn stays_closed(vm: &Vm, code: &str, told: &str) {
     line.unwrap_or_else(|error| panic!("{error}"));
     // Later than a machine that serves says so.
     wait("alknet: address ");
+    knock::nobody_answers(vm.address().expect("a card forwards the port"));
     // One key showed the words of a machine that took this for its first boot.
     commands(vm);
     typed(vm, "words", "the vault is locked; open it first");
