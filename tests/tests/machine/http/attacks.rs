@@ -36,10 +36,11 @@ pub(super) fn bodies_cost_little_memory(bench: &Bench, web: &Machine) {
     let (served, refused, late, unconnected) = (count(200), count(429), count(408), count(0));
     let all = served + refused + late + unconnected;
     assert_eq!(all, BODIES, "{statuses:?}");
-    // A network has so many connections, and no more. An emulated machine reads so many bodies more slowly than
-    // a body may come.
+    // curl puts a hundred on its first connection and each of the others on one of its own, of which a network has
+    // so many and no more. An emulated machine reads so many bodies more slowly than a body may come.
+    let begun = served + refused + late;
     assert!(
-        served > 0 && refused > 0 && served + refused + late >= 64,
+        served > 0 && refused > 0 && begun > BODIES / 2,
         "{statuses:?}"
     );
 
@@ -78,6 +79,7 @@ fn meanwhile(web: &Machine, mut attack: AtOnce) -> (Vec<u16>, u64) {
         let told = web.post(&web.admin, "/batch", calls).json();
         assert_eq!(told["results"][0]["status"], 200, "{told}");
     }
+    assert!(most > 0, "nobody else asked meanwhile");
     (attack.statuses(), most)
 }
 
