@@ -526,6 +526,9 @@ fn read(web: &Web) -> u64 {
     line.and_then(|line| line.parse().ok()).expect("a number")
 }
 
+/// How long a client that asks beside others may be without an answer: much more than it takes to start curl.
+const SILENT: Duration = Duration::from_secs(10);
+
 #[test]
 fn a_large_file_is_not_read_before_it_is_sent() {
     let bench = Bench::new();
@@ -539,9 +542,17 @@ fn a_large_file_is_not_read_before_it_is_sent() {
     );
     let options = "http2\nrange = \"0-9\"\n";
     let before = read(&web);
-    let statuses = web
-        .at_once(&bench, &["/large.bin"; 480], 48, options)
-        .statuses();
+    let mut attack = web.at_once(&bench, &["/large.bin"; 480], 48, options);
+    let mut longest = Duration::ZERO;
+    while !attack.is_over() {
+        let asked = Instant::now();
+        assert_eq!(web.curl("/healthz", &[]).status, 200);
+        longest = longest.max(asked.elapsed());
+    }
+    // To read the file once for each took more than a minute, without a word to anybody else.
+    assert!(!longest.is_zero(), "nobody else asked meanwhile");
+    assert!(longest < deadline(SILENT), "{longest:?} without an answer");
+    let statuses = attack.statuses();
     assert!(
         statuses.len() == 480 && statuses.iter().all(|status| *status == 206),
         "{statuses:?}"
