@@ -166,3 +166,41 @@ async fn a_configuration_that_came_while_the_machine_runs_is_noted_in_the_vault(
     assert_eq!(opened.pending(), left);
     assert!(!machine.working);
 }
+
+/// The disk hangs before it has the mark. The machine does not wait for it, and says that nothing may have been erased.
+#[tokio::test]
+async fn a_reset_goes_on_without_the_mark_of_a_disk_that_hangs() {
+    let mut machine = machine();
+    // It goes down already: a machine that begins to has a thread that restarts the system after 25 s, which is this
+    // host's own.
+    machine.shutdown = Some(Shutdown::new(PowerAction::Poweroff, 0));
+    let disk = tempfile::NamedTempFile::new().expect("a temporary file");
+    machine.vault_at = Some(disk.path().to_owned());
+    let said = |machine: &Machine, text: &str| {
+        let ring = machine.log.ring();
+        let lines = ring.since(0);
+        lines
+            .filter(|(_, line)| line.message.contains(text))
+            .count()
+    };
+    let (late, down) = (
+        "the disk does not answer",
+        "a factory reset: the machine goes down",
+    );
+    // What comes of the mark is never heard: nobody takes the machine's events.
+    machine.factory_reset(0);
+    assert!(!machine.keeper.is_open(), "its keys go at once");
+    machine.keep_open(4_999);
+    assert_eq!((said(&machine, late), said(&machine, down)), (0, 0));
+    machine.keep_open(5_000);
+    assert_eq!((said(&machine, late), said(&machine, down)), (1, 1));
+    assert_eq!(
+        machine.reset.as_deref(),
+        Some(disk.path()),
+        "it is erased on the way"
+    );
+    // Once is enough, also where the mark comes after all.
+    machine.keep_open(5_001);
+    machine.reset_marked(Ok(()), 5_001);
+    assert_eq!((said(&machine, late), said(&machine, down)), (1, 1));
+}
