@@ -2,6 +2,7 @@
 
 mod certificates;
 mod computing;
+mod condition;
 mod control;
 mod dialler;
 mod escrow;
@@ -49,6 +50,7 @@ use tokio::sync::mpsc;
 
 use certificates::Certificates;
 use computing::{Around, Computing};
+use condition::{Certified, Condition, Told, Troubles};
 use facts::{About, SharedFacts};
 use hub::Hub;
 use imports::Imports;
@@ -63,7 +65,7 @@ use powers::Powers;
 use reload::Reloader;
 use self_probe::{Arrivals, SelfProbe, Watched};
 use vault::NodeVault;
-use web::{Inside, Troubles, Web};
+use web::{Inside, Web};
 
 use crate::key::KeyFiles;
 
@@ -120,6 +122,8 @@ struct Node {
     imports: Imports,
     /// What could not be opened at the start.
     unusable: Arc<[Problem]>,
+    /// What PID 1 was told.
+    told: Told,
 }
 
 impl Node {
@@ -204,8 +208,19 @@ impl Node {
         let (mut handlers, dispatcher) =
             handlers(config, &context, hub.as_ref(), &computing, &escrow, page)?;
         let answers = Arc::clone(&certificates.challenges);
-        let (wrong, mounts) = (Arc::clone(&troubles), computing.mounts());
-        let web = Web::new(config, inside, &dispatcher, answers, wrong, mounts)?;
+        let told = Told::default();
+        let condition = Condition {
+            own: Arc::clone(&troubles),
+            facts: Arc::clone(&facts),
+            told: Arc::clone(&told),
+            certified: Certified {
+                names: config.certificate_names(),
+                store: Arc::clone(&served),
+                clock: clock(),
+            },
+        };
+        let mounts = computing.mounts();
+        let web = Web::new(config, inside, &dispatcher, answers, condition, mounts)?;
         let arrivals = Arc::<Arrivals>::default();
         if let Some(http) = web.handler() {
             handlers.register(Arc::new(Watched::new(http, Arc::clone(&arrivals))))?;
@@ -251,6 +266,7 @@ impl Node {
             web,
             imports,
             unusable,
+            told,
             server,
             about,
             facts,
@@ -309,7 +325,7 @@ impl Node {
             }
             self.tune();
             if let Some(to_init) = &to_init {
-                let status = self.status();
+                let status = self.tell();
                 // PID 1 gone means this process is about to end, too.
                 to_init.send(ToInit::Status { status }).await.ok();
             }
@@ -328,6 +344,13 @@ impl Node {
             admins: u32::try_from(admins).unwrap_or(u32::MAX),
             problems: self.problems(),
         }
+    }
+
+    /// The same for PID 1, which tells from now on what is wrong as if it had found it.
+    fn tell(&self) -> NodeStatus {
+        let status = self.status();
+        self.told.store(Arc::new(status.problems.clone()));
+        status
     }
 
     /// What is wrong that only the node knows of.

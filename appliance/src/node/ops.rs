@@ -15,6 +15,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::{broadcast, mpsc};
 
+use super::condition::Troubles;
 use super::facts::{self, About, SharedFacts};
 use super::log::LogRing;
 use super::metrics::{self, Meters};
@@ -24,7 +25,6 @@ use super::powers::Powers;
 use super::rotate;
 use super::tokens;
 use super::vault::{self, NodeVault};
-use super::web::Troubles;
 
 /// The scope that suffices for every one of these operations.
 const SCOPE: &str = "admin";

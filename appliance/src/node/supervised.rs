@@ -64,7 +64,7 @@ async fn serve(ring: LogRing) -> anyhow::Result<()> {
     let node = Node::start(options).await?;
     to_init
         .send(ToInit::Ready {
-            status: node.status(),
+            status: node.tell(),
         })
         .await?;
     let mut early = early.into_iter();
@@ -111,8 +111,8 @@ async fn changed(
     node.facts.store(Arc::new(facts));
     // PID 1 says so when somebody locked or opened the vault at the machine.
     node.powers.refresh();
-    let status = node.status();
-    if status != before {
+    if node.status() != before {
+        let status = node.tell();
         to_init.send(ToInit::Status { status }).await?;
     }
     Ok(())

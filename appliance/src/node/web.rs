@@ -1,7 +1,7 @@
 //! HTTP on the one port: puts together what answers browsers and programs.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use alknet_call::Dispatcher;
 use alknet_core::config::{Decoy, NodeConfig, Port80 as Asked};
@@ -9,31 +9,18 @@ use alknet_core::{BoxFuture, HttpMount, IdentityProvider, MountBody};
 use alknet_endpoint::plain_listeners;
 use alknet_gateway::{Caller, Gateway};
 use alknet_http::port80::Port80;
-use alknet_http::{Challenges, Document, Health, Http, Parts, Responder, Settings};
+use alknet_http::{Challenges, Document, Http, Parts, Responder, Settings};
 use alknet_init::control::Problem;
 use alknet_mcp::{McpOptions, McpServer};
 use alknet_openapi::Contract;
 use alknet_page::Page;
-use alknet_tls::CLOCK_INSANE;
 use alknet_tls::acme::{HttpChallengeResponder, HttpChallenges};
 use bytes::Bytes;
 use http::request;
 use tokio::net::TcpStream;
 
+use super::condition::Condition;
 use super::facts;
-use super::join::HUB_REFUSES;
-use super::own_key::NODE_KEY_WAITS;
-
-/// Codes of problems that do not make a node degraded: it serves, and somebody has something to do, here or where
-/// another node or server is kept.
-const HARMLESS: [&str; 6] = [
-    CLOCK_INSANE,
-    super::FAILED_LOGINS,
-    NODE_KEY_WAITS,
-    "secrets-left",
-    "import-failed",
-    HUB_REFUSES,
-];
 
 /// What is kept of HTTP while the node runs. Clones share it.
 #[derive(Clone, Debug)]
@@ -42,22 +29,6 @@ pub(crate) struct Web {
     tools: Option<Arc<McpServer>>,
     challenges: Arc<HttpChallenges>,
     problems: Arc<Mutex<Vec<Problem>>>,
-}
-
-/// What is wrong, as the node sees it, once there is a node.
-pub(crate) type Troubles = Arc<OnceLock<Box<dyn Fn() -> Vec<Problem> + Send + Sync>>>;
-
-struct Condition(Troubles);
-
-impl Health for Condition {
-    fn degraded(&self) -> Option<String> {
-        let problems = self.0.get().map(|problems| problems())?;
-        let serious = problems
-            .iter()
-            .find(|one| !HARMLESS.contains(&one.code.as_str()))?;
-        // The code alone: whoever asks need not be anybody.
-        Some(serious.code.clone())
-    }
 }
 
 struct Tokens(Arc<HttpChallenges>);
@@ -172,7 +143,7 @@ impl Web {
         inside: Inside,
         dispatcher: &Arc<Dispatcher>,
         challenges: Arc<HttpChallenges>,
-        troubles: Troubles,
+        condition: Condition,
         mounts: Vec<Arc<dyn HttpMount>>,
     ) -> anyhow::Result<Self> {
         let section = &config.http;
@@ -192,7 +163,7 @@ impl Web {
             dispatcher: Arc::clone(dispatcher),
             gateway: inside.gateway,
             settings: fitting(config),
-            health: Arc::new(Condition(troubles)),
+            health: Arc::new(condition),
             document: Arc::new(Description {
                 is_public: section.public_openapi,
                 made: RwLock::default(),

@@ -1,0 +1,205 @@
+//! How the node is, for `/healthz`: red for what is wrong with this node, or with the machine under it, and keeps it
+//! from what it is there for.
+
+use std::sync::{Arc, OnceLock};
+
+use alknet_core::Clock;
+use alknet_http::Health;
+use alknet_init::control::Problem;
+use alknet_tls::{ACME_FAILED, CLOCK_INSANE, CertificateStore, CertificateSummary};
+use arc_swap::ArcSwap;
+
+use super::FAILED_LOGINS;
+use super::facts::SharedFacts;
+use super::join::HUB_REFUSES;
+use super::own_key::NODE_KEY_WAITS;
+
+/// Codes of problems that do not make a node degraded: it serves, and somebody has something to do, here or where
+/// another node or server is kept.
+const HARMLESS: [&str; 11] = [
+    CLOCK_INSANE,
+    FAILED_LOGINS,
+    NODE_KEY_WAITS,
+    HUB_REFUSES,
+    "credential-unused",
+    "import-failed",
+    "nocloud-ignored",
+    "provisioning-ignored",
+    "secrets-left",
+    "vault-uncounted",
+    "words-unconfirmed",
+];
+
+/// What is wrong, as the node sees it, once there is a node.
+pub(crate) type Troubles = Arc<OnceLock<Box<dyn Fn() -> Vec<Problem> + Send + Sync>>>;
+
+/// What PID 1 was last told is wrong. It tells that again with what it found itself, until it is told something else.
+pub(crate) type Told = Arc<ArcSwap<Vec<Problem>>>;
+
+/// What `/healthz` is answered by.
+pub(crate) struct Condition {
+    /// What the node found.
+    pub(crate) own: Troubles,
+    /// What PID 1 found.
+    pub(crate) facts: SharedFacts,
+    pub(crate) told: Told,
+    pub(crate) certified: Certified,
+}
+
+/// The names that certificates are ordered for, and what is served for them.
+pub(crate) struct Certified {
+    pub(crate) names: Vec<String>,
+    pub(crate) store: Arc<CertificateStore>,
+    pub(crate) clock: Arc<dyn Clock>,
+}
+
+impl Certified {
+    /// Whether each name has a certificate whose time is not over.
+    fn all(&self) -> bool {
+        all_served(&self.names, &self.store.list(), self.clock.now_s())
+    }
+}
+
+fn all_served(names: &[String], served: &[CertificateSummary], now_s: Option<u64>) -> bool {
+    // A clock that is wrong says nothing about the end of one.
+    let is_valid = |one: &&CertificateSummary| now_s.is_none_or(|now| now < one.not_after);
+    let is_served = |name: &String| {
+        let mut valid = served.iter().filter(is_valid);
+        valid.any(|one| one.names.iter().any(|own| own.eq_ignore_ascii_case(name)))
+    };
+    names.iter().all(is_served)
+}
+
+impl Health for Condition {
+    fn degraded(&self) -> Option<String> {
+        let own = self.own.get().map(|problems| problems())?;
+        let facts = self.facts.load();
+        let told = self.told.load();
+        let machine = facts.problems.iter().filter(|one| !told.contains(one));
+        let serious = own
+            .iter()
+            .chain(machine)
+            .find(|one| self.is_serious(&one.code))?;
+        // The code alone: whoever asks need not be anybody.
+        Some(serious.code.clone())
+    }
+}
+
+impl Condition {
+    fn is_serious(&self, code: &str) -> bool {
+        match code {
+            // An authority that is away takes nothing from those who are served.
+            ACME_FAILED => !self.certified.all(),
+            _ => !HARMLESS.contains(&code),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alknet_core::SystemClock;
+    use alknet_init::control::MachineFacts;
+    use alknet_tls::Source;
+
+    use super::*;
+
+    fn problem(code: &str) -> Problem {
+        Problem {
+            code: code.to_owned(),
+            text: format!("{code} happened"),
+            hint: String::new(),
+        }
+    }
+
+    fn problems(codes: &[&str]) -> Vec<Problem> {
+        codes.iter().map(|code| problem(code)).collect()
+    }
+
+    /// Of a node that found `own`, told PID 1 `told`, and heard of `machine`.
+    fn condition(own: &[&str], told: &[&str], machine: &[&str]) -> Condition {
+        let own = problems(own);
+        let troubles = Troubles::default();
+        troubles.get_or_init(|| Box::new(move || own.clone()));
+        let facts = MachineFacts {
+            problems: problems(machine),
+            ..MachineFacts::default()
+        };
+        Condition {
+            own: troubles,
+            facts: Arc::new(ArcSwap::from_pointee(facts)),
+            told: Arc::new(ArcSwap::from_pointee(problems(told))),
+            certified: Certified {
+                names: vec!["a.example".to_owned()],
+                store: Arc::default(),
+                clock: Arc::new(SystemClock { built_s: 0 }),
+            },
+        }
+    }
+
+    fn said(own: &[&str], told: &[&str], machine: &[&str]) -> Option<String> {
+        condition(own, told, machine).degraded()
+    }
+
+    #[test]
+    fn what_the_node_and_what_the_machine_found_counts() {
+        assert_eq!(said(&[], &[], &[]), None);
+        let files = "tls-cert-reload-failed";
+        assert_eq!(said(&[files], &[], &[]).as_deref(), Some(files));
+        for code in ["data-full", "data-damaged", "tpm-not-closed"] {
+            assert_eq!(said(&[], &[], &[code]).as_deref(), Some(code));
+            let both = said(&["import-failed"], &[], &["words-unconfirmed", code]);
+            assert_eq!(both.as_deref(), Some(code));
+        }
+    }
+
+    #[test]
+    fn what_has_time_or_is_the_fault_of_others_does_not() {
+        for code in HARMLESS {
+            assert_eq!(said(&[code], &[], &[code]), None);
+        }
+    }
+
+    /// PID 1 tells again what it was told, which may be over meanwhile.
+    #[test]
+    fn what_the_node_said_itself_is_not_taken_for_the_machine_s() {
+        let store = "identity-store-write";
+        assert_eq!(said(&[], &[store], &[store]), None);
+        assert_eq!(said(&[store], &[store], &[store]).as_deref(), Some(store));
+        let full = said(&[], &[store], &[store, "data-full"]);
+        assert_eq!(full.as_deref(), Some("data-full"));
+    }
+
+    #[test]
+    fn nothing_is_wrong_before_there_is_a_node() {
+        let mut early = condition(&[], &[], &["data-full"]);
+        early.own = Troubles::default();
+        assert_eq!(early.degraded(), None);
+    }
+
+    #[test]
+    fn an_authority_that_fails_counts_once_no_valid_certificate_is_served() {
+        assert_eq!(said(&[ACME_FAILED], &[], &[]).as_deref(), Some(ACME_FAILED));
+        let mut unnamed = condition(&[ACME_FAILED], &[], &[]);
+        unnamed.certified.names.clear();
+        assert_eq!(unnamed.degraded(), None);
+
+        let names = ["a.example", "b.example"].map(str::to_owned);
+        let one = |source, names: &[&str]| CertificateSummary {
+            source,
+            names: names.iter().map(|&name| name.to_owned()).collect(),
+            not_after: 1_000,
+        };
+        let both = [one(Source::Acme, &["a.example", "B.example"])];
+        assert!(all_served(&names, &both, Some(999)));
+        assert!(!all_served(&names, &both, Some(1_000)), "it expired");
+        assert!(all_served(&names, &both, None), "who knows");
+        let (of_file, of_acme) = (
+            one(Source::File(0), &["b.example"]),
+            one(Source::Acme, &["a.example"]),
+        );
+        let alone = std::slice::from_ref(&of_acme);
+        assert!(!all_served(&names, alone, Some(1)));
+        assert!(all_served(&names, &[of_file, of_acme], Some(1)));
+        assert!(!all_served(&names, &[], None));
+    }
+}
