@@ -4,7 +4,16 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::tree::root;
+use super::tree::{root, sources};
+
+/// What stands before the code of a problem, in any crate: as it is, or by the name of a constant.
+const BEFORE: [&str; 4] = ["code: ", "problem(", "Problem::new(", "problems.set("];
+
+/// Lists of such codes.
+const LISTS: [&str; 2] = ["HARMLESS: [&str;", "NOTICES: [&str;"];
+
+/// Folders of code that is no part of a program, or that is a program of tests.
+const OF_TESTS: [&str; 2] = ["tests", "benches"];
 
 /// Where programs live that say what is wrong with a node.
 const SOURCES: [&str; 5] = [
@@ -108,6 +117,89 @@ fn written() -> BTreeSet<String> {
     words
 }
 
+/// The program's part of each source of the workspace.
+fn programs() -> Vec<String> {
+    let root = root();
+    let mut found = Vec::new();
+    sources(&root, &mut found);
+    let is_of_tests = |path: &PathBuf| {
+        let short = path.strip_prefix(&root).expect("below the root");
+        let mut folders = short.iter().filter_map(|part| part.to_str());
+        short.ends_with("tests.rs") || folders.any(|folder| OF_TESTS.contains(&folder))
+    };
+    found.retain(|path| !is_of_tests(path));
+    let texts = found.iter().map(|path| {
+        let text = fs::read_to_string(path).expect("text");
+        let own = text.split("#[cfg(test)]\nmod ").next();
+        own.unwrap_or_default().to_owned()
+    });
+    texts.collect()
+}
+
+/// What a piece of code begins with: a text, or the name of a constant of this module or another.
+fn beginning(code: &str) -> Option<Word<'_>> {
+    let code = code.trim_start();
+    if let Some(text) = code.strip_prefix('"') {
+        return text.split('"').next().map(Word::Text);
+    }
+    let is_path = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
+    let path = code.split(|c: char| !is_path(c)).next()?;
+    let name = path.rsplit("::").next()?;
+    let is_constant = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+    let named = name.starts_with(|c: char| c.is_ascii_uppercase()) && name.chars().all(is_constant);
+    named.then_some(Word::Name(name))
+}
+
+/// One code as a program has it.
+enum Word<'a> {
+    Text(&'a str),
+    Name(&'a str),
+}
+
+/// Every text that `programs` give for the code of a problem, whatever its spelling. Codes of the errors of calls are
+/// told by their capital letters.
+fn given(programs: &[String]) -> BTreeSet<String> {
+    let mut words = Vec::new();
+    for text in programs {
+        for before in BEFORE {
+            words.extend(text.split(before).skip(1).filter_map(beginning));
+        }
+        for rest in text.split("Waiting::new(").skip(1) {
+            // What is to be asked stands before it.
+            words.extend(rest.split_once(',').and_then(|(_, code)| beginning(code)));
+        }
+        for list in LISTS {
+            for rest in text.split(list).skip(1) {
+                let list = rest.split_once("= [").map_or("", |(_, items)| items);
+                let items = list.split(']').next().unwrap_or_default();
+                words.extend(items.split(',').filter_map(beginning));
+            }
+        }
+    }
+    let mut codes = BTreeSet::new();
+    for word in words {
+        match word {
+            Word::Text(text) => {
+                codes.insert(text.to_owned());
+            }
+            // Constants that are no text have no place of this kind.
+            Word::Name(name) => {
+                let declared = format!("const {name}: &str =");
+                let places = programs
+                    .iter()
+                    .flat_map(|text| text.split(&declared).skip(1));
+                codes.extend(places.filter_map(|rest| match beginning(rest)? {
+                    Word::Text(text) => Some(text.to_owned()),
+                    Word::Name(_) => None,
+                }));
+            }
+        }
+    }
+    let is_of_calls = |code: &String| !code.bytes().any(|b| b.is_ascii_lowercase());
+    codes.retain(|code| !is_of_calls(code));
+    codes
+}
+
 /// The codes of the table.
 fn listed() -> Vec<String> {
     let page = root().join("docs/observability.md");
@@ -132,4 +224,52 @@ fn every_code_is_in_the_list_once_and_in_one_spelling() {
     assert!(unlisted.is_empty(), "{hint}: {unlisted:?}");
     let gone: Vec<_> = set.difference(&written).collect();
     assert!(gone.is_empty(), "no program says {gone:?}");
+}
+
+/// A code of one word, or with `_` in it, is none of the words that are looked for above.
+#[test]
+fn every_text_that_is_given_as_a_code_is_in_the_list() {
+    let set: BTreeSet<_> = listed().into_iter().collect();
+    let given = given(&programs());
+    assert!(given.len() > 40, "{given:?}");
+    let unlisted: Vec<_> = given.difference(&set).collect();
+    assert!(
+        unlisted.is_empty(),
+        "in no row of docs/observability.md: {unlisted:?}"
+    );
+}
+
+#[test]
+fn codes_are_found_whatever_their_spelling() {
+    let program = r#"
+        pub(crate) const OF_A_HUB: &str = "hub_refuses";
+        const HARMLESS: [&str; 3] = [
+            other::OF_A_HUB,
+            "clock_insane",
+            "broken",
+        ];
+        fn problem(code: &str, text: String) -> Problem {}
+        Problem {
+            code: "diskFull".to_owned(),
+        };
+        Problem::new(
+            "config",
+            text,
+        );
+        problem("net_failed", text);
+        problems.set(OF_NOTHING, "subject", text);
+        Waiting::new(Ask::Nothing, "vault_waits", text, hint);
+        CallError { code: "DISK_FULL".to_owned() };
+    "#;
+    let found: Vec<_> = given(&[program.to_owned()]).into_iter().collect();
+    let expected = [
+        "broken",
+        "clock_insane",
+        "config",
+        "diskFull",
+        "hub_refuses",
+        "net_failed",
+        "vault_waits",
+    ];
+    assert_eq!(found, expected);
 }
