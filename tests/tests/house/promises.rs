@@ -9,6 +9,25 @@ use super::tree::root;
 /// Where promises are measured instead of tested; their rows need no test.
 const MEASURED: &str = "`cargo xtask bench";
 
+/// Parts of docs/performance.md that have the figures of a benchmark.
+const PARTS: [(&str, &[&str]); 7] = [
+    (
+        "boot",
+        &[
+            "Boot",
+            "What computing adds",
+            "What HTTP adds to a boot",
+            "What the binary holds",
+        ],
+    ),
+    ("call", &["Calls"]),
+    ("compute", &["Products of matrices"]),
+    ("http", &["HTTP"]),
+    ("runtime", &["Scripts"]),
+    ("tensor", &["Tensors"]),
+    ("vault", &["The vault", "Sealed machines"]),
+];
+
 /// How a test was judged, at the start of the third column.
 const JUDGED: [&str; 3] = ["pending: ", "read: ", "seen: "];
 
@@ -40,6 +59,11 @@ fn tables(page: &str) -> BTreeMap<String, Vec<Vec<String>>> {
 /// Words between backquotes.
 fn quoted(cell: &str) -> impl Iterator<Item = &str> {
     cell.split('`').skip(1).step_by(2)
+}
+
+/// What is not between backquotes.
+fn prose(cell: &str) -> impl Iterator<Item = &str> {
+    cell.split('`').step_by(2)
 }
 
 /// Whether the row has a test, and not a benchmark alone.
@@ -99,6 +123,40 @@ fn assert_tests_exist(promise: &str, tests: &str) {
         count += 1;
     }
     assert!(count > 0, "{promise:?} names no test");
+}
+
+#[test]
+fn the_table_of_attacks_names_tests_that_exist() {
+    let attacks = tables(&page("security.md")).remove("Attacks that worked once");
+    let attacks = attacks.expect("the table");
+    let mut rows = 0;
+    for row in attacks.iter().filter(|row| row[0] != "attack") {
+        let [attack, _, tests] = row.as_slice() else {
+            panic!("docs/security.md: three columns: {row:?}");
+        };
+        // Of the row above.
+        if tests != "the same" {
+            assert_tests_exist(attack, tests);
+        }
+        rows += 1;
+    }
+    assert!(rows > 60, "{rows} rows were found");
+}
+
+/// Two pages that say which tests have run come to contradict each other.
+#[test]
+fn what_has_not_run_stands_on_one_page() {
+    let mut cells = 0;
+    for name in ["SPECIFICATION.md", "security.md"] {
+        for (heading, rows) in tables(&page(name)) {
+            for cell in rows.iter().flatten() {
+                let is_said = prose(cell).any(|text| text.contains("pending"));
+                assert!(!is_said, "docs/{name}, {heading}: {cell:?}");
+                cells += 1;
+            }
+        }
+    }
+    assert!(cells > 500, "{cells} cells were found");
 }
 
 /// A test with limits of its own shows that a limit is kept, and not which: the numbers are held here.
@@ -163,24 +221,37 @@ fn numbers(text: &str) -> Vec<(f64, usize)> {
     found
 }
 
-/// A figure of the specification is one of the page that says where the time goes, or rounded from one.
+/// Numbers of the parts of `performance` with the figures of `benchmark`.
+fn figures(performance: &str, benchmark: &str) -> Vec<(f64, usize)> {
+    let parts = PARTS.iter().find(|(name, _)| *name == benchmark);
+    let (_, headings) = parts.unwrap_or_else(|| panic!("no part has {benchmark:?}"));
+    let parts = performance.split("\n## ").filter(|part| {
+        let heading = part.lines().next().unwrap_or_default();
+        headings.contains(&heading)
+    });
+    parts.flat_map(numbers).collect()
+}
+
+/// A figure of the specification is one of the part of docs/performance.md about its benchmark, or rounded from one.
 #[test]
 fn figures_of_benchmarks_stand_in_the_page_about_them() {
     let promised = tables(&page("SPECIFICATION.md"));
-    let known = numbers(&page("performance.md"));
-    let is_known = |(figure, decimals): &(f64, usize)| {
-        let rounded = |number: f64| format!("{number:.decimals$}");
-        let wanted = rounded(*figure);
-        known.iter().any(|(number, _)| rounded(*number) == wanted)
-    };
+    let performance = page("performance.md");
     let mut rows = 0;
     for row in promised.into_values().flatten() {
         let [promise, shown, measured] = row.as_slice() else {
             continue;
         };
-        if !shown.starts_with(MEASURED) {
+        let Some(shown) = shown.strip_prefix(MEASURED) else {
             continue;
-        }
+        };
+        let benchmark = shown.split('`').next().unwrap_or_default().trim();
+        let known = figures(&performance, benchmark);
+        let is_known = |(figure, decimals): &(f64, usize)| {
+            let rounded = |number: f64| format!("{number:.decimals$}");
+            let wanted = rounded(*figure);
+            known.iter().any(|(number, _)| rounded(*number) == wanted)
+        };
         rows += 1;
         let unknown: Vec<_> = numbers(measured)
             .into_iter()
