@@ -82,7 +82,7 @@ pub(crate) fn operation(own: Arc<OwnKey>) -> Registration {
     let handler = HandlerKind::once(move |input: Body, _ctx: Ctx| {
         let own = Arc::clone(&own);
         async move {
-            let input: Input = match input.value() {
+            let input: Input = match input.try_value()? {
                 Value::Null => Input::default(),
                 _ => input.parse()?,
             };

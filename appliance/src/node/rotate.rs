@@ -68,7 +68,7 @@ pub(crate) fn operation(people: People, about: Arc<About>) -> Registration {
                 .parse()
                 .map_err(|_| CallError::internal("the node has no key"))?;
             let caller = Caller::of(&ctx, &people)?;
-            let input = match input.value() {
+            let input = match input.try_value()? {
                 Value::Null => Input::default(),
                 _ => input.parse()?,
             };

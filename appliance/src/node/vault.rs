@@ -311,7 +311,7 @@ pub(crate) fn lock(
     let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
         let (vault, to_init, powers) = (vault.clone(), to_init.clone(), powers.clone());
         async move {
-            let input: LockInput = match input.value() {
+            let input: LockInput = match input.try_value()? {
                 Value::Null => LockInput::default(),
                 _ => input.parse()?,
             };

@@ -43,7 +43,7 @@ fn open(store: &Arc<Store>) -> Registration {
     let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
         let store = Arc::clone(&store);
         async move {
-            let object = object(&store, input.value(), &ctx).await?;
+            let object = object(&store, input.try_value()?, &ctx).await?;
             Ok::<_, CallError>(Output::from(described(&object)))
         }
     });
@@ -61,8 +61,8 @@ fn stat(store: &Arc<Store>) -> Registration {
     let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
         let store = Arc::clone(&store);
         async move {
-            let object = object(&store, input.value(), &ctx).await?;
-            let name = input.value()["name"].as_str().unwrap_or_default();
+            let object = object(&store, input.try_value()?, &ctx).await?;
+            let name = input.try_value()?["name"].as_str().unwrap_or_default();
             tensor(&object, name).map(Output::from)
         }
     });
@@ -237,9 +237,9 @@ async fn begin_fetch(
     store: Arc<Store>,
     input: &Body,
     ctx: &Ctx,
-) -> Result<(Part, Flight), ServeError> {
+) -> Result<(Part, Flight), CallError> {
     let identity = caller(ctx)?;
-    let fetch = Fetch::from_value(input.value())?;
+    let fetch = Fetch::from_value(input.try_value()?)?;
     let id = store.resolve(&identity.scopes, &fetch.src)?;
     let flights = Arc::clone(store.flights());
     let found = blocking(move || {
@@ -284,10 +284,10 @@ async fn store_piece(
     ctx: &Ctx,
 ) -> Result<Output, CallError> {
     let identity = caller(ctx)?;
-    match Piece::of(input.value())? {
+    match Piece::of(input.try_value()?)? {
         Piece::Begin => begin_upload(store, &uploads, &input, &identity).await,
         Piece::Add(name, offset) => {
-            let piece = bytes(&input, &input.value()["bytes"])?;
+            let piece = bytes(&input, &input.try_value()?["bytes"])?;
             add_piece(&uploads, &identity, name, offset, piece).await
         }
         Piece::Commit(name) => {
@@ -306,7 +306,7 @@ async fn begin_upload(
     input: &Body,
     identity: &Identity,
 ) -> Result<Output, CallError> {
-    let said = input.value();
+    let said = input.try_value()?;
     let path = said["path"].as_str().map(StorePath::parse).transpose()?;
     let place = path.as_ref().map_or(NAMELESS, StorePath::as_str);
     if !allows(&identity.scopes, Deed::Write, place) {

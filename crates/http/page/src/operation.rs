@@ -59,7 +59,7 @@ fn make(page: &Inner, input: &Body, ctx: &Ctx) -> Result<Value, CallError> {
         let message = "a link is for whoever asks, and not for an operation";
         return Err(CallError::new(ErrorCode::Forbidden, message));
     }
-    let input = match input.value() {
+    let input = match input.try_value()? {
         Value::Null => Input::default(),
         _ => input.parse()?,
     };

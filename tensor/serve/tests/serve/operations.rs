@@ -1,29 +1,38 @@
 //! The store over `alknet/call`.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use alknet_call::{ALPN, CallClient, CallConnection, CallHandler, Dispatcher, Registry};
+use alknet_call::{
+    ALPN, CallClient, CallConnection, CallError, CallHandler, Dispatcher, ErrorCode, Gate,
+    Incoming, InputMemory, Registry,
+};
 use alknet_core::{AuthContext, Carriage, ProtocolHandler, memory_pair};
 use alknet_tensor_serve::limits::UPLOADS_PER_PEER;
 use alknet_tensor_serve::operations;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use futures_util::StreamExt;
 use serde_json::{Value, json};
 
 use crate::put::small;
 use crate::scene::{Scene, file, identity, large};
 
+fn dispatcher(scene: &Scene) -> Arc<Dispatcher> {
+    let mut builder = Registry::builder();
+    for operation in operations(&scene.store) {
+        builder.add(operation);
+    }
+    let registry = builder.build().expect("no rule is broken");
+    Arc::new(Dispatcher::new(registry))
+}
+
 struct Node(Arc<CallHandler>);
 
 impl Node {
     fn new(scene: &Scene) -> Self {
-        let mut builder = Registry::builder();
-        for operation in operations(&scene.store) {
-            builder.add(operation);
-        }
-        let registry = builder.build().expect("no rule is broken");
-        let dispatcher = Arc::new(Dispatcher::new(registry));
-        Self(Arc::new(CallHandler::new(dispatcher)))
+        Self(Arc::new(CallHandler::new(dispatcher(scene))))
     }
 
     fn peer(&self, name: Option<&str>, scopes: &[&str]) -> CallConnection {
@@ -190,4 +199,73 @@ async fn a_file_is_put_in_pieces() {
         put(begin.clone()).await.expect("begun");
     }
     assert_eq!(refused(&peer, "tensor/put", begin).await.0, "OVERLOADED");
+}
+
+/// Memory without end, and how much of it is taken.
+#[derive(Debug, Default)]
+struct Endless(AtomicUsize);
+
+impl InputMemory for Endless {
+    fn take(&self, bytes: usize) -> Result<(), CallError> {
+        self.0.fetch_add(bytes, Ordering::AcqRel);
+        Ok(())
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.0.fetch_sub(bytes, Ordering::AcqRel);
+    }
+}
+
+/// The most memory that this process had until now.
+fn peak() -> usize {
+    let text = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<usize>().ok());
+    kib.expect("a number") << 10
+}
+
+/// From somebody who may neither read nor write: 302 MB each, before anybody asked for their scopes.
+#[tokio::test]
+async fn lists_of_short_values_cost_no_trees() {
+    let scene = Scene::new();
+    let dispatcher = dispatcher(&scene);
+    let (near, _far) = memory_pair(b"h2");
+    let gate = Gate::new(&dispatcher, &near, None);
+    let memory = Arc::new(Endless::default());
+    let list = format!("[{}0]", "0,".repeat(4 << 20));
+    let incoming = |operation: &'static str, input: String| Incoming {
+        input: Some(Bytes::from(input)),
+        memory: Some(Arc::clone(&memory) as Arc<dyn InputMemory>),
+        identity: Some(identity("eve", &[])),
+        ..Incoming::new("1", operation)
+    };
+    let before = peak();
+    let mut errors = Vec::new();
+    for input in [
+        format!(r#"{{"header":{list}}}"#),
+        format!(r#"{{"upload":"x","offset":0,"bytes":{list}}}"#),
+    ] {
+        let refused = gate.call(incoming("tensor/put", input)).await;
+        errors.push(refused.expect_err("a put").error);
+    }
+    for want in ["rows", "range"] {
+        let input =
+            format!(r#"{{"src":{{"path":"a"}},"want":"{want}","name":"x","{want}":{list}}}"#);
+        let events = gate.subscribe(incoming("tensor/fetch", input));
+        let first = events.expect("it begins").next().await.expect("an end");
+        errors.push(first.expect_err("a fetch").error);
+    }
+    for error in errors {
+        assert_eq!(error.code, ErrorCode::InvalidInput, "{error}");
+        // And not by what is in the list, which only a tree of it could say.
+        assert!(error.message.contains("too many values"), "{error}");
+    }
+    assert_eq!(memory.0.load(Ordering::Acquire), 0, "what a tree takes");
+    // The texts, and the tables by which they are checked.
+    let grown = peak() - before;
+    assert!(grown < 128 << 20, "{grown} bytes more");
+    // A frame of 1 MiB made 72 MiB.
+    let eve = Node::new(&scene).peer(Some("eve"), &[]);
+    let input = json!({ "header": vec![0; 500_000] });
+    assert_eq!(refused(&eve, "tensor/put", input).await.0, "INVALID_INPUT");
 }
