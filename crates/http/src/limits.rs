@@ -34,8 +34,9 @@ pub const LINGER_TIME: Duration = Duration::from_secs(10);
 pub const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// Streams that a peer may have open on one connection of HTTP/2 or HTTP/3.
 pub const STREAMS_MAX: u32 = 128;
-/// Bytes in flight towards us on one stream of HTTP/2.
-pub const STREAM_WINDOW: u32 = 1 << 20;
+/// Bytes in flight towards us on one connection of HTTP/2, on all of its streams together. They wait in the
+/// library, where they count against nobody: an address may have 128 connections.
+pub const STREAM_WINDOW: u32 = 256 << 10;
 /// Streams that a peer may reset before we answered them, and not waited for, on HTTP/2.
 pub const RESETS_MAX: usize = 16;
 /// Bytes kept of an answer that its reader has not taken, on one stream of HTTP/2.
