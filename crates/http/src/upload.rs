@@ -78,7 +78,6 @@ pub(crate) async fn whole(
         first: None,
         more: BytesMut::new(),
     };
-    coming.count(coming.due(0))?;
     let read = coming.read(body, room.most);
     let read = tokio::time::timeout(room.time, read).await;
     read.unwrap_or_else(|_| Err(slow()))?;
@@ -160,10 +159,11 @@ impl Coming {
         }
     }
 
-    /// Bytes that are counted once `have` have come: a few more than those, up to what is said to come. The system
+    /// Bytes that are counted once `have` have come: as many again, but a few at most, up to what is said to come.
+    /// Who sends nothing has nothing counted: lengths of many heads would take all that others may have. The system
     /// gives memory to a place as it is filled, not as it is made.
     fn due(&self, have: usize) -> usize {
-        let ahead = have.saturating_add(BODY_BYTES_AHEAD);
+        let ahead = have.saturating_add(have.min(BODY_BYTES_AHEAD));
         self.told.map_or(have, |told| ahead.min(told).max(have))
     }
 

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use alknet_gateway::limits::{BODY_BYTES_AHEAD, CALL_BYTES_MAX, TICKETS_MAX, TICKETS_SHARE};
+use alknet_gateway::limits::{CALL_BYTES_MAX, SMALL_BYTES, TICKETS_MAX, TICKETS_SHARE};
 use alknet_http::limits::Patience;
 use alknet_test_support::deadline;
 use http::StatusCode;
@@ -78,12 +78,37 @@ async fn bodies_that_are_only_announced_take_no_memory() {
     let mut held = Vec::new();
     for n in 1..=100 {
         held.push(node.begins(&head).await);
-        node.until_bytes(n * (BODY_BYTES_AHEAD + 1)).await;
+        // The byte that came, and as much ahead.
+        node.until_bytes(n * 2).await;
     }
     for token in ["good", "admin"] {
         assert_eq!(small(&node, token).await, 200, "{token}");
     }
     drop(almost(&node, "good", CALL_BYTES_MAX).await);
+    drop(held);
+    node.until_bytes(0).await;
+}
+
+/// By their lengths these would be all that two identities may have, which is all of the node. Requests so short use
+/// what is kept for small ones as well.
+#[tokio::test]
+async fn short_bodies_that_are_only_announced_leave_others_theirs() {
+    // The least there is: 4 MiB for the node.
+    let node = Node::on(0);
+    let mut held = Vec::new();
+    let mut came = 0;
+    for token in ["good", "admin"] {
+        let head = begins(token, Some(SMALL_BYTES));
+        for _ in 0..40 {
+            held.push(node.begins(head.trim_end_matches('{')).await);
+            held.push(node.begins(&head).await);
+            came += 1;
+            node.until_bytes(came * 2).await;
+        }
+    }
+    for token in ["good", "admin"] {
+        assert_eq!(small(&node, token).await, 200, "{token}");
+    }
     drop(held);
     node.until_bytes(0).await;
 }
