@@ -125,7 +125,7 @@ impl Compiled {
     }
 
     /// Refuses schemas that take too much, without compiling them: those that values are checked against
-    /// here. The steps of the least check of each are taken from `left`.
+    /// here. The steps of the least check of each, and of compiling its patterns, are taken from `left`.
     pub(crate) fn admit(&self, left: &mut u64) -> Result<(), RegistryError> {
         let (input, output) = (&self.spec.input_schema, &self.spec.output_schema);
         for (check, schema, is_checked) in [
@@ -133,7 +133,8 @@ impl Compiled {
             (&self.output, output, self.check_output),
         ] {
             if is_checked {
-                let steps = check.admit(schema).map_err(|error| self.refused(&error))?;
+                let admitted = check.admit(schema, left);
+                let steps = admitted.map_err(|error| self.refused(&error))?;
                 *left = left.checked_sub(steps).ok_or_else(|| {
                     self.refused(&SchemaError::TooMuch(
                         "evaluating it and the other schemas that come with it takes too many steps",

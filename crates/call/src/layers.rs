@@ -114,3 +114,39 @@ impl SessionLayer {
         Ok(true)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::handler::HandlerKind;
+
+    /// Operations of which each has so many patterns, all different.
+    fn with_patterns(operations: usize, each: usize, pattern: &str) -> Vec<Registration> {
+        let operation = |n: usize| {
+            let patterns = (0..each).map(|m| json!({ "pattern": format!("{pattern}{n}-{m}") }));
+            let mut schema = json!({ "anyOf": patterns.collect::<Vec<_>>() });
+            // Of this the first call tells, and it takes nothing away from what was compiled.
+            schema["not"] = json!({ "$ref": "#/$defs/none" });
+            let spec = OperationSpec::query(&format!("a/b{n}"), "").with_input(schema);
+            let once = HandlerKind::once(|_, _| async { Ok(Value::Null) });
+            Registration::new(spec, once)
+        };
+        (0..operations).map(operation).collect()
+    }
+
+    /// Each schema is within its own limits: 64,000 patterns were compiled for one import, up to the limit of each.
+    #[test]
+    fn patterns_of_an_import_count_together() {
+        for (each, pattern) in [(64, "a{20000}"), (8, "^[ab]{2000}c")] {
+            let refused = Overlay::new(with_patterns(1000, each, pattern));
+            let Err(RegistryError::Schema { reason, .. }) = refused else {
+                panic!("{pattern}: {refused:?}");
+            };
+            assert!(reason.contains("compiling its patterns"), "{reason}");
+        }
+        let usual = Overlay::new(with_patterns(200, 2, "^[a-z]{1,9}"));
+        assert_eq!(usual.expect("few").len(), 200);
+    }
+}

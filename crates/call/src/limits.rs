@@ -51,6 +51,10 @@ pub const PATTERN_CACHE_BYTES_MAX: usize = 64 << 10;
 pub const SCHEMA_PATTERNS_MAX: u64 = 64;
 /// Bytes that the patterns of one schema take once they are compiled.
 pub const SCHEMA_PATTERN_BYTES_MAX: usize = 4 << 20;
+/// Steps of compiling one regular expression, beside those for its bytes.
+pub const PATTERN_STEPS: u64 = 200;
+/// Bytes of a compiled regular expression that take a step.
+pub const PATTERN_BYTES_PER_STEP: usize = 16;
 /// Values in one schema, counting again what `unevaluatedProperties` and `unevaluatedItems` make the
 /// compiler compile again. As many take it a tenth of a second.
 pub const SCHEMA_VALUES_MAX: u64 = 20_000;
@@ -58,8 +62,8 @@ pub const SCHEMA_VALUES_MAX: u64 = 20_000;
 pub const SCHEMA_BUILT_MAX: u64 = 2 * SCHEMA_VALUES_MAX;
 /// Bytes of the paths to all of these, which the compiler keeps as texts, and of their own texts.
 pub const SCHEMA_PATH_BYTES_MAX: u64 = 4 << 20;
-/// Steps of the least checks of everything that one peer or imported server offers, together: that many are
-/// counted when it comes.
+/// Steps of the least checks of everything that one peer or imported server offers, and of compiling its patterns,
+/// together: that many are counted when it comes.
 pub const SCHEMAS_STEPS_MAX: u64 = 10 * SCHEMA_STEPS_MAX;
 /// Schemas within schemas and references after references at one place of a check: each takes stack.
 pub const SCHEMA_DEPTH_MAX: usize = 512;

@@ -45,8 +45,8 @@ impl Caller {
     pub async fn import(&self, options: &ImportOptions) -> Result<Imported, AdapterError> {
         let (imported, found) = self.read(options).await?;
         match &imported.peer {
-            Some(peer) => attach(self.link(), peer, found)?,
-            None => keep(self.link(), found)?,
+            Some(peer) => attach(self.link(), peer, found).await?,
+            None => keep(self.link(), found).await?,
         }
         Ok(imported)
     }
@@ -58,7 +58,9 @@ impl Caller {
         let link = self.link();
         let attached = link.dispatcher.peers.is_attached_over(link.info.id);
         match &imported.peer {
-            Some(peer) if attached || imported.operations > 0 => attach(link, peer, found)?,
+            Some(peer) if attached || imported.operations > 0 => {
+                attach(link, peer, found).await?;
+            }
             _ => {}
         }
         Ok(imported)
@@ -78,8 +80,9 @@ impl Caller {
     }
 }
 
-fn attach(link: &Arc<Link>, peer: &PeerId, found: Imports) -> Result<(), AdapterError> {
+async fn attach(link: &Arc<Link>, peer: &PeerId, found: Imports) -> Result<(), AdapterError> {
     let (peers, announcer) = (&link.dispatcher.peers, link.dispatcher.announcer());
+    let _turn = peers.admissions.acquire().await.ok();
     let entry = Peer {
         id: peer.clone(),
         connection: link.info.id,
@@ -111,7 +114,8 @@ fn attach(link: &Arc<Link>, peer: &PeerId, found: Imports) -> Result<(), Adapter
 }
 
 /// Keeps the operations of somebody without a name with the connection they came over.
-fn keep(link: &Link, found: Imports) -> Result<(), AdapterError> {
+async fn keep(link: &Link, found: Imports) -> Result<(), AdapterError> {
+    let _turn = link.dispatcher.peers.admissions.acquire().await.ok();
     let overlay = Overlay::new(found.registrations)?;
     let registry = &link.dispatcher.registry;
     if let Some(name) = overlay.names().find(|name| registry.lookup(name).is_some()) {

@@ -5,6 +5,7 @@ use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use std::thread;
 
 use alknet_core::{ConnId, PeerId};
 use arc_swap::ArcSwap;
@@ -27,6 +28,8 @@ pub struct Peers {
     changes: watch::Sender<u64>,
     /// Imports that may run at once.
     pub(crate) imports: Semaphore,
+    /// Imports whose schemas may be looked at at once, which takes a processor.
+    pub(crate) admissions: Semaphore,
 }
 
 /// A peer and what it serves over its newest connection.
@@ -84,12 +87,15 @@ pub(crate) enum Attached {
 
 impl Default for Peers {
     fn default() -> Self {
+        let processors = thread::available_parallelism().map_or(1, usize::from);
         Self {
             table: ArcSwap::default(),
             changing: Mutex::default(),
             turn: AtomicUsize::new(0),
             changes: watch::Sender::default(),
             imports: Semaphore::new(IMPORTS_AT_ONCE),
+            // Half of the processors are left to everything else.
+            admissions: Semaphore::new((processors / 2).max(1)),
         }
     }
 }

@@ -71,12 +71,12 @@ impl Check {
     /// Refuses a schema that takes too much, without compiling it. Of what else is wrong with it, the
     /// first value to be checked tells: one operation of a peer must not cost all the others.
     ///
-    /// Answers with the steps that the least check takes.
-    pub(crate) fn admit(&self, schema: &Value) -> Result<u64, SchemaError> {
+    /// Answers with the steps that the least check takes; those of compiling its patterns are taken from `left`.
+    pub(crate) fn admit(&self, schema: &Value, left: &mut u64) -> Result<u64, SchemaError> {
         if self.takes_everything() {
             return Ok(0);
         }
-        match turn::aside(|| size::admit(schema)) {
+        match turn::aside(|| size::admit(schema, left)) {
             Ok(admitted) => Ok(admitted.steps),
             Err(error @ SchemaError::TooMuch(_)) => Err(error),
             Err(_) => Ok(0),

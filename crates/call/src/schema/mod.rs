@@ -154,7 +154,9 @@ impl Compiled {
     }
 
     fn compile(schema: &Value) -> Result<Self, SchemaError> {
-        let flat = size::admit(schema)?.flat;
+        // One schema has few patterns.
+        let mut left = u64::MAX;
+        let flat = size::admit(schema, &mut left)?.flat;
         let patterns = PatternOptions::regex()
             .size_limit(PATTERN_BYTES_MAX)
             .dfa_size_limit(PATTERN_CACHE_BYTES_MAX);

@@ -15,8 +15,9 @@ use super::SchemaError;
 use super::refs::{Base, Found, Names, identifier};
 use super::steps::{self, Stop};
 use crate::limits::{
-    PATTERN_BYTES_MAX, PATTERN_CACHE_BYTES_MAX, SCHEMA_BUILT_MAX, SCHEMA_PATH_BYTES_MAX,
-    SCHEMA_PATTERN_BYTES_MAX, SCHEMA_PATTERNS_MAX, SCHEMA_STEPS_MAX, SCHEMA_VALUES_MAX,
+    PATTERN_BYTES_MAX, PATTERN_BYTES_PER_STEP, PATTERN_CACHE_BYTES_MAX, PATTERN_STEPS,
+    SCHEMA_BUILT_MAX, SCHEMA_PATH_BYTES_MAX, SCHEMA_PATTERN_BYTES_MAX, SCHEMA_PATTERNS_MAX,
+    SCHEMA_STEPS_MAX, SCHEMA_VALUES_MAX,
 };
 
 /// Keywords that make the work on one part of a value depend on more than the schema's size.
@@ -72,8 +73,9 @@ pub(super) struct Admitted {
     pub(super) steps: u64,
 }
 
-/// Refuses a schema that takes too much to compile, or to evaluate for any value at all.
-pub(super) fn admit(schema: &Value) -> Result<Admitted, SchemaError> {
+/// Refuses a schema that takes too much to compile, or to evaluate for any value at all. The steps of compiling its
+/// patterns are taken from `left`, whatever else is wrong with it.
+pub(super) fn admit(schema: &Value, left: &mut u64) -> Result<Admitted, SchemaError> {
     let mut seen = Seen::default();
     let whole = seen.built(schema, Base::of(schema));
     if whole.once.values > SCHEMA_VALUES_MAX {
@@ -85,7 +87,7 @@ pub(super) fn admit(schema: &Value) -> Result<Admitted, SchemaError> {
         return Err(SchemaError::TooMuch("the schema has too many patterns"));
     }
     seen.made(schema, whole.once)?;
-    seen.compiled_patterns()?;
+    seen.compiled_patterns(left)?;
     if !seen.uneven {
         let each = whole.once.values.max(1).saturating_add(seen.name_pieces);
         return Ok(Admitted {
@@ -313,11 +315,17 @@ impl<'s> Seen<'s> {
 
     /// Compiles each pattern as the library does, one at a time, since what one takes is in no relation to its
     /// length: a limit for each alone would have to be too low for some, or be too much together.
-    fn compiled_patterns(&self) -> Result<(), SchemaError> {
-        let mut left = SCHEMA_PATTERN_BYTES_MAX;
+    fn compiled_patterns(&self, left: &mut u64) -> Result<(), SchemaError> {
+        let mut bytes_left = SCHEMA_PATTERN_BYTES_MAX;
         for pattern in &self.different_patterns {
-            left = left
-                .checked_sub(compiled_bytes(pattern))
+            let pattern = Pattern::compiled(pattern);
+            *left = left
+                .checked_sub(pattern.steps())
+                .ok_or(SchemaError::TooMuch(
+                    "compiling its patterns and those of the other schemas that come with it takes too many steps",
+                ))?;
+            bytes_left = bytes_left
+                .checked_sub(pattern.kept)
                 .ok_or(SchemaError::TooMuch(
                     "the patterns of the schema take too much memory",
                 ))?;
@@ -326,16 +334,38 @@ impl<'s> Seen<'s> {
     }
 }
 
-/// Bytes that a pattern takes once it is compiled; nothing for one that the compiler refuses.
-fn compiled_bytes(pattern: &str) -> usize {
-    let config = meta::Config::new()
-        .nfa_size_limit(Some(PATTERN_BYTES_MAX))
-        .hybrid_cache_capacity(PATTERN_CACHE_BYTES_MAX);
-    let Ok(pattern) = jsonschema_regex::to_rust_regex(pattern) else {
-        return 0;
-    };
-    let compiled = meta::Builder::new().configure(config).build(&pattern);
-    compiled.map_or(0, |compiled| compiled.memory_usage())
+/// What a pattern takes.
+#[derive(Default)]
+struct Pattern {
+    /// Bytes that were made of it: also of one that the compiler gives up for having too many.
+    made: usize,
+    /// Bytes that are kept of it.
+    kept: usize,
+}
+
+impl Pattern {
+    fn compiled(pattern: &str) -> Self {
+        let config = meta::Config::new()
+            .nfa_size_limit(Some(PATTERN_BYTES_MAX))
+            .hybrid_cache_capacity(PATTERN_CACHE_BYTES_MAX);
+        let Ok(pattern) = jsonschema_regex::to_rust_regex(pattern) else {
+            return Self::default();
+        };
+        match meta::Builder::new().configure(config).build(&pattern) {
+            Ok(compiled) => {
+                let kept = compiled.memory_usage();
+                Self { made: kept, kept }
+            }
+            Err(error) => Self {
+                made: error.size_limit().unwrap_or_default(),
+                kept: 0,
+            },
+        }
+    }
+
+    fn steps(&self) -> u64 {
+        PATTERN_STEPS + (self.made / PATTERN_BYTES_PER_STEP) as u64
+    }
 }
 
 fn looks(words: &Map<String, Value>) -> bool {
