@@ -165,6 +165,8 @@ struct State {
     tpm2: Vec<Tpm2Facts>,
     opened_by: Option<SlotName>,
     device: u32,
+    /// Of the vault that opened, or that the console wrote since.
+    generation: u64,
     known: bool,
     /// What its first boot still permits, once it was open.
     pending: Option<Pending>,
@@ -245,6 +247,7 @@ impl Keeper {
     fn admit(&self, open: &OpenAlkv) -> Result<(), AdmitError> {
         self.escrow.clear();
         self.note(open.alkv());
+        self.is_at(open.alkv());
         let mut state = self.state();
         state.opened_by = opening_slot(open);
         state.device = open.alkv().device().number();
@@ -277,6 +280,16 @@ impl Keeper {
         state.slots = alkv.slots().iter().map(|slot| slot.kind()).collect();
         state.tpm2 = alkv.slots().iter().filter_map(tpm2_facts).collect();
         state.device = alkv.device().number();
+    }
+
+    /// Takes the generation of a vault that opened here.
+    fn is_at(&self, alkv: &Alkv) {
+        self.state().generation = alkv.generation();
+    }
+
+    /// How new a vault has to be that opens once more.
+    fn generation(&self) -> u64 {
+        self.state().generation
     }
 
     /// Forgets the seed. The node, which shares it, has none any more either.

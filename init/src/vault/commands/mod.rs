@@ -252,8 +252,12 @@ impl Session {
 
     /// The words, after whoever asks showed once more that they may.
     fn words(&mut self, place: &Place<'_>) -> Attempt<Outcome> {
-        let alkv = on_disk(place)?;
-        if has_passphrase(&alkv) || has_pin(&alkv) {
+        let open = if has_typed(&on_disk(place)?) {
+            self.opened_by_typing(place)?
+        } else {
+            self.opened(place)?
+        };
+        if has_typed(open.alkv()) {
             self.opened_by_typing(place)?;
         } else {
             self.authorised(place)?;
@@ -264,7 +268,6 @@ impl Session {
                 ],
                 "SHOW",
             )?;
-            self.opened(place)?;
         }
         let words = self.opened(place)?.entropy().phrase();
         place.keeper.events().add(Event::Exported {
@@ -303,7 +306,7 @@ impl From<Halt> for Outcome {
     }
 }
 
-/// The vault as it lies on the disk.
+/// The vault as the disk has it: nothing there is believed before a slot opened.
 fn on_disk(place: &Place<'_>) -> Attempt<Alkv> {
     let found = data::copies(place.device).load()?;
     Ok(found.ok_or(SlotError::Nothing)?.newest)
@@ -313,6 +316,7 @@ fn on_disk(place: &Place<'_>) -> Attempt<Alkv> {
 fn save(place: &Place<'_>, open: &OpenAlkv) -> Attempt<()> {
     data::copies(place.device).save(open)?;
     place.keeper.note(open.alkv());
+    place.keeper.is_at(open.alkv());
     newest::note(place.state_dir, open.alkv(), place.log);
     Ok(())
 }
@@ -335,6 +339,11 @@ fn has_passphrase(alkv: &Alkv) -> bool {
 
 fn has_pin(alkv: &Alkv) -> bool {
     alkv.slots().iter().any(by_tpm::wants_pin)
+}
+
+/// Whether somebody can type what opens it.
+fn has_typed(alkv: &Alkv) -> bool {
+    has_passphrase(alkv) || has_pin(alkv)
 }
 
 fn list(place: &Place<'_>) -> Attempt<Vec<String>> {

@@ -19,27 +19,37 @@ impl Session {
                 None => Some(self.typed_open(place)?),
             };
         }
-        self.held()
+        self.held(place)
     }
 
-    /// The same by a passphrase, whatever else would open it.
+    /// The same by a passphrase or a PIN, whatever else opened it.
     pub(super) fn opened_by_typing(&mut self, place: &Place<'_>) -> Attempt<&mut OpenAlkv> {
-        if self.open.is_none() {
+        if !self.open.as_ref().is_some_and(was_typed) {
             self.open = Some(self.typed_open(place)?);
         }
-        self.held()
+        self.held(place)
     }
 
-    fn held(&mut self) -> Attempt<&mut OpenAlkv> {
+    /// An older copy that is put back while the machine runs may have slots that its owner removed.
+    fn held(&mut self, place: &Place<'_>) -> Attempt<&mut OpenAlkv> {
         let open = self.open.as_mut();
-        open.ok_or_else(|| Halt::refused("the vault is not open"))
+        let open = open.ok_or_else(|| Halt::refused("the vault is not open"))?;
+        if open.alkv().generation() < place.keeper.generation() {
+            return Err(Halt::refused(
+                "the vault on the disk is older than the one that this machine opened",
+            ));
+        }
+        Ok(open)
     }
 
     fn typed_open(&mut self, place: &Place<'_>) -> Attempt<OpenAlkv> {
         let found = data::copies(place.device).load()?;
         let found = found.ok_or(SlotError::Nothing)?;
-        if !has_passphrase(&found.newest) {
-            if !has_pin(&found.newest) {
+        // What opened before says what can be typed; else it is tried.
+        let alkv = self.open.as_ref().map_or(&found.newest, OpenAlkv::alkv);
+        let (passphrase, pin) = (has_passphrase(alkv), has_pin(alkv));
+        if !passphrase {
+            if !pin {
                 return Err(Halt::refused(
                     "nothing here opens the vault for a change; attach the medium that opens it",
                 ));
@@ -171,6 +181,13 @@ fn by_itself(place: &Place<'_>, without_shares: bool) -> Attempt<Option<OpenAlkv
         return Err(Halt::wants(Want::Share));
     }
     Ok(None)
+}
+
+/// Whether somebody typed what opened it.
+fn was_typed(open: &OpenAlkv) -> bool {
+    let mut slots = open.alkv().slots().iter();
+    let by = slots.find(|slot| slot.id() == open.opened_by());
+    by.is_some_and(|slot| !slot.kind().is_unattended() || by_tpm::wants_pin(slot))
 }
 
 /// A key that does not fit is asked for again; anything else is told.

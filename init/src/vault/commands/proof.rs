@@ -14,7 +14,7 @@ use std::path::Path;
 use alknet_vault::SecretStr;
 use alknet_vault::slots::VaultId;
 
-use super::{Attempt, Halt, Place, Session, Want, has_passphrase, has_pin, on_disk};
+use super::{Attempt, Halt, Place, Session, Want, has_typed, on_disk};
 use crate::vault::places;
 
 /// File of the configuration's folder with how often the words were wrong in a row, in decimal. The folder is
@@ -22,13 +22,20 @@ use crate::vault::places;
 const WRONG: &str = "words-wrong";
 
 impl Session {
-    /// Asks for the passphrase, else for three of the words, where neither would be a formality.
+    /// Asks for the passphrase, else for three of the words, where neither would be a formality. That is for the slots
+    /// of the vault that opened to say: whoever writes to the disk can list others there.
     pub(super) fn authorised(&mut self, place: &Place<'_>) -> Attempt<()> {
-        let alkv = on_disk(place)?;
-        if !alkv.is_sealed() {
+        let listed = on_disk(place)?;
+        let open = if listed.is_sealed() && has_typed(&listed) {
+            self.opened_by_typing(place)?
+        } else {
+            self.opened(place)?
+        };
+        let (is_sealed, is_typed) = (open.alkv().is_sealed(), has_typed(open.alkv()));
+        if !is_sealed {
             return Ok(());
         }
-        if has_passphrase(&alkv) || has_pin(&alkv) {
+        if is_typed {
             return self.opened_by_typing(place).map(drop);
         }
         if place.keeper.shows_words() || self.typed.proved_words {

@@ -45,10 +45,6 @@ impl Session {
     pub(super) fn rekey(&mut self, place: &Place<'_>) -> Attempt<Vec<String>> {
         let alkv = on_disk(place)?;
         let (mut keys, mut lost) = self.keys(place, &alkv)?;
-        if keys.typed.is_empty() && super::has_passphrase(&alkv) {
-            // All of them would be lost.
-            self.authorised(place)?;
-        }
         lost.extend(self.tried(&mut keys, &alkv));
         let mut keep = keys.list(&alkv);
         let is_lost = |id: SlotId| lost.iter().any(|(lost, _)| *lost == id);
@@ -56,15 +52,23 @@ impl Session {
         if keep.is_empty() {
             return Err(Halt::refused("no slot opens: a new key would be nobody's"));
         }
+        if !lost.is_empty() {
+            // As for removing them one by one.
+            self.authorised(place)?;
+        }
         self.confirmed(&warning(&alkv, &lost), "REKEY")?;
         let consent = self.consent();
-        let Some(old) = &self.open else {
-            return Err(Halt::refused("the vault is not open"));
-        };
+        let old = self.opened(place)?;
+        if *old.alkv() != alkv {
+            return Err(Halt::refused(
+                "the two copies on the disk differ; restart the machine",
+            ));
+        }
         let lose: Vec<SlotId> = lost.iter().map(|(id, _)| *id).collect();
         let next = old.rekey(&mut keep, &lose, consent)?;
         change(place, old, &next)?;
         place.keeper.note(next.alkv());
+        place.keeper.is_at(next.alkv());
         newest::note(place.state_dir, next.alkv(), place.log);
         let events = place.keeper.events();
         events.add(Event::Rekeyed);

@@ -1,12 +1,16 @@
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use alknet_provisioning::{KernelMounter, Paths, load_with};
 use alknet_sealed::Sealed;
-use alknet_sealed::limits::DATA_AT;
+use alknet_sealed::limits::{DATA_AT, VAULT_A_AT, VAULT_B_AT};
+use alknet_tpm::predict::file_digest;
 use alknet_vault::audit::{AuditLog, BootId, Record};
+use alknet_vault::limits::COPY_BYTES;
 use alknet_vault::slots::{Key, KmsParams, NewSlot, NewVault, Pending, SlotType};
 use alknet_vault::{Entropy, WordCount};
+use data_encoding::HEXLOWER;
 
 use super::*;
 use crate::data::keyslot_tests::{format, vault};
@@ -113,6 +117,24 @@ impl Machine {
         slots
             .map(|slot| (slot.id().number(), slot.kind()))
             .collect()
+    }
+
+    /// The text of a copy of the vault.
+    fn copy_at(&self, at: u64) -> String {
+        let mut bytes = vec![0; COPY_BYTES];
+        let read = self.file().read_exact_at(&mut bytes, at);
+        read.expect("it has a vault");
+        let end = bytes.iter().position(|byte| *byte == b'\n');
+        bytes.truncate(end.expect("it is whole"));
+        String::from_utf8(bytes).expect("JSON")
+    }
+
+    /// Puts a text in the place of a copy, as whoever writes to the disk can.
+    fn put_copy(&self, at: u64, text: &str) {
+        let hash = HEXLOWER.encode(&file_digest(text.as_bytes()));
+        let mut bytes = format!("{text}\n{hash}\n").into_bytes();
+        bytes.resize(COPY_BYTES, 0);
+        self.file().write_all_at(&bytes, at).expect("writable");
     }
 
     /// Gives it a slot whose share another node has, and returns that share.
@@ -323,6 +345,85 @@ fn a_medium_gets_a_key_and_the_last_passphrase_goes_with_the_words_only() {
     std::fs::remove_dir_all(machine.paths().fw_cfg).expect("it is there");
     let why = machine.refused("slot rm 2", vec![]);
     assert!(why.contains("attach the medium"), "{why}");
+}
+
+/// The disk answers the running machine with a copy that lists other slots, or with older copies.
+#[test]
+fn slots_that_only_the_disk_lists_replace_no_proof() {
+    let machine = Machine::new();
+    machine.done("slot add passphrase", vec![new("one")]);
+    machine.done("slot add provisioning", vec![]);
+    let older = machine.copy_at(VAULT_A_AT);
+    machine.done("slot rm 0", vec![]);
+    let newest = machine.copy_at(VAULT_A_AT);
+
+    let mut forged: serde_json::Value = serde_json::from_str(&older).expect("JSON");
+    forged["gen"] = 1000.into();
+    let slots = forged["slots"].as_array_mut().expect("a list");
+    slots.retain(|slot| slot["type"] != "passphrase");
+    machine.put_copy(VAULT_A_AT, &forged.to_string());
+    let listed = on_listed(&machine);
+    assert!(!listed.is_sealed() && !has_typed(&listed), "it is forged");
+    for line in ["words", "slot add none", "slot add passphrase", "slot rm 2"] {
+        let wants = machine.typed(line, vec![]);
+        assert!(
+            matches!(wants, Outcome::Wants(Want::Passphrase, _)),
+            "{line}: {wants:?}"
+        );
+    }
+    let why = machine.refused("rekey", vec![]);
+    assert!(why.contains("no slot opens"), "{why}");
+    let shown = machine.typed("words", vec![passphrase("one")]);
+    assert!(matches!(shown, Outcome::Words(_)), "the owner: {shown:?}");
+
+    for at in [VAULT_A_AT, VAULT_B_AT] {
+        machine.put_copy(at, &older);
+    }
+    assert!(!on_listed(&machine).is_sealed(), "it was not");
+    let why = machine.refused("slot add none", vec![]);
+    assert!(why.contains("older than"), "{why}");
+    let why = machine.refused("words", vec![passphrase("one")]);
+    assert!(why.contains("older than"), "{why}");
+    for at in [VAULT_A_AT, VAULT_B_AT] {
+        machine.put_copy(at, &newest);
+    }
+    let shown = machine.typed("words", vec![passphrase("one")]);
+    assert!(matches!(shown, Outcome::Words(_)), "{shown:?}");
+}
+
+fn on_listed(machine: &Machine) -> Alkv {
+    let found = data::copies(&machine.device()).load().expect("good");
+    found.expect("a vault").newest
+}
+
+/// A visitor at the console of a machine whose medium opens it, and another node as well.
+#[test]
+fn a_new_master_key_loses_no_slot_without_proof() {
+    let machine = Machine::new();
+    machine.done("slot add provisioning", vec![]);
+    machine.add_kms();
+    machine.done("slot rm 0", vec![]);
+    machine.keeper.escrow().set_network(true);
+    let phrase = machine.phrase();
+    let mut session = begun_with(&machine, "rekey");
+    session.give(Given::WithoutShares);
+    let mut asked = 0;
+    let last = loop {
+        match machine.run(&mut session) {
+            Outcome::Wants(Want::Word(at), _) => {
+                let word = SecretStr::from(phrase[at - 1].as_str());
+                session.give(Given::Word(word));
+                asked += 1;
+            }
+            Outcome::Wants(Want::Confirmation { .. }, _) => {
+                assert_eq!(asked, 3, "the words come first");
+                session.give(Given::Confirmed);
+            }
+            other => break other,
+        }
+    };
+    assert!(matches!(last, Outcome::Done(_)), "{last:?}");
+    assert_eq!(machine.slots(), [(1, SlotType::Provisioning)]);
 }
 
 #[test]
