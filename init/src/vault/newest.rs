@@ -122,13 +122,17 @@ pub(crate) fn check(
             "{why}; this copy counts from now on, as its owner wants it"
         ));
     }
-    let is_noted = noted.is_some_and(|noted| {
+    let is_noted = noted.as_ref().is_some_and(|noted| {
         let by = counter.as_ref().map(|counter| counter.key.to_string());
-        let counts = noted.counted.map(|counted| counted.tpm) == by;
+        let counted = noted.counted.as_ref();
+        let counts = counted.map(|counted| counted.tpm.clone()) == by;
         counts && noted.generation == alkv.generation()
     });
     if made || why.is_some() || !is_noted {
-        return Ok(write(state_dir, alkv, counter.as_mut(), log).or(unread));
+        // A TPM that cannot be read may have a slot.
+        let former = noted.as_ref().filter(|_| unread.is_none());
+        let problem = write(state_dir, alkv, counter.as_mut(), former, retire, log);
+        return Ok(problem.or(unread));
     }
     Ok(unread)
 }
@@ -137,7 +141,17 @@ pub(crate) fn check(
 pub(crate) fn note(state_dir: &Path, alkv: &Alkv, log: &Log) {
     match Counter::of(alkv) {
         // It is in the log, and a problem from the next start on.
-        Ok(mut counter) => drop(write(state_dir, alkv, counter.as_mut(), log)),
+        Ok(mut counter) => {
+            let former = read(state_dir, log);
+            drop(write(
+                state_dir,
+                alkv,
+                counter.as_mut(),
+                former.as_ref(),
+                retire,
+                log,
+            ));
+        }
         Err(error) => log.error(format_args!(
             "the TPM did not count a change of the vault: {error}"
         )),
@@ -145,13 +159,17 @@ pub(crate) fn note(state_dir: &Path, alkv: &Alkv, log: &Log) {
 }
 
 /// The note first: where the power goes before the TPM has counted, the next start does it. Answers with the problem
-/// where the TPM cannot count.
+/// where the TPM cannot count. The TPM of the `former` note, of which the vault has no slot any more, counts for the
+/// last time, by `retire`: it would open a disk from before.
 fn write(
     state_dir: &Path,
     alkv: &Alkv,
     counter: Option<&mut Counter>,
+    former: Option<&Note>,
+    retire: impl FnOnce(&Counted) -> Result<(), TpmError>,
     log: &Log,
 ) -> Option<Problem> {
+    let counts = counter.is_some();
     let counted = counter.map(Counter::begin);
     let (counted, problem) = match counted.transpose() {
         Ok(counted) => (counted, None),
@@ -161,11 +179,20 @@ fn write(
             (None, Some(problem))
         }
     };
-    let note = Note {
+    let mut note = Note {
         vault: alkv.uuid().to_string(),
         generation: alkv.generation(),
         counted: counted.as_ref().map(|(_, counted)| counted.clone()),
     };
+    if !counts
+        && let Some(former) = former.and_then(|former| former.counted.as_ref())
+        && let Err(error) = retire(former)
+    {
+        log.error(format_args!(
+            "the TPM did not count that its last slot was removed; the next start tries again: {error}"
+        ));
+        note.counted = Some(former.clone());
+    }
     let written = serde_json::to_vec(&note).map_err(io::Error::other);
     let folder = state_dir.join("config");
     let path = folder.join(NOTE);
@@ -208,6 +235,38 @@ fn read(state_dir: &Path, log: &Log) -> Option<Note> {
     })
 }
 
+/// The TPM of this machine with its storage key; none where what it says counts for nothing.
+fn chip() -> Result<Option<(Tpm<fs::File>, StorageKey)>, TpmError> {
+    let mut tpm = match tpm::connect() {
+        Ok(tpm) => tpm,
+        Err(TpmError::Absent | TpmError::Unsupported(_)) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    match tpm.storage_key() {
+        Ok(key) => Ok(Some((tpm, key))),
+        // The image is for another machine.
+        Err(TpmError::ForeignStorageKey) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Has this machine's TPM count once more, if it is the one that did.
+fn retire(counted: &Counted) -> Result<(), TpmError> {
+    let Some((tpm, key)) = chip()? else {
+        return Ok(());
+    };
+    if key.to_string() != counted.tpm {
+        return Ok(());
+    }
+    let mut tpm = tpm.require(key);
+    match tpm.counter() {
+        Ok(Some(_)) => tpm.advance_counter().map(|_| ()),
+        // Without a counter no disk is the newest.
+        Ok(None) | Err(TpmError::CounterForeign(_)) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 /// The counter of this machine's TPM, for a vault that has a slot of it.
 struct Counter {
     tpm: Tpm<fs::File>,
@@ -226,16 +285,8 @@ impl Counter {
         let Some(first) = of_tpms.next() else {
             return Ok(None);
         };
-        let mut tpm = match tpm::connect() {
-            Ok(tpm) => tpm,
-            Err(TpmError::Absent | TpmError::Unsupported(_)) => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let key = match tpm.storage_key() {
-            Ok(key) => key,
-            // The image is for another machine: what this TPM says counts for nothing.
-            Err(TpmError::ForeignStorageKey) => return Ok(None),
-            Err(error) => return Err(error),
+        let Some((tpm, key)) = chip()? else {
+            return Ok(None);
         };
         if key != first && !of_tpms.any(|other| other == key) {
             return Ok(None);
@@ -386,6 +437,45 @@ mod tests {
         ] {
             assert_eq!(Fit::of(noted, index), fit, "{noted:?} {index:?}");
         }
+    }
+
+    /// The owner removes the last slot of the TPM, and an attacker puts a copy of the disk from before back.
+    #[test]
+    fn a_removal_of_the_last_slot_of_the_tpm_is_counted() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let log = Log::default();
+        let vault = crate::data::keyslot_tests::vault();
+        let counter = std::cell::Cell::new(7);
+        let before = Note {
+            vault: vault.alkv().uuid().to_string(),
+            generation: vault.alkv().generation(),
+            counted: Some(Counted {
+                tpm: "ab".repeat(32),
+                count: counter.get(),
+            }),
+        };
+        let noted = |former: &Note, answers: bool| {
+            let retire = |_: &Counted| {
+                if !answers {
+                    return Err(TpmError::Absent);
+                }
+                counter.set(counter.get() + 1);
+                Ok(())
+            };
+            let problem = write(dir.path(), vault.alkv(), None, Some(former), retire, &log);
+            assert_eq!(problem, None);
+            read(dir.path(), &log).expect("it was written")
+        };
+        // As long as the TPM has not counted it, the next start tries.
+        let unanswered = noted(&before, false);
+        assert_eq!(unanswered.counted, before.counted);
+        let after = noted(&unanswered, true);
+        assert_eq!(after.counted, None);
+        let of_copy = before.counted.as_ref().map(|counted| counted.count);
+        let index = Index::Count(counter.get());
+        assert_eq!(Fit::of(of_copy, index), Fit::Old);
+        noted(&after, true);
+        assert_eq!(counter.get(), 8, "once");
     }
 
     #[test]
