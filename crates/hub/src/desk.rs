@@ -221,18 +221,19 @@ impl Desk {
         {
             return Err(EnrolError::Invalid);
         }
+        // The removal of a peer closes its invitations after it shut the peer out. Where the machine stopped in
+        // between they are not closed.
+        let is_over = record.closed
+            || all
+                .iter()
+                .any(|peer| outlived(peer) && record.is_of(&peer.peer_id));
+        let is_done = |at: usize| record.uses.get(at).is_some_and(|used| used.done);
         match record.judge(&key, now_s) {
             Verdict::Invalid => Err(EnrolError::Invalid),
+            // To finish a use that was cut off takes in another key.
+            Verdict::Repeat(at) if is_over && !is_done(at) => Err(EnrolError::Invalid),
             Verdict::Repeat(at) => self.again(record, at).await,
-            // The removal of a peer closes its invitations after it shut the peer out. Where the machine stopped
-            // in between they are not closed.
-            Verdict::Fresh
-                if all
-                    .iter()
-                    .any(|peer| outlived(peer) && record.is_of(&peer.peer_id)) =>
-            {
-                Err(EnrolError::Invalid)
-            }
+            Verdict::Fresh if is_over => Err(EnrolError::Invalid),
             Verdict::Fresh => {
                 self.fresh(record, key, wish, now_s.unwrap_or_default())
                     .await

@@ -275,6 +275,43 @@ async fn a_removal_that_was_cut_off_closes_invitations_all_the_same() {
     }
 }
 
+/// Another key of the removed peer was shown in the moment in which the power failed, so that its use was written and
+/// the peer was not. The removal is ended, or was cut off itself.
+#[tokio::test]
+async fn a_use_that_was_cut_off_is_not_finished_after_a_removal() {
+    for ended in [true, false] {
+        let tokens = Arc::new(MemoryTokens::default());
+        let hub = hub_of(tokens.clone(), EnrolMode::Token);
+        let token = hub.token(TokenKind::Many(5), worker()).await;
+        let ask = request(Some(&token), None);
+        let joined = hub.enrol(1, &ask, NOW).await.expect("taken");
+        let record = tokens.get(token.name()).await.expect("it is in memory");
+        let mut record = record.expect("it was made");
+        record.uses.push(TokenUse {
+            key: key(2),
+            peer: "p2".parse().expect("a peer id"),
+            name: "p2".to_owned(),
+            at: NOW,
+            done: false,
+        });
+        let replaced = tokens.replace(record).await;
+        assert!(replaced.expect("it is in memory"));
+        if ended {
+            hub.desk.remove(&joined.peer_id).await.expect("a peer");
+        } else {
+            let tombstone = PeerPatch {
+                enabled: Some(false),
+                removal: Some(1),
+                ..PeerPatch::default()
+            };
+            let cut_off = hub.peers.patch(joined.peer_id, tombstone);
+            cut_off.await.expect("a peer");
+        }
+        assert_eq!(hub.code(2, &ask, NOW + 1).await, "ENROLL_INVALID");
+        assert!(hub.peers.by_key(&key(2)).is_none());
+    }
+}
+
 #[tokio::test]
 async fn an_invitation_ends_with_who_made_it() {
     let hub = hub(EnrolMode::Token);
