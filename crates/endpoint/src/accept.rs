@@ -60,10 +60,9 @@ impl Shared {
     ) where
         F: Future<Output = ()> + Send + 'static,
     {
-        if let Some(oldest) = evict.and_then(|evict| self.handshakes().remove(&evict)) {
+        if evict.is_some_and(|evict| abort(&mut self.handshakes(), evict)) {
             self.meters.hit(Limit::Handshakes);
             self.totals.handshakes_evicted.add();
-            oldest.abort();
         }
         let shared = Arc::clone(self);
         let work = run(Handshake { shared, ticket });
@@ -72,6 +71,16 @@ impl Shared {
         let task = tokio::spawn(work);
         handshakes.insert(ticket, task.abort_handle());
     }
+}
+
+/// Ends a handshake that is still under way. The table stays locked meanwhile: a task that found itself in it is served,
+/// and is not ended afterwards.
+fn abort(handshakes: &mut HashMap<Ticket, AbortHandle>, ticket: Ticket) -> bool {
+    let handle = handshakes.remove(&ticket);
+    handle.is_some_and(|handle| {
+        handle.abort();
+        true
+    })
 }
 
 /// Resolves once the node drains.
@@ -119,4 +128,39 @@ fn proof(chain: &[CertificateDer<'_>]) -> Option<PeerProof> {
 /// An IPv4 peer of a socket for both families, as IPv4.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A flood evicts handshakes, one of them in the moment in which it is done.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn who_finished_a_handshake_is_not_ended_for_a_newer_one() {
+        let table: Arc<Handshakes> = Arc::default();
+        for number in 0..5000_u64 {
+            let ticket = Ticket::of(number);
+            let own = Arc::clone(&table);
+            let work = async move {
+                let was_there = own.lock().expect("no panic").remove(&ticket).is_some();
+                tokio::task::yield_now().await;
+                was_there
+            };
+            let task = {
+                let mut handshakes = table.lock().expect("no panic");
+                let task = tokio::spawn(work);
+                handshakes.insert(ticket, task.abort_handle());
+                task
+            };
+            // At another moment of the task each time.
+            for _ in 0..number % 500 {
+                std::hint::spin_loop();
+            }
+            let evicted = abort(&mut table.lock().expect("no panic"), ticket);
+            match task.await {
+                Ok(was_there) => assert!(was_there && !evicted, "{number}: it was let go on"),
+                Err(error) => assert!(evicted && error.is_cancelled(), "{number}: {error}"),
+            }
+        }
+    }
 }

@@ -77,6 +77,13 @@ pub(crate) enum Tcp {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Ticket(u64);
 
+#[cfg(test)]
+impl Ticket {
+    pub(crate) fn of(number: u64) -> Self {
+        Self(number)
+    }
+}
+
 /// What there can be too many of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Limit {
