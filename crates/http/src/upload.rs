@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alknet_gateway::limits::BODY_BYTES_AHEAD;
+use alknet_gateway::limits::BODY_AHEAD;
 use alknet_gateway::{ApiError, Code, Lease, Upload};
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
@@ -149,21 +149,21 @@ impl Coming {
     }
 
     /// Bytes of the place for a body of which `have` have come: twice as many, so that each byte is copied a few
-    /// times at most, or all that are said to come once more of them have come than are counted ahead. A smaller
-    /// place that is left is not the system's again at once: of many long bodies these would be as much memory
-    /// as the bodies.
+    /// times at most, or all that are said to come once all of them are counted. A smaller place that is left is not
+    /// the system's again at once: of many long bodies these would be as much memory as the bodies.
     fn capacity(&self, have: usize, most: usize) -> usize {
         match self.told.filter(|told| *told >= have) {
-            Some(told) if have >= BODY_BYTES_AHEAD || told / 8 <= have => told,
+            Some(told) if told / BODY_AHEAD <= have => told,
             told => have.saturating_mul(2).min(told.unwrap_or(most)),
         }
     }
 
-    /// Bytes that are counted once `have` have come: as many again, but a few at most, up to what is said to come.
-    /// Who sends nothing has nothing counted: lengths of many heads would take all that others may have. The system
-    /// gives memory to a place as it is filled, not as it is made.
+    /// Bytes that are counted once `have` have come: a multiple of them, up to what is said to come. Who sends nothing
+    /// has nothing counted: lengths of many heads would take all that others may have. Of many long bodies that
+    /// are sent at once, those without room are refused early: memory that they had is not the system's again at
+    /// once.
     fn due(&self, have: usize) -> usize {
-        let ahead = have.saturating_add(have.min(BODY_BYTES_AHEAD));
+        let ahead = have.saturating_mul(BODY_AHEAD);
         self.told.map_or(have, |told| ahead.min(told).max(have))
     }
 

@@ -456,11 +456,8 @@ mod tests {
         };
         let noted = |former: &Note, answers: bool| {
             let retire = |_: &Counted| {
-                if !answers {
-                    return Err(TpmError::Absent);
-                }
-                counter.set(counter.get() + 1);
-                Ok(())
+                counter.set(counter.get() + u64::from(answers));
+                answers.then_some(()).ok_or(TpmError::Absent)
             };
             let problem = write(dir.path(), vault.alkv(), None, Some(former), retire, &log);
             assert_eq!(problem, None);

@@ -46,8 +46,9 @@ pub const BYTES_STRANGERS_SHARE: usize = 4;
 pub const ANSWER_BYTES_MIN: usize = 8 << 10;
 /// Bytes of a batch's answer for each of its calls, whatever comes of it: its id, and an error.
 pub const BATCH_ITEM_BYTES: usize = 1 << 10;
-/// Bytes of a body that are counted before they come, at most: never more than have come.
-pub const BODY_BYTES_AHEAD: usize = 64 << 10;
+/// So many times what has come of a body is counted for it, up to what is said to come: who sends nothing takes
+/// nothing from others, and no more long bodies are read at once than have room.
+pub const BODY_AHEAD: usize = 16;
 /// Bytes up to which a request is a small one. A quarter of the bytes is for those alone.
 pub const SMALL_BYTES: usize = 64 << 10;
 /// Requests a second for one identity, on average.

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use alknet_gateway::limits::{CALL_BYTES_MAX, SMALL_BYTES, TICKETS_MAX, TICKETS_SHARE};
+use alknet_gateway::limits::{BODY_AHEAD, CALL_BYTES_MAX, SMALL_BYTES, TICKETS_MAX, TICKETS_SHARE};
 use alknet_http::limits::Patience;
 use alknet_test_support::deadline;
 use http::StatusCode;
@@ -78,8 +78,7 @@ async fn bodies_that_are_only_announced_take_no_memory() {
     let mut held = Vec::new();
     for n in 1..=100 {
         held.push(node.begins(&head).await);
-        // The byte that came, and as much ahead.
-        node.until_bytes(n * 2).await;
+        node.until_bytes(n * BODY_AHEAD).await;
     }
     for token in ["good", "admin"] {
         assert_eq!(small(&node, token).await, 200, "{token}");
@@ -103,7 +102,7 @@ async fn short_bodies_that_are_only_announced_leave_others_theirs() {
             held.push(node.begins(head.trim_end_matches('{')).await);
             held.push(node.begins(&head).await);
             came += 1;
-            node.until_bytes(came * 2).await;
+            node.until_bytes(came * BODY_AHEAD).await;
         }
     }
     for token in ["good", "admin"] {
