@@ -476,8 +476,8 @@ mod tests {
         let mut watch = Watch::new(0, limits(60_000, None, None), 100 * MS, 0, false);
         let mut order = |now: u64| watch.order(now * MS, || Some(now * MS / 10), || true);
         let ended = (0..30_000).step_by(25).find(|now| order(*now).is_some());
-        // Four times the silence, a tenth as quickly, from the first look on.
-        assert_eq!(ended, Some(100 + 4_000));
+        // Ten times the silence, a tenth as quickly, from the first look on.
+        assert_eq!(ended, Some(100 + 10_000));
     }
 
     #[test]
