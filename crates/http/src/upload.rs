@@ -126,10 +126,10 @@ impl Coming {
             self.first = Some(data);
             return Ok(());
         }
+        self.count(self.due(have))?;
         if self.more.capacity() < have {
             self.move_to(self.capacity(have, most), had)?;
         }
-        self.count(self.due(have))?;
         self.more.extend_from_slice(&data);
         Ok(())
     }
@@ -139,12 +139,13 @@ impl Coming {
         if self.told.is_none() {
             self.count(capacity)?;
         }
-        // The old place is there until the new one is filled.
-        self.lease.more(had)?;
+        // The old place is there until the new one is filled. Where more is counted than has come, that is counted.
+        let besides = (2 * had).saturating_sub(self.counted);
+        self.lease.more(besides)?;
         let mut place = BytesMut::with_capacity(capacity);
         place.extend_from_slice(self.first.take().as_deref().unwrap_or(&self.more));
         self.more = place;
-        self.lease.less(had);
+        self.lease.less(besides);
         Ok(())
     }
 
