@@ -131,6 +131,16 @@ impl<N> Web<N> {
         self.curl(path, &all)
     }
 
+    /// The same, or what curl says where it gets no answer.
+    ///
+    /// # Errors
+    /// The node has no place for the connection, say.
+    pub fn try_curl_as(&self, token: &str, path: &str, arguments: &[&str]) -> Result<Told, String> {
+        let header = format!("Authorization: Bearer {token}");
+        let all = [&["--header", &header], arguments].concat();
+        try_curl(&self.url(path), &all)
+    }
+
     /// Posts JSON with a token.
     ///
     /// # Panics
@@ -362,6 +372,11 @@ impl Told {
 /// # Panics
 /// It gets no answer, or is not installed.
 pub fn curl(url: &str, arguments: &[&str]) -> Told {
+    try_curl(url, arguments).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The same, or what curl says where it gets no answer.
+fn try_curl(url: &str, arguments: &[&str]) -> Result<Told, String> {
     let mut command = Command::new("curl");
     command
         .args(["--silent", "--show-error", "--insecure", "--include"])
@@ -369,9 +384,11 @@ pub fn curl(url: &str, arguments: &[&str]) -> Told {
         .args(arguments)
         .arg(url);
     let output = command.output().expect("curl is installed by the set-up");
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{url} {arguments:?}: {error}");
-    parse(&output.stdout)
+    if !output.status.success() {
+        let error = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("{url} {arguments:?}: {error}"));
+    }
+    Ok(parse(&output.stdout))
 }
 
 /// Reads what `--include` prints.

@@ -1,6 +1,6 @@
 //! Attacks that are about the memory of the machine: 512 MiB of it.
 
-use alknet_tests::{AtOnce, Bench};
+use alknet_tests::{AtOnce, Bench, Told};
 
 use super::Machine;
 use super::gateway::{BODY_BYTES_MAX, JSON, body};
@@ -25,7 +25,7 @@ pub(super) fn bodies_cost_little_memory(bench: &Bench, web: &Machine) {
         file.display()
     );
     let write = |text: &str| std::fs::write(&file, text).expect("the folder is ours");
-    let before = resident(web);
+    let before = resident(&web.curl_as(&web.admin, "/metrics", &[]));
 
     write(&body(BODY_BYTES_MAX));
     // As fast as they go, each would be answered before the next one begins.
@@ -72,20 +72,31 @@ pub(super) fn bodies_cost_little_memory(bench: &Bench, web: &Machine) {
 
 /// The statuses of an attack, and the most memory that the node was seen with. It answers others all the while.
 fn meanwhile(web: &Machine, mut attack: AtOnce) -> (Vec<u16>, u64) {
-    let mut most = 0;
+    let calls = r#"{"calls":[{"id":"a","operation":"/node/info"}]}"#;
+    let batch = [
+        "--header",
+        "Content-Type: application/json",
+        "--data-binary",
+        calls,
+    ];
+    let (mut most, mut answered) = (0, 0);
     while !attack.is_over() {
-        most = most.max(resident(web));
-        let calls = r#"{"calls":[{"id":"a","operation":"/node/info"}]}"#;
-        let told = web.post(&web.admin, "/batch", calls).json();
-        assert_eq!(told["results"][0]["status"], 200, "{told}");
+        // QEMU has one address for all: a connection that has not shown its token yet may have no place there.
+        if let Ok(told) = web.try_curl_as(&web.admin, "/metrics", &[]) {
+            most = most.max(resident(&told));
+        }
+        if let Ok(told) = web.try_curl_as(&web.admin, "/batch", &batch) {
+            let told = told.json();
+            assert_eq!(told["results"][0]["status"], 200, "{told}");
+            answered += 1;
+        }
     }
-    assert!(most > 0, "nobody else asked meanwhile");
+    assert!(most > 0 && answered > 0, "nobody else was answered");
     (attack.statuses(), most)
 }
 
 /// Memory of the node, by its own account.
-fn resident(web: &Machine) -> u64 {
-    let told = web.curl_as(&web.admin, "/metrics", &[]);
+fn resident(told: &Told) -> u64 {
     assert_eq!(told.status, 200, "{told:?}");
     let text = told.text();
     let line = text
