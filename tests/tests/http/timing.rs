@@ -23,7 +23,7 @@ use socket2::{Domain, Socket, Type};
 /// Requests of each kind that are compared.
 const SAMPLES: usize = 2000;
 
-/// How many of them go over one connection. Wrong tokens are counted by the address they come from, and
+/// How many of them go over one connection. Wrong tokens are counted by the network they come from, a /24, and
 /// each connection comes from another one: with [`LIMITS`] none is shut out.
 const ON_ONE_CONNECTION: usize = 500;
 
@@ -183,13 +183,13 @@ fn furthest() -> f64 {
     (-(FALSE_ALARM / 2.0).ln() / samples).sqrt()
 }
 
-/// Addresses nobody has asked from.
+/// Addresses in networks nobody has asked from.
 struct Fresh(u8);
 
 impl Fresh {
     fn next(&mut self) -> Ipv4Addr {
         self.0 += 1;
-        Ipv4Addr::new(127, 0, 1, self.0)
+        Ipv4Addr::new(127, 0, self.0, 1)
     }
 }
 
