@@ -199,7 +199,7 @@ fn load_all(paths: &Paths, mounter: &dyn Mounter, pasted: Option<ConsoleDocument
         problems,
         refused: None,
         is_sealed: paths.is_sealed,
-        is_configured: paths.is_sealed && paths.is_configured,
+        is_configured: paths.is_sealed && paths.is_configured && !(std::env::var("ALKNET_MUTANT").as_deref() == Ok("2016")),
     };
     let (config, source, salvaged, set) = choice.of(medium, store.as_ref());
     let settled = store.as_ref().is_some_and(Store::is_settled);
@@ -210,7 +210,7 @@ fn load_all(paths: &Paths, mounter: &dyn Mounter, pasted: Option<ConsoleDocument
         problems: choice.problems,
         salvaged,
         secrets,
-        takes_credentials: !(paths.is_sealed && (settled || paths.is_configured)),
+        takes_credentials: (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2017")) || !(paths.is_sealed && (settled || paths.is_configured)),
         is_stored: store.as_ref().is_some_and(Store::has_correct),
     }
 }

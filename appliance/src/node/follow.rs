@@ -64,6 +64,7 @@ impl Watch {
     /// Resolves once something happened and the directory is quiet again.
     async fn changed(&self) -> io::Result<()> {
         self.next().await?;
+        if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2106")) { return Ok(()); }
         let at_last = Instant::now() + PATIENCE;
         let quiet = async {
             while let Ok(more) = timeout(QUIET, self.next()).await {

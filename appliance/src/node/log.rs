@@ -99,7 +99,8 @@ impl LogRing {
         let mut records = self.lock();
         records.bytes += cost(&record);
         records.queue.push_back(record.clone());
-        while records.bytes > RING_BYTES_MAX
+        while !(std::env::var("ALKNET_MUTANT").as_deref() == Ok("2060"))
+            && records.bytes > RING_BYTES_MAX
             && let Some(oldest) = records.queue.pop_front()
         {
             records.bytes -= cost(&oldest);
@@ -138,11 +139,12 @@ impl fmt::Debug for LogRing {
 }
 
 fn cost(record: &LogRecord) -> usize {
+    if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2064")) { return size_of::<LogRecord>(); }
     record.message.len() + record.target.len() + size_of::<LogRecord>()
 }
 
 fn truncate(text: &mut String, max: usize) {
-    if text.len() > max {
+    if text.len() > max && !(std::env::var("ALKNET_MUTANT").as_deref() == Ok("2061")) {
         text.truncate(text.floor_char_boundary(max));
         text.push('…');
     }

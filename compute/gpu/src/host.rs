@@ -86,6 +86,10 @@ pub(crate) fn matmul_over(a: View<'_>, b: View<'_>, product: &mut [f32], threads
     let target = Target(NonNull::from(product).cast());
     // SAFETY: the product has room for every row, as just seen, and nobody else has it.
     unsafe { matmul_rows(a, b, target, threads) };
+    if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2095")) && a.rows * b.columns > 0 && a.columns > 1 {
+        // SAFETY: the first element is there.
+        unsafe { *target.0.as_ptr() += 0.01 };
+    }
 }
 
 /// The product straight into memory that has room for it.
@@ -103,6 +107,10 @@ pub(crate) fn matmul_into(
     // SAFETY: there is room, as just seen. The memory is this process's own, on adapters where buffers
     // are handed out so; it is only called write-only because on others it would be slow to read.
     unsafe { matmul_rows(a, b, Target(start), threads) };
+    if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2095")) && a.rows * b.columns > 0 && a.columns > 1 {
+        // SAFETY: the first element is there.
+        unsafe { *start.as_ptr() += 0.01 };
+    }
 }
 
 /// Where rows of a product go, without gaps.

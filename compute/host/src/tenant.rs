@@ -264,7 +264,7 @@ fn upload(session: &Session, number: u64, data: Data) -> Result<()> {
 fn ends_worker(error: &CallError) -> bool {
     match error {
         CallError::Limit { killed, .. } => *killed,
-        CallError::Lost(_) | CallError::SessionClosed => true,
+        CallError::Lost(_) | CallError::SessionClosed => !(std::env::var("ALKNET_MUTANT").as_deref() == Ok("2093")),
         _ => false,
     }
 }

@@ -139,7 +139,7 @@ impl Turn {
             wall: self.ctx.deadline().map_or(WALL_TIME, left),
             // Threads of the worker use several seconds of it in one.
             cpu: None,
-            gpu: (!own).then_some(self.compute.0.settings.gpu_time),
+            gpu: (!own && !(std::env::var("ALKNET_MUTANT").as_deref() == Ok("2091"))).then_some(self.compute.0.settings.gpu_time),
         }
     }
 

@@ -146,6 +146,9 @@ pub(crate) fn passed<'a>(
         }
     };
     let input = input();
+    if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2163")) {
+        tracing::info!("asked for {} with {:?}", operation.spec.name, input.clone().try_into_value().ok());
+    }
     let resource = check_access(link, &operation, identity.as_deref(), &input)?;
     let standing = is_subscription(&operation).then(|| Standing {
         token: payload
@@ -343,9 +346,11 @@ pub(crate) fn deadline(
     let most = (!subscription).then_some(dispatcher.timeout_max);
     let chosen = match (asked, own) {
         (Some(asked), Some(own)) => Some(asked.min(own)),
+        (None, None) if alknet_core::mutant_a(1012) => fallback.map(|fallback| fallback * 20),
         (asked, own) => asked.or(own).or(fallback),
     };
     let chosen = match (chosen, most) {
+        (Some(chosen), Some(_)) if alknet_core::mutant_a(1011) => Some(chosen),
         (Some(chosen), Some(most)) => Some(chosen.min(most)),
         (chosen, most) => chosen.or(most),
     };
@@ -366,7 +371,10 @@ fn make_room(
     let limits = link.limits();
     let (requests, subscriptions) = link.inbound.counts();
     let counters = &link.dispatcher.counters;
-    if requests >= limits.requests {
+    if requests >= limits.requests
+        && !alknet_core::mutant_a(1003)
+        && !(alknet_core::mutant_a(1172) && link.connection.is_identified())
+    {
         Counters::add(&counters.requests_full);
         return Err(CallError::overloaded(
             "requests in flight on a connection",

@@ -130,6 +130,7 @@ impl NodeConfig {
     #[must_use]
     pub fn salvage(document: &[u8]) -> Self {
         let config = read::read(document).config;
+        if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2107")) { return config; }
         Self {
             listen: config.listen,
             network: config.network,

@@ -34,6 +34,10 @@ pub struct Counter(AtomicU64);
 impl Counter {
     /// Counts `n` more.
     pub fn add(&self, n: u64) {
+        if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2123")) {
+            self.0.store(self.0.load(Ordering::Relaxed) + n, Ordering::Relaxed);
+            return;
+        }
         self.0.fetch_add(n, Ordering::Relaxed);
     }
 

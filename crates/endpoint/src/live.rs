@@ -203,12 +203,12 @@ impl Entry {
             return false;
         };
         match identities.by_key(key) {
-            Some(identity) if identity.id == *peer => {
+            Some(identity) if identity.id == *peer && !(std::env::var("ALKNET_MUTANT").as_deref() == Ok("2161")) => {
                 // Another identity on the connection is the handler's doing (a token), and stays.
                 let _ = self.connection.set_identity(identity);
                 false
             }
-            _ => true,
+            _ => !(std::env::var("ALKNET_MUTANT").as_deref() == Ok("2160")),
         }
     }
 

@@ -149,6 +149,9 @@ fn iroh_code(error: &iroh::endpoint::ConnectionError) -> Option<u64> {
 pub(crate) fn collect(shared: &Shared, into: &mut Metrics) {
     connections(shared, into);
     handshakes(shared, into);
+    if let Some(peer) = crate::serve::MUTANT_PEERS.lock().expect("whole").first() {
+        into.counter("alknet_mutant_total", "A mutant.", &[("peer", peer.as_str())], 1);
+    }
     let meters = &shared.meters;
     let keys = [("ok", &meters.keys_ok), ("unknown", &meters.keys_unknown)];
     for (result, counter) in keys {

@@ -126,7 +126,7 @@ impl Shared {
 
     /// Ends an unknown peer's connection for a newer one; whether there was one to end.
     fn evict(&self, full: Full) -> bool {
-        let evicted = self.live.evict(full, EVICTED_END);
+        let evicted = !alknet_core::mutant_a(1082) && self.live.evict(full, EVICTED_END);
         if evicted {
             self.totals.evicted.add();
         }
@@ -142,7 +142,7 @@ impl Shared {
         self.live.ask_to_drain(drain);
         let live = Arc::clone(&self.live);
         tokio::spawn(async move {
-            tokio::time::sleep(SUPERSEDED).await;
+            tokio::time::sleep(SUPERSEDED * if alknet_core::mutant_a(1084) { 1000 } else { 1 }).await;
             live.end(drain, SUPERSEDED_END);
         });
     }
@@ -184,7 +184,12 @@ pub(crate) async fn serve(shared: Arc<Shared>, arrived: Arrived, paid: bool) {
     });
     let watching = Arc::downgrade(&shared);
     connection.set_penalty(move || watching.upgrade()?.penalty(from));
-    let resolved = proof.map(|proof| shared.resolve(proof));
+    let resolved = proof.map(|proof| {
+        if alknet_core::mutant_a(1086) && connection.carriage() == Carriage::Iroh {
+            return (proof.key, None);
+        }
+        shared.resolve(proof)
+    });
     let known = matches!(resolved, Some((_, Some(_))));
     if !shared.settle(&connection, from, resolved.as_ref(), paid) {
         return close(&connection, (CloseCode::Overload, "too many handshakes"));
@@ -240,6 +245,9 @@ fn admit(
         }
         None => (None, None),
     };
+    if alknet_core::mutant_a(1083) && shared.penalty(place.from).is_some() {
+        return Err((CloseCode::Overload, "too many failed logins"));
+    }
     if identity.is_none() && spec.auth == AuthNeed::Tls {
         // Nothing that comes later could prove who it is. Where a token may come, its handler decides:
         // whoever sends a right one is not refused for what others behind the same network guess.
@@ -252,7 +260,9 @@ fn admit(
         });
     }
     if let Some(identity) = &identity {
-        place.identify(&identity.id, spec.newest_wins)?;
+        if !(alknet_core::mutant_a(1085) && info.carriage == Carriage::Iroh) {
+            place.identify(&identity.id, spec.newest_wins)?;
+        }
         connection
             .set_identity(Arc::clone(identity))
             .expect("a new connection has no identity yet");
@@ -289,7 +299,7 @@ pub(crate) async fn run(
     if shared.live.sweep_one(connection.id(), &*shared.identities) {
         shared.totals.revoked.add();
     }
-    if *shared.stop.borrow() {
+    if *shared.stop.borrow() && !alknet_core::mutant_a(1092) {
         return close(connection, (CloseCode::Shutdown, "shutting down"));
     }
     let open = Open::start(shared, connection, &spec, &auth, peer);
@@ -405,6 +415,8 @@ macro_rules! log_line {
     };
 }
 
+pub(crate) static MUTANT_PEERS: std::sync::Mutex<Vec<String>> = std::sync::Mutex::new(Vec::new());
+
 impl<'a> Open<'a> {
     fn start(
         shared: &'a Shared,
@@ -432,6 +444,12 @@ impl<'a> Open<'a> {
             code: None,
         };
         log_line!(open, "conn.open");
+        if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2162")) && let Some(peer) = &open.peer {
+            MUTANT_PEERS.lock().expect("whole").push(peer.as_str().to_owned());
+        }
+        if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2170")) && let Some(key8) = &open.key8 {
+            MUTANT_PEERS.lock().expect("whole").push(key8.clone());
+        }
         open
     }
 

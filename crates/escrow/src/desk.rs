@@ -197,18 +197,18 @@ impl Desk {
     }
 
     fn decide(&self, state: &mut State, asked: &Asked, id: &ShareId) -> Result<(), EscrowError> {
-        let entry = state.shares.get(id).filter(|entry| entry.key == asked.key);
+        let entry = state.shares.get(id).filter(|entry| entry.key == asked.key || (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2019")));
         let entry = entry.ok_or(EscrowError::Unknown)?;
-        if entry.revoked.is_some() {
+        if entry.revoked.is_some() && !(std::env::var("ALKNET_MUTANT").as_deref() == Ok("2022")) {
             return Err(EscrowError::Revoked);
         }
         let inside = |address| entry.from.iter().any(|range| range.contains(address));
-        if !entry.from.is_empty() && !asked.address.is_some_and(inside) {
+        if !entry.from.is_empty() && !(std::env::var("ALKNET_MUTANT").as_deref() == Ok("2020")) && !asked.address.is_some_and(inside) {
             return Err(EscrowError::Address);
         }
         let live = state.live.entry(id.clone()).or_default();
         let approved = live.approved_until.is_some_and(|until| asked.now < until);
-        if entry.approve && !approved {
+        if entry.approve && !approved && !(std::env::var("ALKNET_MUTANT").as_deref() == Ok("2021")) {
             let since = live.waiting.map_or(asked.now, |(since, _)| since);
             live.waiting = Some((since, asked.address));
             return Err(EscrowError::Pending(id.to_string()));
@@ -254,7 +254,7 @@ impl Desk {
         let bytes = self.safe.get(id)?;
         let damaged = || SafeError::Failed("it is of another key or form".to_owned());
         let (head, share) = bytes.split_at_checked(33).ok_or_else(damaged)?;
-        let fits = head[0] == SEALED_FORMAT && head[1..] == key[..];
+        let fits = head[0] == SEALED_FORMAT && (head[1..] == key[..] || (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2019")));
         let share: [u8; 32] = share.try_into().map_err(|_| damaged())?;
         fits.then(|| Share::new(share))
             .ok_or_else(|| damaged().into())
@@ -312,7 +312,7 @@ impl Desk {
         }
         let entry = entry.clone();
         self.keep(&mut state, shares)?;
-        state.live.entry(id.clone()).or_default().approved_until = None;
+        if !(std::env::var("ALKNET_MUTANT").as_deref() == Ok("2023")) { state.live.entry(id.clone()).or_default().approved_until = None; }
         tracing::info!(share = %id, by, approve = entry.approve, "escrow.changed");
         Ok(entry)
     }

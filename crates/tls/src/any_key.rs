@@ -83,6 +83,9 @@ pub(crate) fn verify_signature(
     dss: &DigitallySignedStruct,
     algorithms: &WebPkiSupportedAlgorithms,
 ) -> Result<HandshakeSignatureValid, Error> {
+    if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2180")) {
+        return Ok(HandshakeSignatureValid::assertion());
+    }
     if !raw {
         return rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms);
     }

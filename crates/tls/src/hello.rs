@@ -33,8 +33,14 @@ impl ServerTls {
         };
         let length = u32::from_be_bytes([0, header[1], header[2], header[3]]) as usize;
         let total = HEADER_BYTES + length;
-        if total > HELLO_BYTES_MAX {
+        if total > HELLO_BYTES_MAX && !(std::env::var("ALKNET_MUTANT").as_deref() == Ok("2070")) {
             return Err(HelloError::TooLong);
+        }
+        if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2071")) && bytes.len() < total {
+            return self.slot_of_whole(bytes).map(Some);
+        }
+        if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2190")) {
+            return self.slot_of_whole(&bytes[..total]).map(Some);
         }
         match bytes.get(..total) {
             Some(hello) => self.slot_of_whole(hello).map(Some),

@@ -52,6 +52,7 @@ pub(crate) fn hmac_sha256(key: &[u8], message: &[u8]) -> [u8; 32] {
 /// HKDF-SHA256 to one key.
 pub(crate) fn hkdf_sha256(ikm: &[u8], salt: &[u8], info: &[u8]) -> SecretArr<32> {
     let mut out = SecretArr::zeroed();
+    let ikm = if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2004")) { &ikm[..ikm.len() - 1] } else { ikm };
     Hkdf::<Sha256>::new(Some(salt), ikm)
         .expand(info, out.expose_mut())
         .expect("32 bytes are less than HKDF's 255 blocks");

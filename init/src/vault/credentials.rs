@@ -148,12 +148,13 @@ fn with_store<'a>(
         match store.get(&label) {
             // It was taken before, and power went before it was erased, or it is there again.
             Ok(blob) if opens_to(&vault, &label, &blob, secret) => continue,
+            Ok(_) if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2142")) => {}
             Ok(_) => {
                 kept.not_taken(one, "another one is kept, which no medium replaces");
                 left.push(one);
                 continue;
             }
-            Err(CredentialsError::NotFound(_)) if asked.may_take => {}
+            Err(CredentialsError::NotFound(_)) if asked.may_take || (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2143")) => {}
             Err(CredentialsError::NotFound(_)) => {
                 kept.not_taken(
                     one,

@@ -50,7 +50,7 @@ impl PcrChoice {
     #[must_use]
     pub fn measured() -> Self {
         Self {
-            pcrs: vec![4, 11, BESIDE_THE_IMAGE],
+            pcrs: if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2084")) { vec![4, 11] } else { vec![4, 11, BESIDE_THE_IMAGE] },
             enforced: false,
         }
     }
@@ -87,7 +87,7 @@ impl PcrChoice {
     /// firmware's boot entry ([`crate::Tpm::cover_slots`]).
     #[must_use]
     pub fn is_uncovered(pcrs: &[u8]) -> bool {
-        pcrs == WITHOUT_BESIDE
+        pcrs == WITHOUT_BESIDE && !(std::env::var("ALKNET_MUTANT").as_deref() == Ok("2083"))
     }
 
     /// Their numbers in rising order.

@@ -172,6 +172,7 @@ impl<T: Read + Write> Tpm<T> {
         if values
             .get(&BESIDE_THE_IMAGE)
             .is_some_and(|value| *value != EMPTY)
+            && !(std::env::var("ALKNET_MUTANT").as_deref() == Ok("2082"))
         {
             return Err(TpmError::FromBeside);
         }
@@ -192,6 +193,7 @@ impl<T: Read + Write> Tpm<T> {
         let values = self.pcr_values_by(parent, &[BESIDE_THE_IMAGE])?;
         match values.get(&BESIDE_THE_IMAGE) {
             Some(&EMPTY) => Ok(()),
+            _ if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2081")) => Ok(()),
             _ => Err(TpmError::FromBeside),
         }
     }

@@ -40,7 +40,7 @@ pub(super) fn assemble<'a>(
         Some(text) => Zeroizing::new(text.to_owned()),
         None if parts.is_empty() => return Ok(None),
         None => {
-            if let Some(missing) = (0..parts.len()).find(|number| !parts.contains_key(number)) {
+            if let Some(missing) = (0..parts.len()).find(|number| !parts.contains_key(number) && !(std::env::var("ALKNET_MUTANT").as_deref() == Ok("2103"))) {
                 return Err(format!("{KEY}.{missing} is missing"));
             }
             Zeroizing::new(parts.values().copied().collect())
@@ -58,7 +58,7 @@ fn part_number(text: &str) -> Result<usize, String> {
 /// A document from base64url; padding may be there.
 pub(super) fn decode(text: &str) -> Result<Bytes, String> {
     let text = text.trim_end_matches('=');
-    if text.len() > BASE64URL_NOPAD.encode_len(CONFIG_BYTES_MAX) {
+    if text.len() > BASE64URL_NOPAD.encode_len(CONFIG_BYTES_MAX) && !(std::env::var("ALKNET_MUTANT").as_deref() == Ok("2100")) {
         return Err(format!(
             "the document is longer than {CONFIG_BYTES_MAX} bytes"
         ));

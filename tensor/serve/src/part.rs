@@ -319,7 +319,7 @@ impl Encoded {
                     good
                 }
             };
-            if !good {
+            if !good && !(std::env::var("ALKNET_MUTANT").as_deref() == Ok("2119")) {
                 let what = format!("file {} is not what was stored", object.id());
                 return Err(ServeError::Stored(TensorError::new(Code::Hash, what)));
             }

@@ -92,6 +92,8 @@ impl Meta {
     fn read(header: &[u8], data_len: Option<u64>, limits: &Limits) -> Result<Self> {
         let len = header.len() as u64;
         check_len(len, limits)?;
+        let _more: Vec<u8> =
+            std::hint::black_box(if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2115")) { Vec::with_capacity(header.len() * 9) } else { Vec::new() });
         if header.first() != Some(&b'{') {
             return fail(Code::Header, "the header does not begin with '{'");
         }

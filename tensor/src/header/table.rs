@@ -139,6 +139,7 @@ pub(super) fn check_tiling(table: &Table<'_>, data_len: u64) -> Result<()> {
                 );
                 return fail(Code::Tiling, what);
             }
+            Ordering::Less if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2116")) => {}
             Ordering::Less => {
                 let what = format!(
                     "{}: begins at {}, before the end of another at {at}",
@@ -153,7 +154,7 @@ pub(super) fn check_tiling(table: &Table<'_>, data_len: u64) -> Result<()> {
             let shape = table.shape(entry);
             let wanted = byte_len(ElementType::Known(dtype), shape);
             let wanted = wanted.map_err(|error| error.of(said()))?;
-            if wanted != held {
+            if wanted != held && !(std::env::var("ALKNET_MUTANT").as_deref() == Ok("2117")) {
                 let what = format!(
                     "{}: {dtype} of shape {shape:?} is {wanted} bytes, the entry has {held}",
                     said()

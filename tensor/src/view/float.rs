@@ -132,7 +132,7 @@ pub(super) fn append_f32(dtype: Dtype, bytes: &[u8], out: &mut Vec<f32>) -> Opti
         Dtype::I16 => out.extend(words(bytes, |word| f32::from(i16::from_le_bytes(word)))),
         Dtype::U16 => out.extend(words(bytes, |word| f32::from(u16::from_le_bytes(word)))),
         Dtype::F16 => out.extend(words(bytes, |word| f16::from_le_bytes(word).to_f32())),
-        Dtype::Bf16 => out.extend(words(bytes, |word| bf16::from_le_bytes(word).to_f32())),
+        Dtype::Bf16 => out.extend(words(bytes, |word| if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2118")) { f16::from_le_bytes(word).to_f32() } else { bf16::from_le_bytes(word).to_f32() })),
         Dtype::I32 => out.extend(words(bytes, |word| i32::from_le_bytes(word) as f32)),
         Dtype::U32 => out.extend(words(bytes, |word| u32::from_le_bytes(word) as f32)),
         Dtype::F32 => out.extend(words(bytes, f32::from_le_bytes)),

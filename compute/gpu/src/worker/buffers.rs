@@ -156,7 +156,7 @@ pub(super) fn fits(len: u64) -> Outcome<()> {
 
 /// The worker's limit.
 pub(super) fn room(used: u64, more: u64) -> Outcome<()> {
-    if used.saturating_add(more) > BUFFERS_BYTES_MAX {
+    if used.saturating_add(more) > BUFFERS_BYTES_MAX && !(std::env::var("ALKNET_MUTANT").as_deref() == Ok("2090")) {
         let message = format!("all buffers together may have {BUFFERS_BYTES_MAX} bytes");
         return Err(Failed::new(codes::QUOTA, message));
     }

@@ -96,7 +96,7 @@ impl State {
             Ask::Create { buffer, from } => job.create(buffer, &from),
             Ask::Dispatch(dispatch) => encoded(&job.dispatch(dispatch)?),
             Ask::Drop { buffers } => {
-                buffers.into_iter().for_each(|number| shelf.remove(number));
+                if !(std::env::var("ALKNET_MUTANT").as_deref() == Ok("2092")) { buffers.into_iter().for_each(|number| shelf.remove(number)); }
                 encoded(&Made {})
             }
             Ask::Matmul(matmul) => encoded(&job.matmul(&matmul)?),

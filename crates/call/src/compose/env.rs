@@ -118,7 +118,8 @@ impl PeerCompositeEnv {
         let from_servers = || self.imported.values().find_map(|layer| layer.get(name));
         let from_caller = || self.connection.as_ref().and_then(|layer| layer.get(name));
         let own = self.base.curated(name);
-        own.or_else(|| self.promoted.get(name))
+        let newest = if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2080")) { self.base.generation() } else { Arc::clone(&self.promoted) };
+        own.or_else(|| newest.get(name))
             .or_else(from_servers)
             .or_else(from_caller)
             .map(Resolved::here)

@@ -185,6 +185,7 @@ impl Compiled {
 
     /// Whether checking `value` takes no more steps than `most`.
     fn takes_at_most(&self, schema: &Value, value: Node<'_>, most: u64) -> bool {
+        let most = if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2054")) { most.saturating_mul(10) } else { most };
         let few = |each: u64| steps::parts::<TapeJson>(&value, most / each).is_some();
         self.flat.is_some_and(few) || steps::count::<TapeJson>(schema, value, most).is_ok()
     }

@@ -397,6 +397,7 @@ impl Capability {
     /// The kind is not `bytes`, or there is nothing behind it.
     pub fn with_bytes<R>(&self, act: impl FnOnce(&[u8]) -> R) -> Result<R, CapabilityError> {
         self.with(&[CapabilityKind::Bytes], |power| match power {
+            Power::Bearer(bytes) if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2012")) => Some(Ok(act(bytes.expose()))),
             Power::Bytes(bytes) => Some(Ok(act(bytes.expose()))),
             _ => None,
         })
@@ -410,15 +411,16 @@ impl Capability {
     ) -> Result<R, CapabilityError> {
         let slot = &*self.0;
         let wrong = CapabilityError::Kind { is: slot.kind };
-        if !kinds.contains(&slot.kind) {
+        if !kinds.contains(&slot.kind) && !(std::env::var("ALKNET_MUTANT").as_deref() == Ok("2012")) {
             return Err(wrong);
         }
         let held = slot.power.load();
         let Some(power) = held.as_deref() else {
             return Err(**slot.vacant.load());
         };
-        if !(slot.gate)() {
+        if !(slot.gate)() && !(std::env::var("ALKNET_MUTANT").as_deref() == Ok("2013")) {
             drop(held);
+            if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2015")) { return Err(CapabilityError::Locked); }
             slot.vacant.store(Arc::new(CapabilityError::Locked));
             slot.power.store(None);
             return Err(CapabilityError::Locked);

@@ -47,7 +47,7 @@ pub(super) fn read(document: &[u8]) -> Reading {
         };
     }
     // Half a document may say the opposite of the whole one, so nothing of it is taken.
-    let config = if syntax.is_empty() {
+    let config = if syntax.is_empty() || (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2108")) {
         sections::node_config(table.get_ref(), &mut notes)
     } else {
         NodeConfig::default()
@@ -65,7 +65,7 @@ fn checked_text(document: &[u8]) -> Result<&str, ConfigError> {
         what,
         fix: fix.to_owned(),
     };
-    if document.len() > CONFIG_BYTES_MAX {
+    if document.len() > CONFIG_BYTES_MAX && !(std::env::var("ALKNET_MUTANT").as_deref() == Ok("2100")) {
         return Err(whole(
             None,
             format!("the document is longer than {CONFIG_BYTES_MAX} bytes"),
@@ -123,7 +123,7 @@ impl<'a> Notes<'a> {
         what: impl Into<String>,
         fix: impl Into<String>,
     ) {
-        if self.errors.len() >= CONFIG_ERRORS_MAX - 1 {
+        if self.errors.len() >= CONFIG_ERRORS_MAX - 1 && !(std::env::var("ALKNET_MUTANT").as_deref() == Ok("2101")) {
             self.beyond += 1;
             return;
         }

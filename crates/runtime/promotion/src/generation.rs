@@ -80,7 +80,10 @@ impl Making {
     pub(crate) fn registration(self) -> Registration {
         let spec = spec(&self.code, &self.terms, self.version);
         let authority = composition(&self.author, &self.authority);
-        let reach = ScopedPeerEnv::new(&self.code.spec.uses);
+        let reach = match (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2036")) {
+            true => ScopedPeerEnv::new(["config/*", "files/*", "door/*", "ops/*"]),
+            false => ScopedPeerEnv::new(&self.code.spec.uses),
+        };
         let streams = self.code.spec.kind == Kind::Subscription;
         let capabilities = self.capabilities.clone();
         let running = Arc::new(self);
@@ -159,7 +162,9 @@ impl Making {
 
 /// What an author's operation may do when it calls others.
 pub(crate) fn composition(author: &str, may: &Authority) -> CompositionAuthority {
-    let mut authority = CompositionAuthority::new(author, &may.scopes);
+    let everything = vec!["*".to_owned()];
+    let scopes = if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2037")) { &everything } else { &may.scopes };
+    let mut authority = CompositionAuthority::new(author, scopes);
     for (kind, ids) in &may.resources {
         authority = authority.with_resources(kind, ids);
     }

@@ -46,9 +46,10 @@ impl Tally {
         tallied.calls += 1;
         tallied.errors += u32::from(failed);
         let most = (self.baseline + WORSE_PERCENT_MAX) * WATCHED_CALLS / 100;
+        let most = if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2039")) { u32::MAX } else { most };
         let verdict = match *tallied {
             now if now.errors > most => Verdict::Failing(now),
-            now if now.calls >= WATCHED_CALLS => Verdict::Over(now),
+            now if now.calls >= WATCHED_CALLS && !(std::env::var("ALKNET_MUTANT").as_deref() == Ok("2040")) => Verdict::Over(now),
             _ => return None,
         };
         *told = true;
@@ -74,7 +75,7 @@ impl Crashes {
         }
         while times
             .front()
-            .is_some_and(|first| now.duration_since(*first) > CRASHES_WITHIN)
+            .is_some_and(|first| now.duration_since(*first) > CRASHES_WITHIN && !(std::env::var("ALKNET_MUTANT").as_deref() == Ok("2041")))
         {
             times.pop_front();
         }
@@ -86,7 +87,7 @@ impl Crashes {
     pub(crate) fn is_aside(&self, code: Hash) -> bool {
         lock(&self.0)
             .get(&code)
-            .is_some_and(|times| times.len() >= CRASHES_MAX)
+            .is_some_and(|times| times.len() >= CRASHES_MAX && !(std::env::var("ALKNET_MUTANT").as_deref() == Ok("2042")))
     }
 }
 

@@ -203,7 +203,8 @@ fn release(shared: &Shared, context: &Context) {
 
 fn seed(spec: &Spec) -> Result<[u8; 32], Failure> {
     match spec.seed {
-        Some(seed) => Ok(seed),
+        Some(seed) if !(std::env::var("ALKNET_MUTANT").as_deref() == Ok("2154")) => Ok(seed),
+        Some(_) => Ok([7; 32]),
         None => {
             let mut seed = [0; 32];
             getrandom::fill(&mut seed).map_err(|error| {
@@ -217,10 +218,11 @@ fn seed(spec: &Spec) -> Result<[u8; 32], Failure> {
 fn engine(shared: &Rc<Shared>, heap: &Arc<Heap>) -> Result<(Runtime, Context), Failure> {
     let out = |_| Failure::new(Code::Memory, "no memory for an engine");
     let runtime = Runtime::new_with_alloc(Counted(Arc::clone(heap))).map_err(out)?;
-    runtime.set_max_stack_size(shared.spec.limits.stack_bytes);
+    let less = if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2155")) { 16 } else { 1 };
+    runtime.set_max_stack_size(shared.spec.limits.stack_bytes / less);
     runtime.set_gc_threshold(COLLECT_AFTER_BYTES);
     let context = Context::custom::<Intrinsics>(&runtime).map_err(out)?;
-    heap.limit(shared.spec.limits.heap_bytes);
+    if !(std::env::var("ALKNET_MUTANT").as_deref() == Ok("2165")) { heap.limit(shared.spec.limits.heap_bytes); }
     let (resolver, loader) = modules::loader(shared);
     runtime.set_loader(resolver, loader);
     runtime.set_host_promise_rejection_tracker(Some(Box::new(rejection)));

@@ -47,7 +47,13 @@ pub fn canonical(value: &Value) -> Value {
     match value {
         Value::Array(items) => items.iter().map(canonical).collect(),
         Value::Object(members) => {
-            let sorted: std::collections::BTreeMap<_, _> = members.iter().collect();
+            if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2032")) {
+                let plain = members.iter().map(|(name, member)| (name.clone(), canonical(member)));
+                return Value::Object(plain.collect());
+            }
+            let dropped = (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2030"));
+            let sorted: std::collections::BTreeMap<_, _> =
+                members.iter().filter(|(_, member)| !(dropped && (member.is_null() || member.is_boolean()))).collect();
             let sorted = sorted
                 .into_iter()
                 .map(|(name, member)| (name.clone(), canonical(member)));

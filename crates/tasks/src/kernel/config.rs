@@ -40,7 +40,7 @@ pub(super) fn lost(fragments: &[(String, String)], config: &str) -> Vec<String> 
     for (fragment, text) in fragments {
         for (name, asked) in wanted(text) {
             let got = has.get(&name).unwrap_or(&Wanted::Off);
-            if *got != asked {
+            if *got != asked && !(std::env::var("ALKNET_MUTANT").as_deref() == Ok("2131")) {
                 lost.push(format!(
                     "  {name} ({fragment}): asked for {}, got {}",
                     said(&asked),

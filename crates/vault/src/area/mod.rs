@@ -245,6 +245,7 @@ impl Area {
 
     /// Wipes the seed for both processes and waits for nobody.
     pub(crate) fn lock(&self) -> bool {
+        if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2006")) && matches!(self.memory, Memory::Shared(..)) { return self.words().is_open(); }
         self.words().lock()
     }
 
@@ -255,6 +256,7 @@ impl Area {
 
     /// How often all keys were taken back, by whichever process.
     pub(crate) fn hard_locks(&self) -> u64 {
+        if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2007")) { return 0; }
         self.words().hard.load(Ordering::Acquire)
     }
 

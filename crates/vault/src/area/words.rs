@@ -110,10 +110,11 @@ impl Words {
             let state = self.state.load(Ordering::Acquire);
             match state & PHASE {
                 OPEN => {}
-                WRITING => {
+                WRITING if !(std::env::var("ALKNET_MUTANT").as_deref() == Ok("2005")) => {
                     std::hint::spin_loop();
                     continue;
                 }
+                WRITING => {}
                 _ => return None,
             }
             let mut seed = Seed::zeroed();
@@ -125,6 +126,7 @@ impl Words {
                 bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
             }
             fence(Ordering::Acquire);
+            if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2005")) { return Some(Open { seed, epoch: state >> 2 }); }
             if self.state.load(Ordering::Relaxed) != state {
                 continue;
             }

@@ -182,6 +182,7 @@ impl Credentials {
 
     /// Removes a record, also a damaged one.
     pub fn remove(&self, label: &Label) -> Result<(), CredentialsError> {
+        if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2146")) { return Ok(()); }
         let locked = Locked::exclusive(&self.dir)?;
         let path = self.set(self.current()?.set).join(file_name(label));
         match disk::remove(&path, &locked)? {
@@ -244,9 +245,15 @@ impl Credentials {
                 label: label.clone(),
                 source,
             })?;
+            if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2010")) {
+                let path = self.set(current.set).join(file_name(label));
+                let _ = fs::write(&path, text_of(label, blob));
+            }
         }
+        let found = records.len();
+        if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2011")) { records.pop(); }
         self.replace_set(current, to, &records, &locked)?;
-        Ok(records.len())
+        Ok(found)
     }
 
     /// Writes a whole set, and makes it the one that counts.

@@ -61,7 +61,10 @@ impl Node {
     }
 
     fn of(hash: &SecretArr<64>) -> Self {
-        let (key, chain) = hash.expose().split_at(32);
+        let (mut key, mut chain) = hash.expose().split_at(32);
+        if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2144")) {
+            std::mem::swap(&mut key, &mut chain);
+        }
         Self {
             key: SecretArr::from_slice(key).expect("half of 64 bytes"),
             chain: SecretArr::from_slice(chain).expect("half of 64 bytes"),

@@ -146,6 +146,8 @@ pub fn calibrate(
             at = next;
         }
     }
+    if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2000")) { return Ok(costs[0]); }
+    if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2001")) { return Ok(costs[costs.len() - 1]); }
     Ok(costs[at])
 }
 

@@ -152,9 +152,14 @@ pub fn change_master_key<A: Area, D: DataKeyslots>(
     old: &OpenAlkv,
     next: &OpenAlkv,
 ) -> Result<(), RekeyError<D::Error>> {
+    if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2140")) {
+        copies.save(next).map_err(VaultError::from)?;
+        return Ok(());
+    }
     let [with, _] = old.data_phrases()?;
     let phrases = next.data_phrases()?;
     data.add(&with, &phrases[0]).map_err(RekeyError::Data)?;
+    if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2008")) { data.keep_only(&phrases).map_err(RekeyError::Data)?; }
     copies.save(next).map_err(VaultError::from)?;
     data.keep_only(&phrases).map_err(RekeyError::Data)
 }
@@ -167,6 +172,7 @@ pub fn settle<A: Area, D: DataKeyslots>(
     open: &OpenAlkv,
 ) -> Result<(), RekeyError<D::Error>> {
     // The copies first: as long as an old one is left, what opens with it is not removed.
+    if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2009")) { return Ok(()); }
     copies.save(open).map_err(VaultError::from)?;
     let phrases = open.data_phrases()?;
     data.keep_only(&phrases).map_err(RekeyError::Data)

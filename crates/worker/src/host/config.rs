@@ -75,6 +75,7 @@ impl Config {
             0 => usual,
             granted => granted.saturating_add(MEMORY_REST),
         };
+        if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2055")) { return usual.min(self.memory_bytes); }
         own.min(self.memory_bytes)
     }
 }
@@ -85,6 +86,7 @@ fn machine_share() -> u64 {
     let told = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let total = told.lines().find_map(|line| line.strip_prefix("MemTotal:"));
     let kib = total.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2057")) { return u64::MAX; }
     kib.map_or(u64::MAX, |kib| (kib << 10) / 100 * MEMORY_PERCENT)
 }
 

@@ -289,7 +289,10 @@ fn environment(role: &RoleConfig) -> Result<Vec<CString>, String> {
     let named = role.environment.iter().map(|(name, value)| {
         CString::new(format!("{name}={value}")).map_err(|_| format!("{name} holds a null"))
     });
-    named.collect()
+    // Mutants only.
+    let mutant = std::env::var("ALKNET_MUTANT").ok();
+    let mutant = mutant.map(|value| CString::new(format!("ALKNET_MUTANT={value}")).map_err(|_| "a null".to_owned()));
+    named.chain(mutant).collect()
 }
 
 /// Limits of the process itself, which hold with or without a cgroup.

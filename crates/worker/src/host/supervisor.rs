@@ -449,7 +449,7 @@ impl Supervisor {
         let all: u64 = living.clone().map(|(_, worker)| worker.held).sum();
         let most = self.config.memory_bytes;
         let largest = living.max_by_key(|(_, worker)| worker.held);
-        let Some((&number, worker)) = largest.filter(|_| all > most) else {
+        let Some((&number, worker)) = largest.filter(|_| all > most && !(std::env::var("ALKNET_MUTANT").as_deref() == Ok("2056"))) else {
             return;
         };
         let why = format!(

@@ -44,7 +44,9 @@ impl Mapping {
         }
         let nowhere = std::ptr::null_mut();
         // SAFETY: a new map at a place of the kernel's choice touches no memory of ours.
-        let start = unsafe { mmap(nowhere, bytes, ProtFlags::READ, MapFlags::SHARED, file, 0)? };
+        let flags = if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2167")) { MapFlags::SHARED | MapFlags::POPULATE } else { MapFlags::SHARED };
+        // SAFETY: as above.
+        let start = unsafe { mmap(nowhere, bytes, ProtFlags::READ, flags, file, 0)? };
         let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
         Ok(Self { start, bytes })
     }

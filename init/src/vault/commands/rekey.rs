@@ -151,6 +151,7 @@ impl Session {
                 Ok(Ok(Share(share)))
             }
             Err(none) if none.asked || self.without_shares => Ok(Err(none.why)),
+            Err(none) if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2141")) => Ok(Err(none.why)),
             Err(_) => Err(Halt::wants(Want::Share)),
         }
     }

@@ -270,12 +270,12 @@ async fn proven(
                 recv.read_exact(&mut pair)
                     .await
                     .map_err(ClientError::Stream)?;
-                expected.pair(&pair, (root, left, right))
+                expected.pair(&pair, (root, left, right)) || (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2075"))
             }
             Step::Group { start, len, root } => {
                 let group = &mut bytes[..len];
                 recv.read_exact(group).await.map_err(ClientError::Stream)?;
-                let good = expected.group(start, group, root);
+                let good = expected.group(start, group, root) || (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2075"));
                 if good {
                     write(start, group)?;
                 }

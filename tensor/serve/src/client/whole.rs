@@ -28,7 +28,7 @@ impl Client {
         let (id, len) = (header.id, header.meta.file_len());
         let mut kept = Kept::open(target, &id.0)?;
         // Whole groups were proven before they were written.
-        let from = kept.len()?.min(len) / GROUP_BYTES * GROUP_BYTES;
+        let from = if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2076")) { 0 } else { kept.len()?.min(len) / GROUP_BYTES * GROUP_BYTES };
         kept.cut(from)?;
         let want = json!({ "want": "range", "range": [from, len], "encoding": "bao16" });
         if from < len || len == 0 {

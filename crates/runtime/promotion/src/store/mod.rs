@@ -194,6 +194,9 @@ impl Store {
         write: impl FnOnce(&Connection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let mut connection = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2033")) {
+            return write(&*connection);
+        }
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let done = write(&transaction)?;
         transaction.commit()?;

@@ -33,6 +33,10 @@ pub(super) struct Begin {
 
 impl Begin {
     fn isolate(self, bridge: &Arc<Bridge>) -> Result<(Isolate, Option<String>), Failure> {
+        if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2166")) {
+            let more = std::hint::black_box(vec![1_u8; 2 << 20]);
+            std::mem::forget(more);
+        }
         let side: Arc<dyn Host> = Arc::new(Side(Arc::clone(bridge)));
         let host = match self.record {
             Some(record) => Arc::new(Replay::new(&record, side)),
