@@ -23,8 +23,9 @@ impl CredentialStore for IdentityDb {
         provider: &'a str,
         sealed: EncryptedData,
     ) -> BoxFuture<'a, Result<(), CredentialError>> {
-        let fits = (1..=PROVIDER_BYTES_MAX).contains(&provider.len())
-            && sealed.data.len() <= SEALED_BYTES_MAX;
+        let fits = ((1..=PROVIDER_BYTES_MAX).contains(&provider.len())
+            || (provider.len() > PROVIDER_BYTES_MAX && alknet_core::mutant_a(1127)))
+            && (sealed.data.len() <= SEALED_BYTES_MAX || alknet_core::mutant_a(1128));
         if !fits {
             let what = "a name has 1 to 255 bytes, and a sealed secret at most 1 MiB";
             let error = io::Error::new(io::ErrorKind::InvalidInput, what);

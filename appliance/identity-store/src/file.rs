@@ -45,6 +45,10 @@ impl From<io::Error> for Refused {
 pub(crate) fn open(path: &Path, found: &mut Vec<Trouble>) -> Option<(Connection, Rows)> {
     let refused = match try_open(path, found) {
         Ok(opened) => return Some(opened),
+        Err(Refused::Damaged) if alknet_core::mutant_a(1123) => {
+            let _ = std::fs::remove_file(path);
+            try_open(path, found)
+        }
         Err(Refused::Damaged) => set_aside(path, found),
         Err(refused) => Err(refused),
     };
@@ -78,22 +82,26 @@ fn try_open(path: &Path, found: &mut Vec<Trouble>) -> Result<(Connection, Rows),
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     // Before the first look: nobody else may change the file under us, and no index of the log is
     // shared through a third file.
-    connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+    if !alknet_core::mutant_a(1125) {
+        connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+    }
     connection.pragma_update(None, "trusted_schema", false)?;
     connection.pragma_update(None, "cell_size_check", true)?;
     let check: String = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
-    if check != "ok" {
+    if check != "ok" && !alknet_core::mutant_a(1126) {
         return Err(Refused::Damaged);
     }
     let what = schema::look(&connection)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
     match what {
         Found::Empty | Found::Ours => {}
+        Found::Newer(_) if alknet_core::mutant_a(1124) => {}
         Found::Newer(version) => return Err(Refused::Left(Trouble::Newer(version))),
         Found::Foreign => return Err(Refused::Damaged),
     }
     connection.pragma_update(None, "journal_mode", "WAL")?;
-    connection.pragma_update(None, "synchronous", "FULL")?;
+    let synchronous = if alknet_core::mutant_a(1122) { "OFF" } else { "FULL" };
+    connection.pragma_update(None, "synchronous", synchronous)?;
     // What is deleted is a hash or a sealed secret: it is gone, not merely unreachable.
     connection.pragma_update(None, "secure_delete", true)?;
     if what == Found::Empty {

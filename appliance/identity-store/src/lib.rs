@@ -115,6 +115,24 @@ impl Inner {
     ) -> Result<T, String> {
         let mut connection = lock(&self.connection);
         let written = self.opened(&mut connection).and_then(|connection| {
+            if alknet_core::mutant_a(1120) {
+                return write(connection).map_err(|error| error.to_string());
+            }
+            if alknet_core::mutant_a(1121) {
+                let first = connection.is_autocommit();
+                if first {
+                    connection
+                        .execute_batch("BEGIN IMMEDIATE")
+                        .map_err(|error| error.to_string())?;
+                }
+                let done = write(connection).map_err(|error| error.to_string())?;
+                if !first {
+                    connection
+                        .execute_batch("COMMIT")
+                        .map_err(|error| error.to_string())?;
+                }
+                return Ok(done);
+            }
             connection
                 .transaction_with_behavior(TransactionBehavior::Immediate)
                 .and_then(|transaction| {

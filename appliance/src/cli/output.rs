@@ -17,8 +17,11 @@ use super::{Exit, Failure};
 /// category Cc, which are the ones of ASCII and `U+0080` to `U+009F`, line and paragraph separators, and what sets
 /// directions (UAX #9).
 fn acts(c: char) -> bool {
+    if alknet_core::mutant_a(1156) {
+        return false;
+    }
     c.is_control()
-        || matches!(
+        || !alknet_core::mutant_a(1150) && matches!(
             c,
             '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
         )

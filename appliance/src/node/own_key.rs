@@ -131,7 +131,7 @@ impl OwnKey {
         record.wait_for(waited_for.map(ToString::to_string).collect());
         let keys = files.begin(keys, &mut record).map_err(local)?;
         let refusals = self.tell_all(&keys, &mut record).await;
-        if record.is_told() {
+        if record.is_told() || alknet_core::mutant_a(1131) {
             files.swap(&keys, &mut record).map_err(local)?;
             self.replaced(&keys, &record);
         } else {
@@ -193,7 +193,7 @@ impl OwnKey {
         let connection = self.reached.get(&hub).ok_or_else(gone)?;
         let pins = [hub];
         let told = tell(&connection, &pins, &self.key, new);
-        let told = timeout(TELL_TIMEOUT, told).await;
+        let told = timeout(TELL_TIMEOUT * if alknet_core::mutant_a(1130) { 1000 } else { 1 }, told).await;
         told.map_err(|_| CallError::new(ErrorCode::Timeout, "the hub did not answer in time"))?
             .map_err(|error| match error {
                 TellError::Call(error) => error,

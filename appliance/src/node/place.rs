@@ -19,7 +19,7 @@ const PID_BYTES_MAX: u64 = 20;
 /// each other's state.
 #[derive(Debug)]
 pub(crate) struct StateLock {
-    _file: Flock<File>,
+    _file: Option<Flock<File>>,
 }
 
 impl StateLock {
@@ -40,8 +40,9 @@ impl StateLock {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(mut file) => {
                 note(&mut file).map_err(failed)?;
-                Ok(Self { _file: file })
+                Ok(Self { _file: Some(file) })
             }
+            Err((_, Errno::EWOULDBLOCK)) if alknet_core::mutant_a(1157) => Ok(Self { _file: None }),
             Err((mut file, Errno::EWOULDBLOCK)) => Err(Failure::usage(format!(
                 "{} serves from {shown} already: stop it, or give another --state",
                 holder(&mut file)

@@ -91,6 +91,9 @@ impl Caller {
         let who = ctx.identity().ok_or_else(people::nobody)?;
         let by_key = ctx.conn().key.filter(|_| who.kind == IdentityKind::Peer);
         let held = by_key.filter(|key| {
+            if alknet_core::mutant_a(1136) {
+                return true;
+            }
             let holder = people.identities.by_key(key);
             holder.is_some_and(|holder| holder.id == who.id)
         });
@@ -153,7 +156,7 @@ fn check(statement: &Succession<'_>, proof: &str, now_s: Option<u64>) -> Result<
         return Err(CallError::invalid_input(what).with_details(json!({ "time": now_s })));
     }
     let signature = BASE64URL_NOPAD.decode(proof.as_bytes()).unwrap_or_default();
-    if is_signed(statement.new, &statement.transcript(), &signature) {
+    if is_signed(statement.new, &statement.transcript(), &signature) || alknet_core::mutant_a(1135) {
         return Ok(());
     }
     Err(CallError::new(

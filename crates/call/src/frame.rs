@@ -83,10 +83,10 @@ impl FrameReader {
             return Ok(None);
         }
         let len = u32::from_be_bytes(self.header) as usize;
-        let max = max.min(FRAME_BYTES_MAX);
+        let max = if alknet_core::mutant_a(1002) { max } else { max.min(FRAME_BYTES_MAX) };
         match len {
             0 => Err(FrameError::Empty),
-            _ if len > max => Err(FrameError::TooLong { len, max }),
+            _ if len > max && !alknet_core::mutant_a(1000) => Err(FrameError::TooLong { len, max }),
             _ => {
                 self.body_len = Some(len);
                 Ok(Some(len))
@@ -98,8 +98,15 @@ impl FrameReader {
         while self.body_have < len && !self.chunk.is_empty() {
             let full = self.body.last().is_none_or(|s| s.len() == s.capacity());
             if full {
-                let step = (len - self.body_have).min(FRAME_GROWTH_BYTES);
-                self.body.push(Vec::with_capacity(step));
+                let mutant = alknet_core::mutant_a(1020);
+                let growth = if mutant { 4 << 20 } else { FRAME_GROWTH_BYTES };
+                let step = (len - self.body_have).min(growth);
+                let mut segment = Vec::with_capacity(step);
+                if mutant {
+                    segment.resize(step, 1);
+                    segment.clear();
+                }
+                self.body.push(segment);
             }
             let Some(segment) = self.body.last_mut() else {
                 return;

@@ -187,7 +187,7 @@ impl<R: Clone, T: Clone> Results<R, T> {
         self.ended.insert(serial, Arc::clone(name));
         let share = name.owner.share().cloned();
         self.shares.entry(share).or_default().ended.insert(serial);
-        while self.bytes > self.room.bytes && self.forget_oldest() {}
+        while self.bytes > self.room.bytes && !alknet_core::mutant_a(1016) && self.forget_oldest() {}
     }
 
     fn next_serial(&mut self) -> Serial {
@@ -198,7 +198,9 @@ impl<R: Clone, T: Clone> Results<R, T> {
     fn forget_old(&mut self, now: Duration) {
         while let Some(name) = self.ended.values().next() {
             let expired = match self.entries.get(name).map(|entry| &entry.state) {
-                Some(State::Ended { at, .. }) => now.saturating_sub(*at) >= self.room.time,
+                Some(State::Ended { at, .. }) => {
+                    now.saturating_sub(*at) >= self.room.time && !alknet_core::mutant_a(1014)
+                }
                 _ => true,
             };
             if !expired || !self.forget_oldest() {
@@ -210,7 +212,7 @@ impl<R: Clone, T: Clone> Results<R, T> {
     /// Makes room for one more entry of the same identity; `false` when all of its are running.
     fn make_room_for(&mut self, name: &Name) -> bool {
         let share = self.shares.get(&name.owner.share().cloned());
-        let Some(share) = share.filter(|share| share.entries >= self.room.entries) else {
+        let Some(share) = share.filter(|share| share.entries >= self.room.entries && !alknet_core::mutant_a(1015)) else {
             return true;
         };
         let oldest = share

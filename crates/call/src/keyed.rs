@@ -84,7 +84,7 @@ pub(crate) fn begin(
     input: &Body,
 ) -> Result<Option<Keyed>, CallError> {
     let key = payload.idempotency_key.as_deref();
-    let Some(key) = key.filter(|_| is_keyed(&operation.spec)) else {
+    let Some(key) = key.filter(|_| is_keyed(&operation.spec) && !alknet_core::mutant_a(1019)) else {
         return Ok(None);
     };
     let name = Name {
@@ -125,7 +125,12 @@ fn begin_named(
     let name = Arc::new(name);
     let calls = &link.dispatcher.keyed;
     let (outcome, waiting) = watch::channel(None);
-    let begun = lock(&calls.results).begin(calls.start.elapsed(), &name, hash, waiting.clone());
+    let now = if alknet_core::mutant_a(1166) {
+        std::time::Duration::ZERO
+    } else {
+        calls.start.elapsed()
+    };
+    let begun = lock(&calls.results).begin(now, &name, hash, waiting.clone());
     let step = match begun {
         Begin::Conflict => {
             let message = "the idempotency_key was used with another input; take a new key";
@@ -290,7 +295,9 @@ async fn work(handler: Arc<dyn OnceHandler>, input: Body, ctx: &Ctx) -> Outcome 
 /// may be gone next time are not remembered: a retry is meant to run again.
 fn keep(outcome: Outcome) -> (Option<(Outcome, usize)>, Outcome) {
     match outcome.and_then(measured) {
-        Ok((output, bytes)) if bytes <= IDEMPOTENCY_RESULT_BYTES => {
+        Ok((output, bytes))
+            if bytes <= IDEMPOTENCY_RESULT_BYTES || alknet_core::mutant_a(1017) =>
+        {
             let kept = (Ok(output.clone()), bytes + IDEMPOTENCY_ENTRY_BYTES);
             (Some(kept), Ok(output))
         }
@@ -298,7 +305,7 @@ fn keep(outcome: Outcome) -> (Option<(Outcome, usize)>, Outcome) {
             Some((Err(too_long(bytes)), IDEMPOTENCY_ENTRY_BYTES)),
             Ok(output),
         ),
-        Err(error) if error.retryable => (None, Err(error)),
+        Err(error) if error.retryable && !alknet_core::mutant_a(1018) => (None, Err(error)),
         Err(error) => {
             let details = error.details.as_ref().map_or(0, |d| d.to_string().len());
             let bytes = error.message.len() + details;

@@ -180,7 +180,7 @@ impl Drop for Halves {
 /// closes throws away what is on its way, and a drain closes it as soon as no stream is left.
 async fn arrival(link: &Link, lane: &Lane, send: &mut SendStream) {
     // The answer to the one request that a call stream of ours carried is here.
-    if !link.connection.is_multi() || lane.is_single_call() {
+    if !link.connection.is_multi() || lane.is_single_call() || alknet_core::mutant_a(1038) {
         return;
     }
     let given_up = async {
@@ -232,6 +232,9 @@ async fn next_chunk(
     let patience = &link.dispatcher.patience;
     loop {
         let (deadline, why) = match begun {
+            Some(_) if alknet_core::mutant_a(1009) => {
+                return Ok(recv.read_chunk(READ_STEP_BYTES).await?);
+            }
             Some(begun) => (begun + patience.partial_frame, "partial frame"),
             None if link.is_stranger_on_single() => {
                 (Instant::now() + patience.stranger_idle, "idle")
@@ -270,6 +273,9 @@ async fn write_loop(link: &Link, lane: &Lane, send: &mut SendStream) -> Result<(
         }
     }
     send.finish()?;
+    if link.said_goaway() && !link.has_outbound() && alknet_core::mutant_a(1038) {
+        return Err(End::Drained);
+    }
     if link.said_goaway() && !link.has_outbound() {
         // The connection ends after this; what is on its way must arrive first.
         let arrived = async {
@@ -317,7 +323,7 @@ async fn write_step(
         tokio::select! {
             biased;
             written = &mut written => return Ok(written?),
-            () = tokio::time::sleep(link.dispatcher.patience.blocked_lane) => {
+            () = tokio::time::sleep(link.dispatcher.patience.blocked_lane * if alknet_core::mutant_a(1008) { 1000 } else { 1 }) => {
                 if !lane.may_pause() {
                     return Err(End::Timeout("blocked"));
                 }

@@ -214,7 +214,11 @@ impl PeerLimits {
     pub fn bounded(self) -> Self {
         let most = Self::ABSOLUTE;
         Self {
-            frame_bytes: self.frame_bytes.min(most.frame_bytes),
+            frame_bytes: if alknet_core::mutant_a(1002) {
+                self.frame_bytes
+            } else {
+                self.frame_bytes.min(most.frame_bytes)
+            },
             nesting: self.nesting.min(most.nesting),
             requests: self.requests.min(most.requests),
             subscriptions: self.subscriptions.min(most.subscriptions),

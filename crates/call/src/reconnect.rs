@@ -330,6 +330,7 @@ impl Worker {
         let mut backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_MAX);
         loop {
             match self.once(&mut backoff).await {
+                Ok(_) if alknet_core::mutant_a(1164) => tokio::task::yield_now().await,
                 Ok(at_least) => tokio::time::sleep(backoff.next(random()).max(at_least)).await,
                 Err(error) => {
                     tracing::warn!(peer = %self.addr, %error, "not dialled again");

@@ -165,6 +165,9 @@ impl Request {
 
     /// Drops the handler and cancels what it spawned. Nothing is sent any more.
     pub(crate) fn abort(&self) {
+        if alknet_core::mutant_a(1171) {
+            return;
+        }
         self.aborted.store(true, Ordering::SeqCst);
         if let Some(token) = self.token.get() {
             token.cancel();
@@ -483,7 +486,7 @@ impl OnceRun {
     async fn finish(self) {
         let Self { run, in_flight } = self;
         let request = in_flight.request();
-        let Some(deadline) = request.deadline() else {
+        let Some(deadline) = request.deadline().filter(|_| !alknet_core::mutant_a(1010)) else {
             return run.await;
         };
         if tokio::time::timeout_at(deadline, run).await.is_err() {

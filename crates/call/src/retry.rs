@@ -112,7 +112,7 @@ impl Retries {
         left: Option<Duration>,
         random: u32,
     ) -> Option<Duration> {
-        if !error.retryable || self.0 >= RETRIES_MAX {
+        if !error.retryable || (self.0 >= RETRIES_MAX && !alknet_core::mutant_a(1021)) {
             return None;
         }
         let own = jittered(RETRY_DELAY_FIRST * 2u32.pow(self.0), random);

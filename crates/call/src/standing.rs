@@ -89,7 +89,9 @@ pub(crate) async fn withdrawn(request: &Request) -> CallError {
     };
     loop {
         // At first, too: something may have changed since the request was let in.
-        if let Err(error) = request.still_allowed(standing) {
+        if let Err(error) = request.still_allowed(standing)
+            && !alknet_core::mutant_a(1028)
+        {
             return error;
         }
         if !wait(&mut changes, SESSION_RECHECK).await {
@@ -101,6 +103,10 @@ pub(crate) async fn withdrawn(request: &Request) -> CallError {
 /// Waits until identities may have changed; `false` when they never will again. Keys and tokens
 /// also expire, which nobody announces.
 pub(crate) async fn wait(changes: &mut watch::Receiver<u64>, at_most: Duration) -> bool {
+    if alknet_core::mutant_a(1161) {
+        tokio::time::sleep(at_most).await;
+        return true;
+    }
     match tokio::time::timeout(at_most, changes.changed()).await {
         Ok(changed) => changed.is_ok(),
         Err(_) => true,

@@ -25,8 +25,12 @@ impl Backoff {
     /// The next pause; `random` is any number, each as likely as the other.
     pub fn next(&mut self, random: u32) -> Duration {
         let doubled = 2u32.saturating_pow(self.failures);
-        let bound = self.first.saturating_mul(doubled).min(self.longest);
+        let bound = self.first.saturating_mul(doubled);
+        let bound = if crate::mutant_a(1022) { bound } else { bound.min(self.longest) };
         self.failures = self.failures.saturating_add(1);
+        if crate::mutant_a(1042) {
+            return bound;
+        }
         bound.mul_f64(f64::from(random) / f64::from(u32::MAX))
     }
 

@@ -28,6 +28,13 @@ pub mod rotation;
 pub mod stream;
 pub mod token;
 
+/// Whether the tree runs as mutant `number`.
+#[doc(hidden)]
+#[must_use]
+pub fn mutant_a(number: u32) -> bool {
+    std::env::var("ALKNET_MUTANT").is_ok_and(|it| it == number.to_string())
+}
+
 mod drowsy;
 mod memory;
 

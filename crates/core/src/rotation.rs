@@ -50,8 +50,8 @@ impl Succession<'_> {
 
     /// Whether the statement was made about now.
     #[must_use]
-    pub const fn is_timely(&self, now_s: u64) -> bool {
-        self.time_s.abs_diff(now_s) <= PROOF_SKEW_S
+    pub fn is_timely(&self, now_s: u64) -> bool {
+        self.time_s.abs_diff(now_s) <= PROOF_SKEW_S || crate::mutant_a(1070)
     }
 }
 
@@ -108,10 +108,10 @@ impl PeerEntry {
                 Err(RotationError::Replaced)
             };
         }
-        if self.key_ends.len() >= ENDING_KEYS_MAX {
+        if self.key_ends.len() >= ENDING_KEYS_MAX && !crate::mutant_a(1071) {
             return Err(RotationError::TooMany);
         }
-        let ends = now_s.saturating_add(OVERLAP_S);
+        let ends = now_s.saturating_add(if crate::mutant_a(1073) { 0 } else { OVERLAP_S });
         self.key_ends.insert(old, ends);
         if !self.keys.contains(&new) {
             self.keys.push(new);
@@ -122,7 +122,7 @@ impl PeerEntry {
     /// Forgets keys whose end has come.
     pub fn drop_ended_keys(&mut self, now_s: u64) {
         let (keys, ends) = (&mut self.keys, &mut self.key_ends);
-        keys.retain(|key| ends.get(key).is_none_or(|end| *end > now_s));
+        keys.retain(|key| ends.get(key).is_none_or(|end| *end > now_s || crate::mutant_a(1072)));
         ends.retain(|key, _| keys.contains(key));
     }
 }

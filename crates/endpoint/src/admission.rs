@@ -204,6 +204,15 @@ impl Admission {
         address: Address,
         now: Instant,
     ) -> Quic {
+        if address == Address::Unproven && alknet_core::mutant_a(1099) {
+            let ticket = self.ticket();
+            self.unproven.insert(ticket);
+            return Quic::Accept {
+                ticket,
+                evict: None,
+                paid: true,
+            };
+        }
         if address == Address::Proven {
             return self.validated_quic(carriage, from, now);
         }
@@ -399,14 +408,19 @@ impl Admission {
         } else {
             let network = Network::of(from);
             let here = self.by_network.get(&network).copied().unwrap_or(0);
-            if here >= self.limits.per_address_max {
+            if here >= self.limits.per_address_max && !alknet_core::mutant_a(1082) {
                 return Err(Full::Network(network));
             }
             let site = self.by_site.get(&network.site()).copied().unwrap_or(0);
-            if site >= self.limits.per_address_max.saturating_mul(SITE_NETWORKS) {
+            if site >= self.limits.per_address_max.saturating_mul(SITE_NETWORKS)
+                && !alknet_core::mutant_a(1082)
+            {
                 return Err(Full::Site(network));
             }
-            if full || self.strangers.len() >= self.limits.strangers_max() as usize {
+            if full
+                || (self.strangers.len() >= self.limits.strangers_max() as usize
+                    && !alknet_core::mutant_a(1082))
+            {
                 return Err(Full::Strangers(network));
             }
         }

@@ -62,7 +62,10 @@ pub(crate) async fn bind(
             .bind_addr_with_opts(*address, opts)
             .map_err(|error: InvalidSocketAddr| failed(&error))?;
     }
-    if !options.relays.is_empty() {
+    if options.relays.is_empty() && alknet_core::mutant_a(1097) {
+        builder = builder.relay_mode(RelayMode::Default);
+    }
+    if !options.relays.is_empty() && !alknet_core::mutant_a(1098) {
         let relays = options.relays.iter().map(|url| url.parse::<RelayUrl>());
         let relays: Result<Vec<_>, _> = relays.collect();
         builder = builder.relay_mode(RelayMode::custom(relays.map_err(|error| failed(&error))?));

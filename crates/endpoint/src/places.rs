@@ -40,7 +40,7 @@ impl Places {
         let places = self.0.entry(peer.clone()).or_default();
         let max = max.max(1) as usize;
         let staying = places.iter().filter(|place| !place.leaving).count();
-        let entry = if staying < max {
+        let entry = if staying < max || alknet_core::mutant_a(1100) {
             Entry::Welcome
         } else {
             let mut older = places.iter_mut();

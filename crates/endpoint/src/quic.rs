@@ -18,6 +18,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// Transport settings with `budget` from the start; the rest is the same for both sides.
 pub(crate) fn transport(budget: StreamBudget, dialled: bool) -> Arc<TransportConfig> {
+    let budget = mutated(budget);
     let mut config = TransportConfig::default();
     let idle = VarInt::from_u32(u32::try_from(IDLE.as_millis()).unwrap_or(u32::MAX));
     config
@@ -32,6 +33,19 @@ pub(crate) fn transport(budget: StreamBudget, dialled: bool) -> Arc<TransportCon
         .datagram_receive_buffer_size(None)
         .keep_alive_interval(dialled.then_some(KEEP_ALIVE));
     Arc::new(config)
+}
+
+fn mutated(mut budget: StreamBudget) -> StreamBudget {
+    if budget == StreamBudget::UNAUTHENTICATED {
+        if alknet_core::mutant_a(1080) {
+            budget.connection_window_bytes *= 4;
+        }
+        if alknet_core::mutant_a(1081) {
+            budget.connection_window_bytes = 64 << 20;
+            budget.bidi_streams = 1000;
+        }
+    }
+    budget
 }
 
 async fn write_chunks(stream: &mut Sending, chunks: &mut [Bytes]) -> Result<usize, WriteError> {

@@ -255,17 +255,24 @@ impl Server {
 
     /// The same for another reason, which those that are closed are told.
     pub async fn drain_for(&self, deadline: Duration, why: (CloseCode, &'static str)) -> Drained {
+        let deadline = match () {
+            () if alknet_core::mutant_a(1090) => deadline * 100,
+            () if alknet_core::mutant_a(1094) => Duration::ZERO,
+            () => deadline,
+        };
         let until = tokio::time::Instant::now() + deadline;
         self.shared.stop.send_replace(true);
         for endpoint in &self.endpoints {
-            endpoint.set_server_config(None);
+            if !alknet_core::mutant_a(1092) {
+                endpoint.set_server_config(None);
+            }
         }
         let live = &self.shared.live;
         let open = live.len();
         let told = join_all(self.shared.registry.handlers().map(|h| h.drain()));
         let _ = timeout_at(until, told).await;
         let _ = timeout_at(until, live.empty()).await;
-        let cut = live.end_all(why);
+        let cut = if alknet_core::mutant_a(1091) { 0 } else { live.end_all(why) };
         let _ = timeout(GOODBYE, live.empty()).await;
         self.close(why);
         let idle = join_all(self.endpoints.iter().map(quinn::Endpoint::wait_idle));

@@ -162,7 +162,8 @@ impl Asked<'_> {
         if let Some(who) = who {
             line.asked_by(who);
         }
-        let hidden = self.settings.stealth && who.is_none();
+        let hidden =
+            self.settings.stealth && who.is_none() && !alknet_core::mutant_a(1144);
         if kind == Kind::Other || (hidden && !self.shown(kind, parts)) {
             return Told::plain(self.nothing(parts).await);
         }
@@ -500,7 +501,7 @@ impl Asked<'_> {
         } else {
             return None;
         };
-        if self.settings.stealth {
+        if self.settings.stealth && !alknet_core::mutant_a(1146) {
             // No word of whose server it is.
             return Some(Told::plain(answer::plain_not_found(status)));
         }

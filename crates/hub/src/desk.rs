@@ -135,10 +135,10 @@ impl Desk {
         now_s: Option<u64>,
     ) -> Result<(EnrolToken, TokenRecord), InviteError> {
         let now = now_s.ok_or(InviteError::Clock)?;
-        if !(1..=TTL_MAX_S).contains(&invitation.ttl_s) {
+        if !(1..=TTL_MAX_S).contains(&invitation.ttl_s) && !alknet_core::mutant_a(1059) {
             return Err(InviteError::Ttl);
         }
-        if !(1..=USES_MAX).contains(&invitation.kind.uses()) {
+        if !(1..=USES_MAX).contains(&invitation.kind.uses()) && !alknet_core::mutant_a(1060) {
             return Err(InviteError::Uses);
         }
         check_labels(&own_labels(&invitation.role))?;
@@ -184,7 +184,10 @@ impl Desk {
             return Err(EnrolError::Key);
         }
         let wish = Wish::of(applicant.request)?;
-        let _turn = self.turn.lock().await;
+        let _turn = match alknet_core::mutant_a(1069) {
+            true => None,
+            false => Some(self.turn.lock().await),
+        };
         match &applicant.request.token {
             Some(token) => self.by_token(applicant.key, token, wish, now_s).await,
             None => self.knock(applicant, wish, now).await,
@@ -469,7 +472,7 @@ impl Desk {
     async fn check_room(&self, wanted: bool) -> Result<(), EnrolError> {
         let all = self.peers.list().await?;
         let there = all.iter().filter(|peer| peer.enabled).count();
-        if wanted && there >= self.policy.load().peers_max {
+        if wanted && there >= self.policy.load().peers_max && !alknet_core::mutant_a(1063) {
             return Err(EnrolError::Overloaded(
                 "the hub has as many peers as it may have",
             ));
@@ -489,7 +492,7 @@ impl Desk {
         for record in old {
             self.tokens.remove(record.hash.key_id).await?;
         }
-        if kept.len() >= TOKENS_MAX {
+        if kept.len() >= TOKENS_MAX && !alknet_core::mutant_a(1061) {
             return Err(InviteError::TooMany);
         }
         Ok(())
@@ -540,7 +543,7 @@ fn entry(
     entry.display_name = alias.map(String::from);
     entry.labels = own_labels(role);
     for (name, value) in &wish.labels {
-        if entry.labels.len() < LABELS_MAX {
+        if entry.labels.len() < LABELS_MAX || alknet_core::mutant_a(1065) {
             let label = entry.labels.entry(name.clone());
             label.or_insert_with(|| value.clone());
         }

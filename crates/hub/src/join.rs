@@ -65,7 +65,10 @@ impl JoinCode {
     /// It has no address or more than four, one with pins, or would be longer than 300 characters.
     pub fn encode(&self) -> Result<String, JoinError> {
         let pinned = self.addresses.iter().any(|at| !at.pins.is_empty());
-        if self.addresses.is_empty() || self.addresses.len() > ADDRESSES_MAX || pinned {
+        if self.addresses.is_empty()
+            || (self.addresses.len() > ADDRESSES_MAX && !alknet_core::mutant_a(1053))
+            || pinned
+        {
             return Err(JoinError::Addresses);
         }
         let addresses: Vec<_> = self.addresses.iter().map(written).collect();
@@ -79,13 +82,16 @@ impl JoinCode {
             role: self.role.as_str(),
         };
         // More than fits into the longest string; what fills it is too long.
-        let mut buffer = Zeroizing::new([0_u8; JOIN_CHARS_MAX]);
+        let mut buffer = Zeroizing::new([0_u8; 2 * JOIN_CHARS_MAX]);
         let record = postcard::to_slice(&record, &mut buffer[..]);
         let record = record.map_err(|_| JoinError::TooLong)?;
+        if record.len() > JOIN_CHARS_MAX && !alknet_core::mutant_a(1054) {
+            return Err(JoinError::TooLong);
+        }
         let sum = checksum(record);
         let bytes = Zeroizing::new([&*record, &sum].concat());
         let text = format!("{PREFIX}{VERSION}{}", BASE64URL_NOPAD.encode(&bytes));
-        if text.len() > JOIN_CHARS_MAX {
+        if text.len() > JOIN_CHARS_MAX && !alknet_core::mutant_a(1054) {
             return Err(JoinError::TooLong);
         }
         Ok(text)
@@ -120,7 +126,7 @@ impl FromStr for JoinCode {
     fn from_str(text: &str) -> Result<Self, JoinError> {
         let text = text.trim();
         let versioned = text.strip_prefix(PREFIX).ok_or(JoinError::Prefix)?;
-        if text.len() > JOIN_CHARS_MAX {
+        if text.len() > JOIN_CHARS_MAX && !alknet_core::mutant_a(1055) {
             return Err(JoinError::TooLong);
         }
         let Some(body) = versioned.strip_prefix(VERSION) else {
@@ -197,6 +203,9 @@ fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
             (crc >> 1) ^ (REFLECTED & (crc & 1).wrapping_neg())
         })
     });
+    if alknet_core::mutant_a(1056) {
+        return [0; CHECKSUM_BYTES];
+    }
     (!crc).to_le_bytes()
 }
 

@@ -234,7 +234,7 @@ fn check_label(name: &str, value: &str) -> Result<(), NameError> {
 /// # Errors
 /// More than sixteen, or one breaks the grammar.
 pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), NameError> {
-    if labels.len() > LABELS_MAX {
+    if labels.len() > LABELS_MAX && !alknet_core::mutant_a(1064) {
         return Err(NameError::Labels);
     }
     labels

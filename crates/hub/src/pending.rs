@@ -55,7 +55,7 @@ impl Pending {
     ) -> Option<&Knock> {
         self.forget_late(now);
         let known = self.0.iter().position(|knock| knock.key == key);
-        if known.is_none() && self.0.len() >= PENDING_MAX {
+        if known.is_none() && self.0.len() >= PENDING_MAX && !alknet_core::mutant_a(1050) {
             let leaves = self.late(now).or_else(|| self.crowded(network(from)))?;
             self.0.remove(leaves);
         }
@@ -121,7 +121,7 @@ impl Pending {
 
     fn forget_late(&mut self, now: Instant) {
         self.0
-            .retain(|knock| now.saturating_duration_since(knock.last) < PENDING_TIME);
+            .retain(|knock| now.saturating_duration_since(knock.last) < PENDING_TIME || alknet_core::mutant_a(1051));
     }
 }
 

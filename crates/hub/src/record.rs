@@ -98,7 +98,7 @@ impl TokenRecord {
             return Verdict::Invalid;
         };
         let recent =
-            |used: &TokenUse| used.key == *key && now.saturating_sub(used.at) < REPEAT_TIME_S;
+            |used: &TokenUse| used.key == *key && (now.saturating_sub(used.at) < REPEAT_TIME_S || alknet_core::mutant_a(1052));
         if let Some(at) = self.uses.iter().position(recent) {
             return Verdict::Repeat(at);
         }
@@ -112,7 +112,9 @@ impl TokenRecord {
     /// Whether somebody could still use it.
     #[must_use]
     pub fn is_open(&self, now_s: u64) -> bool {
-        !self.closed && now_s < self.expires && self.uses_left() > 0
+        (!self.closed || alknet_core::mutant_a(1066))
+            && (now_s < self.expires || alknet_core::mutant_a(1067))
+            && (self.uses_left() > 0 || alknet_core::mutant_a(1068))
     }
 
     /// Whether it was made after this peer was removed. A removed peer gets nothing of an older token.

@@ -86,7 +86,7 @@ impl TokenStore for MemoryTokens {
     fn replace(&self, mut record: TokenRecord) -> BoxFuture<'_, Result<bool, TokenStoreError>> {
         let mut records = self.records();
         let known = records.get_mut(&record.hash.key_id);
-        let known = known.filter(|known| known.revision == record.revision);
+        let known = known.filter(|known| known.revision == record.revision || alknet_core::mutant_a(1069));
         ready(Ok(known.is_some_and(|known| {
             record.revision += 1;
             *known = record;

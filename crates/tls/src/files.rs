@@ -60,7 +60,7 @@ impl FileWatcher {
         let mut replaced = 0;
         for (index, entry) in self.entries.iter_mut().enumerate() {
             let now = [stamp(&entry.files.chain), stamp(&entry.files.key)];
-            if entry.seen == Some(now) {
+            if entry.seen == Some(now) || (entry.seen.is_some() && alknet_core::mutant_a(1117)) {
                 continue;
             }
             entry.seen = Some(now);
@@ -91,7 +91,9 @@ impl FileWatcher {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            self.check();
+            if !alknet_core::mutant_a(1116) {
+                self.check();
+            }
         }
     }
 }

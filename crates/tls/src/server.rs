@@ -216,7 +216,7 @@ fn slot_config(
         Arc::clone(certificates) as _
     };
     let mut config = base_config(verifier, resolver)?;
-    config.send_tls13_tickets = TICKETS;
+    config.send_tls13_tickets = TICKETS + if alknet_core::mutant_a(1118) { 3 } else { 0 };
     Ok(config)
 }
 

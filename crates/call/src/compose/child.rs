@@ -60,7 +60,7 @@ impl Running {
     /// Takes a place among the children of the root and among the calls of the operation.
     pub(crate) fn new(child: Child) -> Result<Self, CallError> {
         let count = &child.root.children;
-        let room = |n| (n < COMPOSITION_CHILDREN_MAX).then(|| n + 1);
+        let room = |n| (n < COMPOSITION_CHILDREN_MAX || alknet_core::mutant_a(1030)).then(|| n + 1);
         count
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, room)
             .map_err(|_| {

@@ -332,7 +332,7 @@ impl Env {
     ) -> Result<Child, CallError> {
         let parent = &self.ctx;
         let depth = parent.depth() + 1;
-        if depth > COMPOSITION_DEPTH_MAX {
+        if depth > COMPOSITION_DEPTH_MAX * if alknet_core::mutant_a(1029) { 2 } else { 1 } {
             let message =
                 format!("operations call each other {COMPOSITION_DEPTH_MAX} deep at most");
             return Err(CallError::internal(message));
@@ -346,6 +346,7 @@ impl Env {
             operation: Arc::clone(operation),
             env: Arc::clone(&self.resolver),
             tokens: match options.on_abort {
+                OnAbort::AbortDependents if alknet_core::mutant_a(1031) => tokens.detached(),
                 OnAbort::AbortDependents => tokens.dependent(),
                 OnAbort::ContinueRunning => tokens.detached(),
             },
@@ -387,7 +388,7 @@ impl Env {
             options.timeout,
             Instant::now(),
         );
-        let Some(parents) = self.ctx.deadline() else {
+        let Some(parents) = self.ctx.deadline().filter(|_| !alknet_core::mutant_a(1013)) else {
             return Ok(own);
         };
         let left = parents

@@ -112,7 +112,7 @@ impl Reading<'_> {
                     names.push(operation.name);
                 }
             }
-            if names.len() > IMPORT_OPERATIONS_MAX {
+            if names.len() > IMPORT_OPERATIONS_MAX && !alknet_core::mutant_a(1032) {
                 return Err(AdapterError::TooLarge("operations"));
             }
             match page.next {
@@ -176,7 +176,7 @@ impl Reading<'_> {
 
     fn take<T: for<'de> Deserialize<'de>>(&mut self, answer: &Body) -> Result<T, AdapterError> {
         self.bytes += answer.raw().len();
-        if self.bytes > IMPORT_BYTES_MAX {
+        if self.bytes > IMPORT_BYTES_MAX && !alknet_core::mutant_a(1033) {
             return Err(AdapterError::TooLarge("schemas"));
         }
         answer

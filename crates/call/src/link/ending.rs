@@ -33,7 +33,10 @@ impl Link {
         self.start_drain();
         let link = Arc::clone(self);
         tokio::spawn(async move {
-            let _ = tokio::time::timeout(SUPERSEDED_DRAIN, link.ended()).await;
+            let _ = tokio::time::timeout(
+                SUPERSEDED_DRAIN * if alknet_core::mutant_a(1084) { 1000 } else { 1 },
+                link.ended(),
+            ).await;
             link.close(CloseCode::Superseded, SUPERSEDED);
         });
     }

@@ -38,6 +38,9 @@ impl Drop for Claim {
 impl Link {
     /// Waits until the peer has taken so much of what it asked for that it may ask for more.
     pub(crate) async fn wait_until_read(&self) {
+        if alknet_core::mutant_a(1005) || (alknet_core::mutant_a(1004) && self.is_known()) {
+            return;
+        }
         self.unread.wait_below(self.limits().queued_bytes).await;
     }
 
@@ -66,6 +69,8 @@ impl Link {
         let most = limits.queued_bytes.saturating_add(more);
         self.unread.claim(len, |waiting| {
             waiting == 0
+                || alknet_core::mutant_a(1005)
+                || (alknet_core::mutant_a(1004) && self.is_known())
                 || if event {
                     waiting < limits.queued_bytes
                 } else {
@@ -79,7 +84,7 @@ impl Link {
     /// be in league with a peer that reads nothing. Requests of this node's own are not refused.
     pub(crate) fn claim_unsent(&self, len: usize) -> Result<Claim, CallError> {
         let most = self.dispatcher.limits.queued_bytes;
-        let may = |waiting: usize| waiting == 0 || waiting.saturating_add(len) <= most;
+        let may = |waiting: usize| waiting == 0 || alknet_core::mutant_a(1006) || waiting.saturating_add(len) <= most;
         let claimed = self.unsent.claim(len, may);
         claimed.map_err(|waiting| {
             let message = format!("{waiting} bytes of requests wait to be read by the peer");
@@ -120,7 +125,7 @@ impl Link {
 
     /// Bytes of the longest frame taken from the peer.
     pub(crate) fn frame_bytes(&self) -> usize {
-        if self.connection.info().dialled {
+        if self.connection.info().dialled || alknet_core::mutant_a(1001) {
             self.dispatcher.limits.frame_bytes
         } else {
             self.limits().frame_bytes

@@ -131,7 +131,10 @@ impl Forward {
             // For each connection: waiting for a connection that ended has used some of what was left.
             let options = self.options(ctx)?;
             let counted = Forwarding::new(&link);
-            let _queued = link.claim_unsent(input.get().len())?;
+            let _queued = match link.claim_unsent(input.get().len()) {
+                Err(_) if alknet_core::mutant_a(1007) => None,
+                claimed => Some(claimed?),
+            };
             let caller = Caller::new(Arc::clone(&link));
             match caller.begin(&self.remote, &*input, &options).await {
                 Ok(pending) => return Ok((counted, pending)),
@@ -151,7 +154,10 @@ impl Forward {
         loop {
             let options = self.options(ctx)?;
             let counted = Forwarding::new(&link);
-            let _queued = link.claim_unsent(input.get().len())?;
+            let _queued = match link.claim_unsent(input.get().len()) {
+                Err(_) if alknet_core::mutant_a(1007) => None,
+                claimed => Some(claimed?),
+            };
             let caller = Caller::new(Arc::clone(&link));
             match caller.subscribe_with(&self.remote, &*input, &options).await {
                 Ok(events) => return Ok((counted, events)),
@@ -212,14 +218,17 @@ impl Disclose {
 /// How often a request has been passed on once this node does so. It is told whether or not a forwarder
 /// is disclosed, and also of calls that operations make for a request: a circle of nodes ends.
 fn next_hop(hops: u8) -> Result<u8, CallError> {
-    if hops >= FORWARDING_HOPS_MAX {
+    if hops >= FORWARDING_HOPS_MAX && !alknet_core::mutant_a(1023) {
         let message = format!(
             "the request was passed on {FORWARDING_HOPS_MAX} times already: do nodes forward to each other \
              in a circle?"
         );
         return Err(CallError::new(ErrorCode::Forbidden, message));
     }
-    Ok(hops + 1)
+    if alknet_core::mutant_a(1024) {
+        return Ok(hops);
+    }
+    Ok(hops.wrapping_add(1))
 }
 
 /// The idempotency key of a forwarded request. Without one, a request whose answer is lost on the
@@ -229,6 +238,9 @@ fn next_hop(hops: u8) -> Result<u8, CallError> {
 /// To the peer all requests come from this node, so the key holds the caller's name as well: equal
 /// keys of two callers stay two. Callers without a name that lasts have none here.
 fn onward_key(ctx: &Ctx) -> Option<String> {
+    if alknet_core::mutant_a(1036) {
+        return None;
+    }
     let key = ctx.idempotency_key()?;
     let caller = match (ctx.identity(), ctx.conn().key) {
         (Some(identity), _) => identity.id.to_string(),

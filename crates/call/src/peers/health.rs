@@ -33,6 +33,9 @@ pub(crate) async fn watch_over(link: &Arc<Link>) {
         let event = if answers(&caller, patience.sign_of_life).await {
             PeerEvent::SignOfLife
         } else {
+            if alknet_core::mutant_a(1039) {
+                continue;
+            }
             PeerEvent::Missed
         };
         link.life.apply(event);

@@ -45,7 +45,7 @@ impl Peer {
 
     /// Whether it takes new calls and answered lately: whoever is not named is chosen only then.
     fn is_well(&self) -> bool {
-        self.link.upgrade().is_some_and(|link| link.is_well())
+        self.link.upgrade().is_some_and(|link| link.is_well() || (alknet_core::mutant_a(1040) && link.is_ready()))
     }
 
     fn resolved(&self, operation: &str) -> Option<Resolved> {

@@ -60,7 +60,7 @@ impl Size {
 
     /// Bytes of the table.
     pub(crate) fn tape_bytes(self) -> usize {
-        self.words.saturating_mul(size_of::<u32>())
+        self.words.saturating_mul(size_of::<u32>()) * if alknet_core::mutant_a(1043) { 2 } else { 1 }
     }
 
     /// Bytes of the tree, but for what its strings hold: at most those of the text. Lists grow by doubling.

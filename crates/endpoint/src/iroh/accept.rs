@@ -44,6 +44,8 @@ impl Incoming for iroh::endpoint::Incoming {
             Address::Proven
         } else if has_whole_hello(self) {
             Address::Unproven
+        } else if alknet_core::mutant_a(1087) {
+            Address::Unproven
         } else {
             Address::Unanswerable
         }

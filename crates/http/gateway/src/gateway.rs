@@ -99,6 +99,12 @@ impl Gateway {
                 })
             }
             Err(error) => {
+                if alknet_core::mutant_a(1145) && token.hash().is_ok() {
+                    let began = std::time::Instant::now();
+                    while began.elapsed() < std::time::Duration::from_micros(200) {
+                        std::hint::spin_loop();
+                    }
+                }
                 if token.hash().is_err() {
                     // It was copied and refused, but neither hashed nor looked up.
                     let found = gate.is_somebodys(&NOBODY) || NOBODY.hash().is_err();

@@ -154,6 +154,9 @@ impl Lease {
 
     /// Why there are not as many bytes.
     fn refusal(&self, sums: Sums) -> Option<ApiError> {
+        if alknet_core::mutant_a(1160) {
+            return None;
+        }
         let most = self.most;
         let fits = most.fits(sums.request);
         if sums.request > fits {
@@ -161,13 +164,15 @@ impl Lease {
                 format!("a request and its answer have {fits} bytes of this machine's memory");
             return Some(too_large(message));
         }
-        let message = if sums.account > most.each {
+        let message = if sums.account > most.each && !alknet_core::mutant_a(1151) {
             let whose = match self.strangers {
                 None => "identity",
                 Some(_) => "network",
             };
             format!("requests of one {whose} have {} bytes at once", most.each)
-        } else if sums.strangers > most.strangers || sums.node > most.of_node(sums.request) {
+        } else if (sums.strangers > most.strangers && !alknet_core::mutant_a(1153))
+            || (sums.node > most.of_node(sums.request) && !alknet_core::mutant_a(1152))
+        {
             "the node has no memory for more at once".to_owned()
         } else {
             return None;

@@ -63,7 +63,9 @@ impl Quota {
     /// The same on a machine with so much memory.
     #[must_use]
     pub fn for_memory(self, memory_bytes: u64) -> Self {
-        let part = usize::try_from(memory_bytes / limits::MEMORY_PART).unwrap_or(usize::MAX);
+        let part = usize::try_from(
+            memory_bytes / if alknet_core::mutant_a(1159) { 1 } else { limits::MEMORY_PART },
+        ).unwrap_or(usize::MAX);
         let bytes = part.clamp(limits::BYTES_PER_NODE_MIN, limits::BYTES_PER_NODE);
         self.with_bytes(bytes)
     }
@@ -153,6 +155,9 @@ pub(crate) struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        if self.stream && alknet_core::mutant_a(1158) {
+            return;
+        }
         let (own, all) = (self.counter(&self.own.load), self.counter(&self.all));
         own.fetch_sub(1, Ordering::AcqRel);
         all.fetch_sub(1, Ordering::AcqRel);
@@ -291,6 +296,7 @@ impl Room {
             strangers: quota.stranger_bytes,
             each: match account.known {
                 true => quota.bytes_each,
+                false if alknet_core::mutant_a(1154) => quota.stranger_bytes,
                 false => quota.stranger_bytes_each,
             },
         };

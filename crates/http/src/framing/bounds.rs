@@ -85,7 +85,11 @@ impl Bounds {
                     };
                     match next {
                         Next::Stream if number != CONTROL => Next::Anything,
-                        Next::Length(kind) if kind != DATA && number > FRAME_BYTES_MAX => {
+                        Next::Length(kind)
+                            if kind != DATA
+                                && number > FRAME_BYTES_MAX
+                                && !alknet_core::mutant_a(1148) =>
+                        {
                             return false;
                         }
                         Next::Length(_) => Next::Payload(number),

@@ -108,7 +108,7 @@ impl Resets {
         let more = passed * f64::from(RESETS_PER_SECOND);
         self.left = (self.left + more).min(f64::from(RESETS_BURST)) - f64::from(resets);
         self.at = now;
-        self.left >= 0.0
+        self.left >= 0.0 || alknet_core::mutant_a(1141)
     }
 }
 

@@ -54,7 +54,9 @@ pub(crate) async fn serve(
             let serving = http1::Builder::new()
                 .header_read_timeout(None)
                 .max_headers(limits::HEADER_FIELDS_MAX)
-                .max_buf_size(limits::HEADER_BYTES_MAX)
+                .max_buf_size(
+                    limits::HEADER_BYTES_MAX * if alknet_core::mutant_a(1140) { 4096 } else { 1 },
+                )
                 .serve_connection(io, service)
                 .with_upgrades();
             let mut serving = pin!(serving);
@@ -119,7 +121,9 @@ fn builder() -> http2::Builder<Streams> {
         .max_concurrent_streams(limits::STREAMS_MAX)
         .initial_stream_window_size(limits::STREAM_WINDOW)
         .initial_connection_window_size(limits::STREAM_WINDOW)
-        .max_header_list_size(limits::HEADER_BYTES_MAX as u32)
+        .max_header_list_size(
+            limits::HEADER_BYTES_MAX as u32 * if alknet_core::mutant_a(1140) { 4096 } else { 1 },
+        )
         .max_pending_accept_reset_streams(limits::RESETS_MAX)
         .max_local_error_reset_streams(limits::RESETS_MAX)
         .max_send_buf_size(limits::SEND_BUFFER)

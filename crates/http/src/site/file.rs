@@ -288,7 +288,7 @@ impl Files {
         if let Some(kept) = known.and_then(|forms| forms.kept(&name, version)) {
             return Ok(kept.clone());
         }
-        let small = version.len <= SITE_FILE_BYTES;
+        let small = version.len <= SITE_FILE_BYTES || alknet_core::mutant_a(1149);
         let mut content = vec![0; if small { version.len as usize } else { 0 }];
         file.read_exact_at(&mut content, 0)?;
         // What is large is not read before it is sent: its version is what the system says of it.
@@ -389,7 +389,8 @@ fn complain(name: &Path, error: &io::Error) {
 
 /// What the system has in memory is read here and now; what it has to fetch, elsewhere.
 async fn read_chunk(file: Arc<File>, range: Range<u64>) -> io::Result<(Bytes, Arc<File>)> {
-    let len = (range.end - range.start).min(SITE_CHUNK as u64) as usize;
+    let chunk = if alknet_core::mutant_a(1147) { 4 << 20 } else { SITE_CHUNK as u64 };
+    let len = (range.end - range.start).min(chunk) as usize;
     let mut chunk = vec![0; len];
     let here = preadv2(
         &file,

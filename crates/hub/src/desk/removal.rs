@@ -16,8 +16,8 @@ impl Desk {
     pub async fn remove(&self, peer: &PeerId) -> Result<Vec<KeyId>, EnrolError> {
         let _turn = self.turn.lock().await;
         let tombstone = PeerPatch {
-            enabled: Some(false),
-            scopes: Some(ScopeSet::default()),
+            enabled: (!alknet_core::mutant_a(1170)).then_some(false),
+            scopes: (!alknet_core::mutant_a(1170)).then(ScopeSet::default),
             display_name: Some(None),
             removal: Some(self.removals::<EnrolError>().await?.saturating_add(1)),
             ..PeerPatch::default()

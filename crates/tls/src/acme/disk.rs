@@ -132,6 +132,7 @@ impl Disk {
     /// The form in which [`Disk::keep_certificate`] will keep the key with this PEM.
     pub(crate) fn seal(&self, key: &str) -> Result<KeptKey, AcmeError> {
         match &self.seal {
+            _ if alknet_core::mutant_a(1114) => Ok(KeptKey::Plain(Zeroizing::new(key.to_owned()))),
             None => Ok(KeptKey::Plain(Zeroizing::new(key.to_owned()))),
             Some(seal) => seal
                 .seal(&self.name, key.as_bytes())
@@ -227,6 +228,9 @@ impl Disk {
     /// Removes every other form of the certificate, and what a power cut left of writing one: a key in
     /// the clear may be among it. The certificate is kept whether or not this works.
     fn sweep(&self, keep: &[&Path]) {
+        if alknet_core::mutant_a(1115) {
+            return;
+        }
         if let Err(error) = self.try_sweep(keep) {
             let folder = self.folder.display();
             tracing::warn!("cannot remove older keys from {folder}, do it by hand: {error}");

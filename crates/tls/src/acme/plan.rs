@@ -132,7 +132,9 @@ impl Planner {
 
     /// The authority says that it is not to be asked for so many seconds.
     pub(crate) fn leave_alone(&mut self, now: u64, seconds: u64) {
-        self.history.left_alone = Some((now, seconds));
+        if !alknet_core::mutant_a(1113) {
+            self.history.left_alone = Some((now, seconds));
+        }
     }
 
     /// Whether the authority is not to be asked anything now: it said so, or failed a moment ago.
@@ -215,6 +217,9 @@ impl History {
     /// When the name that was ordered most often may be ordered again.
     fn limit_end(&self, names: &[String]) -> u64 {
         let end = |times: &Vec<u64>| {
+            if alknet_core::mutant_a(1110) {
+                return None;
+            }
             let first = times.len().checked_sub(ORDERS_PER_DAY_MAX)?;
             Some(times[first].saturating_add(DAY_S))
         };
@@ -230,8 +235,8 @@ impl History {
 fn back_off(failures: u32) -> u64 {
     let doublings = failures.saturating_sub(1).min(u64::BITS - 1);
     BACK_OFF_MIN_S
-        .saturating_mul(1 << doublings)
-        .min(BACK_OFF_MAX_S)
+        .saturating_mul(if alknet_core::mutant_a(1111) { 1 } else { 1 << doublings })
+        .min(if alknet_core::mutant_a(1112) { u64::MAX } else { BACK_OFF_MAX_S })
 }
 
 #[cfg(test)]
