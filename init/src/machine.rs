@@ -103,6 +103,8 @@ pub(crate) enum Event {
     Signal(PowerAction),
     /// A deadline passed.
     Tick,
+    /// After a hard lock the TPM opens nothing, or why it still does.
+    TpmClosed(Result<(), String>),
     /// The locked vault was opened again, or why not.
     Unlocked(Option<Box<Waiting>>),
     /// That the owner has the words is on the disk, or why not.
@@ -146,6 +148,8 @@ pub(crate) struct Machine {
     anew: Option<ConsoleDocument>,
     /// Where the vault lies.
     vault_at: Option<std::path::PathBuf>,
+    /// Why the TPM still opens a vault that was locked hard.
+    tpm_is_open: Option<String>,
     /// Why another node gave nothing, as the log has it.
     refused_lately: Option<String>,
     /// Away while a round of housekeeping or an attempt to open it is under way.
@@ -245,6 +249,7 @@ impl Machine {
             config_changes: ConfigChanges::default(),
             anew: None,
             vault_at: None,
+            tpm_is_open: None,
             refused_lately: None,
             supervisor: Supervisor::new(now),
             node: None,
@@ -332,6 +337,7 @@ impl Machine {
                 settings,
             } => self.reread_is_done(config_changes, *settings, now),
             Event::Signal(action) => self.go_down(action, "a signal", now),
+            Event::TpmClosed(outcome) => self.tpm_closed(outcome),
             Event::Unlocked(waiting) => self.unlocked(waiting.map(|why| *why), now),
             Event::WordsNoted(outcome) => self.words_noted(outcome),
         }

@@ -108,10 +108,22 @@ pub(crate) fn signal_all(signal: Signal) {
 
 /// From now on the machine ends within [`BOUND_MS`], whatever happens.
 pub(crate) fn guard(action: PowerAction, keeper: Arc<Keeper>) {
+    guard_with(action, keeper, thread::sleep, |action| {
+        end(action);
+    });
+}
+
+/// The same with what waits and what ends the machine.
+fn guard_with(
+    action: PowerAction,
+    keeper: Arc<Keeper>,
+    wait: impl FnOnce(Duration) + Send + 'static,
+    end: impl FnOnce(PowerAction) + Send + 'static,
+) {
     let spawned = thread::Builder::new()
         .name("bound".to_owned())
         .spawn(move || {
-            thread::sleep(Duration::from_millis(BOUND_MS));
+            wait(Duration::from_millis(BOUND_MS));
             keeper.lock();
             end(action);
         });
@@ -162,6 +174,11 @@ pub(crate) fn end(action: PowerAction) -> ! {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
+    use alknet_test_support::deadline;
+    use alknet_vault::{Entropy, SecretStr};
+
     use super::*;
 
     #[test]
@@ -191,5 +208,26 @@ mod tests {
         }
         assert_eq!(steps, [Step::Terminate, Step::Kill, Step::Close]);
         assert!(now < BOUND_MS, "time is left for the data");
+    }
+
+    #[test]
+    fn whatever_hangs_the_machine_ends_at_the_bound_with_its_vault_locked() {
+        let keeper = Arc::new(Keeper::new().expect("memory"));
+        let words = Entropy::from_bytes(&[1; 16]).expect("16 bytes");
+        let unlocked = keeper.vault().unlock(&words, &SecretStr::empty());
+        unlocked.expect("it was locked");
+        let (wait, waits) = mpsc::channel();
+        let (end, ends) = mpsc::channel();
+        let (before, after) = (Arc::clone(&keeper), Arc::clone(&keeper));
+        guard_with(
+            PowerAction::Reboot,
+            keeper,
+            move |bound| wait.send((bound, before.is_open())).expect("heard"),
+            move |action| end.send((action, after.is_open())).expect("heard"),
+        );
+        let limit = deadline(Duration::from_secs(60));
+        let bound = Duration::from_secs(25);
+        assert_eq!(waits.recv_timeout(limit), Ok((bound, true)));
+        assert_eq!(ends.recv_timeout(limit), Ok((PowerAction::Reboot, false)));
     }
 }

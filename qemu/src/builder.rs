@@ -16,7 +16,9 @@ use crate::vm::Vm;
 /// Firmware configuration file in which the node finds its configuration.
 const CONFIG_FILE: &str = "opt/org.alknet/node";
 
-/// Attempts to find free ports: another process may take one between our look and QEMU's.
+/// Times that QEMU is started at the most. The harness asks the kernel for free ports of the host and hands their numbers
+/// to QEMU, which cannot take an open socket for them; another process may take one between the two. QEMU then ends
+/// before the guest has run an instruction, and other ports are tried: nothing of the machine is lost or hidden.
 const PORT_ATTEMPTS: u32 = 8;
 
 /// What QEMU says when a port is taken.
@@ -212,12 +214,18 @@ impl VmBuilder {
         let mut attempt = 1;
         let mut vm = loop {
             match Vm::start(&self, accel) {
-                Err(Error::NotStarted { stderr, .. })
-                    if stderr.contains(PORT_TAKEN) && attempt < PORT_ATTEMPTS =>
-                {
-                    attempt += 1;
-                }
-                result => break result?,
+                Err(error) => match port_taken(&error) {
+                    Some(said) if attempt < PORT_ATTEMPTS => {
+                        attempt += 1;
+                        eprintln!(
+                            "{}: starting QEMU again, with other ports ({attempt} of {PORT_ATTEMPTS}): another process \
+                             took one of this host: {said}",
+                            self.name
+                        );
+                    }
+                    _ => return Err(error),
+                },
+                Ok(vm) => break vm,
             }
         };
         vm.hold(permit);
@@ -250,9 +258,32 @@ impl VmBuilder {
     }
 }
 
+/// What QEMU said of a port that another process has, where that is why it did not start.
+fn port_taken(error: &Error) -> Option<&str> {
+    match error {
+        Error::NotStarted { stderr, .. } => stderr.lines().find(|line| line.contains(PORT_TAKEN)),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn qemu_is_started_again_for_a_port_and_for_nothing_else() {
+        let not_started = |stderr: &str| Error::NotStarted {
+            status: "exit status: 1".to_owned(),
+            stderr: stderr.to_owned(),
+        };
+        let said =
+            "qemu: -nic user: Could not set up host forwarding rule 'tcp:127.0.0.1:4000-:443'";
+        let taken = not_started(&format!("qemu: warning: slow\n{said}\n"));
+        assert_eq!(port_taken(&taken), Some(said));
+        let other = not_started("qemu: could not open disk image");
+        assert_eq!(port_taken(&other), None);
+        assert_eq!(port_taken(&Error::NoCounter(PORT_TAKEN.to_owned())), None);
+    }
 
     #[test]
     fn a_machine_under_kvm_is_no_copy_of_one_that_is_emulated() {

@@ -65,4 +65,4 @@ pub use scratch::Scratch;
 pub use secure_boot::Owner;
 pub use tools::{FIRMWARE_VARIABLE, QEMU_VARIABLE, cache_dir, version};
 pub use tpm::Interposer;
-pub use vm::{Exit, Forward, LOGS_VARIABLE, Vm};
+pub use vm::{Exit, Forward, LOGS_VARIABLE, READY_WITHIN, Vm};

@@ -64,22 +64,23 @@ impl Permit {
             static HELD_MIB: Arc<AtomicU32> = Arc::default();
         }
         let held_mib = HELD_MIB.with(Arc::clone);
+        Self::of(limits()?, held_mib, memory_mib, restored, planned_mib)
+    }
+
+    /// [`acquire`](Self::acquire) for a thread whose machines have `held_mib`.
+    fn of(
+        limits: &Limits,
+        held_mib: Arc<AtomicU32>,
+        wanted_mib: u32,
+        restored: bool,
+        planned_mib: Option<u32>,
+    ) -> Result<Self> {
         let is_first = held_mib.load(Ordering::Relaxed) == 0;
-        let share = Share::of(held_mib, memory_mib, planned_mib)?;
+        let share = Share::of(held_mib, wanted_mib, planned_mib)?;
         let wait = Wait {
             memory: is_first && planned_mib.is_none(),
             start: is_first,
         };
-        Self::of(limits()?, share, memory_mib, restored, wait)
-    }
-
-    fn of(
-        limits: &Limits,
-        share: Share,
-        wanted_mib: u32,
-        restored: bool,
-        wait: Wait,
-    ) -> Result<Self> {
         let begun = Instant::now();
         let units = u64::from(wanted_mib).div_ceil(UNIT_MIB);
         let units = usize::try_from(units).unwrap_or(usize::MAX);
@@ -275,6 +276,7 @@ fn available_mib() -> u64 {
 #[cfg(test)]
 mod tests {
     use std::process::{Child, Command, Stdio};
+    use std::sync::Barrier;
     use std::sync::mpsc::{RecvTimeoutError, channel};
 
     use alknet_test_support::{deadline, eventually};
@@ -380,31 +382,71 @@ mod tests {
         assert!(units.acquire(1, true).is_err());
     }
 
+    /// A wait would end after the time given here only, as the deadlock of two such threads would.
     #[test]
     fn a_thread_with_a_machine_does_not_wait_for_another() {
         let folder = tempfile::tempdir().expect("the temporary directory is writable");
+        let wait_max = deadline(LONG);
         let limits = Limits {
-            starts: semaphore(folder.path(), 1),
-            memory: Semaphore::new(folder.path(), "memory", 2),
+            starts: Semaphore {
+                wait_max,
+                ..semaphore(folder.path(), 1)
+            },
+            memory: Semaphore {
+                wait_max,
+                ..Semaphore::new(folder.path(), "memory", 2)
+            },
         };
-        let held = Arc::default();
-        let share = || Share::of(Arc::clone(&held), 512, None).expect("without a limit");
-        let permit = |share, wait| {
-            let wait = Wait {
-                memory: wait,
-                start: wait,
-            };
-            Permit::of(&limits, share, 512, false, wait)
+        let (held, other) = (Arc::default(), Arc::default());
+        let permit = |held: &Arc<AtomicU32>, planned| {
+            Permit::of(&limits, Arc::clone(held), 512, false, planned)
         };
-        let first = permit(share(), true).expect("all is free");
-        let second = permit(share(), false).expect("at once, beyond the limits");
+        let begun = Instant::now();
+        let first = permit(&held, None).expect("all is free");
+        let second = permit(&held, None).expect("at once, beyond the limits");
         // The first one has started; its memory is still its own.
         first.started();
         assert_eq!(limits.starts.acquire(1, false).expect("no error").len(), 1);
         assert_eq!(limits.memory.acquire(1, false).expect("no error").len(), 0);
-        drop((first, second));
+        // The runner has handed out memory to the thread of this one.
+        let planned = permit(&other, Some(512)).expect("it waits for a start only");
+        assert!(begun.elapsed() < wait_max, "a machine waited");
+        drop((first, second, planned));
         assert_eq!(limits.memory.acquire(2, false).expect("no error").len(), 2);
         assert_eq!(held.load(Ordering::Relaxed), 0);
+    }
+
+    /// Each of the two has what the other lacks, and neither gives it back before it has more.
+    #[test]
+    fn two_threads_with_a_machine_each_get_another() {
+        let folder = tempfile::tempdir().expect("the temporary directory is writable");
+        let wait_max = deadline(LONG);
+        let semaphore = |name| Semaphore {
+            wait_max,
+            ..Semaphore::new(folder.path(), name, 2)
+        };
+        let limits = Limits {
+            starts: semaphore("starts"),
+            memory: semaphore("memory"),
+        };
+        let both_have_one = Barrier::new(2);
+        let test = || {
+            let held = Arc::default();
+            let permit = || Permit::of(&limits, Arc::clone(&held), 256, false, None);
+            let first = permit().expect("one for each");
+            both_have_one.wait();
+            let begun = Instant::now();
+            let second = permit().expect("at once, beyond the limits");
+            // The other one's is not free before it has looked, either.
+            both_have_one.wait();
+            drop((first, second));
+            begun.elapsed()
+        };
+        let waited = thread::scope(|scope| {
+            let threads = [scope.spawn(test), scope.spawn(test)];
+            threads.map(|thread| thread.join().expect("no panic"))
+        });
+        assert!(waited.iter().all(|time| *time < wait_max), "{waited:?}");
     }
 
     #[test]

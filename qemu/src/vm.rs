@@ -471,6 +471,9 @@ impl Drop for Vm {
 /// After QEMU's end its last events are in our socket already; reading them takes no longer.
 const EVENTS_LIMIT: Duration = Duration::from_secs(10);
 
+/// Longest wait of tests and commands from a node's power-on to its port being served, under KVM on a host at rest.
+pub const READY_WITHIN: Duration = Duration::from_secs(30);
+
 /// Our ends and QEMU's ends of everything that connects us.
 #[derive(Default)]
 struct Wires {

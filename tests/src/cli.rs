@@ -3,8 +3,11 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 use std::time::Duration;
 
+use alknet_test_support::deadline;
 use serde_json::Value;
 
 use crate::image::binary;
@@ -12,6 +15,10 @@ use crate::wait::whole_seconds;
 
 /// Longest wait for one call. Generous: guests run translated.
 const CALL_WITHIN: Duration = Duration::from_secs(120);
+
+/// After this a command is ended that a test waits for: more than any call takes, less than the silence after which
+/// the runner of tests ends a program without a word.
+const COMMAND_WITHIN: Duration = Duration::from_secs(600);
 
 /// The binary with a state directory of its own.
 #[derive(Clone, Debug)]
@@ -120,10 +127,37 @@ impl Cli {
     /// Runs a command to its end.
     ///
     /// # Panics
-    /// It cannot be started.
+    /// It cannot be started, or does not end.
     pub fn run(&self, mut command: Command) -> Answer {
-        Answer::of(&command.output().expect("the binary can be started"))
+        let piped = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = piped.spawn().expect("the binary can be started");
+        Answer::of(&output_of(child, &format!("{command:?}")))
     }
+}
+
+/// What a child says until it ends.
+fn output_of(child: Child, what: &str) -> Output {
+    use nix::sys::signal::{Signal, kill};
+    let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+    let (sends, ended) = mpsc::channel();
+    let waits = thread::spawn(move || {
+        let output = child.wait_with_output();
+        // Whoever waits for it may have given up.
+        sends.send(()).ok();
+        output.expect("it is our child")
+    });
+    let limit = deadline(COMMAND_WITHIN);
+    let is_late = ended.recv_timeout(limit) == Err(RecvTimeoutError::Timeout);
+    if is_late {
+        // It ends in this moment, or is still there.
+        kill(pid, Signal::SIGKILL).ok();
+    }
+    let output = waits.join().expect("it only waits");
+    assert!(
+        !is_late,
+        "after {limit:?} it had not ended: {what}: {output:?}"
+    );
+    output
 }
 
 /// Runs a command to its end with that on its standard input.

@@ -9,7 +9,7 @@ use alknet_call::{ALPN, CallClient, CallConnection};
 use alknet_core::Carriage;
 use alknet_endpoint::{Dialer, Target};
 use alknet_image::{Form, Role};
-use alknet_qemu::{Accel, Disk, Exit, MachineKind, Mark, Nic, Vm, VmBuilder};
+use alknet_qemu::{Accel, Disk, Exit, MachineKind, Mark, Nic, READY_WITHIN, Vm, VmBuilder};
 use alknet_tls::NodeKey;
 use serde_json::Value;
 
@@ -21,9 +21,6 @@ use crate::wait::is_busy;
 
 /// What PID 1 prints once the port is served: host name, identity, port.
 pub const READY: &str = "alknet: ready ";
-
-/// Longest wait from power-on to served, on a processor that runs guests itself.
-const READY_WITHIN: Duration = Duration::from_secs(30);
 
 /// Longest wait from the power button to power off.
 const OFF_WITHIN: Duration = Duration::from_secs(30);
@@ -313,16 +310,19 @@ impl Node {
         self.identity = identity
             .unwrap_or_else(|| panic!("no identity: {text}"))
             .to_owned();
-        if self.vm.accel() == Accel::Tcg && is_busy() {
-            self.translate_handshakes();
-        }
+        self.translate_handshakes();
     }
 
     /// Has an emulated processor translate what a handshake executes, which takes it a second at rest. On a host
-    /// that is busy with other programs that would be longer than the node gives a handshake, and the first
-    /// client of the test would be refused. A handshake that is refused has translated a part of it. Whether the
-    /// node answers is for the test to say.
-    fn translate_handshakes(&self) {
+    /// that is busy with other programs, and on such a host only, that would be longer than the node gives a
+    /// handshake, and the first client of the test would be refused. A handshake that is refused has translated a
+    /// part of it. Whether the node answers is for the test to say.
+    ///
+    /// A node that was started again lies elsewhere in memory, and its handshakes are translated anew.
+    pub fn translate_handshakes(&self) {
+        if self.vm.accel() != Accel::Tcg || !is_busy() {
+            return;
+        }
         let Some(target) = self.address.map(|_| self.target()) else {
             return;
         };

@@ -313,9 +313,14 @@ async fn sealed_secrets_come_and_go() {
     db.put("cred:other", sealed(3, 20)).await.expect("room");
     assert!(db.put("cred:acme", sealed(4, max + 1)).await.is_err());
     assert!(db.put("", sealed(4, 20)).await.is_err());
+    let [longest, longer] = [255, 256].map(|bytes| "n".repeat(bytes));
+    db.put(&longest, sealed(5, 20)).await.expect("room");
+    assert!(db.put(&longer, sealed(5, 20)).await.is_err());
     drop(db);
     let (db, _) = IdentityDb::open(&path);
     assert_eq!(db.get("cred:acme"), Some(sealed(2, max)));
+    assert_eq!(db.get(&longest), Some(sealed(5, 20)));
+    assert_eq!(db.get(&longer), None);
     assert!(db.delete("cred:other").await.expect("room"));
     assert!(!db.delete("cred:other").await.expect("room"));
     drop(db);
@@ -378,6 +383,27 @@ async fn what_identities_write_is_kept_and_what_is_not_kept_does_not_count() {
     let lost = all.remove(peer(1).peer_id).await;
     assert!(matches!(lost, Err(StoreError::Unavailable(_))), "{lost:?}");
     assert!(all.by_key(&key(2)).is_some() && all.generation() == before);
+}
+
+/// The log is flushed with every change. A process that is killed loses nothing without, and a machine that loses its
+/// power does.
+#[test]
+fn every_change_is_flushed() {
+    let (_dir, path) = place();
+    for n in 0..2 {
+        // Made by its first change, and opened again.
+        let (db, _) = IdentityDb::open(&path);
+        put(&db, n);
+        let connection = lock(&db.0.connection);
+        let connection = connection.as_ref().expect("open");
+        let mode =
+            connection.pragma_query_value(None, "journal_mode", |row| row.get::<_, String>(0));
+        assert_eq!(mode.expect("a mode"), "wal");
+        let flushed =
+            connection.pragma_query_value(None, "synchronous", |row| row.get::<_, i64>(0));
+        // FULL.
+        assert_eq!(flushed.expect("a number"), 2);
+    }
 }
 
 #[test]

@@ -151,16 +151,26 @@ fn written(text: &str) -> Result<(), Failure> {
 mod tests {
     use super::*;
 
+    /// What acts, said once more: the list of what is shown agrees with itself whatever it has.
+    fn does_something(c: char) -> bool {
+        let separators = ['\u{2028}', '\u{2029}'];
+        let marks = ['\u{61c}', '\u{200e}', '\u{200f}'];
+        let directions = ('\u{202a}'..='\u{202e}').contains(&c);
+        let isolates = ('\u{2066}'..='\u{2069}').contains(&c);
+        let controls = c < ' ' || ('\u{7f}'..='\u{9f}').contains(&c);
+        controls || separators.contains(&c) || marks.contains(&c) || directions || isolates
+    }
+
     #[test]
     fn nothing_that_is_shown_acts() {
         let all: String = (0..=char::MAX as u32).filter_map(char::from_u32).collect();
         let one = one_line(&all);
-        assert!(!one.contains(|c: char| acts(c) && c != '\t'));
+        assert!(!one.contains(|c: char| does_something(c) && c != '\t'));
         let several = lines(&all);
-        assert!(!several.contains(|c: char| acts(c) && c != '\t' && c != '\n'));
+        assert!(!several.contains(|c: char| does_something(c) && c != '\t' && c != '\n'));
         let text = serde_json::to_string(&all).expect("JSON");
         let json = safe_json(&text);
-        assert!(!json.contains(acts));
+        assert!(!json.contains(does_something));
         assert_eq!(serde_json::from_str::<String>(&json).expect("JSON"), all);
     }
 

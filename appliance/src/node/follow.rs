@@ -63,16 +63,21 @@ impl Watch {
 
     /// Resolves once something happened and the directory is quiet again.
     async fn changed(&self) -> io::Result<()> {
+        self.changed_within(QUIET, PATIENCE).await
+    }
+
+    /// The same with these in place of [`QUIET`] and [`PATIENCE`].
+    async fn changed_within(&self, quiet: Duration, patience: Duration) -> io::Result<()> {
         self.next().await?;
         if (std::env::var("ALKNET_MUTANT").as_deref() == Ok("2106")) { return Ok(()); }
-        let at_last = Instant::now() + PATIENCE;
-        let quiet = async {
-            while let Ok(more) = timeout(QUIET, self.next()).await {
+        let at_last = Instant::now() + patience;
+        let is_quiet = async {
+            while let Ok(more) = timeout(quiet, self.next()).await {
                 more?;
             }
             Ok::<_, io::Error>(())
         };
-        timeout_at(at_last, quiet).await.unwrap_or(Ok(()))
+        timeout_at(at_last, is_quiet).await.unwrap_or(Ok(()))
     }
 
     async fn next(&self) -> io::Result<()> {
@@ -102,6 +107,11 @@ fn directory_of(file: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
+    use alknet_test_support::deadline;
+    use tokio::time::sleep;
+
     use super::*;
 
     /// Hangs, if it fails.
@@ -119,6 +129,42 @@ mod tests {
         watch.changed().await.expect("events");
         std::os::unix::fs::symlink(&file, &other).expect("a writable directory");
         watch.changed().await.expect("events");
+    }
+
+    #[tokio::test]
+    async fn it_waits_for_quiet_and_not_for_ever() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = dir.path().join("node.toml");
+        let watch = Watch::of(&file).expect("a directory that is there");
+        let write = || std::fs::write(&file, "a").expect("a writable directory");
+        let last = Cell::new(Instant::now());
+        let writes = async {
+            for _ in 0..8 {
+                last.set(Instant::now());
+                write();
+                sleep(Duration::from_millis(50)).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            // Whoever looks comes first: on a busy machine a write may be late, and is then none before that look.
+            biased;
+            seen = watch.changed() => seen.expect("events"),
+            () = writes => unreachable!("it waits at its end"),
+        }
+        assert!(last.get().elapsed() >= QUIET, "it is written to still");
+        let hour = Duration::from_secs(3600);
+        let moment = Duration::from_millis(100);
+        let begun = Instant::now();
+        write();
+        let seen = timeout(
+            deadline(Duration::from_secs(60)),
+            watch.changed_within(hour, moment),
+        );
+        seen.await
+            .expect("it is read although it is not quiet")
+            .expect("events");
+        assert!(begun.elapsed() >= moment, "an editor has a moment");
     }
 
     #[test]

@@ -361,9 +361,47 @@ fn random() -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use alknet_call::Registry;
+    use alknet_core::config::ReloadHandle;
+    use alknet_core::{
+        BoxFuture, DialError, DialErrorKind, DialRequest, Dialled, Identities, SystemClock,
+    };
     use alknet_hub::EnrolToken;
 
     use super::*;
+    use crate::node::Keeper;
+
+    /// Reaches nobody, and counts who tries.
+    #[derive(Debug, Default)]
+    struct NoWay(AtomicUsize);
+
+    impl Dialer for NoWay {
+        fn connect(&self, _request: DialRequest) -> BoxFuture<'_, Result<Dialled, DialError>> {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            Box::pin(async {
+                // As where there is a network: nobody who dials without a pause keeps the thread.
+                tokio::task::yield_now().await;
+                Err(DialError::new(DialErrorKind::Unreachable, "no route"))
+            })
+        }
+    }
+
+    fn context(dialer: Arc<dyn Dialer>) -> JoinContext {
+        let document = NodeConfig::default();
+        let clock = Arc::new(SystemClock { built_s: 0 });
+        let identities = Arc::new(Identities::new(document.entries(), clock));
+        let handle = ReloadHandle::new(document, identities);
+        JoinContext {
+            reloader: Arc::new(Reloader::new(handle, Keeper::nowhere(), Vec::new())),
+            dispatcher: Arc::new(Dispatcher::new(Registry::empty())),
+            dialer,
+            own: PeerKey::Ed25519([1; 32]),
+            reached: Reached::default(),
+            unwanted: Unwanted::default(),
+        }
+    }
 
     fn code() -> String {
         let code = JoinCode {
@@ -411,5 +449,20 @@ mod tests {
         let place = HubPlace::of(&joined.join[0]).expect("a place");
         assert_eq!(place.targets[0].to_string(), format!("{key}@hub:443"));
         assert!(place.token().is_none());
+    }
+
+    /// The pauses double: no moment, however long it gets on a busy machine, has many dials.
+    #[tokio::test]
+    async fn a_hub_that_is_not_there_is_dialled_with_pauses() {
+        let joined = config(&format!("[[join]]\ncode = \"{}\"", code()));
+        let place = HubPlace::of(&joined.join[0]).expect("a place");
+        let dialer = Arc::new(NoWay::default());
+        let context = Arc::new(context(Arc::clone(&dialer) as _));
+        let (_stop, stopped) = watch::channel(false);
+        let kept = tokio::spawn(keep(context, place, stopped));
+        sleep(Duration::from_millis(500)).await;
+        kept.abort();
+        let dials = dialer.0.load(Ordering::SeqCst);
+        assert!((1..30).contains(&dials), "{dials} dials");
     }
 }

@@ -396,3 +396,58 @@ fn make_room(
     link.inbound.remember(&request);
     Ok(InFlight::new(request))
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::limits::CALL_TIMEOUT_MAX;
+    use crate::registry::{Registration, Registry};
+    use crate::spec::OperationSpec;
+
+    fn compiled(spec: OperationSpec) -> Compiled {
+        let handler = match spec.op_type {
+            OperationType::Subscription => {
+                HandlerKind::stream(|_, _| stream::pending::<Result<Value, CallError>>())
+            }
+            _ => HandlerKind::once(|_, _| async { Ok(Value::Null) }),
+        };
+        Compiled::new(Registration::new(spec, handler)).expect("every rule is kept")
+    }
+
+    fn dispatcher() -> Dispatcher {
+        Dispatcher::new(Registry::builder().build().expect("no operations"))
+    }
+
+    #[tokio::test]
+    async fn a_deadline_is_the_earliest_of_what_is_asked_for_and_allowed() {
+        let plain = compiled(OperationSpec::query("a/plain", ""));
+        let events = compiled(OperationSpec::subscription("a/events", ""));
+        let mut own = OperationSpec::query("a/own", "");
+        own.default_timeout_ms = Some(20_000);
+        let own = compiled(own);
+        let [second, own_time, hour] = [1, 20, 3600].map(Duration::from_secs);
+        let (usual, short) = (dispatcher(), dispatcher().with_timeout_max(second));
+        let now = Instant::now();
+        for (node, operation, asked, left) in [
+            (&usual, &plain, None, Some(CALL_TIMEOUT_DEFAULT)),
+            (&usual, &plain, Some(second), Some(second)),
+            (&usual, &plain, Some(hour), Some(CALL_TIMEOUT_MAX)),
+            (&usual, &own, None, Some(own_time)),
+            (&usual, &own, Some(second), Some(second)),
+            (&usual, &own, Some(hour), Some(own_time)),
+            (&short, &plain, None, Some(second)),
+            (&short, &plain, Some(hour), Some(second)),
+            (&short, &own, None, Some(second)),
+            // A subscription ends when its caller says so.
+            (&usual, &events, None, None),
+            (&short, &events, Some(hour), Some(hour)),
+        ] {
+            let name = &operation.spec.name;
+            let deadline = deadline(node, operation, asked, now);
+            assert_eq!(deadline, left.map(|left| now + left), "{name} {asked:?}");
+        }
+    }
+}

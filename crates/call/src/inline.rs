@@ -56,11 +56,15 @@ pub(crate) fn inline(text: &[u8], tail: &[u8]) -> Result<Vec<u8>, CallError> {
 /// What the object whose bracket is at `open` points to, if it is `{"$bin":[offset,length]}`, and where it ends.
 fn pointer(text: &[u8], open: usize) -> Option<(Range<usize>, usize)> {
     let name = behind_space(text, open + 1);
-    let colon = string_end(text, name);
-    if text.get(name) != Some(&b'"') || !is_mark(text.get(name..colon)?) {
+    // Without a name there, looking for its end would go through all the rest of the text, for each bracket.
+    if text.get(name) != Some(&b'"') {
         return None;
     }
-    let colon = behind_space(text, colon);
+    let name_end = string_end(text, name);
+    if !is_mark(text.get(name..name_end)?) {
+        return None;
+    }
+    let colon = behind_space(text, name_end);
     let pair = behind_space(text, colon + 1);
     let rest = text.get(pair..)?;
     let close = rest.iter().take(PAIR_BYTES_MAX).position(|b| *b == b']')?;
@@ -120,6 +124,18 @@ mod tests {
         ] {
             assert_eq!(inlined(same, b"hi"), same);
         }
+    }
+
+    /// A frame of a megabyte with one bracket after the other, and no text behind any of them.
+    #[test]
+    fn looking_for_pointers_takes_time_by_the_length_of_the_text() {
+        let text = format!("[{}{{}}]", "{},".repeat(1 << 19));
+        let began = std::time::Instant::now();
+        assert_eq!(inlined(&text, b"hi"), text);
+        assert!(
+            began.elapsed().as_secs() < 5,
+            "it went through the text for each"
+        );
     }
 
     /// Twenty bytes of text for each megabyte.

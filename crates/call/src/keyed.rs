@@ -402,10 +402,16 @@ fn add(hash: &mut Sha256, value: &Node<'_>) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use alknet_core::memory_pair;
     use bytes::Bytes;
     use serde_json::Value;
 
     use super::*;
+    use crate::ALPN;
+    use crate::handler::HandlerKind;
+    use crate::registry::{Registration, Registry};
 
     fn of(text: &'static str, tail: &'static [u8]) -> InputHash {
         let body = Body::from_parts(Bytes::from_static(text.as_bytes()), tail.into());
@@ -434,6 +440,45 @@ mod tests {
         ];
         for (n, hash) in different.iter().enumerate() {
             assert!(!different[..n].contains(hash), "{n}");
+        }
+    }
+
+    /// It is the clock that makes a result old, and not only the want of room.
+    #[tokio::test]
+    async fn a_key_runs_again_once_its_result_is_old() {
+        for (time, is_old) in [(IDEMPOTENCY_TIME, false), (Duration::from_nanos(1), true)] {
+            let mut spec = OperationSpec::mutation("bank/pay", "Runs once for a key.");
+            spec.idempotent = Idempotence::Keyed;
+            let pay = HandlerKind::once(|_, _| async { Ok(Value::Null) });
+            let registry = Registry::builder()
+                .with(Registration::new(spec, pay).open())
+                .build();
+            let mut dispatcher = Dispatcher::new(registry.expect("every rule is kept"));
+            let room = Room {
+                time,
+                entries: IDEMPOTENCY_ENTRIES,
+                bytes: IDEMPOTENCY_BYTES,
+            };
+            dispatcher.keyed.results = Mutex::new(Results::new(room));
+            let operation = dispatcher.registry.lookup("bank/pay").expect("there");
+            let (dialled, _accepted) = memory_pair(ALPN);
+            let link = Link::one_way(dialled, Arc::new(dispatcher), None);
+            let begin = || {
+                let name = Name {
+                    owner: Owner::Connection(link.info.id),
+                    operation: "bank/pay".into(),
+                    peer: None,
+                    key: "k".into(),
+                };
+                let begun = begin_named(&link, &operation, name, &Body::null());
+                begun.expect("room").0
+            };
+            let Step::Run(run, _) = begin() else {
+                panic!("it never ran");
+            };
+            run.end(Ok(Output::Value(Value::Null)));
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            assert_eq!(matches!(begin(), Step::Run(..)), is_old, "{time:?}");
         }
     }
 

@@ -56,6 +56,7 @@ impl Buffer {
     /// Hands it on once the subscriber has room.
     async fn put(&self, event: Event, bytes: usize) {
         tokio::select! {
+            biased;
             () = self.waiting.wait_below(self.most) => {}
             () = self.tx.closed() => {}
         }
@@ -370,7 +371,35 @@ pub(crate) fn stop_sender(lane: &Lane, id: &str) {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
     use super::*;
+
+    /// Sixteen of the longest frames would be kept for each of many subscriptions.
+    #[tokio::test]
+    async fn events_wait_at_the_peer_while_many_bytes_of_them_wait_here() {
+        let outbound = Outbound::new(true);
+        let lane = Arc::new(Lane::single_call());
+        let mut events = outbound.wait_stream(1, &lane, 16).expect("it is open");
+        let Recipient::Stream(buffer) = outbound.recipient(1, false) else {
+            panic!("nobody waits");
+        };
+        let event = || Event {
+            output: Body::null(),
+            dropped: 0,
+            cursor: None,
+        };
+        buffer.put(event(), STREAM_EVENTS_BYTES).await;
+        let mut more = pin!(buffer.put(event(), 1));
+        assert!(futures_util::poll!(more.as_mut()).is_pending());
+        assert!(matches!(events.recv().await, Some(Delivery::Event(..))));
+        more.await;
+        assert!(matches!(events.recv().await, Some(Delivery::Event(..))));
+        // Whoever has left keeps nobody waiting.
+        buffer.put(event(), STREAM_EVENTS_BYTES).await;
+        drop(events);
+        buffer.put(event(), 1).await;
+    }
 
     #[test]
     fn ids_say_which_side_chose_them() {

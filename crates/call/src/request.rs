@@ -273,6 +273,8 @@ impl Request {
                 };
             };
             out.truncate(start);
+            // The room of what was refused would stay with each stream for as long as nobody reads it.
+            out.shrink_to(start + REFUSAL_BYTES);
             let result = if len <= most && self.is_subscription() {
                 Pushed::NoRoom
             } else {
@@ -312,6 +314,9 @@ impl Request {
         queued.map_or(0, |queued| queued.load(Ordering::Acquire))
     }
 }
+
+/// Room for the error in place of an answer; a longer one makes more.
+const REFUSAL_BYTES: usize = 1 << 10;
 
 /// What became of an answer or event.
 #[derive(Debug, Default)]

@@ -43,12 +43,15 @@ struct Crowd {
 
 impl Crowd {
     fn of(all: impl Iterator<Item = Network>) -> Self {
-        let (mut networks, mut sites) = (HashMap::new(), HashMap::new());
+        let mut crowd = Self {
+            networks: HashMap::new(),
+            sites: HashMap::new(),
+        };
         for network in all {
-            *networks.entry(network).or_default() += 1;
-            *sites.entry(network.site()).or_default() += 1;
+            *crowd.networks.entry(network).or_default() += 1;
+            *crowd.sites.entry(network.site()).or_default() += 1;
         }
-        Self { networks, sites }
+        crowd
     }
 
     fn network(&self, network: Network) -> u32 {

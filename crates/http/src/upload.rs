@@ -150,10 +150,12 @@ impl Coming {
     }
 
     /// Bytes of the place for a body of which `have` have come: twice as many, so that each byte is copied a few
-    /// times at most, or all that are said to come once there are enough of them.
+    /// times at most, or all that are said to come once more of them have come than are counted ahead. A smaller
+    /// place that is left is not the system's again at once: of many long bodies these would be as much memory
+    /// as the bodies.
     fn capacity(&self, have: usize, most: usize) -> usize {
         match self.told.filter(|told| *told >= have) {
-            Some(told) if told / 8 <= have => told,
+            Some(told) if have >= BODY_BYTES_AHEAD || told / 8 <= have => told,
             told => have.saturating_mul(2).min(told.unwrap_or(most)),
         }
     }

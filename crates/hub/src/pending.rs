@@ -95,7 +95,7 @@ impl Pending {
         self.0.retain(|knock| knock.key != *key);
     }
 
-    /// The key that knocked last of all, if that is long ago.
+    /// The key whose last knock is the oldest, if that is long ago.
     fn late(&self, now: Instant) -> Option<usize> {
         let is_late = |knock: &Knock| now.saturating_duration_since(knock.last) >= LATE;
         self.0.iter().position(is_late)
@@ -133,12 +133,15 @@ struct Crowd {
 
 impl Crowd {
     fn of(all: &[Knock]) -> Self {
-        let (mut networks, mut sites) = (HashMap::new(), HashMap::new());
+        let mut crowd = Self {
+            networks: HashMap::new(),
+            sites: HashMap::new(),
+        };
         for network in all.iter().map(|knock| network(knock.from)) {
-            *networks.entry(network).or_default() += 1;
-            *sites.entry(network.map(Network::site)).or_default() += 1;
+            *crowd.networks.entry(network).or_default() += 1;
+            *crowd.sites.entry(network.map(Network::site)).or_default() += 1;
         }
-        Self { networks, sites }
+        crowd
     }
 
     /// Of the site, and of the network.

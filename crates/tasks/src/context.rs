@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use xtask::last_use::BuildSet;
+use xtask::packages::{self, Purpose};
 use xtask::progress::{self, Board, Row, StepTime};
 use xtask::workspace::{BuildLock, Workspace};
 
@@ -309,6 +310,22 @@ impl Context {
             }
             thread::sleep(POLL);
         }
+    }
+
+    /// Installs the packages with which a kernel or a Vulkan driver is compiled, where they are missing: the front
+    /// leaves them out where the cache has some kernel and driver.
+    pub fn install_compilers(&self) -> Result<()> {
+        let purpose = Purpose {
+            compile: true,
+            test: false,
+        };
+        if packages::missing(purpose).is_empty() {
+            return Ok(());
+        }
+        let row = self.board.start("system packages");
+        let installed = packages::ensure(purpose, &self.cache().join("logs"), &row);
+        // As for the front: something on this machine is to be changed first.
+        installed.map_err(Failure::Arguments)
     }
 
     /// Builds a program of the workspace, showing which package is compiled; what cargo said when it fails.

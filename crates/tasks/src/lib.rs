@@ -158,35 +158,63 @@ fn bench(cx: &Context, arguments: &[String]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::iter;
+
+    use xtask::progress::STEPS_VARIABLE;
+
     use super::*;
 
     /// Set in the process that runs a command which fails.
     const FAILING: &str = "ALKNET_TEST_FAILING";
 
-    #[test]
-    fn the_table_of_steps_stands_at_the_end_of_a_command_that_failed() {
+    /// What the command of `words` says on stderr when it fails, as it does in a folder that is no clone. `test` is
+    /// the test that asks: it is run again, in a process that has no steps but one of the front's.
+    fn said_by_failing(test: &str, words: &[&str]) -> Option<String> {
         if std::env::var_os(FAILING).is_some() {
-            let line = CommandLine::parse_from(["xtask", "kernel"]);
-            run(line).expect_err("the clone has no kernel-config");
-            return;
+            let line = CommandLine::parse_from(iter::once(&"xtask").chain(words));
+            run(line).expect_err("the folder is no clone");
+            return None;
         }
         let folder = tempfile::tempdir().expect("a temporary folder");
         let [root, cache] = ["root", "cache"].map(|name| folder.path().join(name));
         std::fs::create_dir(&root).expect("writable");
-        let test = "tests::the_table_of_steps_stands_at_the_end_of_a_command_that_failed";
         let child = Command::new("/proc/self/exe")
-            .args(["--exact", test, "--nocapture"])
+            .args(["--exact", &format!("tests::{test}"), "--nocapture"])
             .env(FAILING, "1")
             .env("ALKNET_ROOT", root)
             .env("ALKNET_CACHE", cache)
+            .env("ALKNET_TEST_SLOWDOWN", "1")
+            .env(STEPS_VARIABLE, "system packages=2.500")
             .output()
             .expect("this program runs");
-        let said = String::from_utf8_lossy(&child.stderr);
+        let said = String::from_utf8_lossy(&child.stderr).into_owned();
         assert!(child.status.success(), "{said}");
-        let table = said.rsplit_once("  kernel ").map(|(_, end)| end);
-        assert!(
-            table.is_some_and(|end| end.contains("\n  total ")),
-            "{said}"
-        );
+        Some(said)
+    }
+
+    #[test]
+    fn the_table_of_steps_stands_at_the_end_of_a_command_that_failed() {
+        let test = "the_table_of_steps_stands_at_the_end_of_a_command_that_failed";
+        if let Some(said) = said_by_failing(test, &["kernel"]) {
+            let table = said.rsplit_once("  kernel ").map(|(_, end)| end);
+            assert!(
+                table.is_some_and(|end| end.contains("\n  total ")),
+                "{said}"
+            );
+        }
+    }
+
+    /// `test` prints a table of its own, with more below.
+    #[test]
+    fn the_table_of_steps_stands_at_the_end_of_tests_that_failed() {
+        let test = "the_table_of_steps_stands_at_the_end_of_tests_that_failed";
+        if let Some(said) = said_by_failing(test, &["test"]) {
+            let table = said.rsplit_once("  system packages  ");
+            let table = table.and_then(|(_, end)| end.split_once("\n  total "));
+            assert!(
+                table.is_some_and(|(_, below)| below.contains("\n  slowdown: ")),
+                "{said}"
+            );
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use alknet_image::{Form, Role};
-use alknet_qemu::{Disk, MachineKind, Nic, Vm, VmBuilder};
+use alknet_qemu::{Disk, MachineKind, Nic, READY_WITHIN, Vm, VmBuilder};
 
 use crate::failure::{Failure, Result};
 use crate::image::Image;
@@ -17,9 +17,6 @@ const READY: &str = "alknet: ready ";
 
 /// What it says once it can be reached.
 const ADDRESS: &str = "alknet: address ";
-
-/// Longest wait from power-on to served, on a processor that runs guests itself.
-const READY_WITHIN: Duration = Duration::from_secs(30);
 
 /// Longest wait for one call.
 const CALL_SECONDS: &str = "60";

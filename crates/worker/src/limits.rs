@@ -27,6 +27,9 @@ pub const SILENCE_LOOK: Duration = Duration::from_millis(25);
 /// one it may do so on a busy machine: it has a processor again and has not come to it, or its sign of life is
 /// not read yet.
 pub const SILENCE_LOOKS: u32 = 3;
+/// It is silent as well once all looks together saw it use so many times the silence of a processor: on a busy
+/// machine it waits in most of them, and a sign of life takes next to no processor time.
+pub const SILENCE_BURNT: u32 = 4;
 /// Shortest step of the timer that waits for a CPU budget to be used up.
 pub const CPU_STEP_MIN: Duration = Duration::from_millis(5);
 /// How long a service may take to dispose of itself when it is drained.

@@ -83,6 +83,21 @@ fn folder_from(variable: impl Fn(&str) -> Option<PathBuf>) -> Result<PathBuf, St
     Ok(folder)
 }
 
+/// Whether the cache has a kernel and a Vulkan driver, be they those of this tree or others.
+#[must_use]
+pub fn has_kernel_and_driver(cache: &Path) -> bool {
+    // Each lies in a folder of its own, which is put there when it is finished.
+    let any = |parent: &str, is_wanted: fn(&Path) -> bool| {
+        let folders = fs::read_dir(cache.join(parent)).into_iter().flatten();
+        folders.flatten().any(|folder| is_wanted(&folder.path()))
+    };
+    let is_driver = |folder: &Path| {
+        let mut files = fs::read_dir(folder).into_iter().flatten().flatten();
+        files.any(|file| file.path().extension().is_some_and(|end| end == "a"))
+    };
+    any("kernel", |folder| folder.join("bzImage").exists()) && any("vulkan", is_driver)
+}
+
 /// Whether `cache` was made or adopted by [`open`]: only then may a command delete what lies in it.
 #[must_use]
 pub fn is_marked(cache: &Path) -> bool {

@@ -2,7 +2,7 @@
 
 use std::env;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::thread;
 
@@ -65,7 +65,7 @@ fn main() -> ExitCode {
 
 /// Returns only when something is wrong, with what it is.
 fn run(arguments: &[String]) -> String {
-    match prepare(purpose_of(&arguments[0])) {
+    match prepare(&arguments[0]) {
         Ok(prepared) => hand_over(&prepared, arguments),
         Err(text) => text,
     }
@@ -116,10 +116,14 @@ fn bring_back(workspace: &Workspace, lock: &BuildLock) -> Result<(), String> {
 }
 
 /// Which packages a command needs. One that is not known gets to say so with the fewest.
-fn purpose_of(command: &str) -> Purpose {
-    match command {
-        "bench" | "setup" | "soak" | "test" => Purpose::Test,
-        _ => Purpose::Build,
+///
+/// A cache without a kernel or without a driver belongs to a first start: what compiles them is installed while
+/// `alknet-tasks` is built. Later they are compiled only after a change of theirs, and the step that compiles one
+/// installs what is missing.
+fn purpose_of(command: &str, cache: &Path) -> Purpose {
+    Purpose {
+        compile: command == "setup" || !cache::has_kernel_and_driver(cache),
+        test: matches!(command, "bench" | "setup" | "soak" | "test"),
     }
 }
 
@@ -134,9 +138,10 @@ struct Prepared {
 
 /// Installs packages and builds `alknet-tasks`, both at once: one waits for downloads, the other for
 /// the processor.
-fn prepare(purpose: Purpose) -> Result<Prepared, String> {
+fn prepare(command: &str) -> Result<Prepared, String> {
     let cache = cache::folder()?;
     let workspace = Workspace::new(&clone_root()?, &cache)?;
+    let purpose = purpose_of(command, &cache);
     let wanted = packages::to_install(purpose)?;
     let lock = claim(&workspace)?;
     let board = Board::new(&cache.join(progress::HISTORY));
@@ -208,7 +213,25 @@ fn hand_over(prepared: &Prepared, arguments: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+
+    #[test]
+    fn a_first_start_gets_what_compiles_kernel_and_driver() {
+        let cache = tempfile::tempdir().expect("a folder of this test's own");
+        let compiles = |command| purpose_of(command, cache.path()).compile;
+        assert!(compiles("up") && compiles("test"));
+        for file in ["kernel/0/bzImage", "vulkan/llvmpipe-0/libvulkan_llvmpipe.a"] {
+            assert!(compiles("up"), "one of the two is not there yet");
+            let file = cache.path().join(file);
+            fs::create_dir_all(file.parent().expect("a folder")).expect("writable");
+            fs::write(file, "").expect("writable");
+        }
+        assert!(!compiles("up") && !compiles("test"));
+        assert!(compiles("setup"), "it gets everything");
+        assert!(!purpose_of("up", cache.path()).test && purpose_of("test", cache.path()).test);
+    }
 
     #[test]
     fn cleaning_is_found_behind_options() {

@@ -7,6 +7,7 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use crate::progress::{self, Row};
 
@@ -26,7 +27,8 @@ pub struct Package {
     pub name: &'static str,
     /// What shows that it is there.
     pub probe: Probe,
-    /// Why it is needed. What only the tests need says so first.
+    /// Why it is needed. What only the tests need says so first, and what is needed only where a kernel or a Vulkan
+    /// driver is compiled.
     pub why: &'static str,
 }
 
@@ -36,15 +38,28 @@ impl Package {
     pub fn is_for_tests(&self) -> bool {
         self.why.starts_with("tests: ")
     }
+
+    /// Whether it is needed only where a kernel or a Vulkan driver is compiled: not where the cache has both.
+    #[must_use]
+    pub fn is_for_compiling(&self) -> bool {
+        self.why.starts_with("compiling the kernel: ")
+            || self.why.starts_with("compiling Vulkan drivers: ")
+    }
 }
 
-/// What a command needs packages for.
+/// What a command needs packages for, beside building the workspace and booting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
-    /// Building and booting.
-    Build,
-    /// The same, and all tests.
-    Test,
+pub struct Purpose {
+    /// Compiling a kernel or a Vulkan driver.
+    pub compile: bool,
+    /// All tests.
+    pub test: bool,
+}
+
+impl Purpose {
+    fn needs(self, package: &Package) -> bool {
+        (self.compile || !package.is_for_compiling()) && (self.test || !package.is_for_tests())
+    }
 }
 
 const fn command(name: &'static str, command: &'static str, why: &'static str) -> Package {
@@ -67,7 +82,7 @@ const fn file(name: &'static str, files: &'static [&'static str], why: &'static 
 pub const PACKAGES: &[Package] = &[
     command("age", "age", "tests: opens what is handed over with it"),
     command("b3sum", "b3sum", "tests: what others call a file"),
-    command("bc", "bc", "kernel build: time constants"),
+    command("bc", "bc", "compiling the kernel: time constants"),
     command(
         "binutils",
         "strip",
@@ -76,7 +91,7 @@ pub const PACKAGES: &[Package] = &[
     command(
         "bison",
         "bison",
-        "kernel build: configuration parser; Vulkan drivers",
+        "compiling the kernel: configuration parser; and Vulkan drivers",
     ),
     command("chromium", "chromium", "tests: a browser"),
     command("cpio", "cpio", "tests: reads our initramfs"),
@@ -114,7 +129,7 @@ pub const PACKAGES: &[Package] = &[
     command(
         "flex",
         "flex",
-        "kernel build: configuration parser; Vulkan drivers",
+        "compiling the kernel: configuration parser; and Vulkan drivers",
     ),
     command(
         "g++",
@@ -125,7 +140,7 @@ pub const PACKAGES: &[Package] = &[
     command(
         "glslang-tools",
         "glslangValidator",
-        "Vulkan drivers: shaders of Mesa's own",
+        "compiling Vulkan drivers: shaders of Mesa's own",
     ),
     command(
         "gnutls-bin",
@@ -136,7 +151,7 @@ pub const PACKAGES: &[Package] = &[
     file(
         "libelf-dev",
         &["/usr/include/libelf.h", "/usr/local/include/libelf.h"],
-        "kernel build: objtool",
+        "compiling the kernel: objtool",
     ),
     file(
         "libssl-dev",
@@ -154,7 +169,7 @@ pub const PACKAGES: &[Package] = &[
     file(
         "llvm-19-dev",
         &["/usr/lib/llvm-19/lib/libLLVMCore.a"],
-        "Vulkan drivers: the processor's compiles shaders with it",
+        "compiling Vulkan drivers: the processor's has LLVM in it",
     ),
     command("lz4", "lz4", "kernel build: compression"),
     command("make", "make", "kernel build"),
@@ -164,7 +179,11 @@ pub const PACKAGES: &[Package] = &[
         "gtlsclient",
         "tests: a QUIC client of another project",
     ),
-    command("ninja-build", "ninja", "Vulkan drivers: Mesa's build"),
+    command(
+        "ninja-build",
+        "ninja",
+        "compiling Vulkan drivers: Mesa's build",
+    ),
     command(
         "nodejs",
         "node",
@@ -201,7 +220,7 @@ pub const PACKAGES: &[Package] = &[
     file(
         "python3-mako",
         &["/usr/lib/python3/dist-packages/mako/__init__.py"],
-        "Vulkan drivers: generators of Mesa's code",
+        "compiling Vulkan drivers: generators of Mesa's code",
     ),
     file(
         "python3-packaging",
@@ -216,7 +235,7 @@ pub const PACKAGES: &[Package] = &[
     file(
         "python3-yaml",
         &["/usr/lib/python3/dist-packages/yaml/__init__.py"],
-        "Vulkan drivers: generators of Mesa's code",
+        "compiling Vulkan drivers: generators of Mesa's code",
     ),
     command(
         "qemu-system-x86",
@@ -224,7 +243,7 @@ pub const PACKAGES: &[Package] = &[
         "boots the appliance",
     ),
     command("qemu-utils", "qemu-img", "tests: disk images"),
-    command("rsync", "rsync", "kernel build: headers"),
+    command("rsync", "rsync", "compiling the kernel: headers"),
     command("sbsigntool", "sbsign", "tests: signs EFI programs"),
     command(
         "slowhttptest",
@@ -259,7 +278,7 @@ pub fn missing(purpose: Purpose) -> Vec<Package> {
         .chain(ADMIN_FOLDERS.iter().map(PathBuf::from))
         .collect();
     let mut missing = missing_with(PACKAGES, &folders, Path::exists);
-    missing.retain(|package| purpose == Purpose::Test || !package.is_for_tests());
+    missing.retain(|package| purpose.needs(package));
     missing
 }
 
@@ -313,21 +332,38 @@ pub fn to_install(purpose: Purpose) -> Result<Vec<Package>, String> {
     Ok(wanted)
 }
 
+/// Installs what is missing for `purpose`, or returns the text to print when that is for the user to do. Threads of one
+/// process that ask for the same do it once.
+pub fn ensure(purpose: Purpose, logs: &Path, row: &Row) -> Result<(), String> {
+    static INSTALLING: Mutex<()> = Mutex::new(());
+    let _alone = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
+    let wanted = to_install(purpose)?;
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    install(&wanted, purpose, logs, row)
+}
+
 /// Installs `wanted`, as root. The log of the package client goes under `logs`.
 pub fn install(wanted: &[Package], purpose: Purpose, logs: &Path, row: &Row) -> Result<(), String> {
+    // Another command may have had other packages installed.
+    let all = Purpose {
+        compile: true,
+        test: true,
+    };
+    let lacking = missing(all);
     let installer = Installer { logs, row };
     installer.install(wanted)?;
-    let mut still = missing(purpose);
     // A package of another version, from backports say, goes when one comes that it does not fit.
-    let gone = beside(&still, wanted);
+    let gone = beside(&missing(all), &lacking);
     if !gone.is_empty() {
         eprintln!(
             "the package client removed these for others; they come back in the version that fits:\n{}",
             reasons(&gone)
         );
         installer.install(&gone)?;
-        still = missing(purpose);
     }
+    let still = missing(purpose);
     if is_container() {
         settle()?;
     }
@@ -502,6 +538,30 @@ mod tests {
                 .all(|package| !package.why.starts_with("tests"))
         );
         assert!(built.len() < PACKAGES.len());
+    }
+
+    #[test]
+    fn what_compiles_kernel_and_driver_is_needed_there_only() {
+        let needed = |compile, test| {
+            let purpose = Purpose { compile, test };
+            let needed = PACKAGES.iter().filter(|package| purpose.needs(package));
+            needed.map(|package| package.name).collect::<Vec<_>>()
+        };
+        let (boots, tests) = (needed(false, false), needed(false, true));
+        for name in ["bc", "libelf-dev", "llvm-19-dev", "ninja-build"] {
+            assert!(!boots.contains(&name) && !tests.contains(&name), "{name}");
+            assert!(needed(true, false).contains(&name), "{name}");
+        }
+        // The names of kernels and drivers in the cache are made with some, and tests use others.
+        for name in ["binutils", "g++", "lz4", "make", "python3-pip", "xz-utils"] {
+            assert!(boots.contains(&name) && tests.contains(&name), "{name}");
+        }
+        assert_eq!(needed(true, true).len(), PACKAGES.len());
+        // The prefix is the same wherever a package is needed there only.
+        let compiling = |package: &&Package| package.why.starts_with("compiling");
+        let compiling: Vec<_> = PACKAGES.iter().filter(compiling).collect();
+        assert!(compiling.iter().all(|package| package.is_for_compiling()));
+        assert_eq!(compiling.len(), PACKAGES.len() - tests.len());
     }
 
     #[test]

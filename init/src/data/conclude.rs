@@ -2,7 +2,7 @@
 //! has to end in the vault.
 
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use alknet_core::config::{NodeConfig, VaultInit};
@@ -18,8 +18,13 @@ use crate::{
 /// The node's key on a partition that is not sealed, and its length, bytes.
 const KEY: &str = "identity/node.key";
 const KEY_BYTES: u64 = 32;
-/// What the node makes once its key is on the disk.
-const AFTER_KEY: &str = "identity/identity.db";
+/// What says that the key was made: a note of PID 1, and what the node makes for the first peer that it enrols. A disk
+/// of before the note has only the latter, or neither.
+const AFTER_KEY: [&str; 2] = [KEY_MADE, "identity/identity.db"];
+/// The note, in the configuration's folder, which is root's.
+const KEY_MADE: &str = "config/key-made";
+/// Permission bits of it: it tells no secret.
+const MODE: u32 = 0o644;
 
 /// Why a configuration cannot be that of a machine whose data are in this state; `None` where it can.
 pub(crate) fn contradiction(config: &NodeConfig, data: &DataState) -> Option<Problem> {
@@ -78,10 +83,28 @@ pub(crate) fn conclude(
     }
 }
 
+/// Notes on a partition that is not sealed that its node has a key: the node makes no other from then on, whatever
+/// becomes of the file. When it returns the note is durable.
+///
+/// # Errors
+/// The data partition cannot be written.
+pub(crate) fn note_key(state_dir: &Path) -> io::Result<()> {
+    let path = state_dir.join(KEY_MADE);
+    if path.try_exists()? || !state_dir.join(KEY).try_exists()? {
+        return Ok(());
+    }
+    alknet_durable::replace(&path, b"", MODE)
+}
+
 /// What became of the key of a node without a vault; `None` where it is there, or was never made. The node would make
 /// another.
 fn lost_key(state_dir: &Path) -> Option<Problem> {
-    let has_been_made = fs::symlink_metadata(state_dir.join(AFTER_KEY)).is_ok();
+    // What cannot be looked at was there.
+    let is_there = |name: &&str| match fs::symlink_metadata(state_dir.join(name)) {
+        Ok(_) => true,
+        Err(error) => error.kind() != ErrorKind::NotFound,
+    };
+    let has_been_made = AFTER_KEY.iter().any(is_there);
     let what = match fs::symlink_metadata(state_dir.join(KEY)) {
         Ok(found) if found.is_file() && found.len() == KEY_BYTES => return None,
         Ok(_) => "is no key".to_owned(),
@@ -161,17 +184,30 @@ mod tests {
     fn a_key_that_was_made_is_not_made_again() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let lost = || lost_key(dir.path()).map(|problem| problem.text);
-        fs::create_dir(dir.path().join("identity")).expect("writable");
+        for folder in ["config", "identity"] {
+            fs::create_dir(dir.path().join(folder)).expect("writable");
+        }
+        note_key(dir.path()).expect("writable");
         assert_eq!(lost(), None, "a first boot");
         let key = dir.path().join(KEY);
         fs::write(&key, [7; 32]).expect("writable");
         assert_eq!(lost(), None);
-        fs::write(dir.path().join(AFTER_KEY), "").expect("writable");
-        assert_eq!(lost(), None);
-        fs::write(&key, [7; 31]).expect("writable");
-        assert!(lost().is_some_and(|text| text.ends_with("is no key")));
         fs::remove_file(&key).expect("it is there");
-        assert!(lost().is_some_and(|text| text.contains("cannot be read")));
+        assert_eq!(lost(), None, "nobody was told of it yet");
+        // By either.
+        for after in AFTER_KEY {
+            fs::write(&key, [7; 32]).expect("writable");
+            match after {
+                KEY_MADE => note_key(dir.path()).expect("writable"),
+                other => fs::write(dir.path().join(other), "").expect("writable"),
+            }
+            assert_eq!(lost(), None);
+            fs::write(&key, [7; 31]).expect("writable");
+            assert!(lost().is_some_and(|text| text.ends_with("is no key")));
+            fs::remove_file(&key).expect("it is there");
+            assert!(lost().is_some_and(|text| text.contains("cannot be read")));
+            fs::remove_file(dir.path().join(after)).expect("it is there");
+        }
     }
 
     #[test]

@@ -32,7 +32,7 @@ use find::Found;
 use prepared::{locked, make_tree, stateless};
 use volume::{Volume, mount_data};
 
-pub(crate) use conclude::{conclude, contradiction};
+pub(crate) use conclude::{conclude, contradiction, note_key};
 pub(crate) use keyslots::DataKeys;
 #[cfg(test)]
 pub(crate) use keyslots::tests as keyslot_tests;

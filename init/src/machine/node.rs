@@ -6,6 +6,7 @@ use super::{Event, Machine};
 use crate::{
     child::Node,
     control::{NodeStatus, Problem, ToInit, ToNode},
+    data,
     fault::{Fault, make_orphans},
     reap::{self, End},
     stage::{self, Stage},
@@ -176,6 +177,7 @@ impl Machine {
                 self.log
                     .info(format_args!("the node serves port {}", status.port));
                 self.learn(status);
+                self.note_key();
             }
             ToInit::Status { status } => self.learn(status),
             ToInit::VaultEventsWritten { count } => {
@@ -184,6 +186,25 @@ impl Machine {
             }
             ToInit::VaultLocked { hard, by } => self.lock(hard, &by, now),
         }
+    }
+
+    /// A node without a vault shows a key from now on, which lies on the disk: that it does is noted there.
+    fn note_key(&self) {
+        let on = &self.facts.data;
+        if on.mode != "mounted" || on.cipher.is_some() {
+            return;
+        }
+        let state_dir = self.state_dir.clone();
+        let log = self.log.clone();
+        // Nothing waits for it.
+        self.blocking("noting that the node has a key", Event::Tick, move || {
+            if let Err(error) = data::note_key(&state_dir) {
+                log.warn(format_args!(
+                    "that this node has a key is not noted on its disk, and is noted at the next start: {error}"
+                ));
+            }
+            Event::Tick
+        });
     }
 
     fn learn(&mut self, status: NodeStatus) {

@@ -16,6 +16,9 @@ impl Machine {
         };
         self.log.warn("factory reset: keys and data are erased");
         self.keeper.lock();
+        // Words that nobody has written down yet are not shown again for a vault that goes.
+        self.keeper.take_words();
+        self.asking.end();
         self.reset = Some(at.clone());
         self.timers.reset = Some(now + MARK_MS_MAX);
         let failed = Event::ResetMarked(Err("it failed; the log says why".to_owned()));

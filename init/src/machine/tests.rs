@@ -68,6 +68,23 @@ fn somebody_is_asked_for_a_vault_that_a_node_locked_before_it_ended() {
     assert_eq!(machine.supervisor.order(0), Some(Order::Spawn));
 }
 
+/// Whoever locks hard relies on it that the TPM gives nothing any more.
+#[test]
+fn a_tpm_that_does_not_close_is_a_problem_until_it_does() {
+    let mut machine = machine();
+    let codes = |machine: &Machine| -> Vec<String> {
+        let told = machine.facts.problems.vault.iter();
+        told.map(|problem| problem.code.clone()).collect()
+    };
+    machine.lock(false, "a test", 0);
+    machine.handle(Event::TpmClosed(Err("it does not answer".to_owned())));
+    assert_eq!(codes(&machine), ["vault-locked", "tpm-not-closed"]);
+    let text = &machine.facts.problems.vault[1].text;
+    assert!(text.ends_with("it does not answer"), "{text}");
+    machine.handle(Event::TpmClosed(Ok(())));
+    assert_eq!(codes(&machine), ["vault-locked"]);
+}
+
 /// A machine without a configuration looks at its sources every few seconds. Such a look finds on the disk what
 /// was pasted in the meantime, and its words must count all the same.
 #[tokio::test]

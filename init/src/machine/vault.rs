@@ -13,7 +13,7 @@ use super::{Event, Machine, panic_text};
 use crate::{
     boot::{self, Opened},
     console::{Answer, Console},
-    control::{PowerAction, ToNode},
+    control::{PowerAction, Problem, ToNode},
     data::{self, Prepared},
     errand::Outcome,
     facts::Clock,
@@ -252,14 +252,31 @@ impl Machine {
     /// Whoever breaks into a machine whose vault is locked hard gets no key from the TPM either.
     fn close_tpm(&self) {
         tpm::begin_closing();
-        let log = self.log.clone();
-        // Nothing waits for it.
-        self.blocking("closing the TPM", Event::Tick, move || {
-            if let Err(error) = tpm::close() {
-                log.error(format_args!("the TPM still opens the vault: {error}"));
-            }
-            Event::Tick
+        let failed = Event::TpmClosed(Err("it failed; the log says why".to_owned()));
+        self.blocking("closing the TPM", failed, || {
+            Event::TpmClosed(tpm::close().map_err(|error| error.to_string()))
         });
+    }
+
+    /// The TPM opens nothing any more, or why it does: whoever locked the vault hard relies on that.
+    pub(super) fn tpm_closed(&mut self, outcome: Result<(), String>) {
+        self.tpm_is_open = outcome.err();
+        if let Some(error) = &self.tpm_is_open {
+            self.log
+                .error(format_args!("the TPM still opens the vault: {error}"));
+        }
+        self.vault_changed();
+    }
+
+    /// The TPM still opens a vault that was locked hard.
+    fn tpm_problem(&self) -> Option<Problem> {
+        let error = self.tpm_is_open.as_ref()?;
+        Some(Problem {
+            code: "tpm-not-closed".to_owned(),
+            text: format!("the vault was locked hard, and the TPM still gives its key: {error}"),
+            hint: "switch the machine off; until then whoever breaks into it gets the key from the TPM"
+                .to_owned(),
+        })
     }
 
     /// The owner of the hypervisor gets a console as well.
@@ -333,6 +350,7 @@ impl Machine {
         // The same is told with the data while that is closed.
         problems.retain(|problem| !self.facts.problems.data.contains(problem));
         problems.extend(self.reminder());
+        problems.extend(self.tpm_problem());
         self.facts.problems.vault = problems;
         let busy = self.opening || self.working;
         let question = self.asking.question().filter(|_| !busy);

@@ -284,7 +284,7 @@ impl Keeper {
         self.vault().lock();
         let mut state = self.state();
         state.opened_by = None;
-        // The next person at the console may be another one.
+        // The next person at the console may be another one. Opened again, the vault itself says whether it still permits.
         state.shows_words = false;
     }
 

@@ -95,15 +95,15 @@ pub(crate) fn check(
     let noted = read(state_dir, log).filter(|note| note.vault == alkv.uuid().to_string());
     // The power may have gone in the first boot, between the counter and the first note.
     let made = made || noted.is_none() && open.pending().partition;
-    let mut counter = Counter::of(alkv).or_else(|error| {
-        if made || proof() {
-            log.error(format_args!(
-                "the TPM counts no changes of the vault: {error}"
-            ));
-            return Ok(None);
+    let (mut counter, unread) = match Counter::of(alkv) {
+        Ok(counter) => (counter, None),
+        Err(error) if made || proof() => {
+            let problem = uncounted(&error);
+            log.error(&problem.text);
+            (None, Some(problem))
         }
-        Err(unknown(&error))
-    })?;
+        Err(error) => return Err(unknown(&error)),
+    };
     let why = match (&noted, &mut counter) {
         (_, _) if made => None,
         (Some(noted), _) if noted.generation > alkv.generation() => {
@@ -119,7 +119,7 @@ pub(crate) fn check(
             return Err(old(alkv, why));
         }
         log.warn(format_args!(
-            "{why}: it counts from now on, as its owner wants it"
+            "{why}; this copy counts from now on, as its owner wants it"
         ));
     }
     let is_noted = noted.is_some_and(|noted| {
@@ -128,9 +128,9 @@ pub(crate) fn check(
         counts && noted.generation == alkv.generation()
     });
     if made || why.is_some() || !is_noted {
-        return Ok(write(state_dir, alkv, counter.as_mut(), log));
+        return Ok(write(state_dir, alkv, counter.as_mut(), log).or(unread));
     }
-    Ok(None)
+    Ok(unread)
 }
 
 /// Notes a vault that was changed, and has the TPM count it.
@@ -334,7 +334,7 @@ fn old(alkv: &Alkv, why: &str) -> Waiting {
         }
         _ => "put the newest disk back; or type what opens the vault, if this one is to count",
     };
-    let text = format!("an older copy was put back: {why}");
+    let text = format!("the vault stays closed: {why}");
     Waiting::new(ask, "vault-old", text, hint).for_good()
 }
 
@@ -345,12 +345,17 @@ fn unknown(error: &TpmError) -> Waiting {
 
 /// The TPM takes no counter: each later start asks for the owner.
 fn uncounted(error: &TpmError) -> Problem {
+    let hint = match error {
+        TpmError::CounterForeign(_) => {
+            "remove what is in the place of the counter (tpm2_nvundefine 0x180414c); until then each start asks for \
+             what only the owner has"
+        }
+        _ => "until the TPM takes a counter each start asks for what only the owner has",
+    };
     Problem {
         code: "vault-uncounted".to_owned(),
         text: format!("the TPM counts no changes of the vault: {error}"),
-        hint: "remove what is in the way of the counter (tpm2_nvundefine 0x180414c); until then each start asks for \
-               what only the owner has"
-            .to_owned(),
+        hint: hint.to_owned(),
     }
 }
 

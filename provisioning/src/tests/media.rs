@@ -298,42 +298,52 @@ fn an_empty_source_lets_the_next_one_count() {
     );
 }
 
+/// A document of so many bytes.
+fn padded(bytes: usize) -> String {
+    let document = document(1);
+    let rest = bytes - document.len() - "#\n".len();
+    format!("{document}#{}\n", "x".repeat(rest))
+}
+
 #[test]
 fn an_over_long_document_is_one_clear_line_from_every_source() {
-    let long = format!("{}#{}\n", document(1), "x".repeat(CONFIG_BYTES_MAX));
-    let refused = |loaded: &Loaded| {
+    let full = padded(CONFIG_BYTES_MAX);
+    let long = padded(CONFIG_BYTES_MAX + 1);
+    let sources: [fn(&str) -> Loaded; 4] = [
+        |text: &str| {
+            let mut boot = Machine::new();
+            boot.boot_partition("vda2", &[("alknet.toml", text)]);
+            boot.load()
+        },
+        |text: &str| {
+            let fw_cfg = Machine::new();
+            fw_cfg.fw_cfg(text);
+            fw_cfg.load()
+        },
+        |text: &str| {
+            let mut nocloud = Machine::new();
+            let files = [("meta-data", ""), ("user-data", text)];
+            nocloud.disk("sr0", iso_volume("cidata"), &files);
+            nocloud.load()
+        },
+        |text: &str| {
+            let firmware = Machine::new();
+            for (at, string) in parts(text, 60_000).iter().enumerate() {
+                firmware.smbios(at, &[string]);
+            }
+            firmware.load()
+        },
+    ];
+    for from in sources {
+        let loaded = from(&full);
+        assert_eq!((name(&loaded), codes(&loaded)), ("node-1", vec![]));
+        let loaded = from(&long);
         let first = &loaded.problems[0];
         assert!(first.text.contains("longer than 65536 bytes"), "{first:?}");
-        assert_eq!(
-            loaded
-                .problems
-                .iter()
-                .filter(|it| it.text.contains("longer"))
-                .count(),
-            1
-        );
-    };
-    let mut boot = Machine::new();
-    boot.boot_partition("vda2", &[("alknet.toml", &long)]);
-    refused(&boot.load());
-    let fw_cfg = Machine::new();
-    fw_cfg.fw_cfg(&long);
-    refused(&fw_cfg.load());
-    let mut nocloud = Machine::new();
-    nocloud.disk(
-        "sr0",
-        iso_volume("cidata"),
-        &[("meta-data", ""), ("user-data", &long)],
-    );
-    refused(&nocloud.load());
-    let firmware = Machine::new();
-    let strings = parts(&long, 60_000);
-    let strings: Vec<_> = strings.iter().map(String::as_str).collect();
-    strings
-        .chunks(1)
-        .enumerate()
-        .for_each(|(at, it)| firmware.smbios(at, it));
-    refused(&firmware.load());
+        let lines = loaded.problems.iter();
+        let about = lines.filter(|it| it.text.contains("longer")).count();
+        assert_eq!(about, 1, "{:?}", loaded.problems);
+    }
 }
 
 #[test]

@@ -1,17 +1,11 @@
-//! The invariants of docs/ARCHITECTURE.md, held against the workspace as it is.
+//! The invariants of docs/ARCHITECTURE.md about which package depends on which, held against the workspace as it is.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
 
-pub(crate) fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("..")
-        .canonicalize()
-        .expect("the workspace exists")
-}
+use super::tree::{only_in, root, sources};
 
 /// Every package of the resolved graph with what it needs at run time.
 struct Graph {
@@ -331,10 +325,53 @@ fn promotion_starts_no_process_and_opens_no_connection() {
     assert!(!files.is_empty(), "{folder} moved");
     for file in files {
         let text = std::fs::read_to_string(&file).expect("a readable file");
-        for word in ["alknet_runtime::look", "Isolate::", ".look("] {
-            assert!(!text.contains(word), "{}: {word}", file.display());
-        }
+        let found = parser_of_scripts(&text);
+        assert!(found.is_none(), "{}: {found:?}", file.display());
     }
+}
+
+/// What a source uses that parses or runs a script: of what it imports from the runtime, and of the methods of a
+/// set of modules.
+fn parser_of_scripts(source: &str) -> Option<&str> {
+    fn is_part(c: char) -> bool {
+        c.is_ascii_alphanumeric() || c == '_'
+    }
+    let name = "alknet_runtime";
+    let mut taken = source.match_indices(name).flat_map(|(at, _)| {
+        let rest = &source[at + name.len()..];
+        let end = match rest.starts_with("::{") {
+            true => rest.find(';'),
+            false => rest.find(|c: char| !is_part(c) && c != ':' && c != '*'),
+        };
+        // Everything of it, under whichever name, may be anything of it.
+        let whole = rest.starts_with(" as ").then_some(name);
+        let words = rest[..end.unwrap_or(rest.len())].split(|c: char| !is_part(c) && c != '*');
+        words.chain(whole)
+    });
+    let banned = ["look", "Isolate", "self", "*", name];
+    let by_name = taken.find(|word| banned.contains(word));
+    let methods = [".look(", ".source(", "ModuleSet::look", "ModuleSet::source"];
+    by_name.or_else(|| methods.into_iter().find(|it| source.contains(*it)))
+}
+
+#[test]
+fn a_parser_of_scripts_is_found_however_it_is_imported() {
+    for source in [
+        "use alknet_runtime::{ModuleSet, look};",
+        "use alknet_runtime::{\n    Spec, ops::{Case, tells},\n    look as see,\n};",
+        "let seen = alknet_runtime::look(name, text, language);",
+        "use alknet_runtime::*;",
+        "use alknet_runtime as runtime;",
+        "use alknet_runtime::{self as runtime};",
+        "alknet_runtime::Isolate::open(spec, host)",
+        "modules.look().collect()",
+        "ModuleSet::source(&modules, name)",
+    ] {
+        assert!(parser_of_scripts(source).is_some(), "{source}");
+    }
+    let harmless = "use alknet_runtime::{Looked, Work};\n/// [`Look`](alknet_runtime::Work::Look)\n\
+                    let seen = trial::look(runner, bundle).await?;";
+    assert_eq!(parser_of_scripts(harmless), None);
 }
 
 /// What else is beneath it, its own tests ask with all of its features.
@@ -455,255 +492,4 @@ fn the_front_door_needs_nothing() {
         closure.is_empty(),
         "xtask must compile from nothing in seconds: {closure:?}"
     );
-}
-
-/// Every Rust file below `dir`.
-fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(dir).expect("a readable folder") {
-        let path = entry.expect("a readable entry").path();
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        if path.is_dir() && name != "target" && !name.starts_with('.') {
-            sources(&path, found);
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            found.push(path);
-        }
-    }
-}
-
-#[track_caller]
-fn only_in(what: &str, needles: &[&str], allowed: &[&str]) {
-    let root = root();
-    let mut files = Vec::new();
-    sources(&root, &mut files);
-    for file in files {
-        let short = file
-            .strip_prefix(&root)
-            .expect("below the root")
-            .display()
-            .to_string();
-        if short == "tests/tests/house/architecture.rs"
-            || allowed.iter().any(|a| short.starts_with(a))
-        {
-            continue;
-        }
-        let text = std::fs::read_to_string(&file).expect("a readable file");
-        for needle in needles {
-            assert!(
-                !text.contains(needle),
-                "{short}: {what} ({needle}) does not belong here"
-            );
-        }
-    }
-}
-
-#[test]
-fn the_environment_is_read_only_at_the_edges() {
-    // Secrets never travel in the environment; a library that cannot read it cannot be tempted.
-    let edges = [
-        "appliance/",
-        "compute/gpu/src/worker.rs",
-        "crates/bench/",
-        "crates/tasks/",
-        "crates/test-support/",
-        "crates/xtask/",
-        "image/",
-        "qemu/",
-        "tests/",
-    ];
-    let build_and_tests = [
-        "crates/http/mcp/tests/",
-        "crates/http/openapi/tests/",
-        "crates/runtime/promotion/tests/",
-        "crates/runtime/sessions/tests/",
-        "crates/runtime/tests/",
-        "crates/typedef/tests/",
-        "crates/vault/cli/tests/",
-        "crates/worker/tests/",
-        "compute/driver/build.rs",
-        "compute/gpu/build.rs",
-        "compute/gpu/tests/",
-        "init/build.rs",
-        "init/net/tests/",
-        "init/sealed/tests/",
-        "init/tpm/tests/",
-        "init/src/console/tests.rs",
-        "provisioning/cli/tests/",
-        "provisioning/handover/tests/",
-        "provisioning/tests/",
-        "tensor/tests/",
-    ];
-    only_in(
-        "reading the environment",
-        &["env::var"],
-        &[&edges[..], &build_and_tests].concat(),
-    );
-}
-
-#[test]
-fn unsafe_code_talks_to_the_kernel_and_to_drivers_only() {
-    // In crates/worker: starting a process, mapping sealed memory, other threads' clocks, signals;
-    // and the probe of its tests, which does what no honest worker does. In crates/vault: the memory
-    // that PID 1 and the node share the seed in, and the processor's registers. In appliance/src/memory.rs: the allocator.
-    let kernel = [
-        "init/",
-        "qemu/",
-        "appliance/src/memory.rs",
-        "appliance/src/node/",
-        "crates/bench/src/",
-        "crates/tasks/src/",
-        "crates/vault/src/area/sys.rs",
-        "crates/vault/src/traces/registers.rs",
-        "crates/worker/src/sys/",
-        "crates/worker/tests/worker/probe/",
-        // Without a library: it is compiled before anything else is.
-        "crates/xtask/src/workspace.rs",
-    ];
-    // Mesa's drivers are C: their two entry points are called there, and generated code finds the C
-    // library's functions there. What is measured beside our shaders asks for every feature.
-    let drivers = ["compute/driver/src/", "compute/peer/src/"];
-    // The kernels that multiply matrices take addresses. Bytes that the script engine and Rust both
-    // see, and code that the engine wrote itself. Mapping a file asks something of whoever has
-    // the file: that it stays as it is. What memory a header costs is measured by an allocator of
-    // the tests.
-    let memory = [
-        "compute/gpu/src/host.rs",
-        "compute/gpu/src/host/",
-        "crates/runtime/src/globals/compiled.rs",
-        "crates/runtime/src/isolate/bytes.rs",
-        "crates/runtime/src/isolate/heap.rs",
-        "crates/runtime/sessions/tests/sessions/hostile.rs",
-        "tensor/src/reader.rs",
-        "tensor/src/source/mapped.rs",
-        "tensor/tests/tensor/files.rs",
-        "tensor/tests/tensor/memory.rs",
-    ];
-    only_in(
-        "unsafe code",
-        &["unsafe {", "unsafe fn", "unsafe impl"],
-        &[&kernel[..], &drivers, &memory].concat(),
-    );
-}
-
-/// Another user may have made a folder whose name can be guessed, or a link in its place, and may replace the
-/// programs that a test puts there and starts.
-#[test]
-fn temporary_folders_have_names_that_nobody_can_guess() {
-    let made_with_care = ["crates/test-support/src/skip.rs", "qemu/src/scratch.rs"];
-    only_in("a guessable name", &["temp_dir()"], &made_with_care);
-    let named = [
-        "(\"/tmp/",
-        "!(\"/tmp/",
-        "(\"/dev/shm/",
-        "!(\"/dev/shm/",
-        "(\"/var/tmp/",
-        "!(\"/var/tmp/",
-    ];
-    only_in("a guessable name", &named, &[]);
-}
-
-#[test]
-fn nothing_is_left_unfinished() {
-    only_in(
-        "an unfinished path",
-        &["unimplemented!(", "todo!(", "#[ignore"],
-        &[],
-    );
-}
-
-/// Each test of a file: its first line, and the lines of its body.
-fn tests_of(text: &str) -> Vec<(usize, Vec<&str>)> {
-    let lines: Vec<&str> = text.lines().collect();
-    // Those of `alone` are the bodies of tests that run in a process of their own.
-    const MARKS: [&str; 3] = ["#[test]", "#[tokio::test", "#[tokio::main(flavor"];
-    let is_mark = |line: &str| MARKS.iter().any(|mark| line.starts_with(mark));
-    let marks = lines.iter().enumerate();
-    let marks = marks.filter(|(_, line)| is_mark(line.trim_start()));
-    marks
-        .map(|(at, line)| {
-            let indent = &line[..line.len() - line.trim_start().len()];
-            let end = format!("{indent}}}");
-            let body = lines[at..].iter().copied();
-            (at + 1, body.take_while(|line| *line != end).collect())
-        })
-        .collect()
-}
-
-/// How a test returns early. Other returns in its body are those of closures and of scripts in strings.
-const EARLY: [&str; 2] = ["return;", "return Ok(());"];
-
-/// So many tests in these files start their program again, as a process that ends where the test's own part
-/// begins.
-const STARTED_AGAIN: [(&str, usize); 3] = [
-    ("crates/tasks/src/group.rs", 2),
-    ("crates/tasks/src/lib.rs", 1),
-    ("crates/tasks/src/test/programs.rs", 1),
-];
-
-/// A test that returns early passes without having run. `skip!` of `alknet-test-support` returns as well, and
-/// the skip is counted.
-#[test]
-fn no_test_returns_early_without_a_named_skip() {
-    let root = root();
-    let mut files = Vec::new();
-    sources(&root, &mut files);
-    let mut tests = 0;
-    for file in files {
-        let text = std::fs::read_to_string(&file).expect("a readable file");
-        let all = tests_of(&text);
-        tests += all.len();
-        let is_early = |line: &&str| EARLY.iter().any(|early| line.contains(early));
-        let early = all.iter().filter(|(_, body)| body.iter().any(is_early));
-        let early: Vec<usize> = early.map(|(line, _)| *line).collect();
-        let again = STARTED_AGAIN
-            .iter()
-            .find(|(again, _)| file.ends_with(again));
-        assert_eq!(
-            early.len(),
-            again.map_or(0, |(_, tests)| *tests),
-            "{}, lines {early:?}: say with skip! what is lacking",
-            file.display()
-        );
-    }
-    assert!(tests > 2000, "{tests} tests were found");
-}
-
-/// The tables of docs/testing.md that say which test shows what.
-fn acceptance_tables() -> Vec<String> {
-    let page = std::fs::read_to_string(root().join("docs/testing.md")).expect("the page exists");
-    let sections = page.split("\n## ").map(str::to_owned);
-    let tables = sections.filter(|section| section.starts_with("Acceptance of "));
-    tables.collect()
-}
-
-#[test]
-fn tests_that_the_documentation_names_exist() {
-    let root = root();
-    let tables = acceptance_tables();
-    assert!(tables.len() >= 3, "the page has the tables");
-    let mut files = Vec::new();
-    sources(&root, &mut files);
-    let read = |file: &PathBuf| std::fs::read_to_string(file).expect("a readable file");
-    let code: String = files.iter().map(read).collect();
-    for table in tables {
-        let quoted = table.split('`').skip(1).step_by(2);
-        let (files, others): (Vec<_>, Vec<_>) = quoted.partition(|word| word.contains('/'));
-        let tests: Vec<_> = others.into_iter().filter(|word| is_test(word)).collect();
-        assert!(tests.len() > 10, "{tests:?}");
-        for test in tests {
-            assert!(code.contains(&format!("fn {test}(")), "no test {test}");
-        }
-        for file in files.iter().filter(|file| !file.contains("services/")) {
-            assert!(root.join(file).exists(), "no file {file}");
-        }
-    }
-}
-
-/// Names of tests are sentences.
-fn is_test(word: &str) -> bool {
-    let letters = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-    word.contains('_') && word.chars().all(letters)
 }

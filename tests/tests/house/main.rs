@@ -1,7 +1,11 @@
 //! Rules about the code and the program, whatever they do.
 
 mod architecture;
+mod documentation;
+mod early_returns;
 mod hardware;
+mod placement;
 mod problems;
 mod promises;
 mod static_binary;
+mod tree;

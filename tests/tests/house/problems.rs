@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::architecture::root;
+use super::tree::root;
 
 /// Where programs live that say what is wrong with a node.
 const SOURCES: [&str; 5] = [
@@ -16,7 +16,7 @@ const SOURCES: [&str; 5] = [
 ];
 
 /// Words of those programs that have the spelling of a code and are none.
-const NO_CODES: [&str; 42] = [
+const NO_CODES: [&str; 43] = [
     "a5b5d94b-6cb1-4e0e-9b1c-5d3c8d1f0a02",
     "aes-256-xts",
     "aes-xts-plain64",
@@ -56,6 +56,7 @@ const NO_CODES: [&str; 42] = [
     "user-data",
     "vendor-data",
     "words-kept",
+    "words-wrong",
     "worker-kill",
     "x-secret",
     "xdg-open",

@@ -165,16 +165,16 @@ fn what_a_link_is_to_do_is_asked_first_and_the_host_says_it_is_no_machine() {
     let link = open(&bench, &node, &["--action", "reboot"]);
     let asked = curl(&[&link]);
     assert!(asked.status == 200 && asked.body.contains("Restart the machine?"));
-    let ticket = link.rsplit('/').next().expect("a ticket");
-    let act = format!("{}/status/act", origin(&node));
-    let form = format!("ticket={ticket}");
-    let done = curl(&["--data", &form, &act]);
+    // The form leads to where it came from.
+    let path = &link[origin(&node).len()..];
+    assert!(asked.body.contains(&format!("action=\"{path}\"")));
+    let done = curl(&["--data", "", &link]);
     assert!(
         done.status == 503 && done.body.contains("ordinary host"),
         "{}",
         done.body
     );
-    assert_eq!(curl(&["--data", &form, &act]).status, 410);
+    assert_eq!(curl(&["--data", "", &link]).status, 410);
 }
 
 #[test]
@@ -203,6 +203,18 @@ fn where_nothing_is_told_only_a_link_leads_in() {
         let got = curl(&["--header", &cookie, &format!("{origin}{path}")]);
         assert_eq!(got.status, 200, "{path}");
     }
+    // A link to a question asks, and does; once used it is nothing.
+    let link = open(&bench, &node, &["--action", "reboot"]);
+    let asked = curl(&[&link]);
+    assert!(asked.status == 200 && asked.body.contains("Restart the machine?"));
+    let done = curl(&["--data", "", &link]);
+    assert!(
+        done.status == 503 && done.body.contains("ordinary host"),
+        "{}",
+        done.body
+    );
+    let used = curl(&["--data", "", &link]);
+    assert_eq!((used.status, &used.body), (decoy.status, &decoy.body));
 }
 
 /// Where pictures are left for people to look at.

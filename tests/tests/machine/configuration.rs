@@ -197,6 +197,7 @@ fn insert(node: &Node, image: &str, name: &str) {
     let served = format!("{READY}{name} ");
     let waited = node.vm().wait_for_after(mark, &served, APPLIED_WITHIN);
     waited.unwrap_or_else(|error| panic!("{error}"));
+    node.translate_handshakes();
 }
 
 fn change(vm: &Vm, image: &str) {

@@ -128,10 +128,11 @@ fn a_machine_that_nobody_configured_is_given_everything_in_one_line() {
     node.end();
 }
 
-/// Opens the list of commands, whatever the console shows now.
+/// Opens the list of commands, whatever the console asks now: what a command wants to know is given up by Ctrl-C
+/// only, and new words are shown by the first key.
 pub(super) fn commands(vm: &Vm) {
     let mark = vm.console().mark();
-    let sent = vm.console().send("\r\x1bv");
+    let sent = vm.console().send("\x03\r\x1bv");
     sent.unwrap_or_else(|error| panic!("{error}"));
     said(vm, mark, "factory-reset");
 }

@@ -132,6 +132,9 @@ fn unconfirmed_words_need_proof_after_the_start_that_reminded_of_them() {
         let mut problems = problems.filter(|one| one["code"] == "words-unconfirmed");
         let found = problems.next();
         found.unwrap_or_else(|| panic!("no reminder: {info:#}"));
+        // The medium opened it, and nothing has locked it: the console can be asked for the words.
+        let status = node.call("vault/status", &Value::Null);
+        assert_eq!(status["state"], "unlocked", "{status:#}");
     };
     let node = boot();
     reminded(&node);

@@ -332,8 +332,16 @@ fn a_removed_peer_does_not_let_itself_in_again() {
     let enroll = |cli: &Cli, join: &str| run(cli, &["enroll", join]);
     let id = enroll(&one, &came_by).json()["peer_id"].clone();
     let id = id.as_str().expect("an id");
+    assert_eq!(info(&one, &hub.target, &[]).json()["identity"], hub.key());
     let removed = run(bench.admin(), &["hub", "remove", &hub.target, id]).json();
     assert_eq!(removed["closed"].as_array().map(Vec::len), Some(1));
+    // Its key stands for nobody any more.
+    let out = info(&one, &hub.target, &[]);
+    assert_eq!(
+        (out.status, out.code().as_str()),
+        (4, "UNAUTHENTICATED"),
+        "{out:?}"
+    );
     for (cli, join) in [(&one, &came_by), (&two, &came_by), (&one, &unused)] {
         let refused = enroll(cli, join);
         assert_eq!(refused.code(), "ENROLL_INVALID", "{refused:?}");

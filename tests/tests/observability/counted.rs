@@ -395,6 +395,7 @@ async fn everything_is_counted_and_no_secret_is_told() {
         assert!(of(&series) >= least, "{series}\n{text}");
     }
     assert!(!text.contains(PEER), "a peer in a label");
+    values.keys().for_each(|series| has_known_labels(series));
 
     let log = log.0.lock().expect("no panic while it was held").clone();
     for line in ["conn.open", "conn.close"] {
@@ -445,6 +446,57 @@ async fn everything_is_counted_and_no_secret_is_told() {
     // Bytes that were printed as a list are no better.
     for byte in ["215, 215, 215", "233, 233, 233", "243, 243, 243"] {
         assert!(!log.contains(byte), "{byte} in the log");
+    }
+}
+
+/// Each label of this node with the values it may have: nothing that a peer sent, and nothing about who it is.
+const LABELS: &[(&str, &[&str])] = &[
+    ("alpn", &["alknet/call", "alknet/panic"]),
+    ("carriage", &["iroh", "quic", "tcp"]),
+    ("dir", &["rx", "tx"]),
+    (
+        "limit",
+        &[
+            "connections",
+            "connections_per_address",
+            "connections_per_peer",
+            "failed_logins",
+            "handshake_rate",
+            "handshakes",
+            "handshakes_unproven",
+            "operation",
+            "requests",
+            "retries",
+            "subscriptions",
+        ],
+    ),
+    ("method", &["key", "token"]),
+    (
+        "result",
+        &[
+            "evicted", "failed", "ignored", "ok", "refused", "retried", "timeout", "unknown",
+        ],
+    ),
+    ("state", &["draining", "known", "stranger"]),
+];
+
+/// Beside the list, bounds of buckets are numbers, and so are alerts, of one byte.
+fn has_known_labels(series: &str) {
+    let labels = series.split_once('{').map_or("", |(_, labels)| labels);
+    let pairs = labels.trim_end_matches('}').split(',');
+    for pair in pairs.filter(|pair| !pair.is_empty()) {
+        let (label, value) = pair.split_once('=').expect("a name and a value");
+        let value = value.strip_prefix('"').and_then(|it| it.strip_suffix('"'));
+        let value = value.unwrap_or_else(|| panic!("{series}: no quotes about {label}"));
+        let alert = value.strip_prefix("alert_");
+        let known = match label {
+            "le" => value == "+Inf" || value.parse::<f64>().is_ok(),
+            "result" if alert.is_some() => alert.is_some_and(|it| it.parse::<u8>().is_ok()),
+            _ => LABELS
+                .iter()
+                .any(|(name, values)| *name == label && values.contains(&value)),
+        };
+        assert!(known, "{label}={value:?} in {series}");
     }
 }
 

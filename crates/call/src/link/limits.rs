@@ -186,7 +186,7 @@ mod tests {
         let (dialled, _accepted) = memory_pair(ALPN);
         let link = Link::one_way(dialled, dispatcher, None);
         let alone = link.claim_unsent(most * 2).expect("one always may");
-        let refused = link.claim_unsent(1).err().expect("too many wait");
+        let refused = link.claim_unsent(1).expect_err("too many wait");
         assert_eq!(refused.code, ErrorCode::Overloaded);
         assert!(refused.retryable && refused.retry_after_ms.is_some());
         drop(alone);

@@ -1,6 +1,7 @@
 //! What a peer announces costs nothing; only what it sends does.
 
 use crate::common::*;
+use alknet_call::FrameReader;
 use alknet_call::limits::{FRAME_BYTES_MAX, PeerLimits};
 use alknet_core::{Carriage, StreamError};
 use bytes::Bytes;
@@ -28,6 +29,13 @@ async fn measure() {
         ..PeerLimits::AUTHENTICATED
     };
     let node = Node::with_limits(limits);
+    // What is reserved and not touched is not resident: it is counted where frames are put together.
+    let mut frames = FrameReader::new();
+    frames.push(ANNOUNCED);
+    frames.push(Bytes::from_static(b"{"));
+    assert_eq!(frames.next_frame(FRAME_BYTES_MAX), Ok(None));
+    let held = frames.held_bytes();
+    assert!((1..1 << 20).contains(&held), "{held} bytes are held");
     // Whatever a connection costs by itself is paid first.
     drop(RawPeer::new(node.serve(Carriage::Memory, None).0).await);
     for who in [None, Some(identity("peer", &[]))] {

@@ -205,6 +205,28 @@ async fn deadlines_drop_the_handler() {
     }
 }
 
+/// The client of the other tests ends its calls by itself as well, a moment later, and its abort drops the handler,
+/// too: this one only waits.
+#[tokio::test]
+async fn a_node_keeps_to_the_deadline_of_a_caller_that_only_waits() {
+    for carriage in CARRIAGES {
+        let node = Node::new();
+        let (dialled, _served) = node.serve(carriage, None);
+        let mut peer = RawPeer::new(dialled).await;
+        // Enough for the handler to start.
+        let enough = deadline(Duration::from_millis(20));
+        let payload = json!({
+            "operationId": "/test/hang",
+            "timeout_ms": u64::try_from(enough.as_millis()).expect("a short time"),
+        });
+        peer.send(EventKind::Requested, "1", payload).await;
+        let (kind, id, error) = peer.event().await;
+        assert_eq!((kind, id.as_str()), (EventKind::Error, "1"));
+        assert_eq!(error["code"], "TIMEOUT");
+        node.probe.wait(|p| &p.dropped, 1).await;
+    }
+}
+
 #[tokio::test]
 async fn subscriptions_deliver_everything_in_order() {
     for carriage in CARRIAGES {

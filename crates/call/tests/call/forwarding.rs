@@ -5,6 +5,7 @@ use std::sync::Arc;
 use alknet_call::*;
 use alknet_core::{Carriage, CloseCode};
 use serde_json::{Value, json};
+use tokio::sync::{Notify, watch};
 
 use crate::common::*;
 use crate::farm::*;
@@ -164,6 +165,54 @@ async fn nodes_that_forward_in_a_circle_stop() {
     for (hops, kind) in [(3, EventKind::Responded), (4, EventKind::Error)] {
         let payload = json!({ "operationId": "/container/exec", "peer": "w1", "hops": hops });
         assert_eq!(raw(&farm, &may, payload).await.0, kind, "{hops}");
+    }
+}
+
+/// How a long request to `w1` ends.
+async fn ask_w1(user: &CallConnection, operation: &str, input: &Value) -> Result<(), CallError> {
+    let options = CallOptions {
+        peer: Some("w1".to_owned()),
+        timeout: None,
+        ..CallOptions::default()
+    };
+    if operation == "work/name" {
+        let answer = user.call_with(operation, input, &options).await;
+        return answer.map(drop);
+    }
+    let mut events = user.subscribe_with(operation, input, &options).await?;
+    events.next().await.expect("an end").map(drop)
+}
+
+/// By callers and a peer that reads nothing, in league with each other.
+#[tokio::test]
+async fn requests_that_a_peer_does_not_read_are_refused() {
+    let hub = hub();
+    let (dialled, _) = hub.serve(Carriage::Memory, Some(identity("w1", &[])));
+    let answer = |operation: &str, input: &Value| match operation {
+        "/services/list" => listing(&["work/count", "work/name"]),
+        _ => {
+            let names = input["names"].as_array().cloned().unwrap_or_default();
+            let spec = |name: &Value| match name.as_str().unwrap_or_default() {
+                "work/count" => OperationSpec::subscription("work/count", "For tests."),
+                name => query(name),
+            };
+            json!({ "specs": names.iter().map(spec).collect::<Vec<_>>() })
+        }
+    };
+    let enough = Arc::new(Notify::new());
+    let changes = watch::channel(Value::Null).0;
+    answer_by_hand_until(dialled, answer, changes, Arc::clone(&enough));
+    attached(&hub, &["w1"]).await;
+    enough.notify_one();
+    let who = identity("user", &["peer:route:w1"]);
+    let user = hub.client(Carriage::Memory, Some(who));
+    for operation in ["work/name", "work/count"] {
+        let input = json!("x".repeat(600 << 10));
+        let asked = (0..16).map(|_| Box::pin(ask_w1(&user, operation, &input)));
+        let (first, ..) = soon(futures_util::future::select_all(asked)).await;
+        let error = first.expect_err("nobody answers it");
+        assert_eq!(error.code, ErrorCode::Overloaded, "{operation}: {error}");
+        assert!(error.message.contains("wait to be read"), "{error}");
     }
 }
 

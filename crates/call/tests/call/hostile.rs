@@ -196,6 +196,25 @@ async fn strangers_have_little_room() {
 }
 
 #[tokio::test]
+async fn known_peers_have_the_room_that_is_configured() {
+    let limits = PeerLimits {
+        requests: 9,
+        ..PeerLimits::AUTHENTICATED
+    };
+    let node = Node::with_limits(limits);
+    let (dialled, _served) = node.serve(Carriage::Tcp, Some(identity("peer", &[])));
+    let mut peer = RawPeer::new(dialled).await;
+    for n in 0..10 {
+        peer.request(&n.to_string(), "/test/hang", Value::Null)
+            .await;
+    }
+    let (kind, id, error) = peer.event().await;
+    assert_eq!((kind, id.as_str()), (EventKind::Error, "9"));
+    assert_eq!(error["code"], "OVERLOADED");
+    node.probe.wait(|p| &p.started, 9).await;
+}
+
+#[tokio::test]
 async fn subscriptions_are_counted_apart() {
     let node = Node::new();
     let (dialled, _served) = node.serve(Carriage::Tcp, None);
@@ -249,6 +268,22 @@ async fn limits_end_exactly_where_they_say() {
         peer.request("1", "/test/echo", json!(fill)).await;
         assert_eq!(peer.recv().await.is_ok(), good);
     }
+}
+
+/// Of nobody, whatever is configured.
+#[tokio::test]
+async fn no_frame_is_longer_than_64_mib() {
+    let limits = PeerLimits {
+        frame_bytes: usize::MAX,
+        ..PeerLimits::AUTHENTICATED
+    };
+    let node = Node::with_limits(limits);
+    assert_eq!(node.dispatcher.limits().frame_bytes, 64 << 20);
+    let (dialled, _served) = node.serve(Carriage::Memory, Some(identity("peer", &[])));
+    let mut peer = RawPeer::new(dialled).await;
+    peer.send_bytes(Bytes::from_static(&[4, 0, 0, 1])).await;
+    let end = peer.recv().await;
+    assert!(matches!(end, Err(StreamError::Reset(5))), "{end:?}");
 }
 
 #[tokio::test]

@@ -38,8 +38,9 @@ impl KnownAddresses {
     pub(super) fn see(&mut self, peer: &PeerId, key: PeerKey, from: IpAddr, now: Instant) {
         if !self.peers.contains_key(peer) && self.peers.len() >= PEERS_MAX {
             let oldest = self.peers.iter().min_by_key(|(_, seen)| seen.last);
-            let oldest = oldest.map(|(peer, _)| peer.clone());
-            oldest.inspect(|oldest| self.forget(oldest));
+            if let Some(oldest) = oldest.map(|(peer, _)| peer.clone()) {
+                self.forget(&oldest);
+            }
         }
         let seen = self.peers.entry(peer.clone()).or_insert_with(|| Seen {
             key,

@@ -11,6 +11,8 @@ use iroh::endpoint::{ConnectError, ConnectingError, Connection, ConnectionError,
 use iroh::{Endpoint, EndpointAddr, EndpointId, SecretKey};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
 
 use crate::matrix::classic;
 use crate::support::{ECHO, KNOWN, Node, PANIC, TCP_ONLY, WHOAMI, ask, code, hung, stream, until};
@@ -312,34 +314,77 @@ async fn a_removed_peer_loses_its_connection_and_a_ticket_does_not_bring_it_back
     other.close().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn early_data_waits_for_the_end_of_the_handshake() {
-    let node = IrohNode::start().await;
+/// Does `work` while `other` runs as well.
+fn beside<T>(other: &Runtime, work: impl FnOnce() -> T) -> T {
+    let (done, over) = oneshot::channel::<()>();
+    std::thread::scope(move |scope| {
+        scope.spawn(move || {
+            // It ends in an error: nothing is ever sent.
+            let _ = other.block_on(over);
+        });
+        let result = work();
+        drop(done);
+        result
+    })
+}
+
+/// Who sends early data may repeat what somebody else sent. Each side has a runtime of its own, which stands still
+/// until the test wants it to go on: the node has all of the early data, and not the client's last flight.
+#[test]
+fn early_data_waits_for_the_end_of_the_handshake() {
+    let [here, there] = [(); 2].map(|()| {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_all().build().expect("a runtime")
+    });
+    let node = there.block_on(IrohNode::start());
     let key = NodeKey::generate().expect("a key");
     node.node.peers.add(key.public(), "friend");
-    let client = stock(&key).await;
-    let first = client.connect(node.address(), WHOAMI).await;
-    assert!(
-        ask_stock(&first.expect("connect"), b"?")
+    let first = async {
+        // Its ClientHello takes one packet, and the node answers that with all it has to say.
+        let builder = Endpoint::builder(presets::Minimal).crypto_provider(classic());
+        let client = builder.secret_key(SecretKey::from_bytes(key.seed()));
+        let client = client.bind().await.expect("a socket");
+        let first = client.connect(node.address(), WHOAMI).await;
+        let answer = ask_stock(&first.expect("connect"), b"?").await;
+        assert!(answer.contains("friend"), "{answer}");
+        client
+    };
+    let first = async { tokio::time::timeout(hung(), first).await };
+    let client = beside(&there, || here.block_on(first)).expect("it is served");
+    let before = node.node.server.counters();
+
+    let (early, mut recv) = here.block_on(async {
+        let connecting = client
+            .connect_with_opts(node.address(), WHOAMI, Default::default())
             .await
-            .contains("friend")
-    );
-    let before = node.node.server.counters().handshakes_ok;
-    let connecting = client
-        .connect_with_opts(node.address(), WHOAMI, Default::default())
-        .await
-        .expect("a connection is begun");
-    let early = connecting
-        .into_0rtt()
-        .unwrap_or_else(|_| panic!("a ticket"));
-    let (mut send, mut recv) = early.open_bi().await.expect("open");
-    send.write_all(b"?").await.expect("write");
-    send.finish().expect("finish");
-    early.handshake_completed().await.expect("the handshake");
-    let answer = recv.read_to_end(999).await.expect("read");
-    assert_eq!(answer, format!("{} friend\n", key.public()).as_bytes());
-    assert_eq!(node.node.server.counters().handshakes_ok, before + 1);
-    client.close().await;
+            .expect("a connection is begun");
+        let early = connecting
+            .into_0rtt()
+            .unwrap_or_else(|_| panic!("a ticket"));
+        let (mut send, recv) = early.open_bi().await.expect("open");
+        send.write_all(b"?").await.expect("write");
+        send.finish().expect("finish");
+        // All of it leaves.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        (early, recv)
+    });
+    // Less than a handshake has, however busy the machine is.
+    there.block_on(async { tokio::time::sleep(Duration::from_millis(200)).await });
+    let held = node.node.server.counters();
+    assert_eq!(held.handshakes_ok, before.handshakes_ok, "it was let in");
+    assert_eq!(held.handshakes_retried, before.handshakes_retried);
+
+    let rest = async move {
+        early.handshake_completed().await.expect("the handshake");
+        let answer = recv.read_to_end(999).await.expect("read");
+        assert_eq!(answer, format!("{} friend\n", key.public()).as_bytes());
+        client.close().await;
+    };
+    let rest = async { tokio::time::timeout(hung(), rest).await };
+    beside(&there, || here.block_on(rest)).expect("it is answered");
+    let after = node.node.server.counters();
+    assert_eq!(after.handshakes_ok, before.handshakes_ok + 1);
+    there.block_on(async { drop(node) });
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,9 +4,10 @@ use std::time::{Duration, Instant};
 
 use alknet_core::{Carriage, CloseCode, CloseReason, StreamCode, StreamError};
 use alknet_endpoint::{DialError, Dialer, Target};
-use alknet_test_support::took;
+use alknet_test_support::{deadline, took};
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
 
 use crate::support::{CARRIAGES, ECHO, KNOWN, Node, ask, code, hung, stream, until, works};
 
@@ -141,9 +142,7 @@ async fn a_removed_peer_loses_its_live_connections() {
         answered += 1;
     }
     assert_eq!(code(&quic).await, Some(1));
-    let end = tokio::time::timeout(hung(), recv.read_chunk(9))
-        .await
-        .expect("an end");
+    let end = timeout(hung(), recv.read_chunk(9)).await.expect("an end");
     assert!(!matches!(end, Ok(Some(_))));
     took(
         "a removed peer's connections end",
@@ -169,8 +168,9 @@ async fn a_drain_cuts_what_does_not_end_and_takes_nothing_new() {
         .expect("dial");
     assert_eq!(ask(&done, b"2").await.expect("echo"), "2");
     until(|| node.server.counters().connections_open == 1).await;
-    let drained = node.server.drain(Duration::from_millis(300)).await;
-    assert_eq!(drained.cut, 1);
+    let drain = node.server.drain(Duration::from_millis(300));
+    let drained = timeout(deadline(Duration::from_secs(10)), drain).await;
+    assert_eq!(drained.expect("it does not wait for ever").cut, 1);
     assert_eq!(code(&idle).await, Some(CloseCode::Shutdown.code().into()));
     assert_eq!(node.server.counters().connections_open, 0);
     let late = dialer.dial_over(Carriage::Tcp, &node.target(), ECHO).await;
@@ -180,10 +180,37 @@ async fn a_drain_cuts_what_does_not_end_and_takes_nothing_new() {
     );
 }
 
+/// It waits for others, who are served to their end.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_let_in_while_a_drain_waits() {
+    let node = Node::start();
+    let dialer = Dialer::new(None);
+    let inside = dialer
+        .dial_over(Carriage::Quic, &node.target(), ECHO)
+        .await
+        .expect("dial");
+    assert_eq!(ask(&inside, b"1").await.expect("echo"), "1");
+    let late = async {
+        for carriage in CARRIAGES {
+            let target = node.target();
+            let late = dialer.dial_over(carriage, &target, ECHO);
+            // A refusal, or no answer: a node that takes somebody in does so long before.
+            let late = timeout(deadline(Duration::from_millis(500)), late).await;
+            assert!(!matches!(late, Ok(Ok(_))), "{carriage}: {late:?}");
+        }
+        assert_eq!(ask(&inside, b"2").await.expect("echo"), "2");
+        inside.close(CloseCode::Normal, "");
+    };
+    let drain = timeout(hung(), node.server.drain(10 * hung()));
+    let (drained, ()) = tokio::join!(drain, late);
+    let drained = drained.expect("it ends with the last connection");
+    assert_eq!((drained.finished, drained.cut), (1, 0));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_node_drains_at_once() {
     let node = Node::start();
-    let drained = tokio::time::timeout(hung(), node.server.drain(10 * hung())).await;
+    let drained = timeout(hung(), node.server.drain(10 * hung())).await;
     assert_eq!(drained.expect("no waiting").cut, 0);
     assert_eq!(node.server.health().await.detail, "draining");
 }

@@ -148,18 +148,24 @@ impl Page {
             "/status/live.js" if reads => answer::asset("text/javascript; charset=utf-8", SCRIPT),
             "/status/events" if reads => asked.events(),
             "/status/enter" if posts => asked.enter_by_token(&form(&head.headers, body).await),
-            "/status/act" if posts => asked.act(&form(&head.headers, body).await).await,
             "/status/leave" if posts => asked.leave(),
             path if path.starts_with(ENTER) => match head.method {
                 // A look at the head uses nothing up.
                 Method::GET => asked.enter_by_link(&path[ENTER.len()..]),
                 _ => answer::method("GET"),
             },
-            path if path.starts_with(ACT) && reads => asked.question(&path[ACT.len()..]),
+            path if path.starts_with(ACT) => {
+                let ticket = &path[ACT.len()..];
+                match head.method {
+                    Method::GET | Method::HEAD => asked.question(ticket),
+                    Method::POST => asked.act(ticket, &form(&head.headers, body).await).await,
+                    _ => answer::method("GET, HEAD, POST"),
+                }
+            }
             "/" | "/status/style.css" | "/status/live.js" | "/status/events" => {
                 answer::method("GET, HEAD")
             }
-            "/status/enter" | "/status/act" | "/status/leave" if reads => answer::onward(),
+            "/status/enter" | "/status/leave" if reads => answer::onward(),
             _ => answer::nothing(),
         }
     }
@@ -312,14 +318,14 @@ impl Asked<'_> {
         answer::page(StatusCode::OK, self.page.templates.plain(&plain))
     }
 
-    /// Does what a link is for. The link is the proof: no cookie is looked at, and nobody else knows it.
-    async fn act(self, form: &Form) -> Answer {
+    /// Does what a link is for. The link is the proof: no cookie is looked at, and nobody else knows it. It is in
+    /// the path, where a node that tells strangers nothing looks for it before it answers.
+    async fn act(self, ticket: &str, form: &Form) -> Answer {
         if let Some(refused) = self.foreign_form(form) {
             return refused;
         }
-        let ticket = form.field("ticket").unwrap_or_default();
         let acts = |purpose| matches!(purpose, Purpose::Act(_));
-        let taken = self.page.tickets.take(&ticket, Instant::now(), acts);
+        let taken = self.page.tickets.take(ticket, Instant::now(), acts);
         let Some((Purpose::Act(action), proof)) = taken else {
             return self.entry(StatusCode::GONE, Some(USED));
         };

@@ -183,8 +183,10 @@ const CHANGED_BYTES: usize = 3000;
 /// Counts how often it ran.
 fn change(ran: &Arc<AtomicUsize>) -> Registration {
     let ran = Arc::clone(ran);
+    let mut spec = OperationSpec::mutation("test/change", "A test.");
+    spec.access_control.identified = true;
     Registration::new(
-        OperationSpec::mutation("test/change", "A test."),
+        spec,
         HandlerKind::once(move |_, _| {
             ran.fetch_add(1, Ordering::SeqCst);
             async { Ok(Value::from("x".repeat(CHANGED_BYTES))) }

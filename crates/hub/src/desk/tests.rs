@@ -1,11 +1,11 @@
 use std::time::Duration;
 
-use alknet_core::{Clock, Entries, Identities, IdentityProvider};
+use alknet_core::{BoxFuture, Clock, Entries, Identities, IdentityProvider, KeyId};
 
 use super::*;
 use crate::fingerprint::fingerprint;
 use crate::names::NamePattern;
-use crate::store::MemoryTokens;
+use crate::store::{MemoryTokens, TokenStoreError};
 
 struct Noon;
 
@@ -28,7 +28,43 @@ fn key(n: u8) -> PeerKey {
     PeerKey::Ed25519([n; 32])
 }
 
+/// As a store on a disk is: others get their turn before it answers.
+#[derive(Default)]
+struct Slow(MemoryTokens);
+
+impl TokenStore for Slow {
+    fn put(&self, record: TokenRecord) -> BoxFuture<'_, Result<(), TokenStoreError>> {
+        self.0.put(record)
+    }
+
+    fn get(&self, name: KeyId) -> BoxFuture<'_, Result<Option<TokenRecord>, TokenStoreError>> {
+        Box::pin(async move {
+            tokio::task::yield_now().await;
+            self.0.get(name).await
+        })
+    }
+
+    fn replace(&self, record: TokenRecord) -> BoxFuture<'_, Result<bool, TokenStoreError>> {
+        Box::pin(async move {
+            tokio::task::yield_now().await;
+            self.0.replace(record).await
+        })
+    }
+
+    fn remove(&self, name: KeyId) -> BoxFuture<'_, Result<bool, TokenStoreError>> {
+        self.0.remove(name)
+    }
+
+    fn list(&self) -> BoxFuture<'_, Result<Vec<TokenRecord>, TokenStoreError>> {
+        self.0.list()
+    }
+}
+
 fn hub(mode: EnrolMode) -> Hub {
+    hub_of(Arc::new(MemoryTokens::default()), mode)
+}
+
+fn hub_of(tokens: Arc<dyn TokenStore>, mode: EnrolMode) -> Hub {
     let entries = Entries {
         admins: vec![("admin".parse().expect("a peer id"), key(100))],
         peers: vec![PeerEntry {
@@ -39,21 +75,20 @@ fn hub(mode: EnrolMode) -> Hub {
         api_keys: Vec::new(),
     };
     let peers = Arc::new(Identities::new(entries, Arc::new(Noon)));
+    Hub {
+        desk: desk(tokens, &peers, mode),
+        peers,
+        start: Instant::now(),
+    }
+}
+
+fn desk(tokens: Arc<dyn TokenStore>, peers: &Arc<Identities>, mode: EnrolMode) -> Desk {
     let card = HubCard {
         key: key(200),
         names: vec!["hub".to_owned()],
     };
     let policy = Policy { mode, peers_max: 3 };
-    Hub {
-        desk: Desk::new(
-            Arc::new(MemoryTokens::default()),
-            peers.clone(),
-            card,
-            policy,
-        ),
-        peers,
-        start: Instant::now(),
-    }
+    Desk::new(tokens, peers.clone(), card, policy)
 }
 
 fn worker() -> Role {
@@ -133,6 +168,35 @@ async fn whoever_shows_a_token_becomes_a_peer_by_its_role() {
     // The role says where it belongs, whatever it says itself.
     assert_eq!(labels["pool"], "edge");
     assert_eq!(labels["role"], "worker");
+}
+
+/// Each of the two may be as long as the labels of a peer are.
+#[tokio::test]
+async fn a_role_and_a_wish_together_make_no_more_labels_than_a_peer_has() {
+    let hub = hub(EnrolMode::Token);
+    let labels = |first: char, count: usize| {
+        let named = |n| (format!("{first}{n}"), "x".to_owned());
+        (0..count).map(named).collect::<BTreeMap<_, _>>()
+    };
+    for (n, of_role) in [(1, 10), (2, 15)] {
+        let role = Role {
+            labels: labels('r', of_role),
+            ..worker()
+        };
+        let token = hub.token(TokenKind::Once, role).await;
+        let ask = Request {
+            labels: labels('a', 16),
+            ..request(Some(&token), None)
+        };
+        let joined = hub.enrol(n, &ask, NOW).await.expect("taken");
+        let peers = hub.desk.peers().await.expect("a list");
+        let peer = peers.iter().find(|peer| peer.peer_id == joined.peer_id);
+        let labels = &peer.expect("it was taken").labels;
+        assert_eq!(labels.len(), 16, "{labels:?}");
+        // All of the role, and its name.
+        let kept = labels.keys().filter(|name| name.starts_with('r')).count();
+        assert_eq!(kept, of_role + 1, "{labels:?}");
+    }
 }
 
 #[tokio::test]
@@ -437,24 +501,44 @@ async fn a_use_that_was_cut_off_is_finished_by_the_same_key() {
     assert!(hub.desk.tokens().await.expect("a list")[0].uses[0].done);
 }
 
-#[tokio::test]
-async fn of_two_who_show_the_last_use_one_is_taken() {
-    let hub = Arc::new(hub(EnrolMode::Token));
-    let token = hub.token(TokenKind::Once, worker()).await;
-    let ask = request(Some(&token), None);
-    let tries = (1..=8).map(|n| {
-        let (hub, ask) = (Arc::clone(&hub), ask.clone());
+/// How it goes at each of these desks for a key of its own, from this one on, all at once.
+async fn at_once(first: u8, desks: Vec<Arc<Hub>>, token: &EnrolToken) -> Vec<&'static str> {
+    let ask = request(Some(token), None);
+    let tries = (first..).zip(desks).map(|(n, hub)| {
+        let ask = ask.clone();
         tokio::spawn(async move { hub.code(n, &ask, NOW).await })
     });
     let mut codes = Vec::new();
     for one in tries.collect::<Vec<_>>() {
         codes.push(one.await.expect("no panic"));
     }
-    assert_eq!(
-        codes.iter().filter(|code| **code == "taken").count(),
-        1,
-        "{codes:?}"
-    );
+    codes.sort_unstable();
+    codes
+}
+
+/// At one desk each waits for its turn; at several that share a store, it is the store that takes one.
+#[tokio::test]
+async fn of_two_who_show_the_last_use_one_is_taken() {
+    let tokens: Arc<dyn TokenStore> = Arc::new(Slow::default());
+    let hub = Arc::new(hub_of(Arc::clone(&tokens), EnrolMode::Token));
+    let token = hub.token(TokenKind::Once, worker()).await;
+    let codes = at_once(1, vec![Arc::clone(&hub); 8], &token).await;
+    assert_eq!(codes[..7], ["ENROLL_INVALID"; 7]);
+    assert_eq!(codes[7], "taken");
+    assert_eq!(hub.desk.peers().await.expect("a list").len(), 1);
+
+    let token = hub.token(TokenKind::Once, worker()).await;
+    let others = (0..8).map(|_| {
+        Arc::new(Hub {
+            desk: desk(Arc::clone(&tokens), &hub.peers, EnrolMode::Token),
+            peers: Arc::clone(&hub.peers),
+            start: hub.start,
+        })
+    });
+    let codes = at_once(11, others.collect(), &token).await;
+    let taken = codes.iter().filter(|code| **code == "taken").count();
+    assert_eq!(taken, 1, "{codes:?}");
+    assert_eq!(hub.desk.peers().await.expect("a list").len(), 2);
 }
 
 #[tokio::test]

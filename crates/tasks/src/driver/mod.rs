@@ -9,10 +9,11 @@ mod ninja;
 mod recipe;
 mod seal;
 
-use std::fmt::Write as _;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::slice;
 
 use self::build::Build;
 pub use self::recipe::Selection;
@@ -30,6 +31,9 @@ pub(crate) const MESON: &str = include_str!("../../../../compute/driver/meson.tx
 
 /// The file that the build of `alknet-vulkan` reads.
 const LINKED: &str = "compute/driver/linked-drivers";
+
+/// The file beside an archive that says which LLVM is in it.
+const LLVM_NOTE: &str = "llvm";
 
 /// The choice of drivers, for the commands that build an image.
 #[derive(Clone, Debug, clap::Args)]
@@ -73,7 +77,7 @@ pub(crate) fn cached(cx: &Context, selection: &Selection) -> Result<Vec<Sealed>>
     let mut drivers = Vec::new();
     for recipe in recipes.drivers.iter().filter(wanted) {
         let patches = read_patches(cx.root(), recipe)?;
-        let tools = tool_versions(&recipes.llvm, recipe)?;
+        let tools = known_tools(cx.cache(), &recipes.llvm, recipe)?;
         drivers.extend(find(cx, &recipes, recipe, &patches, &tools)?);
     }
     Ok(drivers)
@@ -97,30 +101,53 @@ pub fn ensure(cx: &Context, selection: &Selection) -> Result<Vec<Sealed>> {
 
 fn ensure_one(cx: &Context, recipes: &Recipes, recipe: &Recipe) -> Result<Sealed> {
     let patches = read_patches(cx.root(), recipe)?;
-    let tools = tool_versions(&recipes.llvm, recipe)?;
-    if let Some(sealed) = find(cx, recipes, recipe, &patches, &tools)? {
+    let known = known_tools(cx.cache(), &recipes.llvm, recipe)?;
+    if let Some(sealed) = find(cx, recipes, recipe, &patches, &known)? {
+        note_llvm(&recipes.llvm, recipe, &sealed)?;
         return Ok(sealed);
     }
-    let mesa = sources::obtain(cx, "mesa")?;
-    let key = key(recipes, recipe, &mesa.pin.sha256, &patches, &tools)?;
-    let sealed = Sealed::at(cx.cache(), &recipe.name, &key);
-    let meson = third_party::python_folder(cx, MESON)?;
-    Build::new(cx, recipes, recipe, meson)?.run(&mesa.path, &patches, &sealed)?;
+    cx.install_compilers()?;
+    let tools = installed_tools(&recipes.llvm, recipe)?;
+    // With LLVM the name of a driver is known under which it may lie in the cache all the same.
+    let found = find(cx, recipes, recipe, &patches, slice::from_ref(&tools))?;
+    let sealed = match found {
+        Some(sealed) => sealed,
+        None => build(cx, recipes, recipe, &patches, &tools)?,
+    };
+    note_llvm(&recipes.llvm, recipe, &sealed)?;
     Ok(sealed)
 }
 
-fn find(
+fn build(
     cx: &Context,
     recipes: &Recipes,
     recipe: &Recipe,
     patches: &[(String, String)],
     tools: &str,
+) -> Result<Sealed> {
+    let mesa = sources::obtain(cx, "mesa")?;
+    let key = key(recipes, recipe, &mesa.pin.sha256, patches, tools)?;
+    let sealed = Sealed::at(cx.cache(), &recipe.name, &key);
+    let meson = third_party::python_folder(cx, MESON)?;
+    Build::new(cx, recipes, recipe, meson)?.run(&mesa.path, patches, &sealed)?;
+    Ok(sealed)
+}
+
+/// The driver in the cache that was made with one of these tools.
+fn find(
+    cx: &Context,
+    recipes: &Recipes,
+    recipe: &Recipe,
+    patches: &[(String, String)],
+    tools: &[String],
 ) -> Result<Option<Sealed>> {
     for pin in sources::accepted("mesa")? {
-        let key = key(recipes, recipe, &pin.sha256, patches, tools)?;
-        let sealed = Sealed::at(cx.cache(), &recipe.name, &key);
-        if sealed.archive().exists() {
-            return Ok(Some(sealed));
+        for tools in tools {
+            let key = key(recipes, recipe, &pin.sha256, patches, tools)?;
+            let sealed = Sealed::at(cx.cache(), &recipe.name, &key);
+            if sealed.archive().exists() {
+                return Ok(Some(sealed));
+            }
         }
     }
     Ok(None)
@@ -167,11 +194,68 @@ fn read_patches(root: &Path, recipe: &Recipe) -> Result<Vec<(String, String)>> {
     recipe.patches.iter().map(read).collect()
 }
 
-/// Compiler, linker, and LLVM where it is used: its version is demanded, its package's is noted.
-fn tool_versions(llvm: &Llvm, recipe: &Recipe) -> Result<String> {
-    let mut text = kernel::tool_versions()?;
+/// Compiler, linker, and LLVM where it is used: what a driver is compiled with on this machine.
+fn installed_tools(llvm: &Llvm, recipe: &Recipe) -> Result<String> {
+    let tools = kernel::tool_versions()?;
     if !recipe.llvm {
-        return Ok(text);
+        return Ok(tools);
+    }
+    let installed = installed_llvm(llvm)?.ok_or_else(|| {
+        Failure::Arguments(format!(
+            "{} is not there: install LLVM {}",
+            llvm.config, llvm.version
+        ))
+    })?;
+    Ok(tools + &installed)
+}
+
+/// The tools of a driver that is taken from the cache: those of this machine. Where LLVM is not installed, every build of
+/// its demanded version that a driver in the cache has in it.
+fn known_tools(cache: &Path, llvm: &Llvm, recipe: &Recipe) -> Result<Vec<String>> {
+    let tools = kernel::tool_versions()?;
+    if !recipe.llvm {
+        return Ok(vec![tools]);
+    }
+    if let Some(installed) = installed_llvm(llvm)? {
+        return Ok(vec![tools + &installed]);
+    }
+    let noted = noted_llvms(cache, llvm, recipe).into_iter();
+    Ok(noted.map(|noted| format!("{tools}{noted}")).collect())
+}
+
+/// The notes of the driver's archives of the demanded version, those of later builds of the package first.
+fn noted_llvms(cache: &Path, llvm: &Llvm, recipe: &Recipe) -> Vec<String> {
+    let prefix = format!("{}-", recipe.name);
+    let version = format!("LLVM {} ", llvm.version);
+    let folders = fs::read_dir(cache.join("vulkan")).into_iter().flatten();
+    let notes = folders.flatten().filter_map(|folder| {
+        let name = folder.file_name();
+        name.to_str().filter(|name| name.starts_with(&prefix))?;
+        let note = fs::read_to_string(folder.path().join(LLVM_NOTE)).ok()?;
+        note.starts_with(&version).then_some(note)
+    });
+    let notes: BTreeSet<String> = notes.collect();
+    notes.into_iter().rev().collect()
+}
+
+/// Notes beside a driver the LLVM in it, unless that stands there. The driver was made with the installed one.
+fn note_llvm(llvm: &Llvm, recipe: &Recipe, sealed: &Sealed) -> Result<()> {
+    let note = sealed.folder.join(LLVM_NOTE);
+    if !recipe.llvm || note.exists() {
+        return Ok(());
+    }
+    match installed_llvm(llvm)? {
+        Some(installed) => {
+            fs::write(&note, installed).map_err(Failure::io(format!("write {}", note.display())))
+        }
+        None => Ok(()),
+    }
+}
+
+/// A line of the installed LLVM: its version is demanded, its package's is noted. `None` where it is not installed.
+fn installed_llvm(llvm: &Llvm) -> Result<Option<String>> {
+    if !Path::new(&llvm.config).exists() {
+        return Ok(None);
     }
     let version = first_line(Command::new(&llvm.config).arg("--version"))?;
     if version != llvm.version {
@@ -184,8 +268,10 @@ fn tool_versions(llvm: &Llvm, recipe: &Recipe) -> Result<String> {
     // Elsewhere than in Debian there is no such package, and its version stays out of the name.
     let built =
         first_line(Command::new("dpkg-query").args(["-W", "-f=${Version}", package.as_str()]));
-    let _ = writeln!(text, "LLVM {version} {}", built.unwrap_or_default());
-    Ok(text)
+    Ok(Some(format!(
+        "LLVM {version} {}\n",
+        built.unwrap_or_default()
+    )))
 }
 
 /// The package that has the static archives of a version.
@@ -256,6 +342,34 @@ mod tests {
         let mut others = recipes;
         others.drivers[1].options.push("-Dx=y".into());
         assert_eq!(base, name(&others, "m", "d", "t"));
+    }
+
+    #[test]
+    fn a_driver_is_found_where_its_llvm_is_not_installed() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let cx = Context::in_folder(folder.path());
+        let mut recipes = Recipes::own().expect("it parses");
+        recipes.llvm.config = "/nonexistent/llvm-config".to_owned();
+        let recipe = recipes.drivers[0].clone();
+        assert!(recipe.llvm, "the first one is the processor's");
+        let known = |llvm: &Llvm| known_tools(cx.cache(), llvm, &recipe).expect("gcc is there");
+        assert_eq!(known(&recipes.llvm), [""; 0]);
+        assert!(installed_tools(&recipes.llvm, &recipe).is_err());
+
+        let line = format!("LLVM {} 1:19-3\n", recipes.llvm.version);
+        let tools = kernel::tool_versions().expect("gcc is there") + &line;
+        let mesa = sources::accepted("mesa").expect("pinned");
+        let name = key(&recipes, &recipe, &mesa[0].sha256, &[], &tools).expect("a name");
+        let sealed = Sealed::at(cx.cache(), &recipe.name, &name);
+        fs::create_dir_all(&sealed.folder).expect("writable");
+        fs::write(sealed.archive(), "").expect("writable");
+        fs::write(sealed.folder.join(LLVM_NOTE), line).expect("writable");
+        let tools = known(&recipes.llvm);
+        let found = find(&cx, &recipes, &recipe, &[], &tools).expect("a look");
+        assert_eq!(found.map(|found| found.folder), Some(sealed.folder));
+
+        recipes.llvm.version = "1.2.3".to_owned();
+        assert_eq!(known(&recipes.llvm), [""; 0]);
     }
 
     #[test]

@@ -70,6 +70,7 @@ pub fn ensure(cx: &Context) -> Result<Kernel> {
     if let Some(kernel) = find(cx, &fragments, &tools)? {
         return Ok(kernel);
     }
+    cx.install_compilers()?;
     let source = sources::obtain(cx, "linux")?;
     let kernel = Kernel::at(cx.cache(), key(&source.pin.sha256, &fragments, &tools));
     Build::new(cx, &fragments)?.run(&source.path, &kernel)?;

@@ -52,7 +52,8 @@ pub(super) enum Format {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Limits {
     /// Longest time in which no test of it ends: longer than any limit of a test, which fails with what it saw. An
-    /// emulated machine has 900 s for its boot at rest (30, ten times for the emulation, three for the tests beside).
+    /// emulated machine has 900 s for its boot at rest: [`READY_WITHIN`](alknet_qemu::READY_WITHIN), ten times for the
+    /// emulation, three for the tests beside.
     pub(super) silence: Duration,
     /// From SIGABRT, which a program gets after that, to SIGKILL; and from its end to the end of its output,
     /// which a process outside of its group can hold open.

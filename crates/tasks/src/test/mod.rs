@@ -183,7 +183,7 @@ fn all(
     let selection = selection(cx, arguments)?;
     let scope = Scope::of(arguments, selection.is_some());
     if scope.checks {
-        // Two seconds, after which half an hour of compiling would be in vain.
+        // It takes two seconds. A run that fails for it shall fail before half an hour of compiling.
         cx.step("format", |cx| checks::format(cx))?;
     }
     let booted = Booted::ensure(cx, &arguments.drivers.vulkan)?;

@@ -23,6 +23,14 @@ use crate::failure::{Failure, Result};
 /// A machine that was slower than this at the start is not at rest.
 const AT_REST: f64 = 1.5;
 
+/// The programs divided into the parts in which they run.
+#[derive(Debug)]
+pub(super) struct Division<'a> {
+    pub(super) parts: Vec<(&'a Program, Part)>,
+    /// Programs that could not list their tests. They fail the run, and the parts run all the same.
+    pub(super) unlisted: Vec<Ran>,
+}
+
 /// How the tests run.
 pub(super) struct Plan<'a> {
     pub(super) filter: Option<&'a str>,
@@ -51,9 +59,13 @@ impl Plan<'_> {
         let mut history = History::read(cx);
         let mut variables = variables.clone();
         variables.push((SLOWDOWN_VARIABLE, format!("{:.2}", self.deadlines).into()));
-        let mut parts = self.parts(&programs, &variables)?;
+        let Division {
+            mut parts,
+            unlisted,
+        } = self.parts(&programs, &variables)?;
         schedule::plan(&mut parts, &history);
         let mut ran = self.run_all(cx, &parts, &variables);
+        ran.extend(unlisted);
         if arguments.are_whole() {
             ran.push(self.documentation(cx, &variables));
         }
@@ -134,18 +146,27 @@ impl Plan<'_> {
         }
     }
 
-    /// The parts in which the programs run.
+    /// The parts in which the programs run, and the programs that cannot be divided. An error where a program or
+    /// module that a manifest has needs for does not exist or has no test.
     pub(super) fn parts<'a>(
         &self,
         programs: &'a [Program],
         variables: &Variables,
-    ) -> Result<Vec<(&'a Program, Part)>> {
+    ) -> Result<Division<'a>> {
         let mut all = Vec::new();
+        let mut unlisted = Vec::new();
         for program in programs {
             let name = program.name();
             let needs = self.needs.of(program);
             let parts = if needs.waits {
-                let tests = self.listed(program, variables)?;
+                let tests = match self.listed(program, variables) {
+                    Ok(tests) => tests,
+                    // What the other programs find is not lost with this one.
+                    Err(failure) => {
+                        unlisted.push(Ran::broken(&name, &failure));
+                        continue;
+                    }
+                };
                 if tests.is_empty() && self.filter.is_none() {
                     return Err(Failure::Step {
                         what: format!("list the tests of {name}"),
@@ -160,7 +181,10 @@ impl Plan<'_> {
             };
             all.extend(parts.into_iter().map(|part| (program, part)));
         }
-        Ok(all)
+        Ok(Division {
+            parts: all,
+            unlisted,
+        })
     }
 
     /// Names of a program's tests, those that the filter matches.

@@ -89,7 +89,7 @@ fn a_divided_program_without_tests_fails_unless_a_filter_leaves_none() {
     assert!(failed.contains("alknet-tests http"), "{failed}");
     let programs = divided();
     let parts = plan(Some("x"), &NullDevice::new()).parts(&programs, &Vec::new());
-    assert_eq!(parts.expect("none match"), []);
+    assert_eq!(parts.expect("none match").parts, []);
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn skips_of_each_run_are_its_own() {
     let variables: Variables = vec![(CHILD, "1".into())];
     let null = NullDevice::new();
     let plan = plan(Some(name), &null);
-    let parts = plan.parts(&programs, &variables).expect("one");
+    let parts = plan.parts(&programs, &variables).expect("one").parts;
     let ran = plan.run_all(&cx, &parts, &variables);
     let failed = plan.failed(&cx, &parts, &ran, &variables);
     assert_eq!(failed[0].passes_alone, Some(false));
@@ -173,7 +173,7 @@ fn a_failed_test_fails_the_run_although_it_passes_alone() {
         );
         std::fs::remove_file(&file).expect("the child made it");
         let plan = plan(Some(name), &null);
-        let parts = plan.parts(&programs, &variables).expect("one");
+        let parts = plan.parts(&programs, &variables).expect("one").parts;
         let ran = plan.run_all(&cx, &parts, &variables);
         let failed = plan.failed(&cx, &parts, &ran, &variables);
         assert_eq!(failed[0].passes_alone, Some(true));
@@ -189,11 +189,42 @@ fn a_program_that_cannot_be_started_fails_and_the_others_run() {
     let name = "test::tests::a_factor_is_measured_or_a_number_of_at_least_one";
     let null = NullDevice::new();
     let plan = plan(Some(name), &null);
-    let parts = plan.parts(&programs, &Vec::new()).expect("two");
+    let parts = plan.parts(&programs, &Vec::new()).expect("two").parts;
     let ran = plan.run_all(&cx, &parts, &Vec::new());
     let broken: Vec<_> = ran.iter().map(|ran| ran.outcome.broken.is_some()).collect();
     assert_eq!(broken, [true, false]);
     assert!(ran[1].outcome.passed() && ran[1].outcome.tests.len() == 1);
+}
+
+/// The programs that wait are listed: `false` lists nothing and exits with 1, and the other cannot be started.
+#[test]
+fn a_program_that_cannot_be_listed_fails_and_the_others_run() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let cx = Context::in_folder(folder.path());
+    let programs = [
+        program("alknet-tests http", "/bin/false"),
+        program("alknet-tests node", "/nonexistent/program"),
+        this(),
+    ];
+    let name = "test::tests::a_factor_is_measured_or_a_number_of_at_least_one";
+    let null = NullDevice::new();
+    let plan = plan(Some(name), &null);
+    let divided = plan.parts(&programs, &Vec::new());
+    let divided = divided.expect("what cannot be listed is no error of the whole");
+    let unlisted: Vec<&str> = divided.unlisted.iter().map(|ran| &*ran.part).collect();
+    assert_eq!(unlisted, ["alknet-tests http", "alknet-tests node"]);
+    for ran in &divided.unlisted {
+        let why = ran.outcome.broken.as_deref().unwrap_or_default();
+        let what = format!("list the tests of {}", ran.part);
+        assert!(why.contains(&what), "{why}");
+    }
+    let ran = plan.run_all(&cx, &divided.parts, &Vec::new());
+    assert_eq!(ran.len(), 1);
+    assert!(ran[0].outcome.passed() && ran[0].outcome.tests.len() == 1);
+
+    let failed = run_with(Some(name), programs.into(), &Vec::new());
+    let failed = failed.expect_err("two were not listed").to_string();
+    assert!(failed.contains("2 failed"), "{failed}");
 }
 
 /// The variable that has this test look at its own limit, when it is run by itself.
@@ -216,17 +247,23 @@ fn a_test_gets_the_memory_for_machines_that_its_manifest_says() {
             needs: &needs,
             ..plan(Some(name), &null)
         };
-        let parts = plan.parts(&programs, &variables).expect("one");
+        let parts = plan.parts(&programs, &variables).expect("one").parts;
         let ran = plan.run_all(&cx, &parts, &variables);
         assert!(ran[0].outcome.passed() && ran[0].outcome.tests.len() == 1);
     }
 }
 
-/// A machine that waits for others starts before the program that waits for it is ended.
+/// A machine that waits for others starts before the program that waits for it is ended. The limit of a boot is longer
+/// under emulation, and for the tests that run beside it; on a slower machine both sides grow, the wait does not.
 #[test]
 fn the_wait_for_a_machine_is_shorter_than_the_longest_silence() {
-    let boot = std::time::Duration::from_secs(900);
-    assert!(alknet_qemu::MACHINE_WAIT_MAX + boot < Limits::of(1.0).silence);
+    let crowd = u32::try_from(schedule::CROWD).expect("a few");
+    let boot = alknet_qemu::READY_WITHIN * alknet_qemu::TCG_TIMEOUT_FACTOR * crowd;
+    let silence = Limits::of(1.0).silence;
+    assert!(
+        alknet_qemu::MACHINE_WAIT_MAX + boot < silence,
+        "{boot:?} of {silence:?}"
+    );
 }
 
 #[test]

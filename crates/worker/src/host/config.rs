@@ -247,3 +247,23 @@ impl Default for CallLimits {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_workers_have_three_quarters_of_the_machine() {
+        let told = std::fs::read_to_string("/proc/meminfo").expect("a kernel");
+        let total = told.lines().find(|line| line.starts_with("MemTotal:"));
+        let digits: String = total.expect("a size").matches(char::is_numeric).collect();
+        let bytes = digits.parse::<u64>().expect("KiB") * 1024;
+        let share = Config::this_executable().memory_bytes;
+        let most = bytes / 4 * 3;
+        // What is divided is not rounded everywhere alike.
+        assert!(
+            (most - 128..=most + 128).contains(&share),
+            "{share} of {bytes}"
+        );
+    }
+}

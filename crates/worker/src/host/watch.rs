@@ -5,7 +5,7 @@ use std::cell::OnceCell;
 
 use super::CallLimits;
 use crate::Cause;
-use crate::limits::{ABORT_GRACE, CPU_STEP_MIN, SILENCE_LOOK, SILENCE_LOOKS};
+use crate::limits::{ABORT_GRACE, CPU_STEP_MIN, SILENCE_BURNT, SILENCE_LOOK, SILENCE_LOOKS};
 
 /// A worker has threads beside the call's own: one part in so many of its processor time, and so many
 /// microseconds, may be theirs before its account of the call is doubted.
@@ -34,6 +34,8 @@ pub(super) struct Watch {
     silent_since: Option<u64>,
     /// Looks one after the other in which it did not wait for a processor.
     silent_looks: u32,
+    /// What it burnt in all looks, of one processor.
+    silent_burnt: u64,
     ending: Option<Ending>,
 }
 
@@ -96,6 +98,7 @@ impl Watch {
             silent_at: now.saturating_add(silence),
             silent_since: None,
             silent_looks: 0,
+            silent_burnt: 0,
             ending: None,
         }
     }
@@ -118,6 +121,7 @@ impl Watch {
         self.silent_at = now.saturating_add(self.silence);
         self.silent_since = None;
         self.silent_looks = 0;
+        self.silent_burnt = 0;
         let Some(cpu) = &mut self.cpu else {
             return;
         };
@@ -226,7 +230,8 @@ impl Watch {
 
     /// When the worker fell silent for too long, if it did. One that a busy machine keeps from running is
     /// not silent: it is looked at several times, in which it has to use a processor without a sign of
-    /// life, or not to want one.
+    /// life, or not to want one. One that gets a small share of a processor waits in most looks: there it is
+    /// the sum of what it used that tells.
     fn silent(
         &mut self,
         now: u64,
@@ -244,8 +249,10 @@ impl Watch {
             let ran = used.saturating_sub(before);
             let waits = ran < look / 2 && can_run();
             self.silent_looks = if waits { 0 } else { self.silent_looks + 1 };
+            self.silent_burnt = self.silent_burnt.saturating_add(ran.min(look));
         }
-        if self.silent_looks >= SILENCE_LOOKS {
+        let burnt_most = self.silence.saturating_mul(u64::from(SILENCE_BURNT));
+        if self.silent_looks >= SILENCE_LOOKS || self.silent_burnt >= burnt_most {
             return Some(self.silent_at);
         }
         self.silent_since = Some(used);
@@ -405,10 +412,13 @@ mod tests {
     #[test]
     fn a_worker_that_has_a_processor_again_has_time_for_a_sign_of_life() {
         let mut watch = Watch::new(0, limits(60_000, None, None), 100 * MS, 0, false);
-        // It computes in two looks, waits in the next, and so on.
+        // It computes in two looks, waits in the next, and so on, until its sign of life is read.
         let mut used = 0;
         for (nth, now) in (100..30_000).step_by(25).enumerate() {
             used += if nth % 3 == 0 { 0 } else { 25 * MS };
+            if nth % 23 == 22 {
+                watch.beat(now * MS - 100 * MS, 0, used, true);
+            }
             let order = watch.order(now * MS, || Some(used), || true);
             assert_eq!(order, None, "{now}");
         }
@@ -448,7 +458,7 @@ mod tests {
     fn a_worker_that_gets_no_processor_is_not_silent() {
         let mut watch = Watch::new(0, limits(60_000, None, None), 100 * MS, 0, false);
         for now in (0..30_000).step_by(25) {
-            let order = watch.order(now * MS, || Some(now * MS / 10), || true);
+            let order = watch.order(now * MS, || Some(now * MS / 100), || true);
             assert_eq!(order, None, "{now}");
         }
         // A sign of life, and it is watched as before.
@@ -459,6 +469,15 @@ mod tests {
             assert_eq!(order(now), None, "{now}");
         }
         assert_eq!(order(30_175), Some(Order::Abort));
+    }
+
+    #[test]
+    fn a_worker_with_a_tenth_of_a_processor_is_silent_in_the_end() {
+        let mut watch = Watch::new(0, limits(60_000, None, None), 100 * MS, 0, false);
+        let mut order = |now: u64| watch.order(now * MS, || Some(now * MS / 10), || true);
+        let ended = (0..30_000).step_by(25).find(|now| order(*now).is_some());
+        // Four times the silence, a tenth as quickly, from the first look on.
+        assert_eq!(ended, Some(100 + 4_000));
     }
 
     #[test]

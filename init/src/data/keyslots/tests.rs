@@ -1,4 +1,4 @@
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 
@@ -18,18 +18,27 @@ const COPY: usize = 64 << 10;
 /// A header and a little data.
 const BYTES: usize = DATA_AT as usize + (1 << 20);
 
-/// A partition in memory, and power that ends after so many writes; of the last one half arrives.
+/// Of what a disk had not flushed when the power ended, so many chances are tried.
+const LOSSES: usize = 2;
+
+/// What was done to a disk.
+enum Op {
+    Flush,
+    Write { at: usize, bytes: Vec<u8> },
+}
+
+/// A partition in memory that remembers what was done to it.
 #[derive(Clone)]
 struct Partition {
     image: Rc<RefCell<Vec<u8>>>,
-    writes: Rc<Cell<usize>>,
+    ops: Rc<RefCell<Vec<Op>>>,
 }
 
 impl Partition {
     fn of(image: Vec<u8>) -> Self {
         Self {
             image: Rc::new(RefCell::new(image)),
-            writes: Rc::new(Cell::new(usize::MAX)),
+            ops: Rc::default(),
         }
     }
 
@@ -57,24 +66,74 @@ impl Disk for Partition {
 
     fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {
         let at = usize::try_from(at).map_err(io::Error::other)?;
-        let left = self.writes.get();
-        let arrives = match left {
-            0 => 0,
-            1 => bytes.len() / 2 / SECTOR * SECTOR,
-            _ => bytes.len(),
-        };
-        self.writes.set(left.saturating_sub(1));
-        self.image.borrow_mut()[at..at + arrives].copy_from_slice(&bytes[..arrives]);
-        if left > 1 {
-            Ok(())
-        } else {
-            Err(io::Error::other("no power"))
-        }
+        self.image.borrow_mut()[at..at + bytes.len()].copy_from_slice(bytes);
+        let bytes = bytes.to_vec();
+        self.ops.borrow_mut().push(Op::Write { at, bytes });
+        Ok(())
     }
 
     fn flush(&self) -> io::Result<()> {
+        self.ops.borrow_mut().push(Op::Flush);
         Ok(())
     }
+}
+
+/// What a disk holds of writes that it kept back, by the number of the write and of the sector in it.
+fn cut(
+    flushed: &[u8],
+    waiting: &[(usize, &[u8])],
+    mut arrives: impl FnMut(usize, usize) -> bool,
+) -> Partition {
+    let mut image = flushed.to_vec();
+    for (write, (at, bytes)) in waiting.iter().enumerate() {
+        for (sector, piece) in bytes.chunks(SECTOR).enumerate() {
+            if arrives(write, sector) {
+                let at = at + sector * SECTOR;
+                image[at..at + piece.len()].copy_from_slice(piece);
+            }
+        }
+    }
+    Partition::of(image)
+}
+
+/// Shows `each` the partition that began as `image` at every moment at which the power may end. A disk keeps
+/// writes back until it is flushed: until then any sector of them is there or is not.
+fn at_every_cut(image: &[u8], ops: &[Op], mut each: impl FnMut(&Partition)) {
+    let mut flushed = image.to_vec();
+    let mut waiting: Vec<(usize, &[u8])> = Vec::new();
+    let mut dice = 0x5eed_5eed_5eed_5eed_u64;
+    let mut by_chance = |_: usize, _: usize| {
+        dice ^= dice << 13;
+        dice ^= dice >> 7;
+        dice ^= dice << 17;
+        (dice >> 11) & 1 == 1
+    };
+    for op in ops {
+        if let Op::Write { at, bytes } = op {
+            waiting.push((*at, &bytes[..]));
+            continue;
+        }
+        let Some((_, latest)) = waiting.last() else {
+            continue;
+        };
+        let last = waiting.len() - 1;
+        let half = latest.len() / SECTOR / 2;
+        each(&cut(&flushed, &waiting, |_, _| false));
+        each(&cut(&flushed, &waiting, |write, sector| {
+            write < last || sector < half
+        }));
+        if last > 0 {
+            each(&cut(&flushed, &waiting, |write, _| write == last));
+        }
+        for _ in 0..LOSSES {
+            each(&cut(&flushed, &waiting, &mut by_chance));
+        }
+        for (at, bytes) in waiting.drain(..) {
+            flushed[at..at + bytes.len()].copy_from_slice(bytes);
+        }
+    }
+    assert!(waiting.is_empty(), "something was never flushed");
+    each(&Partition::of(flushed));
 }
 
 /// A copy of the vault on it.
@@ -91,7 +150,8 @@ impl Area for Copy {
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        Disk::write(&self.partition, bytes, self.at)
+        Disk::write(&self.partition, bytes, self.at)?;
+        self.partition.flush()
     }
 }
 
@@ -151,35 +211,32 @@ fn start(partition: &Partition, old: &OpenAlkv) -> (bool, OpenAlkv) {
 #[test]
 fn a_change_of_the_master_key_survives_a_power_cut_at_any_write() {
     let old = vault();
-    let whole = formatted(&old).image.borrow().clone();
-    let (mut ends, mut changed) = (false, 0);
-    for writes in 1.. {
-        let partition = Partition::of(whole.clone());
-        partition.writes.set(writes);
-        let next = rekeyed(&old);
-        let mut sealed = partition.sealed();
-        let mut keys = DataKeys::of(&mut sealed);
-        let done = change_master_key(&mut partition.copies(), &mut keys, &old, &next);
-        partition.writes.set(usize::MAX);
-        ends |= done.is_err();
-        let (is_new, open) = start(&partition, &old);
-        changed += usize::from(is_new);
-        // Where the words lie has not changed, and a second change finds its place.
-        if done.is_ok() {
-            assert!(is_new);
-            let again = rekeyed(&open);
-            let mut sealed = partition.sealed();
-            let mut keys = DataKeys::of(&mut sealed);
-            change_master_key(&mut partition.copies(), &mut keys, &open, &again).expect("power");
-            start(&partition, &open);
-            let slots = partition.sealed().summary().slots;
-            let numbers: Vec<_> = slots.iter().map(|slot| slot.number).collect();
-            assert_eq!(numbers, [BY_VAULT, BY_WORDS]);
-            break;
-        }
-    }
+    let partition = formatted(&old);
+    let whole = partition.image.borrow().clone();
+    partition.ops.take();
+    let next = rekeyed(&old);
+    let mut sealed = partition.sealed();
+    let mut keys = DataKeys::of(&mut sealed);
+    let done = change_master_key(&mut partition.copies(), &mut keys, &old, &next);
+    done.expect("there is power");
+    let (mut kept, mut changed) = (0, 0);
+    at_every_cut(&whole, &partition.ops.take(), |cut| {
+        let (is_new, _) = start(cut, &old);
+        *if is_new { &mut changed } else { &mut kept } += 1;
+    });
     assert!(
-        ends && changed > 1,
-        "{changed} of the cuts left the new vault"
+        kept > 1 && changed > 1,
+        "{kept} of the cuts left the old vault and {changed} the new one"
     );
+    // Where the words lie has not changed, and a second change finds its place.
+    let (is_new, open) = start(&partition, &old);
+    assert!(is_new);
+    let again = rekeyed(&open);
+    let mut sealed = partition.sealed();
+    let mut keys = DataKeys::of(&mut sealed);
+    change_master_key(&mut partition.copies(), &mut keys, &open, &again).expect("power");
+    start(&partition, &open);
+    let slots = partition.sealed().summary().slots;
+    let numbers: Vec<_> = slots.iter().map(|slot| slot.number).collect();
+    assert_eq!(numbers, [BY_VAULT, BY_WORDS]);
 }

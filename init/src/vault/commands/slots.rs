@@ -77,7 +77,7 @@ impl Session {
             return Err(Halt::refused(text));
         }
         let lines = [
-            "The TPM will open the vault for this program, without anybody unless there is a PIN:"
+            "The TPM will open the vault for this program, which needs nobody without a PIN:"
                 .to_owned(),
             format!(
                 "{NEXT} of {}, {} bytes, SHA-256",

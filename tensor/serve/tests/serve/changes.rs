@@ -2,12 +2,15 @@
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use alknet_core::{Connection, memory_pair};
 use alknet_tensor::FileId;
+use alknet_tensor_serve::{ALPN, Client};
 use serde_json::json;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::scene::{Scene, ask, at, file, hung, refused};
+use crate::scene::{Scene, answer, ask, at, file, hung, large, refused};
 
 /// Puts one byte of the large tensor right again and again: the file's times change, its bytes do
 /// not always.
@@ -138,4 +141,96 @@ async fn kept_trees_are_not_trusted() {
         .pull(&at("a"), &target, &|_, _| {})
         .await
         .expect("made anew");
+}
+
+/// A peer that answers as the store does, but for this byte of each part that travels with its hashes.
+fn liar(scene: &Scene, at: usize) -> Connection {
+    let honest = scene.peer("ada", &["tensor:read:a"]);
+    let (ours, theirs) = memory_pair(ALPN);
+    tokio::spawn(async move {
+        while let Ok((mut send, recv)) = theirs.accept_bi().await {
+            let honest = honest.clone();
+            tokio::spawn(async move {
+                let (request, _recv) = answer(recv).await;
+                let (head, mut part) = ask(&honest, &request).await;
+                let mut bytes = Vec::new();
+                part.read_to_end(&mut bytes).await.expect("to the end");
+                if request["encoding"] == "bao16"
+                    && let Some(byte) = bytes.get_mut(at)
+                {
+                    *byte ^= 1;
+                }
+                let head = head.to_string();
+                let mut said = (head.len() as u32).to_be_bytes().to_vec();
+                said.extend(head.into_bytes());
+                said.extend(bytes);
+                // Whoever finds it out reads no further.
+                send.write_all(&said).await.ok();
+                send.finish().ok();
+            });
+        }
+    });
+    ours
+}
+
+/// What is kept of an attempt that failed, which is taken away.
+fn taken_part(scene: &Scene) -> Vec<u8> {
+    let entries = fs::read_dir(scene.folder.path()).expect("readable");
+    let paths = entries.map(|entry| entry.expect("readable").path());
+    let mut parts = paths.filter(|path| path.extension().is_some_and(|it| it == "part"));
+    let path = parts.next().expect("a part is kept");
+    let part = fs::read(&path).expect("readable");
+    fs::remove_file(&path).expect("ours");
+    part
+}
+
+/// Bytes of a part that come before the first hash of its right half, and how many of them are of the file.
+fn left_half(len: usize) -> (usize, usize) {
+    let left = len.div_ceil(1024).next_power_of_two() / 2 * 1024;
+    let pairs = left / 16_384;
+    (pairs * 64 + left, left)
+}
+
+/// A peer that lies is found out at the first pair or group that is another one: nothing of it is written.
+#[tokio::test]
+async fn a_peer_that_lies_has_nothing_written_that_is_not_proven() {
+    let (scene, _) = Scene::holding("a");
+    let target = scene.path("a.mt");
+    let client = Client::new(liar(&scene, usize::MAX));
+    let pulled = client.pull(&at("a"), &target, &|_, _| {}).await;
+    pulled.expect("it says the truth where nothing is changed");
+    fs::remove_file(&target).expect("there");
+    for (what, good) in [("file", file()), ("tensor", large())] {
+        let (right, half) = left_half(good.len());
+        let changes = [
+            ("the first pair", 5, 0),
+            ("the last group of the left half", right - 1, half - 16_384),
+            ("a pair between groups", right + 5, half),
+        ];
+        for (place, byte, proven) in changes {
+            let client = Client::new(liar(&scene, byte));
+            let seen = AtomicU64::new(0);
+            let told = |done, _| seen.store(done, Ordering::Relaxed);
+            let keep = |name: &str| name == "large";
+            let pulled = match what {
+                "file" => client.pull(&at("a"), &target, &told).await,
+                _ => client.pull_some(&at("a"), &target, &keep, &told).await,
+            };
+            let error = pulled.expect_err("it lied");
+            assert_eq!(error.code(), "E_HASH", "{what}, {place}: {error}");
+            assert!(!target.exists(), "{what}, {place}");
+            let part = taken_part(&scene);
+            assert_eq!(part.len(), proven, "{what}, {place}");
+            assert!(part == good[..proven], "{what}, {place}");
+            assert_eq!(seen.into_inner(), proven as u64, "{what}, {place}");
+        }
+    }
+    // Short ones are asked for at once, and have one group each.
+    let client = Client::new(liar(&scene, 0));
+    let short = |name: &str| name != "large";
+    let pulled = client
+        .pull_some(&at("a"), &target, &short, &|_, _| {})
+        .await;
+    assert_eq!(pulled.expect_err("it lied").code(), "E_HASH");
+    assert!(!target.exists() && taken_part(&scene).is_empty());
 }

@@ -33,10 +33,15 @@ pub(super) fn bodies_cost_little_memory(bench: &Bench, web: &Machine) {
     let (statuses, mut most) =
         meanwhile(web, web.at_once(bench, &["/call"; BODIES], BODIES, &slow));
     let count = |wanted: u16| statuses.iter().filter(|status| **status == wanted).count();
-    let (served, refused, unconnected) = (count(200), count(429), count(0));
-    assert_eq!(served + refused + unconnected, BODIES, "{statuses:?}");
-    // A network has so many connections, and no more.
-    assert!(served > 0 && served + refused >= 64, "{statuses:?}");
+    let (served, refused, late, unconnected) = (count(200), count(429), count(408), count(0));
+    let all = served + refused + late + unconnected;
+    assert_eq!(all, BODIES, "{statuses:?}");
+    // A network has so many connections, and no more. An emulated machine reads so many bodies more slowly than
+    // a body may come.
+    assert!(
+        served > 0 && refused > 0 && served + refused + late >= 64,
+        "{statuses:?}"
+    );
 
     let list = |bytes: usize| format!("[{}0]", "0,".repeat(bytes / 2));
     let call = |input: &str| format!(r#"{{"operation":"/services/list","input":{input}}}"#);

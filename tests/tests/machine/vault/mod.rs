@@ -14,6 +14,7 @@ use alknet_vault::{Entropy, Purpose, Reason, SecretStr, Vault};
 use serde_json::{Value, json};
 
 use crate::configuration::NO_VAULT;
+use crate::console::{commands, typed};
 use crate::disks::small;
 use crate::rescue;
 
@@ -192,21 +193,14 @@ fn a_factory_reset_goes_on_after_a_power_cut() {
     let bench = Bench::new();
     let mut node = bench.snapshot(Boot::MicrovmErofs).restore();
     let identity = node.identity().to_owned();
+    // Nobody has written down its words yet: the first key shows them.
+    commands(node.vm());
+    typed(node.vm(), "factory-reset", "type RESET to go on: _");
     let mark = node.vm().console().mark();
-    let send = |text: &str| {
-        node.vm()
-            .console()
-            .send(text)
-            .expect("the console takes it")
-    };
-    send("v");
-    shown(node.vm(), "factory-reset");
-    send("factory-reset\r");
-    shown(node.vm(), "type RESET to go on");
-    send("RESET\r");
     let line = "alknet: going down (Reboot) because of a factory reset";
-    let said = node.vm().wait_for_after(mark, line, DONE_WITHIN);
-    said.unwrap_or_else(|error| panic!("{error}"));
+    typed(node.vm(), "RESET", line);
+    let said = node.vm().console().since(mark);
+    assert!(!said.contains("These words are this node"), "{said}");
     node.vm_mut()
         .cut_power()
         .unwrap_or_else(|error| panic!("{error}"));

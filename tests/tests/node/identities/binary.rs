@@ -2,15 +2,20 @@
 
 use std::path::PathBuf;
 use std::process::Child;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use alknet_call::{ALPN, CallClient, CallConnection, CallOptions};
+use alknet_call::{
+    ALPN, Body, CallClient, CallConnection, CallError, CallOptions, Dispatcher, HandlerKind,
+    OperationSpec, Registration, Registry,
+};
 use alknet_core::{Carriage, CloseReason, Connection};
 use alknet_endpoint::{Dialer, Target};
 use alknet_test_support::{eventually, took};
 use alknet_tests::{Answer, Bench, Cli, binary};
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
 use super::lab::hung;
@@ -72,6 +77,12 @@ impl Served {
     }
 
     async fn dial(&self, who: &Cli, carriage: Carriage) -> (Dialer, Connection, CallConnection) {
+        let (dialer, connection) = self.connect(who, carriage).await;
+        let client = CallClient::without_operations().attach(connection.clone(), None);
+        (dialer, connection, client)
+    }
+
+    async fn connect(&self, who: &Cli, carriage: Carriage) -> (Dialer, Connection) {
         // The binary makes the key, and its folder.
         who.identity();
         let path = who.state().join("identity.key");
@@ -80,8 +91,13 @@ impl Served {
         let target: Target = self.target.parse().expect("a target");
         let connection = dialer.dial_over(carriage, &target, ALPN).await;
         let connection = connection.unwrap_or_else(|error| panic!("{error}"));
-        let client = CallClient::without_operations().attach(connection.clone(), None);
-        (dialer, connection, client)
+        (dialer, connection)
+    }
+
+    fn tell_to_end(&self) {
+        use nix::sys::signal::{Signal, kill};
+        let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
+        kill(pid, Signal::SIGTERM).expect("it runs");
     }
 }
 
@@ -207,12 +223,95 @@ async fn told_to_end_it_answers_what_it_accepted_and_ends_well() {
             .expect("calls");
         callers.push(caller);
     }
-    let pid = nix::unistd::Pid::from_raw(served.child.id().cast_signed());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("it runs");
+    served.tell_to_end();
     for caller in callers {
         let (_, end, _dialer, _connection) = caller.await.expect("no panic");
         assert_eq!(end.code.name(), "UNAVAILABLE", "{end:?}");
     }
+    let ended = served.child.wait().expect("it is our child");
+    assert_eq!(ended.code(), Some(0));
+}
+
+/// A peer of a hub that answers once it is told to.
+struct Waiting {
+    client: CallClient,
+    begun: watch::Receiver<bool>,
+    release: Arc<Notify>,
+}
+
+impl Waiting {
+    fn new() -> Self {
+        let (begins, begun) = watch::channel(false);
+        let release = Arc::new(Notify::new());
+        let held = Arc::clone(&release);
+        let wait = HandlerKind::once(move |_: Body, _| {
+            begins.send_replace(true);
+            let held = Arc::clone(&held);
+            async move {
+                held.notified().await;
+                Ok::<_, CallError>(json!("waited"))
+            }
+        });
+        let ready = HandlerKind::once(|_: Body, _| async { Ok::<_, CallError>(Value::Null) });
+        let query = |name| OperationSpec::query(name, "For tests.");
+        let registry = Registry::builder()
+            .with(Registration::new(query("test/ready"), ready))
+            .with(Registration::new(query("test/wait"), wait))
+            .build();
+        let dispatcher = Dispatcher::new(registry.expect("correct operations"));
+        Self {
+            client: CallClient::new(Arc::new(dispatcher)),
+            begun,
+            release,
+        }
+    }
+}
+
+/// The call waits for a peer while the node is told to end.
+#[tokio::test(flavor = "multi_thread")]
+async fn told_to_end_it_waits_for_a_call_that_runs() {
+    const HUB: &str = "[hub]\nenabled = true\n";
+    let mut served = Served::start(HUB);
+    let slow = served.bench.somebody("slow");
+    served.write(&(HUB.to_owned() + &peer("slow", &slow, "")));
+    served.wait_for("it is in", |info| info["config"]["generation"] == 2);
+    let mut waiting = Waiting::new();
+    let (_dialer, connection) = served.connect(&slow, Carriage::Quic).await;
+    let _slow = waiting.client.attach(connection, None);
+    let (_caller, _connection, client) = served.dial(served.bench.admin(), Carriage::Tcp).await;
+    let options = CallOptions {
+        peer: Some("slow".to_owned()),
+        ..CallOptions::default()
+    };
+    let there = async {
+        // Nothing announces it: it is looked for again and again.
+        while client
+            .call_with("test/ready", &Value::Null, &options)
+            .await
+            .is_err()
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(hung(), there).await.expect("it is found");
+    let running = {
+        let client = client.clone();
+        tokio::spawn(async move { client.call_with("test/wait", &Value::Null, &options).await })
+    };
+    let begun = timeout(hung(), waiting.begun.wait_for(|begun| *begun)).await;
+    let begun = begun.is_ok_and(|begun| begun.is_ok());
+    assert!(begun, "it never arrived");
+    served.tell_to_end();
+    let told = async {
+        while !client.is_draining() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(hung(), told).await.expect("it says that it ends");
+    waiting.release.notify_one();
+    let answer = timeout(hung(), running).await.expect("an end");
+    let answer = answer.expect("no panic").expect("it was let finish");
+    assert_eq!(answer.value(), "waited");
     let ended = served.child.wait().expect("it is our child");
     assert_eq!(ended.code(), Some(0));
 }

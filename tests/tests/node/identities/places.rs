@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use alknet_call::CallOptions;
+use alknet_call::limits::CALL_TIMEOUT_MAX;
 use alknet_core::Carriage;
 use alknet_endpoint::Limits;
 use alknet_test_support::took;
@@ -50,7 +52,12 @@ async fn the_older_connection_does_not_stay_for_ever() {
     let older = lab.connect(&edge.key, Carriage::Quic).await;
     older.work().await.expect("allowed");
     let client = std::sync::Arc::clone(&older.client);
-    let running = tokio::spawn(async move { client.call(WAIT, &Value::Null).await });
+    let options = CallOptions {
+        // The call does not end by itself, and the connection in good order with it.
+        timeout: Some(CALL_TIMEOUT_MAX),
+        ..CallOptions::default()
+    };
+    let running = tokio::spawn(async move { client.call_with(WAIT, &Value::Null, &options).await });
     began(&lab).await;
     let began = Instant::now();
     let newer = lab.connect(&edge.key, Carriage::Quic).await;

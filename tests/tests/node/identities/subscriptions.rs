@@ -17,6 +17,10 @@ const CARRIAGES: [Carriage; 2] = [Carriage::Quic, Carriage::Tcp];
 /// What "at once" is on a machine that does nothing else: long before anything looks again by itself.
 const AT_ONCE: Duration = Duration::from_millis(500);
 
+/// Half of what passes until rights are looked at again without a change that anybody hears of. On a machine that is
+/// busy enough it does not tell one from the other.
+const BEFORE_A_LOOK: Duration = Duration::from_secs(15);
+
 /// For so long nothing may come of a subscription that goes on.
 const SILENT: Duration = Duration::from_millis(50);
 
@@ -36,7 +40,8 @@ async fn follow(client: &Client, token: Option<&AuthToken>) -> Subscription {
 }
 
 async fn end(events: &mut Subscription) -> CallError {
-    let end = timeout(hung(), events.next()).await.expect("it ends");
+    let end = timeout(deadline(BEFORE_A_LOOK), events.next()).await;
+    let end = end.expect("it is told of the change");
     end.expect("an end").expect_err("no event")
 }
 

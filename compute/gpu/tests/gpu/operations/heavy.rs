@@ -191,8 +191,13 @@ fn memory_is_refused_before_it_is_taken() {
         "wgsl": format!("{declared} @compute @workgroup_size(1) fn main() {{ {used} }}"),
         "entry": "main", "groups": [1, 1, 1], "bindings": outputs(16),
     });
-    let refused = person.refused("compute/dispatch", &input);
-    assert_eq!(refused, ("QUOTA_EXCEEDED".into(), "E_QUOTA".into()));
+    let error = person.try_ask("compute/dispatch", &input);
+    let error = error.expect_err("refused");
+    assert_eq!(codes(&error), ("QUOTA_EXCEEDED".into(), "E_QUOTA".into()));
+    // The node says so, by what it was asked for. The worker would have taken what fits, and an allocation that
+    // fails has the same codes.
+    let said = format!("all tensors together may have {} bytes", 8 * most);
+    assert!(error.message.contains(&said), "{error:?}");
     assert!(works(&person), "nothing was taken");
 }
 

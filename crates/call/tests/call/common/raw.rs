@@ -1,10 +1,12 @@
 //! Peers that speak the wire form by hand: one that asks, and one that answers.
 
+use std::sync::Arc;
+
 use alknet_call::{Envelope, EventKind, FrameBody, FrameReader, encode_event};
 use alknet_core::{Connection, RecvStream, SendStream, StreamError};
 use bytes::Bytes;
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::soon;
 
@@ -83,10 +85,28 @@ pub fn answer_by_hand(
     answer: fn(&str, &Value) -> Value,
     changes: watch::Sender<Value>,
 ) {
+    answer_by_hand_until(connection, answer, changes, Arc::default());
+}
+
+/// The same until it is told that this is `enough`: streams that are opened later are never read.
+pub fn answer_by_hand_until(
+    connection: Connection,
+    answer: fn(&str, &Value) -> Value,
+    changes: watch::Sender<Value>,
+    enough: Arc<Notify>,
+) {
     tokio::spawn(async move {
-        while let Ok((send, recv)) = connection.accept_bi().await {
-            tokio::spawn(answer_stream(send, recv, answer, changes.subscribe()));
+        let serve = async {
+            while let Ok((send, recv)) = connection.accept_bi().await {
+                tokio::spawn(answer_stream(send, recv, answer, changes.subscribe()));
+            }
+        };
+        tokio::select! {
+            biased;
+            () = enough.notified() => {}
+            () = serve => return,
         }
+        connection.closed().await;
     });
 }
 

@@ -338,27 +338,25 @@ async fn what_is_done_needs_a_link_of_its_own_each_time() {
         assert!(status == StatusCode::OK && text.contains("Restart the machine?"));
         assert!(!headers.contains_key(SET_COOKIE));
     }
-    let mut foreign = post("/status/act", &format!("ticket={ticket}"));
+    let (_, _, text) = node.ask(get(&link)).await;
+    assert!(text.contains(&format!("action=\"{link}\"")));
+    let mut foreign = post(&link, "");
     let evil = "https://evil.example".parse().expect("a value");
     foreign.headers_mut().insert(ORIGIN, evil);
     assert_eq!(node.ask(foreign).await.0, StatusCode::FORBIDDEN);
     assert_eq!(node.rebooted.load(Ordering::SeqCst), 0);
-    let (status, _, text) = node
-        .ask(post("/status/act", &format!("ticket={ticket}")))
-        .await;
+    let (status, _, text) = node.ask(post(&link, "")).await;
     assert!(
         status == StatusCode::OK && text.contains("being restarted"),
         "{text}"
     );
     assert_eq!(node.rebooted.load(Ordering::SeqCst), 1);
-    let (status, _, _) = node
-        .ask(post("/status/act", &format!("ticket={ticket}")))
-        .await;
+    let (status, _, _) = node.ask(post(&link, "")).await;
     assert_eq!(status, StatusCode::GONE);
     // Neither a session nor a link to the page does anything.
     let cookie = node.entered().await;
     let enters = node.ticket(Purpose::Enter);
-    let mut request = post("/status/act", &format!("ticket={enters}"));
+    let mut request = post(&format!("{ACT}{enters}"), "");
     request
         .headers_mut()
         .insert(COOKIE, cookie.parse().expect("a value"));
@@ -366,9 +364,7 @@ async fn what_is_done_needs_a_link_of_its_own_each_time() {
     assert_eq!(node.rebooted.load(Ordering::SeqCst), 1);
     // What the node does not have, it says.
     let ticket = node.ticket(Purpose::Act(Action::Lock));
-    let (status, _, text) = node
-        .ask(post("/status/act", &format!("ticket={ticket}")))
-        .await;
+    let (status, _, text) = node.ask(post(&format!("{ACT}{ticket}"), "")).await;
     assert!(
         status == StatusCode::NOT_FOUND && text.contains("It was not done"),
         "{text}"
@@ -412,6 +408,7 @@ async fn in_the_dark_only_links_and_sessions_are_known() {
         node.ticket(Purpose::Act(Action::Reboot)),
     );
     assert!(knows(get(&format!("{ENTER}{enters}"))) && knows(get(&format!("{ACT}{acts}"))));
+    assert!(knows(post(&format!("{ACT}{acts}"), "")) && !knows(post("/status/act/x", "")));
     let cookie = node.entered().await;
     assert!(knows(with_cookie("/", &cookie)) && !knows(with_cookie("/", "__Host-alknet=x")));
 }

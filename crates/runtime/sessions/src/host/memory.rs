@@ -283,6 +283,25 @@ mod tests {
     }
 
     #[test]
+    fn all_tenants_together_have_a_bound() {
+        let memory = Memory::default();
+        let shares: Vec<_> = ["a", "b", "c", "d"]
+            .iter()
+            .flat_map(|tenant| [(); 4].map(|()| memory.share(tenant)))
+            .collect();
+        let mut held = Vec::new();
+        for share in &shares {
+            held.extend(share.take(MEMORY_OF_SESSION_MAX));
+        }
+        assert_eq!(held.len(), 8, "two tenants have all of it");
+        assert_eq!(memory.used(), MEMORY_MAX);
+        let last = shares.last().expect("some");
+        assert_eq!(last.take(1).expect_err("none is left"), Refused::Full);
+        drop(held);
+        assert!(last.take(1).is_ok(), "it was given back");
+    }
+
+    #[test]
     fn what_has_no_room_is_refused_before_it_is_made() {
         let memory = Memory::default();
         let share = memory.share("a");

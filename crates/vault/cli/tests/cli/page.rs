@@ -1,4 +1,4 @@
-//! The commands that docs/vault.md shows do what it says.
+//! The commands that docs/vault.md shows are run, and end well. What each of them does is shown beside this.
 
 use std::fs;
 
@@ -45,6 +45,15 @@ fn the_commands_of_the_page_work() {
         }
         let ended = shell.run_words(&words, &input);
         assert_eq!(ended.code, 0, "{line}: {}", ended.err);
+        match words[0] {
+            "list" => assert!(ended.out.contains("cred:openai"), "{}", ended.out),
+            "remove" => {
+                let left = shell.good("list --dir vault", "");
+                assert!(!left.contains("cred:openai"), "{left}");
+            }
+            "rotate" => assert_eq!(shell.json("status --dir vault", "")["key_version"], 3),
+            _ => {}
+        }
         count += 1;
     }
     assert_eq!(count, 30);

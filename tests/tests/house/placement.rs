@@ -1,0 +1,117 @@
+//! In which files code of a kind may stand.
+
+use super::tree::only_in;
+
+#[test]
+fn the_environment_is_read_only_at_the_edges() {
+    // Secrets never travel in the environment; a library that cannot read it cannot be tempted.
+    let edges = [
+        "appliance/",
+        "compute/gpu/src/worker.rs",
+        "crates/bench/",
+        "crates/tasks/",
+        "crates/test-support/",
+        "crates/xtask/",
+        "image/",
+        "qemu/",
+        "tests/",
+    ];
+    let build_and_tests = [
+        "crates/http/mcp/tests/",
+        "crates/http/openapi/tests/",
+        "crates/runtime/promotion/tests/",
+        "crates/runtime/sessions/tests/",
+        "crates/runtime/tests/",
+        "crates/typedef/tests/",
+        "crates/vault/cli/tests/",
+        "crates/worker/tests/",
+        "compute/driver/build.rs",
+        "compute/gpu/build.rs",
+        "compute/gpu/tests/",
+        "init/build.rs",
+        "init/net/tests/",
+        "init/sealed/tests/",
+        "init/tpm/tests/",
+        "init/src/console/tests.rs",
+        "provisioning/cli/tests/",
+        "provisioning/handover/tests/",
+        "provisioning/tests/",
+        "tensor/tests/",
+    ];
+    only_in(
+        "reading the environment",
+        &["env::var"],
+        &[&edges[..], &build_and_tests].concat(),
+    );
+}
+
+#[test]
+fn unsafe_code_talks_to_the_kernel_and_to_drivers_only() {
+    // In crates/worker: starting a process, mapping sealed memory, other threads' clocks, signals;
+    // and the probe of its tests, which does what no honest worker does. In crates/vault: the memory
+    // that PID 1 and the node share the seed in, and the processor's registers. In appliance/src/memory.rs: the allocator.
+    let kernel = [
+        "init/",
+        "qemu/",
+        "appliance/src/memory.rs",
+        "appliance/src/node/",
+        "crates/bench/src/",
+        "crates/tasks/src/",
+        "crates/vault/src/area/sys.rs",
+        "crates/vault/src/traces/registers.rs",
+        "crates/worker/src/sys/",
+        "crates/worker/tests/worker/probe/",
+        // Without a library: it is compiled before anything else is.
+        "crates/xtask/src/workspace.rs",
+    ];
+    // Mesa's drivers are C: their two entry points are called there, and generated code finds the C
+    // library's functions there. What is measured beside our shaders asks for every feature.
+    let drivers = ["compute/driver/src/", "compute/peer/src/"];
+    // The kernels that multiply matrices take addresses. Bytes that the script engine and Rust both
+    // see, and code that the engine wrote itself. Mapping a file asks something of whoever has
+    // the file: that it stays as it is. What memory a header costs is measured by an allocator of
+    // the tests.
+    let memory = [
+        "compute/gpu/src/host.rs",
+        "compute/gpu/src/host/",
+        "crates/runtime/src/globals/compiled.rs",
+        "crates/runtime/src/isolate/bytes.rs",
+        "crates/runtime/src/isolate/heap.rs",
+        "crates/runtime/sessions/tests/sessions/hostile.rs",
+        "tensor/src/reader.rs",
+        "tensor/src/source/mapped.rs",
+        "tensor/tests/tensor/files.rs",
+        "tensor/tests/tensor/memory.rs",
+    ];
+    only_in(
+        "unsafe code",
+        &["unsafe {", "unsafe fn", "unsafe impl"],
+        &[&kernel[..], &drivers, &memory].concat(),
+    );
+}
+
+/// Another user may have made a folder whose name can be guessed, or a link in its place, and may replace the
+/// programs that a test puts there and starts.
+#[test]
+fn temporary_folders_have_names_that_nobody_can_guess() {
+    let made_with_care = ["crates/test-support/src/skip.rs", "qemu/src/scratch.rs"];
+    only_in("a guessable name", &["temp_dir()"], &made_with_care);
+    let named = [
+        "(\"/tmp/",
+        "!(\"/tmp/",
+        "(\"/dev/shm/",
+        "!(\"/dev/shm/",
+        "(\"/var/tmp/",
+        "!(\"/var/tmp/",
+    ];
+    only_in("a guessable name", &named, &[]);
+}
+
+#[test]
+fn nothing_is_left_unfinished() {
+    only_in(
+        "an unfinished path",
+        &["unimplemented!(", "todo!(", "#[ignore"],
+        &[],
+    );
+}
