@@ -130,6 +130,17 @@ impl Hub {
         made.expect("a token").0
     }
 
+    /// Enrols the key 1 as a worker that holds this scope as well.
+    async fn worker_with(&self, scope: &str) -> PeerId {
+        let role = Role {
+            scopes: [scope, "relay:accept"].into_iter().collect(),
+            ..worker()
+        };
+        let token = self.token(TokenKind::Once, role).await;
+        let enrolled = self.enrol(1, &request(Some(&token), None), NOW).await;
+        enrolled.expect("taken").peer_id
+    }
+
     async fn enrol(&self, n: u8, request: &Request, now: u64) -> Result<Enrolled, EnrolError> {
         let applicant = Applicant {
             key: key(n),
@@ -315,13 +326,7 @@ async fn a_use_that_was_cut_off_is_not_finished_after_a_removal() {
 #[tokio::test]
 async fn an_invitation_ends_with_who_made_it() {
     let hub = hub(EnrolMode::Token);
-    let role = Role {
-        scopes: ["hub:invite", "relay:accept"].into_iter().collect(),
-        ..worker()
-    };
-    let token = hub.token(TokenKind::Once, role).await;
-    let inviter = hub.enrol(1, &request(Some(&token), None), NOW).await;
-    let inviter = inviter.expect("taken").peer_id;
+    let inviter = hub.worker_with("hub:invite").await;
     let invite = async |made_by: &str, made_by_key| {
         let invitation = Invitation {
             role: worker(),
@@ -611,13 +616,7 @@ async fn who_knocks_waits_until_somebody_lets_it_in() {
 #[tokio::test]
 async fn an_approver_that_was_removed_or_lost_rights_lets_nobody_in() {
     let hub = hub(EnrolMode::Approve);
-    let role = Role {
-        scopes: ["hub:admin", "relay:accept"].into_iter().collect(),
-        ..worker()
-    };
-    let token = hub.token(TokenKind::Once, role).await;
-    let approver = hub.enrol(1, &request(Some(&token), None), NOW).await;
-    let approver = approver.expect("taken").peer_id;
+    let approver = hub.worker_with("hub:admin").await;
     assert_eq!(
         hub.code(2, &request(None, None), NOW).await,
         "ENROLL_PENDING"
