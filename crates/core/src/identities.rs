@@ -107,7 +107,7 @@ impl Identities {
         let mut preview = self.0.sources().clone();
         preview.config = entries.clone();
         let index = preview.index(0);
-        self.0.current(&index, index.by_key(key)?)
+        current(&index, index.by_key(key)?, self.now_s())
     }
 
     /// Number of the table in place; each identity carries the number of the one it is from.
@@ -171,24 +171,6 @@ impl Identities {
 }
 
 impl Inner {
-    /// The identity, if its holder is let in now.
-    fn current(&self, index: &Index, holder: &Holder) -> Option<Arc<Identity>> {
-        let identity = || Arc::clone(&holder.identity);
-        self.is_let_in(index, holder, MAKERS_MAX).then(identity)
-    }
-
-    /// Whether a holder is let in now. A token that was made while the node ran is as long as its maker is, and
-    /// holds everything that the token does. At most `makers` of them are looked at, one behind the other.
-    fn is_let_in(&self, index: &Index, holder: &Holder, makers: usize) -> bool {
-        let by_itself = holder.enabled && !is_expired(holder.expires, &*self.clock);
-        let Some(maker) = holder.maker.as_ref().filter(|_| by_itself) else {
-            return by_itself;
-        };
-        let holds = |maker: &&Holder| maker.identity.scopes.covers(&holder.identity.scopes);
-        let maker = index.maker(maker).filter(|_| makers > 0).filter(holds);
-        maker.is_some_and(|maker| self.is_let_in(index, maker, makers - 1))
-    }
-
     fn rebuild(&self, sources: &mut Sources) {
         self.generation.send_modify(|generation| {
             *generation += 1;
@@ -238,6 +220,24 @@ impl Inner {
     }
 }
 
+/// The identity, if its holder is let in at this time.
+fn current(index: &Index, holder: &Holder, now_s: Option<u64>) -> Option<Arc<Identity>> {
+    let identity = || Arc::clone(&holder.identity);
+    is_let_in(index, holder, now_s, MAKERS_MAX).then(identity)
+}
+
+/// Whether a holder is let in at this time. A token that was made while the node ran is as long as its maker is,
+/// and holds everything that the token does. At most `makers` of them are looked at, one behind the other.
+fn is_let_in(index: &Index, holder: &Holder, now_s: Option<u64>, makers: usize) -> bool {
+    let by_itself = holder.enabled && !is_expired(holder.expires, now_s);
+    let Some(maker) = holder.maker.as_ref().filter(|_| by_itself) else {
+        return by_itself;
+    };
+    let holds = |maker: &&Holder| maker.identity.scopes.covers(&holder.identity.scopes);
+    let maker = index.maker(maker).filter(|_| makers > 0).filter(holds);
+    maker.is_some_and(|maker| is_let_in(index, maker, now_s, makers - 1))
+}
+
 fn ended(error: tokio::task::JoinError) -> StoreError {
     StoreError::Unavailable(error.to_string())
 }
@@ -245,15 +245,18 @@ fn ended(error: tokio::task::JoinError) -> StoreError {
 impl IdentityProvider for Identities {
     fn by_key(&self, key: &PeerKey) -> Option<Arc<Identity>> {
         let index = self.0.index.load();
-        self.0.current(&index, index.by_key(key)?)
+        current(&index, index.by_key(key)?, self.now_s())
     }
 
     fn by_token(&self, token: &AuthToken) -> Option<Arc<Identity>> {
         let hash = token.hash().ok()?;
+        // Read for every token: were it for known ones only, the time it takes would tell one that has ended from
+        // one that never was.
+        let now_s = self.now_s();
         let index = self.0.index.load();
         let (holder, day) = index.by_token(&hash)?;
-        let identity = self.0.current(&index, holder)?;
-        if let Some(now_s) = self.0.clock.now_s() {
+        let identity = current(&index, holder, now_s)?;
+        if let Some(now_s) = now_s {
             day.note(u32::try_from(now_s / DAY_S).unwrap_or(u32::MAX));
         }
         Some(identity)
@@ -265,7 +268,7 @@ impl IdentityProvider for Identities {
 
     fn by_id_text(&self, id: &str) -> Option<Arc<Identity>> {
         let index = self.0.index.load();
-        self.0.current(&index, index.by_id(id)?)
+        current(&index, index.by_id(id)?, self.now_s())
     }
 
     fn watch(&self) -> watch::Receiver<u64> {

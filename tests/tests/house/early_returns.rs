@@ -77,9 +77,9 @@ fn text_at_start(code: &str, before: Option<char>) -> usize {
     if code.starts_with("/*") {
         return until(2, "*/");
     }
-    if code.starts_with('"') {
+    if let Some(literal) = code.strip_prefix('"') {
         let mut escaped = false;
-        let end = code[1..].find(|c: char| {
+        let end = literal.find(|c: char| {
             let ends = c == '"' && !escaped;
             escaped = c == '\\' && !escaped;
             ends

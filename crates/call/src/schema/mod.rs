@@ -436,7 +436,7 @@ mod tests {
             .map(|n| format!("\"{}\":0", escaped_name(n, 20_000)))
             .collect();
         let object = format!("{{{}}}", members.join(","));
-        let objects = format!("[{}]", vec![object.as_str(); 10].join(","));
+        let objects = format!("[{}]", [object.as_str(); 10].join(","));
         let dependent: Map<_, _> = (0..15_000)
             .map(|n| (format!("k{n}"), json!(true)))
             .collect();
