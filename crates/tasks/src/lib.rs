@@ -160,6 +160,7 @@ fn bench(cx: &Context, arguments: &[String]) -> Result<()> {
 mod tests {
     use std::iter;
 
+    use xtask::memory::MEMORY_VARIABLE;
     use xtask::progress::STEPS_VARIABLE;
 
     use super::*;
@@ -185,6 +186,7 @@ mod tests {
             .env("ALKNET_CACHE", cache)
             .env("ALKNET_TEST_SLOWDOWN", "1")
             .env(STEPS_VARIABLE, "system packages=2.500")
+            .env(MEMORY_VARIABLE, "1000000000000:31457280")
             .output()
             .expect("this program runs");
         let said = String::from_utf8_lossy(&child.stderr).into_owned();
@@ -215,6 +217,8 @@ mod tests {
                 table.is_some_and(|(_, below)| below.contains("\n  slowdown: ")),
                 "{said}"
             );
+            // What was in use while the front worked.
+            assert!(said.contains("\n  memory: at most 30.0 GiB"), "{said}");
         }
     }
 }

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use alknet_image::{Form, Role};
 use alknet_qemu::{Disk, Vm};
+use xtask::memory::Memory;
+use xtask::progress::Command;
 
 use crate::context::Context;
 use crate::driver;
@@ -16,7 +18,6 @@ use crate::image::{self, Image};
 use crate::node::{self, Cli, Machine, Reached};
 use crate::parts::Parts;
 use crate::terminal::Terminal;
-use crate::test::Memory;
 
 /// Size of the data disk in bytes; it is sparse.
 const DATA_BYTES: u64 = 1 << 30;
@@ -55,11 +56,12 @@ impl Arguments {
 /// Boots, calls, and stays.
 pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
     // Until the console is the user's: what else the user starts meanwhile is not this command's.
-    let memory = Memory::watch();
+    let memory = Memory::go_on();
     let started = Started::new(cx, arguments);
     eprint!("{}", memory.report());
     drop(memory);
     let mut started = started?;
+    cx.board().remember_rest(Command::Up);
     let machine = arguments.machine();
     if arguments.smoke {
         let Started { vm, cli, node, .. } = &mut started;

@@ -7,6 +7,7 @@ pub mod cache;
 pub mod git;
 pub mod last_use;
 pub mod locks;
+pub mod memory;
 pub mod mirror;
 pub mod packages;
 pub mod progress;

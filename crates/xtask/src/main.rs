@@ -8,6 +8,7 @@ use std::thread;
 
 use xtask::last_use::BuildSet;
 use xtask::locks::{self, Sharing};
+use xtask::memory::{self, Memory};
 use xtask::mirror;
 use xtask::packages::{self, Purpose};
 use xtask::progress::{self, Board, StepTime};
@@ -65,8 +66,9 @@ fn main() -> ExitCode {
 
 /// Returns only when something is wrong, with what it is.
 fn run(arguments: &[String]) -> String {
-    match prepare(&arguments[0]) {
-        Ok(prepared) => hand_over(&prepared, arguments),
+    let memory = Memory::watch();
+    match prepare(arguments) {
+        Ok(prepared) => hand_over(&prepared, arguments, &memory),
         Err(text) => text,
     }
 }
@@ -138,13 +140,16 @@ struct Prepared {
 
 /// Installs packages and builds `alknet-tasks`, both at once: one waits for downloads, the other for
 /// the processor.
-fn prepare(command: &str) -> Result<Prepared, String> {
+fn prepare(arguments: &[String]) -> Result<Prepared, String> {
     let cache = cache::folder()?;
     let workspace = Workspace::new(&clone_root()?, &cache)?;
-    let purpose = purpose_of(command, &cache);
+    let purpose = purpose_of(&arguments[0], &cache);
     let wanted = packages::to_install(purpose)?;
     let lock = claim(&workspace)?;
     let board = Board::new(&cache.join(progress::HISTORY));
+    if let Some(command) = progress::Command::of(arguments) {
+        board.announce_rest(command);
+    }
     let steps = thread::scope(|scope| {
         let installing = (!wanted.is_empty()).then(|| {
             scope.spawn(|| {
@@ -197,7 +202,7 @@ fn clone_root() -> Result<PathBuf, String> {
     Ok(PathBuf::from(package).join("../.."))
 }
 
-fn hand_over(prepared: &Prepared, arguments: &[String]) -> String {
+fn hand_over(prepared: &Prepared, arguments: &[String], memory: &Memory) -> String {
     let program = prepared.workspace.executable(TASKS);
     let error = Command::new(&program)
         .args(arguments)
@@ -207,6 +212,7 @@ fn hand_over(prepared: &Prepared, arguments: &[String]) -> String {
             progress::STEPS_VARIABLE,
             progress::encode_steps(&prepared.steps),
         )
+        .envs(memory.encoded().map(|seen| (memory::MEMORY_VARIABLE, seen)))
         .exec();
     format!("cannot start {}: {error}", program.display())
 }

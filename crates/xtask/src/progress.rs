@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{self, Child, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -25,6 +25,40 @@ pub const HISTORY: &str = "times/steps";
 /// Environment variable through which the steps done so far reach `alknet-tasks`.
 pub const STEPS_VARIABLE: &str = "ALKNET_STEPS";
 
+/// A command of which the front estimates how much is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// `up`, until the machine has answered a call.
+    Up,
+    /// `test` without a selection.
+    Test,
+}
+
+impl Command {
+    /// Which of them the words of the command line are, if one.
+    #[must_use]
+    pub fn of(arguments: &[String]) -> Option<Self> {
+        let (command, options) = arguments.split_first()?;
+        match command.as_str() {
+            "up" => Some(Self::Up),
+            // Anything else selects tests, or builds something else.
+            "test" => options
+                .iter()
+                .all(|word| word == "--times")
+                .then_some(Self::Test),
+            _ => None,
+        }
+    }
+
+    /// In the history: all that comes once the front is done.
+    const fn rest(self) -> &'static str {
+        match self {
+            Self::Up => "rest of up",
+            Self::Test => "rest of test",
+        }
+    }
+}
+
 /// A step that is over, for the closing table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepTime {
@@ -35,7 +69,7 @@ pub struct StepTime {
 }
 
 /// Starts `command` with its output in `log`.
-pub fn start_logged(command: &mut Command, log: &Path) -> io::Result<Child> {
+pub fn start_logged(command: &mut process::Command, log: &Path) -> io::Result<Child> {
     if let Some(folder) = log.parent() {
         fs::create_dir_all(folder)?;
     }
@@ -153,6 +187,17 @@ impl Board {
         let mut out = io::stdout().lock();
         // A closed output is no reason to stop the work.
         let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+    }
+
+    /// Says that `alknet-tasks` follows with `command`, which takes as long as it did last.
+    pub fn announce_rest(&self, command: Command) {
+        self.announce(&[command.rest()]);
+    }
+
+    /// Remembers how long `command` took since this board was made, for the front of the next one.
+    pub fn remember_rest(&self, command: Command) {
+        let elapsed = self.shared.began.elapsed();
+        self.shared.remember(command.rest(), elapsed);
     }
 
     /// Names steps that follow, for the estimate of what is left.
@@ -397,7 +442,7 @@ mod tests {
     fn output_goes_to_the_log_and_the_status_comes_back() {
         let folder = tempfile::tempdir().expect("a folder of this test's own");
         let log = folder.path().join("log");
-        let mut command = Command::new("sh");
+        let mut command = process::Command::new("sh");
         command.args(["-c", "echo out; echo err >&2; exit 3"]);
         let mut child = start_logged(&mut command, &log).expect("sh starts");
         assert_eq!(child.wait().expect("it ends").code(), Some(3));
@@ -427,6 +472,36 @@ mod tests {
         // What came out of the cache at once says nothing about the next time.
         let text = fs::read_to_string(&file).expect("readable");
         assert!(text.contains("kernel=795\n"), "{text}");
+    }
+
+    #[test]
+    fn the_front_knows_how_long_the_rest_takes() {
+        let folder = tempfile::tempdir().expect("a folder of this test's own");
+        let file = folder.path().join("times");
+        fs::write(&file, "project commands=70\nrest of up=600\n").expect("writable");
+        let board = Board::new(&file);
+        let built = board.start("project commands");
+        board.announce_rest(Command::Up);
+        let lines = board.shared.lines(&board.shared.state()).join("\n");
+        assert!(lines.contains("about 11:10 min left"), "{lines}");
+        drop(built);
+        board.remember_rest(Command::Up);
+        let text = fs::read_to_string(&file).expect("readable");
+        assert!(text.contains("rest of up=0."), "{text}");
+    }
+
+    #[test]
+    fn what_selects_tests_has_no_estimate() {
+        let command = |line: &str| {
+            let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+            Command::of(&words)
+        };
+        assert_eq!(command("up --smoke --form raw"), Some(Command::Up));
+        assert_eq!(command("test"), Some(Command::Test));
+        assert_eq!(command("test --times"), Some(Command::Test));
+        assert_eq!(command("test vault"), None);
+        assert_eq!(command("test --since main"), None);
+        assert_eq!(command("kernel"), None);
     }
 
     #[test]

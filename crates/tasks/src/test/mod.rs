@@ -19,12 +19,15 @@ mod tests;
 use std::iter;
 use std::thread;
 
+use xtask::memory::Memory;
+use xtask::progress::Command;
+
 pub(crate) use self::booted::Variables;
 use self::booted::variables;
 pub use self::booted::{Booted, command};
 pub(crate) use self::checks::DENY_VERSION;
 pub use self::checks::deny_program;
-pub(crate) use self::load::{Memory, Surroundings};
+pub(crate) use self::load::Surroundings;
 use self::needs::Needs;
 use self::null::NullDevice;
 use self::plan::Plan;
@@ -143,7 +146,7 @@ impl Slowdown {
 pub fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let slowdown = Slowdown::set_or_measured()?;
-    let memory = Memory::watch();
+    let memory = Memory::go_on();
     let null = NullDevice::new();
     let result = all(cx, arguments, processors, slowdown, &null);
     eprint!("{}", cx.table());
@@ -155,6 +158,9 @@ pub fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
     eprint!("{}", null.report());
     if let Some(hint) = cache::hint(cx) {
         eprintln!("  {hint}");
+    }
+    if arguments.are_whole() && result.is_ok() {
+        cx.board().remember_rest(Command::Test);
     }
     result
 }

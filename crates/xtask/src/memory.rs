@@ -1,0 +1,197 @@
+//! How much of the machine's memory a command takes, from the front on.
+
+use std::env;
+use std::fmt::Write as _;
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+/// Memory in GiB that `up` and `test` promise to stay below: with 16 GiB in a machine, the rest is for
+/// the system and what else runs on it.
+const MEMORY_GIB_MAX: f64 = 12.0;
+
+/// How often memory is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Environment variable through which the front tells `alknet-tasks` what it saw: KiB that were in use before the
+/// command, a colon, and the most KiB beyond that.
+pub const MEMORY_VARIABLE: &str = "ALKNET_MEMORY_KIB";
+
+/// Watches how much of the machine's memory is in use, until it is dropped.
+#[derive(Debug)]
+pub struct Memory {
+    before_kib: Option<u64>,
+    most_kib: Arc<AtomicU64>,
+    ended: Arc<AtomicBool>,
+    watching: Option<JoinHandle<()>>,
+}
+
+impl Memory {
+    /// Begins to watch. Memory that is in use now is the baseline.
+    #[must_use]
+    pub fn watch() -> Self {
+        Self::from(read_in_use_kib(), 0)
+    }
+
+    /// Goes on where the front left off, with its baseline; without a front, begins.
+    #[must_use]
+    pub fn go_on() -> Self {
+        let told = env::var(MEMORY_VARIABLE).ok();
+        let told = told.as_deref().and_then(decode);
+        told.map_or_else(Self::watch, |(before, most)| Self::from(Some(before), most))
+    }
+
+    fn from(before_kib: Option<u64>, most_kib: u64) -> Self {
+        let most_kib = Arc::new(AtomicU64::new(most_kib));
+        let ended: Arc<AtomicBool> = Arc::default();
+        let watching = {
+            let (most_kib, ended) = (Arc::clone(&most_kib), Arc::clone(&ended));
+            thread::spawn(move || {
+                while !ended.load(Ordering::Relaxed) {
+                    let beyond = beyond_kib(before_kib, read_in_use_kib());
+                    most_kib.fetch_max(beyond, Ordering::Relaxed);
+                    thread::park_timeout(LOOK_EVERY);
+                }
+            })
+        };
+        Self {
+            before_kib,
+            most_kib,
+            ended,
+            watching: Some(watching),
+        }
+    }
+
+    /// What was seen so far, for [`MEMORY_VARIABLE`]; nothing where the system does not say what is in use.
+    #[must_use]
+    pub fn encoded(&self) -> Option<String> {
+        let most = self.most_kib.load(Ordering::Relaxed);
+        self.before_kib.map(|before| format!("{before}:{most}"))
+    }
+
+    /// Most memory in use so far beyond what was at the beginning, in GiB.
+    fn most_gib(&self) -> f64 {
+        self.most_kib.load(Ordering::Relaxed) as f64 / f64::from(1 << 20)
+    }
+
+    /// The most memory that was in use beyond the baseline, with a warning where it passes 12 GiB.
+    #[must_use]
+    pub fn report(&self) -> String {
+        describe(self.most_gib())
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+        if let Some(watching) = self.watching.take() {
+            watching.thread().unpark();
+            // It panics nowhere, and what it saw is kept already.
+            let _ = watching.join();
+        }
+    }
+}
+
+/// Reads what [`Memory::encoded`] wrote.
+fn decode(text: &str) -> Option<(u64, u64)> {
+    let (before, most) = text.split_once(':')?;
+    Some((before.parse().ok()?, most.parse().ok()?))
+}
+
+fn describe(gib: f64) -> String {
+    let mut text = format!("  memory: at most {gib:.1} GiB more than before\n");
+    if gib > MEMORY_GIB_MAX {
+        let _ = writeln!(
+            text,
+            "  warning: this command is to stay below {MEMORY_GIB_MAX} GiB; what else ran on this machine \
+             meanwhile counts, too"
+        );
+    }
+    text
+}
+
+/// What is in use beyond what was before; nothing where one of the two cannot be read.
+fn beyond_kib(before: Option<u64>, now: Option<u64>) -> u64 {
+    let both = before.zip(now);
+    both.map_or(0, |(before, now)| now.saturating_sub(before))
+}
+
+fn read_in_use_kib() -> Option<u64> {
+    in_use_kib(&fs::read_to_string("/proc/meminfo").ok()?)
+}
+
+/// Memory that programs could not have, in KiB: all but what proc_meminfo(5) calls available.
+fn in_use_kib(meminfo: &str) -> Option<u64> {
+    let [total, available] = ["MemTotal:", "MemAvailable:"].map(|name| field(meminfo, name));
+    Some(total?.saturating_sub(available?))
+}
+
+fn field(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_in_use_is_all_that_is_not_available() {
+        let text = "MemTotal:       24 kB\nMemFree: 3 kB\nMemAvailable:   20 kB\n";
+        assert_eq!(in_use_kib(text), Some(4));
+        assert_eq!(in_use_kib("MemTotal: 24 kB\nMemFree: 3 kB\n"), None);
+        assert_eq!(in_use_kib(""), None);
+        assert_eq!(beyond_kib(Some(4), Some(9)), 5);
+        assert_eq!(beyond_kib(Some(9), Some(4)), 0);
+        // What others use must not count as this command's.
+        assert_eq!(beyond_kib(None, Some(9)), 0);
+        assert_eq!(beyond_kib(Some(4), None), 0);
+        assert!(read_in_use_kib().is_some(), "this system's file is read");
+    }
+
+    #[test]
+    fn more_memory_than_promised_is_a_warning() {
+        assert_eq!(
+            describe(11.96),
+            "  memory: at most 12.0 GiB more than before\n"
+        );
+        let text = describe(12.1);
+        assert!(
+            text.contains("12.1 GiB") && text.contains("below 12 GiB"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn what_was_in_use_most_is_kept() {
+        let memory = Memory::watch();
+        memory.most_kib.fetch_max(1 << 30, Ordering::Relaxed);
+        assert_eq!(memory.most_gib(), 1024.0);
+        assert!(memory.report().contains("warning"));
+    }
+
+    #[test]
+    fn what_the_front_saw_is_passed_on() {
+        let front = Memory::from(Some(1000), 5 << 20);
+        assert_eq!(front.encoded().as_deref(), Some("1000:5242880"));
+        assert_eq!(decode("1000:5242880"), Some((1000, 5 << 20)));
+        assert_eq!(decode("1000"), None);
+        assert_eq!(decode("a:b"), None);
+        // Its baseline goes on as well: what was compiled since is in use beyond it.
+        let next = Memory::from(Some(0), 0);
+        let seen = (0..1000).any(|_| {
+            thread::sleep(LOOK_EVERY / 50);
+            next.most_gib() > 0.0
+        });
+        assert!(seen, "this system uses memory");
+    }
+
+    #[test]
+    fn fields_are_read_in_kib() {
+        let text = "MemTotal:       24 kB\nMemFree: 3 kB\nMemAvailable:   20 kB\n";
+        assert_eq!(field(text, "MemAvailable:"), Some(20));
+        assert_eq!(field(text, "Nothing:"), None);
+    }
+}
