@@ -1,6 +1,7 @@
 //! Peers that do not keep to the protocol, by hand: each ends in its documented code, and a
 //! legitimate caller is served all the while.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use alknet_call::limits::{Patience, PeerLimits};
