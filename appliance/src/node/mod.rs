@@ -455,6 +455,7 @@ fn handlers(
     context.people.reloader.know_scopes(scopes);
     let identities = Arc::clone(&context.people.identities);
     let mut dispatcher = Dispatcher::new(registry)
+        .with_memory(facts::memory_total_bytes())
         .with_identities(identities)
         .with_node(context.about.identity());
     if hub.is_some() {

@@ -21,6 +21,7 @@ use crate::limits::{CALL_TIMEOUT_DEFAULT, IDEMPOTENCY_KEY_BYTES_MAX, OPERATION_B
 use crate::link::Link;
 use crate::pump;
 use crate::request::{self, Head, InFlight, Request};
+use crate::request_bytes::{RequestClaim, Requester};
 use crate::schema::Share;
 use crate::spec::OperationType;
 use crate::standing::Standing;
@@ -105,7 +106,8 @@ fn check(
         |payload| identify(link, payload),
         || input(body, &payload),
     )?;
-    let (head, keyed, input) = (checked.head, checked.keyed, checked.input);
+    let (mut head, keyed, input) = (checked.head, checked.keyed, checked.input);
+    head._claim = claim(link, body, head.identity.as_deref())?;
     let in_flight = make_room(head, link, lane, checked.operation)?;
     let request = in_flight.request();
     check_schema(request.operation(), &input, request.identity())?;
@@ -114,6 +116,23 @@ fn check(
         input,
         keyed,
     })
+}
+
+/// Counts the bytes of a request for its requester. Those over another protocol are counted by whoever serves it.
+fn claim(
+    link: &Link,
+    body: &FrameBody,
+    identity: Option<&Identity>,
+) -> Result<Option<Arc<RequestClaim>>, CallError> {
+    let tail = body.tail.as_ref().map_or(0, |tail| tail.len());
+    let requester = Requester::of(identity, link.info.remote_addr);
+    let Dispatcher {
+        request_bytes,
+        counters,
+        ..
+    } = &*link.dispatcher;
+    let claimed = request_bytes.claim(requester, body.envelope.len() + tail);
+    claimed.inspect_err(|_| Counters::add(&counters.request_bytes_full))
 }
 
 /// A request that may be made, before it takes its place.
@@ -176,6 +195,7 @@ pub(crate) fn passed<'a>(
         identity,
         standing,
         hops: payload.hops,
+        _claim: None,
     };
     Ok(Checked {
         operation,

@@ -15,10 +15,11 @@ use crate::access::OwnershipProvider;
 use crate::generation::Generation;
 use crate::import::ImportOptions;
 use crate::keyed::KeyedCalls;
-use crate::limits::{CALL_TIMEOUT_MAX, Patience, PeerLimits};
+use crate::limits::{CALL_TIMEOUT_MAX, Patience, PeerLimits, bytes_for_memory};
 use crate::link::Link;
 use crate::peers::{self, PeerState, Peers};
 use crate::registry::{Registration, Registry};
+use crate::request_bytes::RequestBytes;
 use crate::rules::RegistryError;
 use crate::sync::lock;
 use crate::watch::Announcer;
@@ -33,6 +34,7 @@ pub struct Dispatcher {
     pub(crate) node: String,
     pub(crate) counters: Counters,
     pub(crate) keyed: KeyedCalls,
+    pub(crate) request_bytes: Arc<RequestBytes>,
     announcer: Announcer,
     pub(crate) peers: Arc<Peers>,
     /// Whether callers may name the peer their request goes to.
@@ -51,6 +53,7 @@ impl Dispatcher {
     pub fn new(registry: Registry) -> Self {
         Self {
             keyed: KeyedCalls::default(),
+            request_bytes: Arc::default(),
             announcer: Announcer::new(&registry),
             registry: Arc::new(registry),
             ownership: None,
@@ -87,6 +90,15 @@ impl Dispatcher {
     #[must_use]
     pub fn with_limits(mut self, limits: PeerLimits) -> Self {
         self.limits = limits.bounded();
+        self
+    }
+
+    /// On a machine with so much memory: requests in frames may have an eighth of it, as far as
+    /// [`BYTES_PER_NODE`](crate::limits::BYTES_PER_NODE) goes.
+    #[must_use]
+    pub fn with_memory(mut self, memory_bytes: u64) -> Self {
+        let node = bytes_for_memory(memory_bytes);
+        self.request_bytes = Arc::new(RequestBytes::new(node));
         self
     }
 
@@ -331,6 +343,7 @@ pub(crate) struct Counters {
     pub(crate) tokens_ok: AtomicU64,
     pub(crate) tokens_refused: AtomicU64,
     pub(crate) requests_full: AtomicU64,
+    pub(crate) request_bytes_full: AtomicU64,
     pub(crate) subscriptions_full: AtomicU64,
     pub(crate) operation_full: AtomicU64,
 }
@@ -351,6 +364,7 @@ impl Counters {
             tokens_ok: read(&self.tokens_ok),
             tokens_refused: read(&self.tokens_refused),
             requests_full: read(&self.requests_full),
+            request_bytes_full: read(&self.request_bytes_full),
             subscriptions_full: read(&self.subscriptions_full),
             operation_full: read(&self.operation_full),
         }
@@ -377,6 +391,8 @@ pub struct Stats {
     pub tokens_refused: u64,
     /// Requests refused because their connection had as many in flight as it may.
     pub requests_full: u64,
+    /// Requests refused because those of their requester, or all, had as many bytes as they may.
+    pub request_bytes_full: u64,
     /// Subscriptions refused for the same reason.
     pub subscriptions_full: u64,
     /// Requests refused because as many calls of their operation ran as may.
@@ -423,6 +439,7 @@ impl Stats {
         }
         let limits = [
             ("operation", self.operation_full),
+            ("request_bytes", self.request_bytes_full),
             ("requests", self.requests_full),
             ("subscriptions", self.subscriptions_full),
         ];

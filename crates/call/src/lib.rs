@@ -66,6 +66,7 @@ mod pump;
 mod reconnect;
 mod registry;
 mod request;
+mod request_bytes;
 mod retry;
 mod rules;
 mod schema;

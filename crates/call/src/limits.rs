@@ -73,6 +73,25 @@ pub const SCHEMA_STEPS_MAX: u64 = 1_000_000;
 /// Steps up to which a check that fails says where: each violation takes memory.
 pub const SCHEMA_DETAIL_STEPS_MAX: u64 = 20_000;
 
+/// Bytes of requests that run at once, however much memory the machine has. HTTP has as many for its own.
+pub const BYTES_PER_NODE: usize = 256 << 20;
+/// And however little.
+pub const BYTES_PER_NODE_MIN: usize = 4 << 20;
+/// Which part of the machine's memory they may have between these two: an eighth.
+pub const MEMORY_PART: u64 = 8;
+/// Which part of them one identity may have: a half, so that no one takes all.
+pub const BYTES_SHARE: usize = 2;
+/// Which part of them all unknown peers together may have: a quarter. The rest is kept for known identities.
+pub const BYTES_STRANGERS: usize = 4;
+/// Which part of the unknown peers' one network may have: a quarter.
+pub const BYTES_STRANGERS_SHARE: usize = 4;
+/// Which part of what is left of the last quarter one identity may have: a thirty-second. Identities that have the
+/// least come first so, and one that has little finds room beside some hundred others that take all they may.
+pub const BYTES_LEAST: usize = 32;
+/// Bytes of the longest request that is not counted while it runs: [`PeerLimits::requests`] and
+/// [`IDEMPOTENCY_ENTRIES`] bound how many there are.
+pub const REQUEST_BYTES_FREE: usize = 8 << 10;
+
 /// Calls of operations by operations, one below the other: deeper is a circle.
 pub const COMPOSITION_DEPTH_MAX: usize = 16;
 /// Calls of operations by operations that run at once below one request.
@@ -169,6 +188,20 @@ pub const BACKOFF_MAX: Duration = Duration::from_secs(30);
 pub const BACKOFF_RESET: Duration = Duration::from_secs(10);
 /// Operations of a peer a client remembers the kind of.
 pub const KNOWN_OPERATIONS_MAX: usize = 1024;
+
+/// Bytes that requests may have at once on a machine with so much memory.
+#[must_use]
+pub fn bytes_for_memory(memory_bytes: u64) -> usize {
+    let part = usize::try_from(memory_bytes / MEMORY_PART).unwrap_or(usize::MAX);
+    part.clamp(BYTES_PER_NODE_MIN, BYTES_PER_NODE)
+}
+
+/// Whether somebody may have `own` bytes where `all` of `most` are taken, these included. Of the last quarter
+/// nobody has more than a part of what is left of it ([`BYTES_LEAST`]).
+#[must_use]
+pub fn leaves_room(own: usize, all: usize, most: usize) -> bool {
+    all <= most / 4 * 3 || (all <= most && own <= (most - all) / BYTES_LEAST)
+}
 
 /// What one connection may have open at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

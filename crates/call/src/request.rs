@@ -27,6 +27,7 @@ use crate::limits::OVERLOAD_RETRY_MS;
 use crate::link::Link;
 use crate::outlet::Appended;
 use crate::pump::Given;
+use crate::request_bytes::RequestClaim;
 use crate::schema::Share;
 use crate::spec::OperationType;
 use crate::standing::Standing;
@@ -67,6 +68,8 @@ pub(crate) struct Head {
     pub(crate) standing: Option<Standing>,
     /// How often it was passed on before it came here.
     pub(crate) hops: u8,
+    /// Keeps its bytes counted until it, and the run of its key, is over.
+    pub(crate) _claim: Option<Arc<RequestClaim>>,
 }
 
 impl Request {

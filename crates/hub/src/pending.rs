@@ -44,7 +44,7 @@ pub struct Pending(Vec<Knock>);
 impl Pending {
     /// Lets a key wait, or wait on. Where too many wait, one makes room that did not knock again in time, or one of
     /// the site and the network that have more than those of the new one: keys cost nothing, and one host would
-    /// keep all others from knocking. `None` where none makes room.
+    /// keep all others from knocking. Keys without an address make room for one another. `None` where none makes room.
     pub fn knock(
         &mut self,
         key: PeerKey,
@@ -56,7 +56,10 @@ impl Pending {
         self.forget_late(now);
         let known = self.0.iter().position(|knock| knock.key == key);
         if known.is_none() && self.0.len() >= PENDING_MAX {
-            let leaves = self.late(now).or_else(|| self.crowded(network(from)))?;
+            let leaves = self
+                .late(now)
+                .or_else(|| self.crowded(network(from)))
+                .or_else(|| self.without_address(from))?;
             self.0.remove(leaves);
         }
         let since = match known {
@@ -119,6 +122,20 @@ impl Pending {
         leaves.map(|(at, _)| at)
     }
 
+    /// For a comer through a relay, of those who came through one the key that waits longest. All of them count as one
+    /// network, in which one program may have any number of keys and knock again with each in time: none of them
+    /// tells an honest node from those. So each has its turn, and a node that was pushed out is there again with its
+    /// next knock.
+    fn without_address(&self, from: Option<SocketAddr>) -> Option<usize> {
+        if from.is_some() {
+            return None;
+        }
+        let all = self.0.iter().enumerate();
+        let relayed = all.filter(|(_, knock)| knock.from.is_none());
+        let longest = relayed.min_by_key(|(_, knock)| knock.since);
+        longest.map(|(at, _)| at)
+    }
+
     fn forget_late(&mut self, now: Instant) {
         self.0
             .retain(|knock| now.saturating_duration_since(knock.last) < PENDING_TIME);
@@ -175,9 +192,58 @@ mod tests {
         PeerKey::Ed25519([u8::try_from(n).expect("a small number"); 32])
     }
 
+    /// Each from a site of its own.
     fn knock(pending: &mut Pending, n: usize, now: Instant) -> bool {
-        let knock = pending.knock(key(n), None, BTreeMap::new(), None, now);
+        let from = format!("192.0.{n}.1:1").parse().expect("an address");
+        let knock = pending.knock(key(n), None, BTreeMap::new(), Some(from), now);
         knock.is_some()
+    }
+
+    /// At how many of a hundred moments an honest node waits that knocks through a relay, beside an attacker who
+    /// knocks through one at every so many moments with the next of so many keys.
+    fn waits_beside(keys: u16, every: u32) -> u32 {
+        const MOMENT: Duration = Duration::from_millis(50);
+        // A node that waits knocks every five seconds.
+        const HONEST_EVERY: u32 = 100;
+        const FIRST: u32 = 1000;
+        const LAST: u32 = 4000;
+        let key = |n: u16| PeerKey::Spki(std::array::from_fn(|at| n.to_be_bytes()[at % 2]));
+        let (honest, direct) = (key(u16::MAX), key(u16::MAX - 1));
+        let address = "192.0.2.1:1".parse().ok();
+        let mut pending = Pending::default();
+        let (mut now, mut there) = (Instant::now(), 0);
+        for n in 0..LAST {
+            let mut knock = |key, from| {
+                let knock = pending.knock(key, None, BTreeMap::new(), from, now);
+                knock.is_some()
+            };
+            if n % every == 0 {
+                let turn = u16::try_from(n / every).expect("a small number");
+                knock(key(turn % keys), None);
+            }
+            if n >= FIRST && n % HONEST_EVERY == 0 {
+                assert!(knock(honest, None) && knock(direct, address), "{n}");
+            }
+            if n > FIRST {
+                let waits = |key| pending.0.iter().any(|knock| knock.key == key);
+                assert!(waits(direct), "one with an address stays: {n}");
+                there += u32::from(waits(honest));
+            }
+            now += MOMENT;
+        }
+        100 * there / (LAST - FIRST)
+    }
+
+    /// All who come through relays count as one network.
+    #[test]
+    fn keys_that_come_through_a_relay_do_not_keep_others_from_knocking() {
+        // As many as may wait, each again within half a minute.
+        let kept = u16::try_from(PENDING_MAX).expect("a small number");
+        let waits = waits_beside(kept, 18);
+        assert!(waits > 70, "{waits}");
+        // As fast as all relayed ones may begin handshakes, each time another one.
+        let waits = waits_beside(10_000, 1);
+        assert!(waits > 25, "{waits}");
     }
 
     #[test]

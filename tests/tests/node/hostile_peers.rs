@@ -1,11 +1,14 @@
 //! Peers that speak the protocol by hand: with schemas that are written against the hub, which imports them and
-//! checks with them what its own operations and scripts call; and one that counts what it is asked.
+//! checks with them what its own operations and scripts call; one that counts what it is asked; and one that reads
+//! requests and answers none.
 
+use std::fs;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use alknet_call::{
-    ALPN, Envelope, EventKind, FrameBody, FrameReader, Idempotence, OperationSpec, encode_event,
+    ALPN, CallClient, CallOptions, Envelope, EventKind, FrameBody, FrameReader, Idempotence,
+    OperationSpec, encode_event,
 };
 use alknet_core::{CloseCode, Connection, RecvStream, SendStream};
 use alknet_endpoint::{Dialer, Target};
@@ -13,9 +16,17 @@ use alknet_test_support::took;
 use alknet_tests::{Asking, Bench, Cli, HostNode, eventually};
 use alknet_tls::NodeKey;
 use serde_json::{Map, Value, json};
+use tokio::task::JoinHandle;
+
+use super::unread::memory;
 
 /// What the hub answers within meanwhile.
 const ANSWER_WITHIN: Duration = Duration::from_millis(100);
+
+/// Inputs of nearly 1 MiB that are passed on, one after the other.
+const PASSED_ON: usize = 48;
+/// What they may make the hub grow by, half of what they have: one is on its way at a time.
+const PASSED_ON_GROWTH_MAX: u64 = 24 << 20;
 
 /// A chain of forty, each twice the next.
 fn chain() -> Value {
@@ -51,13 +62,19 @@ struct Peer {
     asked: Arc<Mutex<Vec<String>>>,
 }
 
+/// A connection to the hub, and what made it.
+async fn dial(hub: &HostNode, who: &Cli) -> (Dialer, Connection) {
+    let file = who.state().join("identity.key");
+    let (key, _) = NodeKey::load_or_create(&file).expect("a key");
+    let dialer = Dialer::new(Some(key));
+    let target: Target = hub.target().parse().expect("the hub's own target");
+    let connection = dialer.dial(&target, ALPN).await.expect("it is known");
+    (dialer, connection)
+}
+
 impl Peer {
     async fn start(hub: &HostNode, who: &Cli, spec: OperationSpec) -> Self {
-        let file = who.state().join("identity.key");
-        let (key, _) = NodeKey::load_or_create(&file).expect("a key");
-        let dialer = Dialer::new(Some(key));
-        let target: Target = hub.target().parse().expect("the hub's own target");
-        let connection = dialer.dial(&target, ALPN).await.expect("it is known");
+        let (dialer, connection) = dial(hub, who).await;
         let asked = Arc::new(Mutex::new(Vec::new()));
         let spec = json!(spec);
         let (incoming, note) = (connection.clone(), Arc::clone(&asked));
@@ -106,6 +123,10 @@ async fn answer(
                 "services/schema" => json!({ "specs": [spec] }),
                 // It tells of no changes.
                 "services/watch" => continue,
+                "node/hold" => {
+                    asked.lock().expect("no panic").push(operation);
+                    continue;
+                }
                 _ => json!("done"),
             };
             asked.lock().expect("no panic").push(operation);
@@ -184,6 +205,59 @@ async fn schemas_of_peers_cost_the_hub_little_time() {
     }
 }
 
+/// Waits until an operation of a peer is there.
+fn until_attached(hub: &HostNode) {
+    eventually("the peer is attached", || {
+        let listed = hub.call("services/list-peers", &Value::Null);
+        let peers = listed["peers"].as_array()?.iter();
+        let operations = peers.filter_map(|peer| peer["operations"].as_array());
+        operations.flatten().next().map(drop)
+    });
+}
+
+/// A requester has them passed on to a peer that is in league with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn inputs_that_a_peer_has_read_are_not_kept_by_the_hub() {
+    let bench = Bench::new();
+    let sink = bench.somebody("sink");
+    let hub = bench.host_with(&knows([("sink", &sink)].into_iter()));
+    let sink = Peer::start(&hub, &sink, OperationSpec::query("node/hold", "Waits.")).await;
+    until_attached(&hub);
+    let (_dialer, connection) = dial(&hub, bench.admin()).await;
+    let client = CallClient::without_operations().attach(connection, None);
+    let mut calls: Vec<JoinHandle<_>> = Vec::new();
+    let mut before = 0;
+    for n in 0..=PASSED_ON {
+        // The first one makes what stays: streams, tables, pages of the allocator.
+        if n == 1 {
+            fs::write(format!("/proc/{}/clear_refs", hub.pid()), "5").expect("it is our process");
+            before = memory(&hub, "VmRSS:");
+        }
+        let client = client.clone();
+        calls.push(tokio::spawn(async move {
+            let input = "x".repeat((1 << 20) - 1000);
+            let input = json!({ "peer": "sink", "operation": "node/hold", "input": input });
+            let options = CallOptions {
+                timeout: Some(Duration::from_secs(600)),
+                ..CallOptions::default()
+            };
+            client.call_with("hub/invoke", &input, &options).await
+        }));
+        eventually("it is passed on", || {
+            (sink.asked("node/hold") > n).then_some(())
+        });
+    }
+    let grown = memory(&hub, "VmHWM:").saturating_sub(before);
+    println!(
+        "figure {PASSED_ON} inputs that were passed on: {} KiB",
+        grown >> 10
+    );
+    assert!(grown <= PASSED_ON_GROWTH_MAX, "{grown} bytes");
+    assert!(!calls.iter().any(JoinHandle::is_finished));
+    calls.iter().for_each(JoinHandle::abort);
+    sink.connection.close(CloseCode::Normal, "");
+}
+
 /// A script that does not know whether its call arrived asks again under the same key. The peer, which runs whatever
 /// it is asked, is asked once for each.
 #[tokio::test(flavor = "multi_thread")]
@@ -194,12 +268,7 @@ async fn the_key_of_a_script_s_call_has_it_run_once() {
     let mut spec = OperationSpec::mutation("node/pay", "Pays.").with_scope("bank");
     spec.idempotent = Idempotence::Keyed;
     let bank = Peer::start(&hub, &bank, spec).await;
-    eventually("the bank is attached", || {
-        let listed = hub.call("services/list-peers", &Value::Null);
-        let peers = listed["peers"].as_array()?.iter();
-        let operations = peers.filter_map(|peer| peer["operations"].as_array());
-        operations.flatten().next().map(drop)
-    });
+    until_attached(&hub);
     let source = "const pay = (idempotencyKey) =>
             ops.call('node/pay', {}, { peer: 'bank', idempotencyKey });
         export default [await pay('a'), await pay('a'), await pay('b'), await pay()];";

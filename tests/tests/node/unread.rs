@@ -34,7 +34,7 @@ const TOGETHER: usize = 50;
 const QUIET: Duration = Duration::from_millis(500);
 
 /// A line of the kernel's about the node's memory, in bytes.
-fn memory(node: &HostNode, name: &str) -> u64 {
+pub(super) fn memory(node: &HostNode, name: &str) -> u64 {
     let text = fs::read_to_string(format!("/proc/{}/status", node.pid())).expect("the node runs");
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());

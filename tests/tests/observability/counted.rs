@@ -465,6 +465,7 @@ const LABELS: &[(&str, &[&str])] = &[
             "handshakes",
             "handshakes_unproven",
             "operation",
+            "request_bytes",
             "requests",
             "retries",
             "subscriptions",

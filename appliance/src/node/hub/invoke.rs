@@ -47,9 +47,10 @@ pub(super) fn invoke(hub: Hub) -> Registration {
     // Under one key a request runs once here, and the key that goes along sees to it there.
     spec.idempotent = Idempotence::Keyed;
     let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
-        let hub = hub.clone();
+        // Before the future, which would keep all of the input until the peer answers.
+        let onward = hub.onward(&input);
         async move {
-            let (onward, input) = hub.onward(&input)?;
+            let (onward, input) = onward?;
             onward.call(input, &ctx).await
         }
     });

@@ -89,8 +89,8 @@ impl Onward {
     /// for a subscription; and what the peer answers.
     pub async fn call(self, input: Body, ctx: &Ctx) -> Result<Output, CallError> {
         let elsewhere = matches!(self.to, To::Any(_));
-        let find = |except: Option<&PeerId>| self.find(&input, ctx, except);
-        ask_around(find, elsewhere, input.clone(), ctx).await
+        let find = |input: &Body, except: Option<&PeerId>| self.find(input, ctx, except);
+        ask_around(find, elsewhere, input, ctx).await
     }
 
     /// Subscribes there. Ends with an error as soon as one of the rules does not hold any more.
@@ -100,11 +100,17 @@ impl Onward {
             Ok(found) => found,
             Err(error) => return stream::iter([Err(error)]).boxed(),
         };
-        let events = follow(&found, input.clone(), ctx.clone());
+        // The input itself is not kept as long as the subscription runs.
+        let identity = ctx.identity().map(AsRef::as_ref);
+        let resource = match resource(&found.operation, identity, &input) {
+            Ok(resource) => resource,
+            Err(error) => return stream::iter([Err(error)]).boxed(),
+        };
+        let events = follow(&found, input, ctx.clone());
         let right = Right {
             onward: self,
             found,
-            input,
+            resource,
             ctx: ctx.clone(),
         };
         let withdrawn = Box::pin(right.withdrawn());
@@ -134,7 +140,8 @@ impl Onward {
             To::Named(name) => self.named(name, identity, ctx),
             To::Any(suits) => self.any(&**suits, identity, ctx, except),
         }?;
-        check_rule(&found.operation, identity, input, ctx)?;
+        let resource = resource(&found.operation, identity, input)?;
+        check_rule(&found.operation, identity, resource.as_deref(), ctx)?;
         Ok(found)
     }
 
@@ -213,31 +220,35 @@ impl fmt::Debug for Onward {
     }
 }
 
+/// The resource that the input names, where the rule that the peer announces may be about one.
+fn resource(
+    operation: &Compiled,
+    identity: Option<&Identity>,
+    input: &Body,
+) -> Result<Option<Box<str>>, CallError> {
+    match identity {
+        Some(_) if !operation.spec.access_control.is_open() => operation.resource_id(input),
+        _ => Ok(None),
+    }
+}
+
 /// The rule that the peer announces for its operation.
 fn check_rule(
     operation: &Compiled,
     identity: Option<&Identity>,
-    input: &Body,
+    resource: Option<&str>,
     ctx: &Ctx,
 ) -> Result<(), CallError> {
     let rule = &operation.spec.access_control;
-    if rule.is_open() {
-        return Ok(());
-    }
-    let resource = match identity {
-        Some(_) => operation.resource_id(input)?,
-        None => None,
-    };
     let ownership = ctx.dispatcher().ownership.as_deref();
-    rule.check(identity, resource.as_deref(), ownership)
-        .into_result()
+    rule.check(identity, resource, ownership).into_result()
 }
 
 /// What a subscription that was passed on rests on.
 struct Right {
     onward: Onward,
     found: Resolved,
-    input: Body,
+    resource: Option<Box<str>>,
     ctx: Ctx,
 }
 
@@ -268,6 +279,7 @@ impl Right {
         };
         way.into_result()?;
         let operation = &self.found.operation;
-        check_rule(operation, now.as_deref(), &self.input, &self.ctx)
+        let resource = self.resource.as_deref();
+        check_rule(operation, now.as_deref(), resource, &self.ctx)
     }
 }

@@ -118,29 +118,30 @@ impl Relay {
     async fn once(&self, input: Body, ctx: Ctx) -> Result<Output, CallError> {
         // Whoever named one peer wants that one.
         let elsewhere = !matches!(self.peer, PeerRef::Specific(_));
-        let find = |except: Option<&PeerId>| self.find(&ctx, except);
+        let find = |_: &Body, except: Option<&PeerId>| self.find(&ctx, except);
         ask_around(find, elsewhere, input, &ctx).await
     }
 }
 
 /// Asks the peer that `find` leads to. A query whose peer is lost is asked of another, once, where
-/// that may be: `find` is told which one was lost.
+/// that may be: `find` is told which one was lost. The input is kept for that alone until the answer is there.
 pub(super) async fn ask_around(
-    find: impl Fn(Option<&PeerId>) -> Result<Resolved, CallError> + Send,
+    find: impl Fn(&Body, Option<&PeerId>) -> Result<Resolved, CallError> + Send,
     elsewhere: bool,
     input: Body,
     ctx: &Ctx,
 ) -> Result<Output, CallError> {
-    let found = find(None)?;
-    let lost = match ask(&found, input.clone(), ctx).await {
+    let found = find(&input, None)?;
+    let again = elsewhere && found.operation.spec.op_type == OperationType::Query;
+    let kept = again.then(|| input.clone());
+    let lost = match ask(&found, input, ctx).await {
         Err(error) if error.code == ErrorCode::Unavailable => error,
         outcome => return outcome,
     };
-    let query = found.operation.spec.op_type == OperationType::Query;
-    if !(query && elsewhere) {
+    let Some(input) = kept else {
         return Err(lost);
-    }
-    match find(found.peer.as_ref()) {
+    };
+    match find(&input, found.peer.as_ref()) {
         Ok(found) => ask(&found, input, ctx).await,
         Err(_) => Err(lost),
     }

@@ -6,8 +6,11 @@ use std::time::Duration;
 
 use alknet_call::limits::Patience;
 use alknet_call::*;
-use alknet_core::{AuthToken, Carriage, CloseCode, Identity, IdentityProvider, PeerId, PeerKey};
+use alknet_core::{
+    AuthToken, Carriage, CloseCode, Identity, IdentityProvider, PeerId, PeerKey, memory_pair,
+};
 use alknet_test_support::deadline;
+use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -109,9 +112,9 @@ fn hub(identities: Option<Arc<dyn IdentityProvider>>, patience: Patience) -> Nod
         .with(
             Registration::new(
                 call,
-                HandlerKind::once(|input: Body, ctx: Ctx| async move {
+                HandlerKind::once(|input: Body, ctx: Ctx| {
                     let (onward, input) = onward(&input);
-                    onward.call(input, &ctx).await
+                    async move { onward.call(input, &ctx).await }
                 }),
             )
             .passing_errors_on(),
@@ -283,6 +286,57 @@ async fn a_query_of_anybody_survives_the_loss_of_its_peer() {
             assert_eq!(outcome.expect_err("lost").code, ErrorCode::Unavailable);
         }
     }
+}
+
+/// An input has this as long as a part of it is kept.
+#[derive(Debug)]
+struct Kept;
+
+impl InputMemory for Kept {
+    fn take(&self, _: usize) -> Result<(), CallError> {
+        Ok(())
+    }
+
+    fn give_back(&self, _: usize) {}
+}
+
+/// A requester may be in league with a peer that reads what is passed on and answers nothing.
+#[tokio::test]
+async fn an_input_that_was_passed_on_is_not_kept_until_the_answer_comes() {
+    let farm = farm(Carriage::Memory).await;
+    let (connection, _other) = memory_pair(ALPN);
+    let gate = Gate::new(&farm.hub.dispatcher, &connection, None);
+    let kept = Arc::new(Kept);
+    let asks = |operation: &'static str, input: Value| Incoming {
+        input: Some(input.to_string().into()),
+        memory: Some(Arc::clone(&kept) as Arc<dyn InputMemory>),
+        identity: Some(identity("user", &["go:everywhere", "work:count"])),
+        ..Incoming::new("1", operation)
+    };
+    let until_alone = async || {
+        let alone = async {
+            while Arc::strong_count(&kept) > 1 {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon(alone).await;
+    };
+    let hang = json!({ "peer": "w1", "operation": "work/hang", "input": "long" });
+    let incoming = asks("farm/call", hang);
+    let asking = gate.clone();
+    let call = tokio::spawn(async move { asking.call(incoming).await.is_ok() });
+    let probe = &farm.workers[0].probe;
+    probe.wait(|p| &p.started, 1).await;
+    until_alone().await;
+    assert!(!call.is_finished());
+    probe.release.notify_one();
+    assert!(soon(call).await.expect("no panic"));
+
+    let count = json!({ "peer": "w1", "operation": "work/count", "input": "long" });
+    let events = gate.subscribe(asks("farm/follow", count));
+    let mut events = events.expect("it begins");
+    assert!(soon(events.next()).await.is_some_and(|event| event.is_ok()));
+    until_alone().await;
 }
 
 #[tokio::test]

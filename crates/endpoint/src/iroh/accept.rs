@@ -13,9 +13,8 @@ use crate::accept::quic::{Incoming, Listener};
 use crate::admission::Address;
 use crate::serve::Arrived;
 
-/// Whom everybody is charged to who comes through a relay, where no address is known: all of them
-/// together are one caller. From the prefix that is routed nowhere (RFC 6666).
-const RELAYED: IpAddr = IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0));
+/// The prefix that is routed nowhere (RFC 6666): no client has an address of it.
+const RELAYED: u16 = 0x100;
 
 /// Where iroh's first packets arrive.
 pub(crate) struct IrohListener(pub(crate) Endpoint);
@@ -32,7 +31,11 @@ impl Incoming for iroh::endpoint::Incoming {
     const CARRIAGE: Carriage = Carriage::Iroh;
 
     fn source(&self) -> IpAddr {
-        direct(self).map_or(RELAYED, |address| address.ip())
+        match self.remote_addr() {
+            IncomingAddr::Ip(address) => address.ip().to_canonical(),
+            IncomingAddr::Relay { endpoint_id, .. } => relayed(endpoint_id.as_bytes()),
+            _ => relayed(&[0; 32]),
+        }
     }
 
     /// A handshake that fails with its first packet is answered with the alert. One that fails later
@@ -100,6 +103,17 @@ fn handshake_error(error: ConnectingError) -> io::Error {
     }
 }
 
+/// The address that stands for who comes through a relay, whose own is not known. All of them are one network: a key
+/// costs nothing. Where a known peer's key was seen it does not pay for the others of that network, whose clients
+/// would use up its rate. The relay has had every key proved to it.
+fn relayed(key: &[u8; 32]) -> IpAddr {
+    let mut octets = [0; 16];
+    let (network, host) = octets.split_at_mut(8);
+    network[..2].copy_from_slice(&RELAYED.to_be_bytes());
+    host.copy_from_slice(&key[..8]);
+    Ipv6Addr::from(octets).into()
+}
+
 /// Where somebody is who does not come through a relay.
 fn direct(incoming: &iroh::endpoint::Incoming) -> Option<SocketAddr> {
     match incoming.remote_addr() {
@@ -107,5 +121,27 @@ fn direct(incoming: &iroh::endpoint::Incoming) -> Option<SocketAddr> {
             Some(SocketAddr::new(address.ip().to_canonical(), address.port()))
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::admission::Admission;
+    use crate::limits::Limits;
+
+    /// Others knock with as many keys as they like.
+    #[test]
+    fn a_known_peer_behind_a_relay_has_a_rate_of_its_own() {
+        let (own, now) = (relayed(&[1; 32]), Instant::now());
+        let mut admission = Admission::new(Limits::default());
+        let ada = "ada".parse().expect("a peer id");
+        admission.remember(&ada, PeerKey::Ed25519([1; 32]), own, now);
+        let others = (2..=u8::MAX).map(|n| relayed(&[n; 32]));
+        let refused = others.filter(|from| !admission.charge(Carriage::Iroh, *from, now));
+        assert!(refused.count() > 0, "all of them are one network");
+        assert!(admission.charge(Carriage::Iroh, own, now));
     }
 }

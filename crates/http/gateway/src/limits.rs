@@ -2,6 +2,13 @@
 
 use std::time::Duration;
 
+/// Bytes of requests and answers that are under way at once, and which part of them somebody may have: as many as
+/// requests over `alknet/call` have for their own.
+pub use alknet_call::limits::{
+    BYTES_LEAST, BYTES_PER_NODE, BYTES_PER_NODE_MIN, BYTES_SHARE, BYTES_STRANGERS,
+    BYTES_STRANGERS_SHARE, MEMORY_PART,
+};
+
 /// Bytes of a request's body on `/call`, `/batch` and `/subscribe`.
 pub const CALL_BYTES_MAX: usize = 8 << 20;
 /// Nested arrays and objects in a request's body.
@@ -30,18 +37,6 @@ pub const CALLS_PER_NODE: usize = 256;
 pub const CALLS_PER_IDENTITY: usize = 32;
 /// Streams of events open at once for one identity.
 pub const STREAMS_PER_IDENTITY: usize = 64;
-/// Bytes of requests and answers that are under way at once, however much memory the machine has.
-pub const BYTES_PER_NODE: usize = 256 << 20;
-/// And however little.
-pub const BYTES_PER_NODE_MIN: usize = 4 << 20;
-/// Which part of the machine's memory they may have between these two: an eighth.
-pub const MEMORY_PART: u64 = 8;
-/// Which part of them one identity may have: a half, so that no one takes all.
-pub const BYTES_SHARE: usize = 2;
-/// Which part of them all unknown peers together may have: a quarter. The rest is kept for known identities.
-pub const BYTES_STRANGERS: usize = 4;
-/// Which part of the unknown peers' one network may have: a quarter.
-pub const BYTES_STRANGERS_SHARE: usize = 4;
 /// Bytes of an answer that are counted before the call runs.
 pub const ANSWER_BYTES_MIN: usize = 8 << 10;
 /// Bytes of a batch's answer for each of its calls, whatever comes of it: its id, and an error.
@@ -49,7 +44,8 @@ pub const BATCH_ITEM_BYTES: usize = 1 << 10;
 /// So many times what has come of a body is counted for it, up to what is said to come: who sends nothing takes
 /// nothing from others, and no more long bodies are read at once than have room.
 pub const BODY_AHEAD: usize = 16;
-/// Bytes up to which a request is a small one. A quarter of the bytes is for those alone.
+/// Bytes up to which a request is a small one. A quarter of the bytes is for those alone, and for identities that have
+/// few of them ([`BYTES_LEAST`]).
 pub const SMALL_BYTES: usize = 64 << 10;
 /// Requests a second for one identity, on average.
 pub const REQUESTS_PER_SECOND: u32 = 50;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use alknet_call::limits::leaves_room;
 use alknet_call::{CallError, ErrorCode, InputMemory};
 use bytes::Bytes;
 use http::StatusCode;
@@ -38,6 +39,12 @@ impl Most {
     fn fits(self, bytes: usize) -> usize {
         self.each.min(self.of_node(bytes))
     }
+
+    /// Whether the node has room for what is counted. Who has many small requests leaves others room in the quarter
+    /// that is kept for these: two identities would take all of it.
+    fn has_room(self, sums: Sums) -> bool {
+        sums.node <= self.of_node(sums.request) && leaves_room(sums.small, sums.node, self.node)
+    }
 }
 
 /// Bytes that are counted, or would be.
@@ -45,9 +52,16 @@ impl Most {
 struct Sums {
     request: usize,
     account: usize,
+    /// Of the account: of each request no more than a small one has.
+    small: usize,
     /// 0 for a known identity.
     strangers: usize,
     node: usize,
+}
+
+/// What a request of so many bytes has as a small one.
+fn small_part(bytes: usize) -> usize {
+    bytes.min(SMALL_BYTES)
 }
 
 /// Bytes that are counted for one request until it is dropped.
@@ -82,12 +96,13 @@ impl Lease {
     /// # Errors
     /// 429 where other requests have them now, 413 where one request never has as many.
     pub fn more(&self, bytes: usize) -> Result<(), ApiError> {
-        let add = |counter: &AtomicUsize| counter.fetch_add(bytes, Ordering::AcqRel) + bytes;
-        let sums = self.sums(add);
-        self.refusal(sums).map_or(Ok(()), |refused| {
-            self.less(bytes);
-            Err(refused)
-        })
+        let add = |counter: &AtomicUsize, bytes| counter.fetch_add(bytes, Ordering::AcqRel) + bytes;
+        let had = self.bytes.fetch_add(bytes, Ordering::AcqRel);
+        self.refusal(self.sums(had, bytes, add))
+            .map_or(Ok(()), |refused| {
+                self.less(bytes);
+                Err(refused)
+            })
     }
 
     /// Whether so many bytes more could be counted now. Nothing is counted: they may be gone when they are wanted.
@@ -95,8 +110,13 @@ impl Lease {
     /// # Errors
     /// As [`more`](Self::more).
     pub fn could(&self, bytes: usize) -> Result<(), ApiError> {
-        let sums = self.sums(|counter| counter.load(Ordering::Acquire).saturating_add(bytes));
-        self.refusal(sums).map_or(Ok(()), Err)
+        let with = |counter: &AtomicUsize, bytes| {
+            let counted: usize = counter.load(Ordering::Acquire);
+            counted.saturating_add(bytes)
+        };
+        let had = self.bytes.load(Ordering::Acquire);
+        self.refusal(self.sums(had, bytes, with))
+            .map_or(Ok(()), Err)
     }
 
     /// Counts the least that an answer takes, before what it answers runs: a call that is refused for want of
@@ -138,17 +158,24 @@ impl Lease {
 
     /// Counts so many bytes less.
     pub fn less(&self, bytes: usize) {
-        self.sums(|counter| counter.fetch_sub(bytes, Ordering::AcqRel));
+        let had = self.bytes.fetch_sub(bytes, Ordering::AcqRel);
+        let left = had.saturating_sub(bytes);
+        let take = |counter: &AtomicUsize, bytes| counter.fetch_sub(bytes, Ordering::AcqRel);
+        self.sums(left, bytes, take);
     }
 
-    /// What `of` makes of each counter that the request counts against.
-    fn sums(&self, of: impl Fn(&AtomicUsize) -> usize) -> Sums {
+    /// What `of` makes of each counter that the request counts against, and of the bytes that are counted there
+    /// where a request of `least` bytes has `bytes` more, or had.
+    fn sums(&self, least: usize, bytes: usize, of: impl Fn(&AtomicUsize, usize) -> usize) -> Sums {
+        let request = least.saturating_add(bytes);
+        let own = self.own.load();
         let strangers = self.strangers.as_ref();
         Sums {
-            request: of(&self.bytes),
-            account: of(&self.own.load().bytes),
-            strangers: strangers.map_or(0, |strangers| of(&strangers.bytes)),
-            node: of(&self.all.bytes),
+            request,
+            account: of(&own.bytes, bytes),
+            small: of(&own.small_bytes, small_part(request) - small_part(least)),
+            strangers: strangers.map_or(0, |strangers| of(&strangers.bytes, bytes)),
+            node: of(&self.all.bytes, bytes),
         }
     }
 
@@ -167,7 +194,7 @@ impl Lease {
                 Some(_) => "network",
             };
             format!("requests of one {whose} have {} bytes at once", most.each)
-        } else if sums.strangers > most.strangers || sums.node > most.of_node(sums.request) {
+        } else if sums.strangers > most.strangers || !most.has_room(sums) {
             "the node has no memory for more at once".to_owned()
         } else {
             return None;

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use alknet_call::limits::bytes_for_memory;
 use alknet_core::{Network, PeerId};
 use arc_swap::ArcSwap;
 
@@ -63,9 +64,7 @@ impl Quota {
     /// The same on a machine with so much memory.
     #[must_use]
     pub fn for_memory(self, memory_bytes: u64) -> Self {
-        let part = usize::try_from(memory_bytes / limits::MEMORY_PART).unwrap_or(usize::MAX);
-        let bytes = part.clamp(limits::BYTES_PER_NODE_MIN, limits::BYTES_PER_NODE);
-        self.with_bytes(bytes)
+        self.with_bytes(bytes_for_memory(memory_bytes))
     }
 
     /// The same with so many bytes under way, and the shares of them.
@@ -105,6 +104,8 @@ pub(crate) struct Load {
     calls: AtomicU32,
     streams: AtomicU32,
     pub(crate) bytes: AtomicUsize,
+    /// Bytes of requests that are small ones, and as many of each longer one; of an account.
+    pub(crate) small_bytes: AtomicUsize,
 }
 
 /// What one identity, or the unknown peers of one network, asked for. Whoever serves a connection keeps it from one
@@ -369,14 +370,43 @@ mod tests {
             "kept for small ones"
         );
         let third = room.lease(&eve);
-        for _ in 0..16 {
+        for _ in 0..4 {
             third.more(small / 16).expect("room");
         }
-        assert_eq!(room.bytes(), 49 * small);
+        assert_eq!(code(third.more(small / 2)), 429, "kept for others");
+        assert_eq!(room.bytes(), 48 * small + small / 4);
         first.less(10 * small);
         room.lease(&eve).more(2 * small).expect("room again");
         drop((first, second, third));
         assert_eq!(room.bytes(), 0);
+    }
+
+    /// They send what is counted for them, in small requests that they do not end.
+    #[test]
+    fn two_identities_leave_others_what_is_kept_for_small_requests() {
+        let (room, small) = (room(), limits::SMALL_BYTES);
+        let account = |name: &str| room.account(Some(&name.parse().expect("an id")), None);
+        let takes_all = |account: &Arc<Account>, piece: usize| {
+            let next = || {
+                let lease = room.lease(account);
+                lease.more(piece).is_ok().then_some(lease)
+            };
+            std::iter::from_fn(next).collect::<Vec<_>>()
+        };
+        let ada = account("ada");
+        let mut held = takes_all(&ada, small);
+        held.extend(takes_all(&account("bob"), small));
+        assert_eq!(room.bytes(), 48 * small);
+        // Others who take all that they may leave the next one something.
+        for n in 0..40 {
+            held.extend(takes_all(&account(&format!("other-{n}")), 1 << 10));
+        }
+        assert!(room.bytes() > 54 * small, "{}", room.bytes());
+        let eve = room.lease(&account("eve"));
+        assert!(eve.reserve().is_ok());
+        drop((held, eve));
+        let small_bytes = ada.load.small_bytes.load(Ordering::Acquire);
+        assert_eq!((room.bytes(), small_bytes), (0, 0));
     }
 
     /// Each of their requests is a small one.

@@ -112,6 +112,29 @@ async fn short_bodies_that_are_only_announced_leave_others_theirs() {
     node.until_bytes(0).await;
 }
 
+/// These come, but for their ends. As small requests they may use what is kept for those, and two identities may have
+/// all of the node.
+#[tokio::test]
+async fn short_bodies_that_do_not_end_leave_others_what_is_kept_for_them() {
+    // The least there is: 4 MiB for the node, and 2 MiB for an identity.
+    let node = Node::on(0);
+    let (first, second) = (32, 16);
+    let mut held = Vec::new();
+    for n in 1..=first + second {
+        let token = if n <= first { "good" } else { "admin" };
+        held.push(almost(&node, token, SMALL_BYTES).await);
+        node.until_bytes(n * SMALL_BYTES).await;
+    }
+    // The second one may have as many again, but not of what is kept.
+    let head = begins("admin", Some(SMALL_BYTES));
+    let told = node.hears(&head, "\r\n\r\n").await;
+    assert!(told.starts_with("HTTP/1.1 429"), "{told}");
+    assert_eq!(small(&node, "other").await, 200);
+    drop(held);
+    node.until_bytes(0).await;
+    assert_eq!(small(&node, "admin").await, 200);
+}
+
 /// Unknown peers of several networks ask for files, and take nothing of them.
 #[tokio::test]
 async fn files_that_unknown_peers_leave_take_no_memory_of_known_ones() {

@@ -113,6 +113,7 @@ impl IdentityProvider for Who {
         let (id, scopes): (&str, &[&str]) = match token.expose() {
             "good" if !self.revoked.load(Ordering::SeqCst) => ("token", &[]),
             "admin" => ("admin", &["admin"]),
+            "other" => ("other", &[]),
             _ => return None,
         };
         Some(Arc::new(Identity {

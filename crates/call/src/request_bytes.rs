@@ -1,0 +1,236 @@
+//! Bytes of requests that run.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use alknet_core::{Identity, Network, PeerId};
+
+use crate::error::CallError;
+use crate::limits::{
+    BYTES_PER_NODE, BYTES_SHARE, BYTES_STRANGERS, BYTES_STRANGERS_SHARE, REQUEST_BYTES_FREE,
+    leaves_room,
+};
+use crate::sync::lock;
+
+/// Counts the bytes of requests that came in frames, for their requesters and for the node, from admission to the
+/// end of the run: a handler may keep its input as long as it runs, and the run of an idempotency key outlives the
+/// request and its connection. Without a bound a requester could have inputs passed on to a peer that reads them and
+/// answers none.
+#[derive(Debug)]
+pub(crate) struct RequestBytes {
+    bounds: Bounds,
+    counted: Mutex<Counted>,
+}
+
+/// The most at once.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    node: usize,
+    each: usize,
+    strangers: usize,
+    strangers_each: usize,
+}
+
+#[derive(Debug, Default)]
+struct Counted {
+    node: usize,
+    strangers: usize,
+    each: HashMap<Requester, usize>,
+}
+
+/// Whose requests are counted together.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Requester {
+    Known(PeerId),
+    /// Unknown peers of one network.
+    Network(Network),
+    /// Unknown peers on a carriage without addresses.
+    Nowhere,
+}
+
+impl Requester {
+    pub(crate) fn of(identity: Option<&Identity>, from: Option<SocketAddr>) -> Self {
+        match (identity, from) {
+            (Some(identity), _) => Self::Known(identity.id.clone()),
+            (None, Some(from)) => Self::Network(Network::of(from.ip())),
+            (None, None) => Self::Nowhere,
+        }
+    }
+
+    fn is_known(&self) -> bool {
+        matches!(self, Self::Known(_))
+    }
+}
+
+impl Default for RequestBytes {
+    fn default() -> Self {
+        Self::new(BYTES_PER_NODE)
+    }
+}
+
+impl RequestBytes {
+    /// For a node that has room for `node` bytes.
+    pub(crate) fn new(node: usize) -> Self {
+        let strangers = node / BYTES_STRANGERS;
+        Self {
+            bounds: Bounds {
+                node,
+                each: node / BYTES_SHARE,
+                strangers,
+                strangers_each: strangers / BYTES_STRANGERS_SHARE,
+            },
+            counted: Mutex::default(),
+        }
+    }
+
+    /// Counts a request of `bytes` until the claim is dropped; `None` for one so short that it is not counted. One
+    /// request at a time may be longer than what its requester, or the node, has room for: how long a frame may be
+    /// is configured.
+    ///
+    /// # Errors
+    /// `OVERLOADED` where there is no room now.
+    pub(crate) fn claim(
+        self: &Arc<Self>,
+        requester: Requester,
+        bytes: usize,
+    ) -> Result<Option<Arc<RequestClaim>>, CallError> {
+        if bytes <= REQUEST_BYTES_FREE {
+            return Ok(None);
+        }
+        let mut counted = lock(&self.counted);
+        let own = counted.each.get(&requester).copied().unwrap_or_default() + bytes;
+        let node = counted.node + bytes;
+        let known = requester.is_known();
+        let strangers = counted.strangers + if known { 0 } else { bytes };
+        let bounds = &self.bounds;
+        let (each, whose) = match known {
+            true => (bounds.each, "bytes of requests of one identity at once"),
+            false => (
+                bounds.strangers_each,
+                "bytes of requests of one network's unknown peers at once",
+            ),
+        };
+        if own > each && own > bytes {
+            return Err(CallError::overloaded(whose, each));
+        }
+        let others = node > bytes && !leaves_room(own, node, bounds.node);
+        if others || strangers > bounds.strangers {
+            let what = "bytes of requests of all requesters at once";
+            return Err(CallError::overloaded(what, bounds.node));
+        }
+        counted.node = node;
+        counted.strangers = strangers;
+        counted.each.insert(requester.clone(), own);
+        drop(counted);
+        Ok(Some(Arc::new(RequestClaim {
+            all: Arc::clone(self),
+            requester,
+            bytes,
+        })))
+    }
+
+    fn give_back(&self, requester: &Requester, bytes: usize) {
+        let mut counted = lock(&self.counted);
+        counted.node -= bytes;
+        if !requester.is_known() {
+            counted.strangers -= bytes;
+        }
+        if let Some(own) = counted.each.get_mut(requester) {
+            *own -= bytes;
+            if *own == 0 {
+                counted.each.remove(requester);
+            }
+        }
+    }
+}
+
+/// Bytes of a request that are counted while this lives.
+#[derive(Debug)]
+pub(crate) struct RequestClaim {
+    all: Arc<RequestBytes>,
+    requester: Requester,
+    bytes: usize,
+}
+
+impl Drop for RequestClaim {
+    fn drop(&mut self) {
+        self.all.give_back(&self.requester, self.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::error::ErrorCode;
+    use crate::limits::{BYTES_PER_NODE_MIN, FRAME_BYTES_DEFAULT, bytes_for_memory};
+
+    const MIB: usize = 1 << 20;
+
+    fn known(id: &str) -> Requester {
+        Requester::Known(id.parse().expect("a peer id"))
+    }
+
+    fn stranger(network: u8) -> Requester {
+        let from = SocketAddr::from((Ipv4Addr::new(192, 0, network, 1), 1));
+        Requester::of(None, Some(from))
+    }
+
+    /// Claims as often as there is room.
+    fn takes_all(
+        all: &Arc<RequestBytes>,
+        requester: &Requester,
+        bytes: usize,
+    ) -> Vec<Option<Arc<RequestClaim>>> {
+        let next = || all.claim(requester.clone(), bytes).ok();
+        std::iter::from_fn(next).collect()
+    }
+
+    #[test]
+    fn one_identity_has_half_and_two_leave_others_room() {
+        let all = Arc::new(RequestBytes::new(bytes_for_memory(512 << 20)));
+        let eve = takes_all(&all, &known("eve"), FRAME_BYTES_DEFAULT);
+        assert_eq!(eve.len(), 32);
+        let refused = all.claim(known("eve"), FRAME_BYTES_DEFAULT);
+        let refused = refused.expect_err("half of them");
+        assert_eq!(refused.code, ErrorCode::Overloaded);
+        assert!(refused.retryable && refused.retry_after_ms.is_some());
+        let mallory = takes_all(&all, &known("mallory"), MIB);
+        assert_eq!(mallory.len(), 16, "the last quarter is left");
+        let many: Vec<_> = (0..100)
+            .map(|n| takes_all(&all, &known(&format!("many-{n}")), 16 << 10))
+            .collect();
+        assert!(all.claim(known("ada"), 2 * REQUEST_BYTES_FREE).is_ok());
+        let short = all.claim(known("eve"), REQUEST_BYTES_FREE);
+        assert!(short.expect("it is not counted").is_none());
+        drop((eve, mallory, many));
+        let counted = lock(&all.counted);
+        assert_eq!((counted.node, counted.each.len()), (0, 0));
+    }
+
+    #[test]
+    fn unknown_peers_have_a_quarter_and_one_network_a_quarter_of_it() {
+        let all = Arc::new(RequestBytes::new(16 * MIB));
+        let bytes = 64 << 10;
+        let mut held = takes_all(&all, &stranger(1), bytes);
+        assert_eq!(held.len(), 16);
+        (2..10).for_each(|n| held.extend(takes_all(&all, &stranger(n), bytes)));
+        assert_eq!(held.len(), 64);
+        assert_eq!(takes_all(&all, &known("ada"), bytes).len(), 128);
+        drop(held);
+        assert_eq!(lock(&all.counted).strangers, 0);
+    }
+
+    /// Else it could never be made.
+    #[test]
+    fn a_request_that_is_longer_than_the_room_is_made_alone() {
+        let all = Arc::new(RequestBytes::new(BYTES_PER_NODE_MIN));
+        let long = all.claim(known("ada"), 64 * MIB).expect("alone");
+        assert!(all.claim(known("ada"), MIB).is_err());
+        assert!(all.claim(known("eve"), MIB).is_err());
+        drop(long);
+        assert!(all.claim(known("eve"), MIB).is_ok());
+    }
+}
