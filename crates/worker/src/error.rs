@@ -91,6 +91,9 @@ pub enum WorkerError {
     /// The supervisor could not be set up.
     #[error("the supervisor could not be set up")]
     Supervisor(#[source] io::Error),
+    /// The tenant has its share of the workers, and a session in each.
+    #[error("this identity has as many workers as one may have")]
+    TenantShare,
 }
 
 impl WorkerError {
@@ -99,7 +102,7 @@ impl WorkerError {
     pub const fn code(&self) -> &'static str {
         match self {
             Self::Policy { .. } => "E_POLICY",
-            Self::Overloaded => "E_QUOTA",
+            Self::Overloaded | Self::TenantShare => "E_QUOTA",
             _ => "E_WORKER_LOST",
         }
     }

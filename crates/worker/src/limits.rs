@@ -39,6 +39,11 @@ pub const START_MAX: Duration = Duration::from_secs(30);
 /// How long the end of a worker that closed its socket is waited for before it is killed.
 pub const LEAVING_MAX: Duration = Duration::from_millis(20);
 
+/// Workers at once, of all roles, unless said.
+pub const WORKERS_MAX: usize = 64;
+/// One tenant gets one in so many of all workers, of all roles together, and one worker at the least. That holds while
+/// no other tenant wants one, too: no session is ended to make room, so a tenant that came later would be refused.
+pub const TENANT_WORKERS_PART: usize = 4;
 /// Isolates of one tenant in one worker.
 pub const SESSIONS_MAX: u32 = 16;
 /// Sessions after which a worker is replaced: whatever leaks, leaks no further.

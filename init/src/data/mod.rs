@@ -3,6 +3,7 @@
 //! node that is configured to be stateless serves from memory.
 
 mod conclude;
+mod erase;
 mod ext4;
 mod find;
 mod gpt;
@@ -33,11 +34,12 @@ use prepared::{locked, make_tree, stateless};
 use volume::{Volume, mount_data};
 
 pub(crate) use conclude::{conclude, contradiction, note_key};
+pub(crate) use erase::{erase, mark_erasing};
 pub(crate) use keyslots::DataKeys;
 #[cfg(test)]
 pub(crate) use keyslots::tests as keyslot_tests;
 pub(crate) use prepared::{Prepared, refresh};
-pub(crate) use sealed::{conclude as conclude_vault, copies, erase, mark_erasing, reopen};
+pub(crate) use sealed::{conclude as conclude_vault, copies, reopen};
 pub(crate) use volume::{begin_anew, close};
 
 /// How long a disk on a slow bus may take to appear.

@@ -23,6 +23,7 @@ use alknet_vault::slots::{
     Copies, FileArea, Found as VaultFound, OpenAlkv, Pending, SlotError, luks_phrase,
 };
 
+use super::erase::erase;
 use super::ext4::{self, Content};
 use super::find::Found;
 use super::keyslots::{BY_VAULT, BY_WORDS, DataKeys, unlock_with};
@@ -102,24 +103,6 @@ pub(crate) fn conclude(
         vault::newest::note(state_dir, open.alkv(), log);
         Ok(())
     })
-}
-
-/// Writes the mark that a factory reset has begun, and returns when it is on the disk: whatever happens after
-/// that, the next start ends the reset before anything else.
-pub(crate) fn mark_erasing(device: &Path) -> io::Result<()> {
-    let file = FileOptions::new().read(true).write(true).open(device)?;
-    Sealed::begin_erasing(&file).map_err(io::Error::other)
-}
-
-/// Overwrites everything that opens the data of a device, and the vault.
-pub(crate) fn erase(device: &Path) -> io::Result<()> {
-    let file = FileOptions::new().read(true).write(true).open(device)?;
-    let bytes = super::size(&file)?;
-    let erased = Sealed::erase(&file, bytes).map_err(io::Error::other)?;
-    if let Err(error) = erased.discarded {
-        tracing::info!(%error, "the device keeps the encrypted blocks");
-    }
-    Ok(())
 }
 
 /// The kernel forgets the key of the data.

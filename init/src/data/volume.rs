@@ -11,6 +11,7 @@ use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
 };
 
+use super::erase::erase;
 use super::ext4::{self, Content, Super};
 use super::find::Found;
 use super::prepared::{Prepared, read_only};
@@ -66,7 +67,7 @@ pub(crate) fn close() -> io::Result<()> {
 pub(crate) fn begin_anew(device: &Path) -> io::Result<()> {
     umount2(DATA, MntFlags::empty())?;
     sealed::close()?;
-    sealed::erase(device)
+    erase(device)
 }
 
 pub(super) fn format(

@@ -7,6 +7,9 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use alknet_tpm::{StorageKey, Tpm, TpmError};
 use alknet_vault::slots::{Alkv, Found, OpenAlkv, SlotParams, SlotType};
@@ -22,6 +25,9 @@ use crate::tpm;
 const NOTE: &str = "vault-newest.json";
 /// Bytes of it: three fields of fixed length, and some room.
 const NOTE_BYTES_MAX: u64 = 1024;
+
+/// How long the erasure of a disk waits for the TPM: a machine that goes down ends after 25 s, erased or not.
+const OUTDATE_MAX: Duration = Duration::from_secs(5);
 
 /// What the newest vault was.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -258,13 +264,40 @@ fn retire(counted: &Counted) -> Result<(), TpmError> {
     if key.to_string() != counted.tpm {
         return Ok(());
     }
-    let mut tpm = tpm.require(key);
-    match tpm.counter() {
-        Ok(Some(_)) => tpm.advance_counter().map(|_| ()),
-        // Without a counter no disk is the newest.
-        Ok(None) | Err(TpmError::CounterForeign(_)) => Ok(()),
+    tpm.require(key).outrun_notes()
+}
+
+/// Has this machine's TPM count on, if it counts, without a disk that notes it: each copy of a disk from before is an
+/// older one.
+///
+/// # Errors
+/// The TPM cannot, or does not answer within [`OUTDATE_MAX`].
+pub(crate) fn outdate() -> Result<(), TpmError> {
+    within(OUTDATE_MAX, || match tpm::connect() {
+        Ok(mut tpm) => match tpm.outrun_notes() {
+            // The image is for another machine: no vault was counted by this TPM.
+            Err(TpmError::ForeignStorageKey) => Ok(()),
+            outcome => outcome,
+        },
+        Err(TpmError::Absent | TpmError::Unsupported(_)) => Ok(()),
         Err(error) => Err(error),
-    }
+    })
+}
+
+/// Asks a TPM on a thread of its own: the kernel waits minutes for one that hangs.
+fn within(
+    most: Duration,
+    ask: impl FnOnce() -> Result<(), TpmError> + Send + 'static,
+) -> Result<(), TpmError> {
+    let (say, heard) = mpsc::channel();
+    let spawned = thread::Builder::new()
+        .name("tpm".to_owned())
+        // Nobody may wait any more.
+        .spawn(move || drop(say.send(ask())));
+    spawned.map_err(TpmError::Transport)?;
+    heard
+        .recv_timeout(most)
+        .unwrap_or_else(|_| Err(TpmError::Transport(io::ErrorKind::TimedOut.into())))
 }
 
 /// The counter of this machine's TPM, for a vault that has a slot of it.
@@ -473,6 +506,29 @@ mod tests {
         assert_eq!(Fit::of(of_copy, index), Fit::Old);
         noted(&after, true);
         assert_eq!(counter.get(), 8, "once");
+    }
+
+    /// The power may have gone between the note of a copy and the counter: it says one more than the TPM did then.
+    #[test]
+    fn a_copy_from_before_a_reset_is_old_even_where_it_is_one_ahead() {
+        let (before, after) = (7, 7 + 2);
+        for noted in [before, before + 1] {
+            assert_eq!(Fit::of(Some(noted), Index::Count(after)), Fit::Old);
+        }
+    }
+
+    #[test]
+    fn a_tpm_that_hangs_holds_no_erasure_up() {
+        let (end, ended) = mpsc::channel::<()>();
+        let hangs = move || {
+            let _ = ended.recv();
+            Ok(())
+        };
+        let asked = within(Duration::from_millis(1), hangs);
+        assert!(matches!(asked, Err(TpmError::Transport(_))), "{asked:?}");
+        drop(end);
+        let most = alknet_test_support::deadline(Duration::from_secs(60));
+        assert!(within(most, || Ok(())).is_ok());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use alknet_call::{
     ALPN, CallClient, CallConnection, CallError, CallHandler, CompositionAuthority, Ctx,
     Dispatcher, Env, HandlerKind, OperationSpec, Output, Registration, Registry, ScopedPeerEnv,
 };
-use alknet_core::{Carriage, HandlerRegistry};
+use alknet_core::{Carriage, HandlerRegistry, Identity};
 use alknet_endpoint::{Dialer, Server};
 use alknet_runtime::{Mode, ModuleSet, Work};
 use alknet_sessions::{Config, Grants, Session, SessionSpec, Sessions, operations};
@@ -89,10 +89,20 @@ impl Lab {
 
     /// Opens a session over one module.
     pub(super) async fn open(&self, source: &str, mode: Mode) -> Result<Session> {
+        self.open_for(None, source, mode).await
+    }
+
+    /// The same in the workers of this identity.
+    pub(super) async fn open_for(
+        &self,
+        identity: Option<Arc<Identity>>,
+        source: &str,
+        mode: Mode,
+    ) -> Result<Session> {
         let mut modules = ModuleSet::new();
         let inserted = modules.insert(MAIN, source);
         inserted.map_err(failed("making a module"))?;
-        let mut spec = SessionSpec::new(None, modules);
+        let mut spec = SessionSpec::new(identity, modules);
         spec.grants = Grants::to(REACH);
         spec.mode = mode;
         spec.limits.runtime.calls = 1_000_000;

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alknet_call::CallError;
-use alknet_core::{BoxFuture, Identity};
+use alknet_core::{BoxFuture, Identity, IdentityKind, ScopeSet};
 use alknet_runtime::Mode;
 use alknet_sessions::TensorFiles;
+use alknet_sessions::limits::SESSIONS_OF_TENANT_MAX;
 use alknet_tensor::{Dtype, Writer};
 use serde_json::{Value, json};
 
@@ -100,7 +101,8 @@ pub(super) async fn idle(lab: &mut Lab, count: usize) -> Result<Held> {
     let mut open = Vec::new();
     for at in 0..count {
         let source = format!("let n = {at}; export const next = () => ++n;");
-        let session = lab.open(&source, Mode::Service).await?;
+        let tenant = tenant(at / SESSIONS_OF_TENANT_MAX)?;
+        let session = lab.open_for(Some(tenant), &source, Mode::Service).await?;
         lab.export(&session, "next", json!(null)).await?;
         open.push(session);
     }
@@ -114,6 +116,18 @@ pub(super) async fn idle(lab: &mut Lab, count: usize) -> Result<Held> {
         all_mib: weights.iter().sum(),
         worker_mib: weights[weights.len() / 2],
     })
+}
+
+/// One of the identities that share the workers: one alone may have a quarter of them.
+fn tenant(number: usize) -> Result<Arc<Identity>> {
+    let id = format!("tenant{number}");
+    Ok(Arc::new(Identity {
+        id: id.parse().map_err(failed("naming a tenant"))?,
+        kind: IdentityKind::Peer,
+        scopes: ScopeSet::default(),
+        resources: Default::default(),
+        generation: 0,
+    }))
 }
 
 /// Pages in memory, in MiB.

@@ -13,12 +13,14 @@ mod turn;
 
 use std::fmt;
 
+use alknet_core::PeerId;
 use jsonschema::{PatternOptions, Validator};
 use serde_json::Value;
 use thiserror::Error;
 
 pub(crate) use check::Check;
 pub(crate) use turn::Share;
+use turn::{Owner, Turn, WAITING_MAX};
 
 use crate::error::CallError;
 use crate::limits::{
@@ -31,17 +33,34 @@ use crate::tape::{Node, Tape, TapeJson};
 pub struct Schema {
     source: Value,
     compiled: Compiled,
+    /// Whose share of the turns its checks take; `None` where no peer brought it.
+    owner: Option<Owner>,
 }
 
 impl Schema {
-    /// Compiles a schema. Nothing is fetched for it, and `format` is not checked.
+    /// Compiles a schema of the program's own, for which it waits however many others wait. Nothing is fetched for
+    /// it, and `format` is not checked.
     ///
     /// # Errors
     /// It is no schema, or takes more to compile or evaluate than a schema may.
     pub fn new(source: &Value) -> Result<Self, SchemaError> {
+        Self::owned(source, None)
+    }
+
+    /// Compiles a schema that a peer brought, `None` for one that did not prove who it is. Compiling it and checking
+    /// large values against it count to that peer's share of the processors and of those that wait for one.
+    ///
+    /// # Errors
+    /// As [`Self::new`], and [`SchemaError::Busy`] where the share is used up.
+    pub fn of_peer(source: &Value, peer: Option<&PeerId>) -> Result<Self, SchemaError> {
+        Self::owned(source, Some(Owner::of(peer)))
+    }
+
+    fn owned(source: &Value, owner: Option<Owner>) -> Result<Self, SchemaError> {
         Ok(Self {
-            compiled: Compiled::new(source)?,
+            compiled: Compiled::in_turn(source, Share::of_owner(owner.as_ref()))?,
             source: source.clone(),
+            owner,
         })
     }
 
@@ -58,7 +77,8 @@ impl Schema {
     }
 
     fn look(&self, value: Node<'_>) -> Result<(), Misfit> {
-        let error = match self.compiled.fits(&self.source, value, Share::Node)? {
+        let share = Share::of_owner(self.owner.as_ref());
+        let error = match self.compiled.fits(&self.source, value, share)? {
             Fit::Yes => return Ok(()),
             Fit::No => self.compiled.validator.validate(value).err(),
             Fit::NoAndLarge => None,
@@ -88,6 +108,9 @@ fn unread(error: CallError) -> Misfit {
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SchemaError {
+    /// As many schemas and large values of the peer that brought it wait for their turn as may, or of all peers.
+    #[error("too many schemas are being compiled; try again")]
+    Busy,
     /// The compiler refuses it.
     #[error("{0}")]
     Invalid(String),
@@ -146,9 +169,18 @@ enum Fit {
 
 impl Compiled {
     fn new(schema: &Value) -> Result<Self, SchemaError> {
+        Self::in_turn(schema, Share::Node)
+    }
+
+    fn in_turn(schema: &Value, share: Share<'_>) -> Result<Self, SchemaError> {
+        // Each that waits holds a thread: of those that peers bring, only so many wait.
+        let most = match share {
+            Share::Node => usize::MAX,
+            Share::Peer(_) => WAITING_MAX,
+        };
         // As long as this takes for the largest, others are served.
         turn::aside(|| {
-            let _turn = turn::Turn::wait(usize::MAX, Share::Node);
+            let _turn = Turn::wait(most, share).ok_or(SchemaError::Busy)?;
             Self::compile(schema)
         })
     }
@@ -176,7 +208,7 @@ impl Compiled {
             return Ok(if is_valid() { Fit::Yes } else { Fit::No });
         }
         turn::aside(|| {
-            let _turn = turn::Turn::wait(turn::WAITING_MAX, share).ok_or(Misfit::Busy)?;
+            let _turn = Turn::wait(WAITING_MAX, share).ok_or(Misfit::Busy)?;
             match self.takes_at_most(schema, value, SCHEMA_STEPS_MAX) {
                 true if is_valid() => Ok(Fit::Yes),
                 true => Ok(Fit::NoAndLarge),

@@ -30,6 +30,11 @@ impl<'a> Share<'a> {
         Self::Peer(identity.map(|who| &who.id))
     }
 
+    /// That of who brought what is checked; the node's own where nobody did.
+    pub(super) fn of_owner(owner: Option<&'a Owner>) -> Self {
+        owner.map_or(Self::Node, |owner| Self::Peer(owner.0.as_ref()))
+    }
+
     fn owner(self) -> Option<Owner> {
         match self {
             Self::Node => None,
@@ -40,7 +45,14 @@ impl<'a> Share<'a> {
 
 /// Who has a share.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
-struct Owner(Option<PeerId>);
+pub(super) struct Owner(Option<PeerId>);
+
+impl Owner {
+    /// A peer; `None` for all unauthenticated ones.
+    pub(super) fn of(peer: Option<&PeerId>) -> Self {
+        Self(peer.cloned())
+    }
+}
 
 static TURNS: LazyLock<Turns> = LazyLock::new(|| {
     let processors = thread::available_parallelism().map_or(1, usize::from);
@@ -138,7 +150,13 @@ impl Drop for Turn {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::schema::{Misfit, Schema, SchemaError};
+
+    /// Two tests that took all turns one by one would wait for each other.
+    static ALL_TURNS: Mutex<()> = Mutex::new(());
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn others_are_served_meanwhile() {
@@ -162,6 +180,7 @@ mod tests {
     /// Other tests of this program take turns as well.
     #[test]
     fn no_more_wait_than_may_and_no_peer_takes_all() {
+        let _alone = lock(&ALL_TURNS);
         let node = || Turn::wait(usize::MAX, Share::Node);
         let all: Vec<_> = (0..TURNS.most).map(|_| node()).collect();
         assert!(Turn::wait(0, Share::Node).is_none());
@@ -186,5 +205,38 @@ mod tests {
         assert!(waiting.into_iter().all(|one| one.join().expect("no panic")));
         assert_eq!(entered(), None);
         assert!(node().is_some());
+    }
+
+    /// A caller brings schemas of its own while every turn is taken, and large values for one of them.
+    #[test]
+    fn schemas_that_a_peer_brought_wait_within_its_share() {
+        let _alone = lock(&ALL_TURNS);
+        let peer = |name: &str| name.parse::<PeerId>().expect("a peer id");
+        let (greedy, other) = (peer("brings-many"), peer("brings-one"));
+        let integers = json!({ "items": { "type": "integer" } });
+        let schema = Schema::of_peer(&integers, Some(&greedy)).expect("a schema");
+        let large = json!(vec![7; 300_000]);
+        let node = || Turn::wait(usize::MAX, Share::Node);
+        let all: Vec<_> = (0..TURNS.most).map(|_| node()).collect();
+        let brings = |who: &PeerId| {
+            let (who, schema) = (who.clone(), integers.clone());
+            thread::spawn(move || Schema::of_peer(&schema, Some(&who)).is_ok())
+        };
+        let waiting: Vec<_> = (0..SHARE_MAX).map(|_| brings(&greedy)).collect();
+        let owner = Owner(Some(greedy.clone()));
+        let entered = || lock(&TURNS.state).shares.get(&owner).copied();
+        while entered() != Some(SHARE_MAX) {
+            thread::yield_now();
+        }
+        // Of a hundred more none keeps a thread, and no check does.
+        let more = || Schema::of_peer(&integers, Some(&greedy)).map(drop);
+        assert!((0..100).all(|_| more() == Err(SchemaError::Busy)));
+        assert_eq!(schema.validate(&large), Err(Misfit::Busy));
+        let others = brings(&other);
+        drop(all);
+        assert!(others.join().expect("no panic"));
+        assert!(waiting.into_iter().all(|one| one.join().expect("no panic")));
+        assert_eq!(schema.validate(&large), Ok(()));
+        assert_eq!(entered(), None);
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use alknet_core::BoxFuture;
+use alknet_core::{BoxFuture, PeerId};
 use alknet_runtime::ops::{
     Case, CaseReport, Expect, Percentiles, Report, TEST_SEED, TEST_START_MS,
 };
@@ -79,18 +79,18 @@ pub(crate) async fn look(
     crate::check::read(&ran.result?, bundle)
 }
 
-/// Runs every case of `tests` twice.
+/// Runs every case of the `tests` of `author` twice.
 ///
 /// # Errors
 /// All of them together took too long.
 pub(crate) async fn trial(
     runner: &dyn TestRunner,
     code: &Code,
-    tests: &[Case],
+    (author, tests): (&PeerId, &[Case]),
 ) -> Result<Report, Failure> {
     let mut all = Vec::with_capacity(tests.len());
     for test in tests {
-        all.push(case(runner, code, test));
+        all.push(case(runner, code, (author, test)));
     }
     let all = stream::iter(all).buffered(CASES_AT_ONCE);
     let cases = bounded(all.collect::<Vec<_>>()).await?;
@@ -131,7 +131,11 @@ fn report(code: &Code, tests: &[Case], cases: Vec<CaseReport>) -> Report {
     }
 }
 
-async fn case(runner: &dyn TestRunner, code: &Code, test: &Case) -> CaseReport {
+async fn case(
+    runner: &dyn TestRunner,
+    code: &Code,
+    (author, test): (&PeerId, &Case),
+) -> CaseReport {
     let run = || Run {
         modules: Arc::clone(&code.modules),
         frozen: code.frozen,
@@ -141,7 +145,7 @@ async fn case(runner: &dyn TestRunner, code: &Code, test: &Case) -> CaseReport {
     let first = runner.run(run()).await;
     let second = runner.run(run()).await;
     let reason = match first == second {
-        true => differs(&test.expect, &first.result),
+        true => differs(author, &test.expect, &first.result),
         false => Some("two runs differ".to_owned()),
     };
     CaseReport {
@@ -152,11 +156,11 @@ async fn case(runner: &dyn TestRunner, code: &Code, test: &Case) -> CaseReport {
     }
 }
 
-fn differs(expect: &Expect, result: &Result<Value, Failure>) -> Option<String> {
+fn differs(author: &PeerId, expect: &Expect, result: &Result<Value, Failure>) -> Option<String> {
     match (expect, result) {
         (Expect::Output(expected), Ok(output)) if canonical(expected) == canonical(output) => None,
         (Expect::Output(_), Ok(output)) => Some(format!("it answered {}", shown(output))),
-        (Expect::Schema(schema), Ok(output)) => schema::check(schema, output).err(),
+        (Expect::Schema(schema), Ok(output)) => schema::check(schema, output, author).err(),
         (Expect::Error(_), Ok(_)) => Some("it did not fail".to_owned()),
         (Expect::Error(code), Err(failure)) => {
             let own = failure.operation.as_ref().map(|error| error.code.as_str());

@@ -16,8 +16,8 @@ pub const EXTERNAL_BYTES_MAX: usize = 4 << 30;
 pub const CALLS_MAX: u64 = 1_000_000;
 /// Sessions at once, over all tenants.
 pub const SESSIONS_MAX: usize = 4096;
-/// Sessions of one tenant at once.
-pub const SESSIONS_OF_TENANT_MAX: usize = 1024;
+/// Sessions of one tenant at once: as many as the workers hold that one tenant may have.
+pub const SESSIONS_OF_TENANT_MAX: usize = 256;
 /// Operations that a session is told about; it may call those that are left out all the same.
 pub const LISTED_MAX: usize = 512;
 /// Bytes of descriptions and schemas that a session is told.

@@ -6,11 +6,10 @@ use std::{fmt, io};
 
 use crate::limits::{
     ABORT_GRACE, HEARTBEAT_EVERY, HEARTBEAT_SILENCE_MAX, MEMORY_PERCENT, MEMORY_REST,
+    TENANT_WORKERS_PART, WORKERS_MAX,
 };
 use crate::{Bind, Level, Role, Sealed};
 
-/// Workers at once, of all roles.
-const WORKERS_MAX: usize = 64;
 /// Heap 64 MiB, external bytes 256 MiB, and 64 MiB for the rest.
 const MEMORY_BYTES: u64 = 384 << 20;
 /// A tenth of the default weight of a cgroup, and so of the node's.
@@ -33,7 +32,7 @@ pub struct Config {
     pub cgroup: Option<Delegated>,
     /// A worker whose walls are lower gets no work.
     pub minimum: Level,
-    /// Workers at once, of all roles.
+    /// Workers at once, of all roles. One tenant gets a quarter of them.
     pub workers_max: usize,
     /// Memory of all workers together, bytes, and so the most of one: a share of the machine's unless said.
     pub memory_bytes: u64,
@@ -66,6 +65,11 @@ impl Config {
 
     pub(super) fn role(&self, role: Role) -> Option<&RoleConfig> {
         self.roles.iter().find(|config| config.role == role)
+    }
+
+    /// Workers of one tenant at once, of all roles together.
+    pub(super) fn workers_of_tenant_max(&self) -> usize {
+        (self.workers_max / TENANT_WORKERS_PART).max(1)
     }
 
     /// What a worker of `role` may hold whose sessions were granted so many bytes, if any was.

@@ -73,6 +73,13 @@ impl Pool {
         self.bind(worker, lease).then_some(worker)
     }
 
+    /// The same, of the workers that the tenant has already.
+    pub(super) fn place_with_own(&mut self, lease: &Lease) -> Option<u64> {
+        let fits = |slot: &Slot| slot.tenant.is_some() && slot.takes(lease);
+        let (&worker, _) = self.slots.iter().find(|(_, slot)| fits(slot))?;
+        self.bind(worker, lease).then_some(worker)
+    }
+
     /// Puts a session of `lease` into this worker. Returns whether the worker is ready.
     pub(super) fn bind(&mut self, worker: u64, lease: &Lease) -> bool {
         let Some(slot) = self.slots.get_mut(&worker) else {
@@ -125,13 +132,48 @@ impl Pool {
         self.slots.values().filter_map(Slot::idle_until).min()
     }
 
-    /// A worker without a session that could make room for another.
+    /// A worker without a session that could make room for another: the one that has waited longest for its tenant,
+    /// or one that is ready and that no tenant wanted, such as a warm one of another role.
     pub(super) fn evictable(&self) -> Option<u64> {
-        let idle = self
-            .slots
-            .iter()
-            .filter(|(_, slot)| slot.idle_until().is_some());
+        let unwanted =
+            |slot: &Slot| slot.phase == Phase::Ready && slot.tenant.is_none() && !slot.reserved;
+        let unwanted = || self.slots.iter().find(|(_, slot)| unwanted(slot));
+        self.idle_longest(|_| true)
+            .or_else(|| unwanted().map(|(worker, _)| *worker))
+    }
+
+    /// A worker without a session that could make room for another of the same tenant.
+    pub(super) fn evictable_of(&self, tenant: &str) -> Option<u64> {
+        self.idle_longest(|slot| slot.tenant.as_deref() == Some(tenant))
+    }
+
+    fn idle_longest(&self, counts: impl Fn(&Slot) -> bool) -> Option<u64> {
+        let idle = self.slots.iter();
+        let idle = idle.filter(|(_, slot)| slot.idle_until().is_some() && counts(slot));
         idle.min_by_key(|(_, slot)| slot.idle_since)
+            .map(|(worker, _)| *worker)
+    }
+
+    /// Workers that the tenant has, of all roles.
+    pub(super) fn of_tenant(&self, tenant: &str) -> usize {
+        let own =
+            |slot: &&Slot| slot.phase != Phase::Leaving && slot.tenant.as_deref() == Some(tenant);
+        self.slots.values().filter(own).count()
+    }
+
+    /// The largest worker of the tenant whose workers hold most together, by the bytes that each holds. Not the
+    /// largest of all: a tenant with many small ones would have that of another end for it.
+    pub(super) fn largest_of_heaviest(&self, held: &[(u64, u64)]) -> Option<u64> {
+        let tenant = |worker: u64| self.slots.get(&worker)?.tenant.as_deref();
+        let mut together: BTreeMap<Option<&str>, u64> = BTreeMap::new();
+        for (worker, bytes) in held {
+            *together.entry(tenant(*worker)).or_default() += bytes;
+        }
+        let (heaviest, _) = together.into_iter().max_by_key(|(_, bytes)| *bytes)?;
+        let its = held
+            .iter()
+            .filter(|(worker, _)| tenant(*worker) == heaviest);
+        its.max_by_key(|(_, bytes)| *bytes)
             .map(|(worker, _)| *worker)
     }
 
@@ -238,6 +280,42 @@ mod tests {
         assert_eq!(pool.expired(5 + linger), Some(a));
         pool.leave(a);
         assert_eq!((pool.expired(u64::MAX), pool.len()), (None, 0));
+    }
+
+    #[test]
+    fn one_that_no_tenant_wanted_makes_room_after_those_that_wait_for_theirs() {
+        let mut pool = pool(2);
+        let a = pool.place(&lease("a")).expect("a worker");
+        let fresh = pool.evictable().expect("the other");
+        assert_ne!(fresh, a, "it has a session");
+        assert_eq!(pool.evictable_of("a"), None);
+        pool.release(a, 5);
+        assert_eq!(
+            (pool.evictable(), pool.evictable_of("a")),
+            (Some(a), Some(a))
+        );
+        assert_eq!(pool.evictable_of("b"), None);
+        pool.leave(a);
+        assert_eq!((pool.evictable(), pool.of_tenant("a")), (Some(fresh), 0));
+        let starting = pool.add(Role::Gpu, false);
+        pool.leave(fresh);
+        assert_eq!(pool.evictable(), None, "{starting} is not ready");
+    }
+
+    /// Four of one tenant, each a little smaller than the only one of another.
+    #[test]
+    fn who_holds_most_together_loses_a_worker_and_not_who_has_the_largest() {
+        let mut pool = pool(5);
+        let many: Vec<u64> = (0..4)
+            .filter_map(|_| pool.place(&lease("many").alone()))
+            .collect();
+        let one = pool.place(&lease("one")).expect("the fifth");
+        let mut held: Vec<(u64, u64)> = many.iter().map(|worker| (*worker, 90)).collect();
+        held.push((one, 100));
+        held[2].1 = 95;
+        assert_eq!(pool.largest_of_heaviest(&held), Some(many[2]));
+        assert_eq!(pool.largest_of_heaviest(&held[3..]), Some(one));
+        assert_eq!(pool.largest_of_heaviest(&[]), None);
     }
 
     #[test]

@@ -442,20 +442,23 @@ impl Supervisor {
         self.look_at_all_memory();
     }
 
-    /// Ends the worker that holds most where all of them hold more than the machine has for them.
+    /// Where all workers hold more than the machine has for them, ends the largest of the tenant that holds most.
     fn look_at_all_memory(&mut self) {
         let living = self.workers.iter();
         let living = living.filter(|(_, worker)| !matches!(worker.state, State::Dying(..)));
-        let all: u64 = living.clone().map(|(_, worker)| worker.held).sum();
+        let held: Vec<(u64, u64)> = living
+            .map(|(number, worker)| (*number, worker.held))
+            .collect();
+        let all: u64 = held.iter().map(|(_, bytes)| bytes).sum();
         let most = self.config.memory_bytes;
-        let largest = living.max_by_key(|(_, worker)| worker.held);
-        let Some((&number, worker)) = largest.filter(|_| all > most) else {
+        if all <= most {
+            return;
+        }
+        let Some(number) = self.pool.largest_of_heaviest(&held) else {
             return;
         };
-        let why = format!(
-            "{} of the {all} bytes that workers hold, which are more than {most}",
-            worker.held
-        );
+        let its = self.workers.get(&number).map_or(0, |worker| worker.held);
+        let why = format!("{its} of the {all} bytes that workers hold, which are more than {most}");
         self.end(number, Reason::Memory, &why);
     }
 

@@ -136,6 +136,32 @@ fn memory_follows_what_was_granted_and_what_there_is() {
     assert!(ask(&first, &Act::Inside).is_ok(), "the other is left alone");
 }
 
+/// A tenant with several workers, each smaller than the one of another tenant, makes it too much.
+#[test]
+fn who_holds_most_in_many_workers_ends_nobody_else_s() {
+    let mut config = config();
+    for role in &mut config.roles {
+        role.min_idle = 0;
+    }
+    config.memory_bytes = 128 << 20;
+    let workers = Workers::start(config).expect("a supervisor");
+    let alone = |tenant: &str| block_on(workers.open(Lease::new(Role::Js, tenant).alone()));
+    let many = alone("many").expect("a session");
+    assert!(ask(&many, &Act::Allocate(26 << 20)).is_ok() && session_looks(&many));
+    let one = alone("one").expect("a session");
+    assert!(ask(&one, &Act::Allocate(56 << 20)).is_ok() && session_looks(&one));
+    let last = alone("many").expect("a session");
+    let grown = last.call(request(&Act::Allocate(54 << 20)), limits(long()), None);
+    let stays = last.call(request(&Act::Sleep(600_000)), limits(long()), None);
+    let (grown, loss) = (grown.wait(), lost(stays.wait()));
+    assert_eq!(loss.reason, Reason::Memory, "{loss} {grown:?}");
+    assert!(loss.detail.contains("workers hold"), "{loss}");
+    assert!(
+        ask(&one, &Act::Inside).is_ok(),
+        "it holds less than the other"
+    );
+}
+
 /// Whether a worker answers after a call during which its memory was looked at.
 fn session_looks(session: &alknet_worker::Session) -> bool {
     ask(session, &Act::Sleep(300)).is_ok() && ask(session, &Act::Inside).is_ok()

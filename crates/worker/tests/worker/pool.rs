@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use alknet_worker::limits::SESSIONS_MAX;
 use alknet_worker::{CallError, Lease, Reason, Role, RoleConfig, WorkerError, Workers};
 
 use crate::act::Act;
@@ -69,6 +70,56 @@ fn there_are_no_more_workers_than_may_be() {
     let c = open(&workers, Role::Js, "c");
     until("an idle one made room", || stat(pid).is_none());
     assert!(answers(&b) && answers(&c));
+}
+
+/// A tenant asks for as many workers as there are, one after the other and at once, in every role.
+#[test]
+fn one_tenant_leaves_workers_to_the_others() {
+    let mut config = config();
+    config.workers_max = 8;
+    let workers = Workers::start(config).expect("a supervisor");
+    let alone = |role| workers.open(Lease::new(role, "greedy").alone());
+    let first = block_on(alone(Role::Js)).expect("a session");
+    let (second, third, of_gpu) =
+        block_on(async { tokio::join!(alone(Role::Js), alone(Role::Js), alone(Role::Gpu)) });
+    let second = second.expect("its share are two of eight");
+    for refused in [third, of_gpu, block_on(alone(Role::Git))] {
+        assert!(
+            matches!(refused, Err(WorkerError::TenantShare)),
+            "{refused:?}"
+        );
+    }
+    let others = [
+        open(&workers, Role::Js, "other"),
+        open(&workers, Role::Gpu, "other"),
+        open(&workers, Role::Gpu, "third"),
+    ];
+    assert!(others.iter().all(answers));
+    // What it does not use any more makes room for it.
+    drop(second);
+    let of_gpu = block_on(alone(Role::Gpu)).expect("a session");
+    assert!(answers(&first) && answers(&of_gpu));
+}
+
+/// Sessions that share their workers are no more than these hold; who asks at once is not refused for it.
+#[test]
+fn sessions_at_once_share_the_workers_of_their_tenant() {
+    let mut config = config();
+    config.workers_max = 4;
+    let workers = Workers::start(config).expect("a supervisor");
+    let of = |role| workers.open(Lease::new(role, "a"));
+    let (first, second) = block_on(async { tokio::join!(of(Role::Gpu), of(Role::Gpu)) });
+    let (first, second) = (first.expect("a session"), second.expect("another"));
+    assert_eq!(first.pid(), second.pid());
+    let more: Vec<_> = (2..SESSIONS_MAX)
+        .map(|_| open(&workers, Role::Gpu, "a"))
+        .collect();
+    assert!(more.iter().all(|session| session.pid() == first.pid()));
+    let refused = block_on(of(Role::Gpu));
+    assert!(
+        matches!(refused, Err(WorkerError::TenantShare)),
+        "{refused:?}"
+    );
 }
 
 #[test]

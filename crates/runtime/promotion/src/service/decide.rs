@@ -293,7 +293,8 @@ impl Promotion {
             findings.truncate(FINDINGS_MAX);
             return Err(PromotionError::Check(findings));
         }
-        let report = trial::trial(runner, &code, &content.tests).await?;
+        let report =
+            trial::trial(runner, &code, (&content.author, content.tests.as_slice())).await?;
         if !report.passed {
             return Err(PromotionError::Tests(Box::new(report)));
         }

@@ -104,7 +104,7 @@ pub(crate) fn of_fault(fault: &Fault) -> Failure {
 pub(crate) fn of_worker(error: &WorkerError) -> Failure {
     let code = match error {
         WorkerError::Policy { .. } => Code::Policy,
-        WorkerError::Overloaded => Code::Quota,
+        WorkerError::Overloaded | WorkerError::TenantShare => Code::Quota,
         _ => Code::WorkerLost,
     };
     Failure::new(code, error.to_string())

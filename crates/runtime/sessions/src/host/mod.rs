@@ -151,7 +151,7 @@ impl Sessions {
     ) -> Result<Session, Failure> {
         spec.check()?;
         let tenant = tenant(spec.identity.as_deref());
-        let reach = Reach::new(&spec.grants)?;
+        let reach = Reach::new(&spec.grants, spec.identity.as_ref())?;
         let layer = layer(env, &spec)?;
         let place = self.admit(&tenant, &spec)?;
         let mut lease = Lease::new(self.config.role, tenant).granted(spec.memory());

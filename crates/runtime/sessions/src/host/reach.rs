@@ -1,9 +1,13 @@
 //! What a session may call, checked for each of its calls.
 
-use alknet_call::{CallError, Env, ErrorCode, Misfit, Schema};
+use std::sync::Arc;
+
+use alknet_call::{CallError, Env, ErrorCode, Misfit, Schema, SchemaError};
+use alknet_core::Identity;
 use alknet_runtime::{Code, Failure};
 use serde_json::{Value, json};
 
+use super::failure::overloaded;
 use super::spec::{Grants, Peer};
 
 /// The grants of a session, with what they need to be checked.
@@ -14,16 +18,24 @@ pub(super) struct Reach {
 }
 
 impl Reach {
+    /// Constraints are compiled, and inputs checked against them, within the share of `identity`, whose session it is.
+    ///
     /// # Errors
-    /// [`Code::Limit`] for a constraint that is no schema.
-    pub(super) fn new(grants: &Grants) -> Result<Self, Failure> {
+    /// [`Code::Limit`] for a constraint that is no schema, [`Code::Quota`] where that share is used up.
+    pub(super) fn new(grants: &Grants, identity: Option<&Arc<Identity>>) -> Result<Self, Failure> {
+        let owner = identity.map(|identity| &identity.id);
         let rules = grants.allow.iter().map(|grant| {
-            let constraint = grant.constraint.as_ref().map(Schema::new).transpose();
-            let constraint = constraint.map_err(|error| {
+            let constraint = grant.constraint.as_ref();
+            let compiled = constraint.map(|schema| Schema::of_peer(schema, owner));
+            let compiled = compiled.transpose().map_err(|error| {
+                let code = match error {
+                    SchemaError::Busy => Code::Quota,
+                    _ => Code::Limit,
+                };
                 let text = format!("the constraint of {}: {error}", grant.pattern);
-                Failure::new(Code::Limit, text)
+                Failure::new(code, text)
             })?;
-            Ok((constraint, grant.budget))
+            Ok((compiled, grant.budget))
         });
         Ok(Self {
             rules: rules.collect::<Result<_, Failure>>()?,
@@ -35,7 +47,8 @@ impl Reach {
     ///
     /// # Errors
     /// `NOT_FOUND` for what is not granted, as if it did not exist; `FORBIDDEN` for an input that
-    /// the grant does not allow; `QUOTA_EXCEEDED` where it is used up.
+    /// the grant does not allow; `OVERLOADED` where too many inputs are being checked; `QUOTA_EXCEEDED`
+    /// where the grant is used up.
     pub(super) fn check(
         &mut self,
         env: &Env,
@@ -60,6 +73,7 @@ impl Reach {
         };
         if let Some(Err(error)) = constraint.as_ref().map(|rule| rule.validate(input)) {
             let why = match error {
+                Misfit::Busy => return Err(overloaded(&error.to_string())),
                 Misfit::Violation { path, reason } => format!("at '{path}': {reason}"),
                 other => other.to_string(),
             };

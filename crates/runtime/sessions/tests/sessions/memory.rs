@@ -11,11 +11,11 @@ use alknet_call::{CallError, HandlerKind, OperationSpec, Registration};
 use alknet_core::{BoxFuture, Identity};
 use alknet_runtime::Mode;
 use alknet_runtime::limits::CPU_MAX;
-use alknet_sessions::limits::FUEL_MAX;
+use alknet_sessions::limits::{FUEL_MAX, SESSIONS_OF_TENANT_MAX};
 use alknet_sessions::{Config, Grants, TensorFiles};
 use serde_json::{Value, json};
 
-use crate::support::{Lab, export, soon, spec, until};
+use crate::support::{Lab, export, soon, spec, spec_of, until};
 
 const MIB: u64 = 1 << 20;
 
@@ -57,7 +57,9 @@ async fn a_thousand_idle_sessions_answer_are_listed_and_fit_into_a_gibibyte() {
     let mut sessions = Vec::new();
     for at in 0..IDLE {
         let source = format!("let n = {at}; export const next = () => ++n;");
-        let mut idle = spec(&source);
+        // Each tenant has as many as one may.
+        let tenant = format!("tenant{}", at / SESSIONS_OF_TENANT_MAX);
+        let mut idle = spec_of(&tenant, &source);
         idle.mode = Mode::Service;
         let session = lab.open(&request, idle).await;
         let ran = soon(session.run(&env, export("next", Value::Null))).await;
@@ -67,7 +69,7 @@ async fn a_thousand_idle_sessions_answer_are_listed_and_fit_into_a_gibibyte() {
     let listed = lab.sessions.list();
     assert_eq!(listed.len(), IDLE);
     assert!(listed.iter().all(|info| info.state.name() == "idle"));
-    // One tenant's, sixteen in a worker. What the kernel gives a worker alone is counted for each;
+    // Sixteen in a worker. What the kernel gives a worker alone is counted for each;
     // the program that all of them run, once.
     let mut workers: BTreeMap<i32, u32> = BTreeMap::new();
     for info in &listed {

@@ -1,6 +1,6 @@
 //! Sessions into workers, and workers for sessions.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
@@ -13,7 +13,8 @@ use crate::host::handle::Opened;
 use crate::host::spawn::{Born, Job};
 use crate::host::worker::{State, Worker};
 use crate::limits::{
-    LOG_BYTES_PER_S, MESSAGES_WAITING_MAX, START_MAX, START_PAUSE_MAX, START_PAUSE_MIN,
+    LOG_BYTES_PER_S, MESSAGES_WAITING_MAX, SESSIONS_MAX, START_MAX, START_PAUSE_MAX,
+    START_PAUSE_MIN,
 };
 use crate::setup::Confined;
 use crate::{Bind, Reason, Role, Sandbox, WorkerError};
@@ -66,6 +67,10 @@ impl Supervisor {
         config.binds.extend(lease.binds.iter().cloned());
         check_binds(role, &config.binds)?;
         self.used.insert(role);
+        if let Some(worker) = self.pool.place_with_own(lease) {
+            return Ok(Found::Now(worker));
+        }
+        self.keep_to_share(lease)?;
         if let Some(worker) = self.pool.place(lease) {
             return Ok(Found::Now(worker));
         }
@@ -82,13 +87,28 @@ impl Supervisor {
             return Err(WorkerError::Start { role, why });
         }
         let reserved = !lease.binds.is_empty();
-        let wanting = self.waiting_for(role);
-        if !reserved && self.pool.free(role) > wanting {
+        if !reserved && self.pool.free(role) >= self.wanted(role, Some(lease)) {
             return Ok(Found::Later(None));
         }
         self.make_room()?;
         let worker = self.begin_start(config, reserved);
         Ok(Found::Later(reserved.then_some(worker)))
+    }
+
+    /// Refuses another worker to a tenant that has its share of them, or will have once those that its sessions wait
+    /// for are there. First its workers without a session make room.
+    fn keep_to_share(&mut self, lease: &Lease) -> Result<(), WorkerError> {
+        let tenant = &lease.tenant;
+        let waiting = self.waiting.iter().map(|waiting| &waiting.lease);
+        let own = waiting.filter(|other| other.tenant == *tenant);
+        let wanted = workers_for(own.chain([lease]));
+        while self.pool.of_tenant(tenant) + wanted > self.config.workers_of_tenant_max() {
+            let Some(idle) = self.pool.evictable_of(tenant) else {
+                return Err(WorkerError::TenantShare);
+            };
+            self.end(idle, Reason::Idle, "");
+        }
+        Ok(())
     }
 
     /// Ends a worker that nobody is in, where there are as many as may be.
@@ -113,9 +133,12 @@ impl Supervisor {
         worker
     }
 
-    fn waiting_for(&self, role: Role) -> usize {
-        let same = |waiting: &&Waiting| waiting.lease.role == role && waiting.worker.is_none();
-        self.waiting.iter().filter(same).count()
+    /// Workers of the role that those who wait for any of them will take, and `also`.
+    fn wanted(&self, role: Role, also: Option<&Lease>) -> usize {
+        let waiting = self.waiting.iter();
+        let waiting = waiting.filter(|waiting| waiting.worker.is_none());
+        let leases = waiting.map(|waiting| &waiting.lease).chain(also);
+        workers_for(leases.filter(|lease| lease.role == role))
     }
 
     fn paused(&self, role: Role) -> bool {
@@ -134,7 +157,7 @@ impl Supervisor {
             } else {
                 0
             };
-            let wanted = kept + self.waiting_for(config.role);
+            let wanted = kept + self.wanted(config.role, None);
             let missing = wanted.saturating_sub(self.pool.free(config.role));
             let config = config.clone();
             if missing == 0 || self.paused(config.role) || self.ending.is_some() {
@@ -329,6 +352,24 @@ impl Supervisor {
             let _ = waiting.reply.send(Err(error()));
         }
     }
+}
+
+/// Fresh workers that these sessions take: those of one tenant share theirs, unless they want to be alone.
+fn workers_for<'a>(leases: impl Iterator<Item = &'a Lease>) -> usize {
+    let mut alone = 0;
+    let mut together: HashMap<(Role, &str), usize> = HashMap::new();
+    for lease in leases {
+        if lease.alone {
+            alone += 1;
+        } else {
+            *together
+                .entry((lease.role, lease.tenant.as_str()))
+                .or_default() += 1;
+        }
+    }
+    let of_one = SESSIONS_MAX as usize;
+    let shared = together.values().map(|sessions| sessions.div_ceil(of_one));
+    alone + shared.sum::<usize>()
 }
 
 /// Where a session goes.

@@ -1,0 +1,183 @@
+//! What ends with a peer that is removed or loses rights: its keys, invitations and approvals.
+
+use alknet_core::IdentityProvider;
+
+use super::*;
+use crate::fingerprint::fingerprint;
+
+/// Whatever it shows and whenever: the invitation it came by, others that it was given, or another key.
+#[tokio::test]
+async fn a_removal_outlives_every_invitation_made_before_it() {
+    let hub = hub(EnrolMode::Token);
+    let [by_this, by_another] = [
+        hub.token(TokenKind::Many(5), worker()).await,
+        hub.token(TokenKind::Many(5), worker()).await,
+    ];
+    let ask = request(Some(&by_this), None);
+    let joined = hub.enrol(1, &ask, NOW).await.expect("taken");
+    assert_eq!(hub.code(2, &ask, NOW).await, "taken");
+    let closed = hub.desk.remove(&joined.peer_id).await.expect("a peer");
+    assert_eq!(closed, [by_this.name()]);
+    let other = request(Some(&by_another), None);
+    for later in [0, 1, REPEAT_TIME_S - 1, REPEAT_TIME_S, REPEAT_TIME_S + 61] {
+        for ask in [&ask, &other] {
+            assert_eq!(hub.code(1, ask, NOW + later).await, "ENROLL_INVALID");
+        }
+        assert_eq!(hub.code(3, &ask, NOW + later).await, "ENROLL_INVALID");
+    }
+    // Those who came by the same invitation stay, and the other one is good for other keys.
+    assert!(hub.peers.by_key(&key(2)).is_some());
+    assert_eq!(hub.code(3, &other, NOW).await, "taken");
+    // A new invitation lets it in, until the next removal.
+    let newer = hub.token(TokenKind::Many(5), worker()).await;
+    let newer = request(Some(&newer), None);
+    let back = hub.enrol(1, &newer, NOW).await.expect("taken");
+    assert_eq!(back.peer_id, joined.peer_id);
+    // It does not change its rights by an older one either.
+    assert_eq!(hub.code(1, &other, NOW).await, "ENROLL_INVALID");
+    hub.desk.remove(&back.peer_id).await.expect("a peer");
+    assert_eq!(hub.code(1, &newer, NOW).await, "ENROLL_INVALID");
+}
+
+/// The power fails after the peer is shut out and before its invitations are closed.
+#[tokio::test]
+async fn a_removal_that_was_cut_off_closes_invitations_all_the_same() {
+    let hub = hub(EnrolMode::Token);
+    let token = hub.token(TokenKind::Many(5), worker()).await;
+    let ask = request(Some(&token), None);
+    let joined = hub.enrol(1, &ask, NOW).await.expect("taken");
+    let tombstone = PeerPatch {
+        enabled: Some(false),
+        removal: Some(1),
+        ..PeerPatch::default()
+    };
+    let cut_off = hub.peers.patch(joined.peer_id, tombstone);
+    cut_off.await.expect("a peer");
+    for n in [1, 2] {
+        assert_eq!(hub.code(n, &ask, NOW).await, "ENROLL_INVALID");
+    }
+}
+
+/// Another key of the removed peer was shown in the moment in which the power failed, so that its use was written and
+/// the peer was not. The removal is ended, or was cut off itself.
+#[tokio::test]
+async fn a_use_that_was_cut_off_is_not_finished_after_a_removal() {
+    for ended in [true, false] {
+        let tokens = Arc::new(MemoryTokens::default());
+        let hub = hub_of(tokens.clone(), EnrolMode::Token);
+        let token = hub.token(TokenKind::Many(5), worker()).await;
+        let ask = request(Some(&token), None);
+        let joined = hub.enrol(1, &ask, NOW).await.expect("taken");
+        let record = tokens.get(token.name()).await.expect("it is in memory");
+        let mut record = record.expect("it was made");
+        record.uses.push(TokenUse {
+            key: key(2),
+            peer: "p2".parse().expect("a peer id"),
+            name: "p2".to_owned(),
+            at: NOW,
+            done: false,
+        });
+        let replaced = tokens.replace(record).await;
+        assert!(replaced.expect("it is in memory"));
+        if ended {
+            hub.desk.remove(&joined.peer_id).await.expect("a peer");
+        } else {
+            let tombstone = PeerPatch {
+                enabled: Some(false),
+                removal: Some(1),
+                ..PeerPatch::default()
+            };
+            let cut_off = hub.peers.patch(joined.peer_id, tombstone);
+            cut_off.await.expect("a peer");
+        }
+        assert_eq!(hub.code(2, &ask, NOW + 1).await, "ENROLL_INVALID");
+        assert!(hub.peers.by_key(&key(2)).is_none());
+    }
+}
+
+#[tokio::test]
+async fn an_invitation_ends_with_who_made_it() {
+    let hub = hub(EnrolMode::Token);
+    let inviter = hub.worker_with("hub:invite").await;
+    let invite = async |made_by: &str, made_by_key| {
+        let invitation = Invitation {
+            role: worker(),
+            kind: TokenKind::Many(5),
+            ttl_s: 3600,
+            made_by: made_by.to_owned(),
+            made_by_key,
+        };
+        let made = hub.desk.invite(invitation, Some(NOW)).await;
+        made.map(|(token, _)| token)
+    };
+    let tokens = [
+        invite(inviter.as_str(), None).await.expect("a token"),
+        invite("admin", Some(key(100))).await.expect("a token"),
+        invite(inviter.as_str(), None).await.expect("a token"),
+    ];
+    let nobody = invite("nobody", None).await;
+    assert!(matches!(nobody, Err(InviteError::Maker)));
+    let code = async |n: u8, token: usize| {
+        let ask = request(Some(&tokens[token]), None);
+        hub.code(n, &ask, NOW).await
+    };
+    assert_eq!(code(2, 0).await, "taken");
+    // With the right to give its role, too.
+    let scopes = |scopes: &[&str]| PeerPatch {
+        scopes: Some(scopes.iter().collect()),
+        ..PeerPatch::default()
+    };
+    let fewer = hub.peers.patch(inviter.clone(), scopes(&["hub:invite"]));
+    fewer.await.expect("a peer");
+    assert_eq!(code(3, 2).await, "ENROLL_INVALID");
+    let fewer = invite(inviter.as_str(), None).await;
+    assert!(matches!(fewer, Err(InviteError::Maker)));
+    let all = hub.peers.patch(inviter.clone(), scopes(&["*"]));
+    all.await.expect("a peer");
+    let closed = hub.desk.remove(&inviter).await.expect("a peer");
+    assert!(closed.contains(&tokens[0].name()));
+    // It calls once more in the moment of its removal.
+    let late = invite(inviter.as_str(), None).await;
+    assert!(matches!(late, Err(InviteError::Maker)));
+    assert_eq!(code(3, 0).await, "ENROLL_INVALID");
+    // Another administrator has the name of the one who made it.
+    hub.peers.replace_config(Entries {
+        admins: vec![("admin".parse().expect("a peer id"), key(102))],
+        ..Entries::default()
+    });
+    assert_eq!(code(3, 1).await, "ENROLL_INVALID");
+}
+
+/// Its call was let through before that, and waited for its turn.
+#[tokio::test]
+async fn an_approver_that_was_removed_or_lost_rights_lets_nobody_in() {
+    let hub = hub(EnrolMode::Approve);
+    let approver = hub.worker_with("hub:admin").await;
+    assert_eq!(
+        hub.code(2, &request(None, None), NOW).await,
+        "ENROLL_PENDING"
+    );
+    let words = fingerprint(&key(2));
+    let approve = async || {
+        let approval = approval(approver.as_str());
+        hub.desk
+            .approve(&words, approval, Some(NOW), hub.start)
+            .await
+    };
+    let fewer = PeerPatch {
+        scopes: Some(["hub:admin"].into_iter().collect()),
+        ..PeerPatch::default()
+    };
+    let patched = hub.peers.patch(approver.clone(), fewer);
+    patched.await.expect("a peer");
+    assert!(matches!(approve().await, Err(ApproveError::Approver)));
+    let all = PeerPatch {
+        scopes: Some(["hub:admin", "relay:accept"].into_iter().collect()),
+        ..PeerPatch::default()
+    };
+    let patched = hub.peers.patch(approver.clone(), all);
+    patched.await.expect("a peer");
+    hub.desk.remove(&approver).await.expect("removed");
+    assert!(matches!(approve().await, Err(ApproveError::Approver)));
+    assert_eq!(hub.desk.waiting(hub.start).len(), 1, "it waits on");
+}

@@ -1,0 +1,171 @@
+//! Large bodies, announced bodies, and bodies of many small values.
+
+use alknet_tests::{Bench, Web};
+use tokio::task::block_in_place;
+
+use super::{GROWTH_BYTES, H1, Raw, peak};
+
+/// Bytes of the longest body.
+const BODY_BYTES: usize = 8 << 20;
+
+/// Bytes of requests that one identity may have under way, as docs/http.md has it.
+fn share() -> u64 {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").expect("the kernel says");
+    let total = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = total.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    let part = (kib.expect("a number") << 10) / 8;
+    part.clamp(4 << 20, 256 << 20) / 2
+}
+
+#[test]
+fn two_hundred_bodies_at_once_cost_little_and_others_are_served() {
+    let bench = Bench::new();
+    let web = Web::start(&bench, "[http]\nrequests_burst = 1000\n");
+    let body = bench.path().join("body");
+    let call =
+        |text: &str| format!(r#"{{"operation":"/services/list","input":{{"prefix":"{text}"}}}}"#);
+    std::fs::write(&body, call(&"x".repeat(BODY_BYTES - call("").len()))).expect("room");
+    let options = format!(
+        "http2\nlimit-rate = \"2M\"\nheader = \"Authorization: Bearer {}\"\n\
+         header = \"Content-Type: application/json\"\ndata-binary = \"@{}\"\n",
+        web.reader,
+        body.display()
+    );
+    let before = peak(&web);
+    let mut asked = 0;
+    // From another network: an unknown peer of the attack's own network has no place for certain.
+    let ask = |path: &str, body: &str| {
+        let json = "Content-Type: application/json";
+        let elsewhere = ["--interface", "127.0.1.1"];
+        let body = ["--header", json, "--data-binary", body];
+        web.curl_as(&web.admin, path, &[&elsewhere[..], &body[..]].concat())
+    };
+    let mut attack = web.at_once(&bench, &["/call"; 200], 200, &options);
+    while !attack.is_over() {
+        let info = r#"{"operation":"/node/info"}"#;
+        assert_eq!(ask("/call", info).status, 200);
+        let calls = format!(r#"{{"calls":[{{"id":"a",{}]}}"#, &info[1..]);
+        let told = ask("/batch", &calls).json();
+        let name = &told["results"][0]["output"]["name"];
+        assert!(name.is_string(), "{told}");
+        asked += 1;
+    }
+    let statuses = attack.statuses();
+    assert!(asked > 1, "nobody else asked meanwhile");
+    assert_eq!(statuses.len(), 200);
+    let count = |wanted: u16| statuses.iter().filter(|status| **status == wanted).count();
+    let (served, refused, unconnected) = (count(200), count(429), count(0));
+    assert_eq!(served + refused + unconnected, 200, "{statuses:?}");
+    // A network has so many connections, and no more.
+    assert!(served > 0 && served + refused >= 64, "{statuses:?}");
+    let grown = peak(&web) - before;
+    assert!(grown < share() + GROWTH_BYTES, "{grown} bytes more");
+}
+
+/// With a token of the least scope: heads that say more bytes together than its identity has.
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_that_are_only_announced_take_no_memory() {
+    let bench = Bench::new();
+    let web = Web::start(&bench, "");
+    let head = format!(
+        "POST /call HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\n\
+         Content-Type: application/json\r\nContent-Length: {BODY_BYTES}\r\n\r\n{{",
+        web.reader
+    );
+    let mut held = Vec::new();
+    for _ in 0..=share() / BODY_BYTES as u64 {
+        let mut raw = Raw::open(&web, H1).await;
+        assert!(raw.say(head.as_bytes()).await);
+        held.push(raw);
+    }
+    let list = r#"{"operation":"/services/list","input":{}}"#;
+    for token in [&web.reader, &web.admin] {
+        let told = block_in_place(|| web.post(token, "/call", list));
+        assert_eq!(told.status, 200, "{}", told.text());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_of_short_values_cost_no_trees() {
+    let bench = Bench::new();
+    let web = Web::start(&bench, "");
+    let file = bench.path().join("body");
+    let data = format!("@{}", file.display());
+    let list = |bytes: usize| format!("[{}0]", "0,".repeat(bytes / 2));
+    let tool = |arguments: &str| {
+        format!(
+            r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"call","arguments":{arguments}}}}}"#
+        )
+    };
+    let (long, shorter) = (list(BODY_BYTES - 200), list((4 << 20) - 500));
+    let names: Vec<_> = (0..600_000).map(|n| format!("\"{n:x}\":0")).collect();
+    let names = names.join(",");
+    let before = peak(&web);
+    for (path, body, status) in [
+        (
+            "/call",
+            format!(r#"{{"operation":"/services/list","input":{long}}}"#),
+            422,
+        ),
+        (
+            "/call",
+            format!(r#"{{"operation":"/services/list","input":{{"x":{long}}}}}"#),
+            0,
+        ),
+        (
+            "/call",
+            format!(r#"{{"operation":"/services/schema","input":{{"name":"x",{names}}}}}"#),
+            0,
+        ),
+        (
+            "/call",
+            format!(r#"{{"operation":"/none/such","input":{long}}}"#),
+            404,
+        ),
+        (
+            "/call",
+            format!(r#"{{"operation":"/services/list","inputs":{long}}}"#),
+            400,
+        ),
+        ("/call", format!(r#"{{{names}}}"#), 400),
+        ("/batch", format!(r#"{{"calls":{long}}}"#), 400),
+        (
+            "/mcp",
+            tool(&format!(
+                r#"{{"operation":"/services/list","input":{shorter}}}"#
+            )),
+            200,
+        ),
+        (
+            "/mcp",
+            tool(&format!(
+                r#"{{"operation":"/none/such","inputs":{shorter}}}"#
+            )),
+            200,
+        ),
+        ("/mcp", tool(&shorter), 413),
+        ("/mcp", shorter.clone(), 413),
+    ] {
+        std::fs::write(&file, &body).expect("room");
+        let arguments = [
+            "--header",
+            "Content-Type: application/json",
+            "--header",
+            "Accept: application/json, text/event-stream",
+            "--data-binary",
+            &data,
+        ];
+        let told = block_in_place(|| web.curl_as(&web.reader, path, &arguments));
+        let shown: String = body.chars().take(80).collect();
+        let fine = told.status == status || (status == 0 && [200, 404, 422].contains(&told.status));
+        assert!(fine, "{} for {path} {shown}: {}", told.status, told.text());
+        let grown = peak(&web) - before;
+        // Four times the longest, and once itself.
+        assert!(
+            grown < 5 * BODY_BYTES as u64 + (16 << 20),
+            "{grown} for {path} {shown}"
+        );
+    }
+}

@@ -1,0 +1,219 @@
+//! Many handshakes, finished and unfinished.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use alknet_core::{Carriage, Connection};
+use alknet_endpoint::{DialError, Dialer, Target};
+use alknet_tests::{Bench, Boot, wire};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::task::{JoinSet, block_in_place};
+
+use super::{CALL, Site, answers, count, key, key_of, within};
+
+/// Connections that never finish their handshake.
+const CROWD: usize = 500;
+
+/// Handshakes under way that one address may have on TCP, and all unproven ones on QUIC, as
+/// docs/endpoint.md has it.
+const HANDSHAKES_AT_ONCE: usize = 64;
+
+/// Few at a time, so that none has to prove its address before.
+#[tokio::test(flavor = "multi_thread")]
+async fn quic_handshakes_are_charged_without_retry() {
+    const BURST: usize = 5;
+    const DIALLED: usize = 40;
+    let bench = Bench::new();
+    let limits = format!("[limits]\nhandshake_burst = {BURST}\nhandshakes_per_second = 1\n");
+    let node = bench.host_with(&limits);
+    let site = Site {
+        admin: bench.admin(),
+        target: node.target().to_owned(),
+    };
+    // A known peer pays nothing, and leaves no credit that others could use.
+    let admin = Dialer::new(Some(key_of(bench.admin())));
+    for _ in 0..DIALLED {
+        answers(&site.dial(&admin, Carriage::Quic).await).await;
+    }
+    let stranger = Dialer::new(Some(key()));
+    let mut served = 0;
+    for _ in 0..DIALLED {
+        let target = site.parsed();
+        let dialled = within(stranger.dial_over(Carriage::Quic, &target, CALL)).await;
+        if let Ok(connection) = dialled {
+            served += usize::from(is_answered(&connection).await);
+        }
+    }
+    // A slow machine earns some back meanwhile.
+    assert!((1..DIALLED).contains(&served), "{served} of {DIALLED}");
+    let refused = &site.info(&[])["endpoint"]["handshakes_refused"];
+    assert!(refused.as_u64() > Some(0), "{refused}");
+}
+
+/// Whether the node answers what anybody may ask.
+async fn is_answered(connection: &Connection) -> bool {
+    let Ok((mut send, mut recv)) = wire::stream(connection).await else {
+        return false;
+    };
+    let request = wire::request("1", "services/list", &Value::Null);
+    let asked = send.write_chunk(request.into()).await.is_ok();
+    asked && matches!(within(recv.read_chunk(1)).await, Ok(Some(_)))
+}
+
+/// What one of a crowd does before it falls silent.
+#[derive(Clone, Copy, Debug)]
+enum Silence {
+    /// Connects by TCP.
+    AtOnce,
+    /// Sends half a ClientHello.
+    WithinHello,
+    /// Sends a whole ClientHello and never answers the node's.
+    AfterHello,
+    /// Sends QUIC's first packets and takes no answer.
+    Quic,
+}
+
+const SILENCES: [Silence; 4] = [
+    Silence::AtOnce,
+    Silence::WithinHello,
+    Silence::AfterHello,
+    Silence::Quic,
+];
+
+/// Connections that never finish their handshake, for as long as it is kept.
+struct Crowd {
+    tcp: Vec<TcpStream>,
+    quic: JoinSet<Result<Connection, DialError>>,
+    _relay: JoinSet<()>,
+}
+
+impl Crowd {
+    /// One for each of `silences`, all held open together.
+    async fn gather(site: &Site<'_>, silences: impl Iterator<Item = Silence>) -> Self {
+        let hello = client_hello(site).await;
+        let mut relay = JoinSet::new();
+        let blind = one_way(site.address(), &mut relay).await;
+        let target: Target = blind.to_string().parse().expect("an address");
+        let target = target.with_pins(site.parsed().pins);
+        let dialer = Arc::new(Dialer::new(None));
+        let mut crowd = Self {
+            tcp: Vec::new(),
+            quic: JoinSet::new(),
+            _relay: relay,
+        };
+        for silence in silences {
+            let words: &[u8] = match silence {
+                Silence::AtOnce => &[],
+                Silence::WithinHello => &hello[..hello.len() / 2],
+                Silence::AfterHello => &hello,
+                Silence::Quic => {
+                    let (dialer, target) = (Arc::clone(&dialer), target.clone());
+                    let dial = async move { dialer.dial_over(Carriage::Quic, &target, CALL).await };
+                    crowd.quic.spawn(dial);
+                    continue;
+                }
+            };
+            let mut tcp = TcpStream::connect(site.address())
+                .await
+                .expect("the node accepts");
+            // An earlier one's end may come as a reset of this one's bytes.
+            tcp.write_all(words).await.ok();
+            crowd.tcp.push(tcp);
+        }
+        crowd
+    }
+
+    /// Waits until each has ended: by the node's hand on TCP, by its own on UDP, which says no.
+    async fn disperse(mut self) {
+        let mut rest = Vec::new();
+        for mut tcp in self.tcp {
+            // A reset is an end, too.
+            within(tcp.read_to_end(&mut rest)).await.ok();
+        }
+        while let Some(dialled) = within(self.quic.join_next()).await {
+            let dialled = dialled.expect("no panic");
+            assert!(
+                matches!(dialled, Err(DialError::TimedOut { .. })),
+                "{dialled:?}"
+            );
+        }
+    }
+}
+
+/// The first bytes of our own client.
+async fn client_hello(site: &Site<'_>) -> Vec<u8> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let here = listener.local_addr().expect("it is bound").to_string();
+    let target: Target = here.parse().expect("an address");
+    let target = target.with_pins(site.parsed().pins);
+    let dialer = Dialer::new(None);
+    let hear = async {
+        let (mut tcp, _) = listener.accept().await.expect("somebody dials");
+        // A TLS record: type, version, length (RFC 8446 section 5.1).
+        let mut hello = vec![0; 5];
+        tcp.read_exact(&mut hello).await.expect("a record");
+        let len = usize::from(u16::from_be_bytes([hello[3], hello[4]]));
+        hello.resize(5 + len, 0);
+        tcp.read_exact(&mut hello[5..]).await.expect("a record");
+        hello
+    };
+    tokio::select! {
+        hello = hear => hello,
+        dialled = dialer.dial_over(Carriage::Tcp, &target, CALL) => panic!("{dialled:?}"),
+    }
+}
+
+/// An address whose datagrams reach `node`, whose answers reach nobody.
+async fn one_way(node: SocketAddr, tasks: &mut JoinSet<()>) -> SocketAddr {
+    let free = async || UdpSocket::bind("127.0.0.1:0").await.expect("a free port");
+    let (inside, outside) = (free().await, free().await);
+    let address = inside.local_addr().expect("it is bound");
+    tasks.spawn(async move {
+        let mut datagram = vec![0; 2048];
+        while let Ok((len, _)) = inside.recv_from(&mut datagram).await {
+            outside.send_to(&datagram[..len], node).await.ok();
+        }
+    });
+    address
+}
+
+/// A crowd, and a caller beside it.
+async fn a_crowd_keeps_nobody_out(site: &Site<'_>, kinds: &[Silence]) {
+    let before = site.info(&[])["endpoint"].clone();
+    let crowd = Crowd::gather(site, kinds.iter().copied().cycle().take(CROWD)).await;
+    // Some are under way, within the limits; what became of the others is counted.
+    let under_way = kinds.len().min(2) * HANDSHAKES_AT_ONCE;
+    site.counted(&before, CROWD - under_way).await;
+    site.serves();
+    crowd.disperse().await;
+    site.serves();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_crowds_at_the_host() {
+    let bench = Bench::new();
+    let (_node, site) = Site::on_host(&bench);
+    for _ in 0..count(1, 20) {
+        for silence in SILENCES {
+            a_crowd_keeps_nobody_out(&site, &[silence]).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_crowds_at_the_appliance() {
+    let bench = Bench::new();
+    let node = block_in_place(|| bench.snapshot(Boot::MicrovmErofs).restore());
+    let site = Site {
+        admin: bench.admin(),
+        target: node.target(),
+    };
+    for _ in 0..count(1, 20) {
+        a_crowd_keeps_nobody_out(&site, &SILENCES).await;
+    }
+    let info = site.info(&[]);
+    assert_eq!(info["node_restarts"], 0, "{info}");
+    block_in_place(|| node.end());
+}

@@ -1,0 +1,173 @@
+//! What the node does about those who mean it no good: each ends in its documented code, and a
+//! legitimate caller is served meanwhile.
+
+mod callers;
+mod crowds;
+mod frames;
+mod silence;
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use alknet_core::{Carriage, Connection, StreamError};
+use alknet_endpoint::{Dialer, Target};
+use alknet_test_support::{deadline, is_campaign};
+use alknet_tests::{Bench, Cli, HostNode, wire};
+use alknet_tls::NodeKey;
+use serde_json::{Value, json};
+use tokio::task::block_in_place;
+
+/// How long anything may take before a test calls it hung. Guests run translated.
+fn hung() -> Duration {
+    deadline(Duration::from_secs(120))
+}
+
+/// Codes of docs/endpoint.md, of a connection and of a stream.
+const PROTOCOL: u64 = 5;
+const TIMEOUT: u64 = 8;
+
+const CALL: &[u8] = b"alknet/call";
+
+const CARRIAGES: [Carriage; 2] = [Carriage::Quic, Carriage::Tcp];
+
+/// Campaigns run for longer than continuous integration has time for.
+fn count(few: usize, many: usize) -> usize {
+    if is_campaign() { many } else { few }
+}
+
+async fn within<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(hung(), work).await.expect("it hangs")
+}
+
+/// A node under attack, and its administrator, who minds their own business.
+struct Site<'a> {
+    admin: &'a Cli,
+    target: String,
+}
+
+impl<'a> Site<'a> {
+    /// A node on this host, which ends with the first of the two.
+    fn on_host(bench: &'a Bench) -> (HostNode, Self) {
+        let node = bench.host();
+        let site = Self {
+            admin: bench.admin(),
+            target: node.target().to_owned(),
+        };
+        (node, site)
+    }
+
+    async fn dial(&self, dialer: &Dialer, carriage: Carriage) -> Connection {
+        let dialled = dialer.dial_over(carriage, &self.parsed(), CALL).await;
+        dialled.expect("anybody may connect")
+    }
+
+    fn parsed(&self) -> Target {
+        self.target.parse().expect("the node's own target")
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.parsed()
+            .address()
+            .parse()
+            .expect("an address, not a name")
+    }
+
+    /// `node/info` for the legitimate caller.
+    fn info(&self, more: &[&str]) -> Value {
+        block_in_place(|| {
+            self.admin
+                .call(&self.target, "node/info", &Value::Null, more)
+                .json()
+        })
+    }
+
+    fn serves(&self) {
+        for carriage in ["quic", "tcp"] {
+            let info = self.info(&["--carriage", carriage]);
+            assert_eq!(info["problems"], json!([]), "{info}");
+        }
+    }
+
+    /// Calls until the node has counted `enough` ends of handshakes: each call is served, too.
+    async fn counted(&self, before: &Value, enough: usize) {
+        let until = Instant::now() + hung();
+        loop {
+            let now = &self.info(&[])["endpoint"];
+            if number(now) >= number(before) + enough {
+                return;
+            }
+            assert!(
+                Instant::now() < until,
+                "less than {enough} from {before} to {now}"
+            );
+        }
+    }
+}
+
+/// Handshakes that came to nothing, and those that were asked for proof first.
+fn number(counters: &Value) -> usize {
+    let ends = ["evicted", "ignored", "refused", "retried", "timeout"];
+    let all = ends.map(|end| counters[format!("handshakes_{end}")].as_u64());
+    all.into_iter().flatten().sum::<u64>() as usize
+}
+
+fn key() -> NodeKey {
+    NodeKey::generate().expect("the system has entropy")
+}
+
+fn key_of(cli: &Cli) -> NodeKey {
+    cli.identity();
+    let path = cli.state().join("identity.key");
+    NodeKey::load_or_create(&path)
+        .expect("the key was just made")
+        .0
+}
+
+/// How a stream ended under its peer.
+#[derive(Debug, PartialEq, Eq)]
+enum Ended {
+    /// The connection with it, where there is no other stream.
+    Closed,
+    /// On its own.
+    Reset(u64),
+}
+
+impl Ended {
+    /// What `code` looks like from outside on this carriage.
+    fn by(code: u64, connection: &Connection) -> Self {
+        if connection.is_multi() {
+            Self::Reset(code)
+        } else {
+            Self::Closed
+        }
+    }
+}
+
+/// Sends `bytes` on a stream of its own, leaves that open unless told otherwise, and waits for
+/// its end.
+async fn send(connection: &Connection, bytes: &[u8], finish: bool) -> Ended {
+    let (mut send, mut recv) = wire::stream(connection).await.expect("it is connected");
+    // The node may have ended the stream before it has taken everything.
+    send.write_chunk(bytes.to_vec().into()).await.ok();
+    if finish {
+        send.finish().ok();
+    }
+    loop {
+        match recv.read_chunk(usize::MAX).await {
+            Ok(Some(_)) => {}
+            Ok(None) | Err(StreamError::Closed(_)) => return Ended::Closed,
+            Err(StreamError::Reset(code)) => return Ended::Reset(code),
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+}
+
+async fn answers(connection: &Connection) {
+    let (mut send, mut recv) = wire::stream(connection).await.expect("it is connected");
+    let request = wire::request("1", "services/list", &Value::Null);
+    send.write_chunk(request.into())
+        .await
+        .expect("the node reads");
+    let event = within(wire::event(&mut recv)).await.expect("an answer");
+    assert_eq!(event["type"], "call.responded", "{event}");
+}

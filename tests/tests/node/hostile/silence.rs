@@ -1,0 +1,83 @@
+//! Peers that send half a frame, or nothing.
+
+use std::time::{Duration, Instant};
+
+use alknet_core::{Carriage, CloseReason, Connection, StreamCode};
+use alknet_endpoint::Dialer;
+use alknet_test_support::took;
+use alknet_tests::{Bench, wire};
+use serde_json::Value;
+
+use super::{Ended, Site, TIMEOUT, answers, key, send, within};
+
+/// Waits for the end of `what`, which in a campaign comes a second after its time at the latest.
+async fn timed<T>(what: &str, patience: Duration, end: impl Future<Output = T>) -> T {
+    let began = Instant::now();
+    let end = end.await;
+    let most = patience + Duration::from_secs(1);
+    took(&format!("{what} is ended"), most, began.elapsed());
+    end
+}
+
+/// Begins a request every second, and gives it up, until the node ends the connection: bytes that ask nothing.
+async fn begins_and_gives_up(connection: &Connection) -> CloseReason {
+    let every = Duration::from_secs(1);
+    loop {
+        if let Ok(reason) = tokio::time::timeout(every, connection.closed()).await {
+            return reason;
+        }
+        if let Ok((mut send, _recv)) = wire::stream(connection).await {
+            send.write_chunk(bytes::Bytes::from_static(&[0])).await.ok();
+            send.reset(StreamCode::Cancelled);
+        }
+    }
+}
+
+/// A frame that begins and never ends is given up after half a minute, on either carriage; so is, after
+/// three quarters of one, an unknown peer who connects and asks nothing. On QUIC it may keep the connection
+/// open, as the dialer does.
+#[tokio::test(flavor = "multi_thread")]
+async fn half_open_streams_end_in_code_8() {
+    let bench = Bench::new();
+    let (_node, site) = Site::on_host(&bench);
+    let dialer = Dialer::new(Some(key()));
+    let half = &wire::request("1", "services/list", &Value::Null)[..20];
+    let dial = |carriage| site.dial(&dialer, carriage);
+    let (quic, tcp) = (dial(Carriage::Quic).await, dial(Carriage::Tcp).await);
+    let silent = dial(Carriage::Tcp).await;
+    let kept_open = dial(Carriage::Quic).await;
+    let busy = dial(Carriage::Quic).await;
+    let (frame, stranger) = (Duration::from_secs(30), Duration::from_secs(45));
+    let all = async {
+        tokio::join!(
+            timed("half a frame over QUIC", frame, send(&quic, half, false)),
+            timed("half a frame over TCP", frame, send(&tcp, half, false)),
+            timed("silence over TCP", stranger, send(&silent, b"", false)),
+            timed("silence over QUIC", stranger, kept_open.closed()),
+            timed(
+                "bytes that ask nothing",
+                stranger,
+                begins_and_gives_up(&busy)
+            )
+        )
+    };
+    let served = async {
+        // Whoever is slow is alone with it.
+        answers(&quic).await;
+        site.serves();
+    };
+    let (ended, ()) = within(async { tokio::join!(all, served) }).await;
+    let (of_quic, of_tcp, of_silent, of_kept_open, of_busy) = ended;
+    assert_eq!(
+        (of_quic, of_tcp, of_silent),
+        (Ended::Reset(TIMEOUT), Ended::Closed, Ended::Closed)
+    );
+    for reason in [of_kept_open, of_busy] {
+        assert!(
+            matches!(reason, CloseReason::Peer(Some(TIMEOUT), _)),
+            "{reason:?}"
+        );
+    }
+    answers(&dial(Carriage::Quic).await).await;
+    site.serves();
+}
