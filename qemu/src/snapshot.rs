@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::accel::Accel;
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::machine::Memory;
 use crate::qmp::Qmp;
+use crate::tpm::Chip;
 use crate::vm::Vm;
 
 /// The guest's memory, with holes where it is zero.
@@ -31,6 +32,10 @@ const KERNEL_AT: u64 = 0xffff_ffff_8000_0000;
 /// Pause between looks at where the processor is. The kernel takes a hundred times as long to come to its
 /// devices.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
+
+/// How long a guest surely waits for its TPM: Linux gives a self-test, which is what it asks first, two seconds
+/// (`TPM2_DURATION_LONG`).
+const ANSWERED_WITHIN: Duration = Duration::from_millis(1900);
 
 /// How long reading a saved machine may take, on a processor that runs guests itself.
 const READ_WITHIN: Duration = Duration::from_secs(10);
@@ -80,27 +85,96 @@ impl Vm {
     /// not looked for devices yet. What a copy of this machine has on its disks, in the firmware's
     /// configuration and in its TPM its kernel finds as if it had been booted with it.
     ///
+    /// A machine with a TPM is stopped where the kernel first asks that: it has unpacked itself and set up its memory, and
+    /// comes to disks, cards and the firmware's configuration later. For the time of `meanwhile` it gets no answer, and
+    /// unpacks its initial file system.
+    ///
     /// # Errors
-    /// The kernel does not run in time, or ran on for too long to be stopped there.
-    pub fn wait_kernel(&self, limit: Duration) -> Result<()> {
-        let limit = self.scale(limit);
-        let until = Instant::now() + limit;
-        while !self.in_kernel()? {
-            if Instant::now() > until {
-                return Err(self.timeout("the kernel".to_owned(), limit));
-            }
-            thread::sleep(LOOK_EVERY);
+    /// The kernel does not run in time, ran on for too long to be stopped there, or waited longer than it waits for a TPM.
+    pub fn wait_kernel(&self, limit: Duration, meanwhile: Duration) -> Result<()> {
+        self.wait_until("the kernel", limit, || self.in_kernel())?;
+        if let Some(chip) = &self.tpm {
+            chip.hold();
+            self.stop_where_held(chip, "the kernel's question to the TPM", limit, meanwhile)?;
         }
         self.pause()?;
         let devices = self.qmp.execute("x-query-virtio", json!({}))?;
         for device in devices.as_array().into_iter().flatten() {
             let status = json!({ "path": device["path"] });
             let status = self.qmp.execute("x-query-virtio-status", status)?;
-            let statuses = &status["status"]["statuses"];
-            if statuses.as_array().is_none_or(|all| !all.is_empty()) {
+            let statuses = status["status"]["statuses"].as_array();
+            let is_used = statuses.is_none_or(|all| all.iter().any(is_driven));
+            if is_used {
                 let why = format!("the kernel ran on and found its devices: {status}");
                 return Err(Error::BadMachine(why));
             }
+        }
+        Ok(())
+    }
+
+    /// Waits until firmware is about to boot, and stops the machine there: it has set up the machine and
+    /// decided what it boots from, and has read nothing of that yet. What a copy of this machine has on its disk
+    /// the firmware reads, judges and measures as if it had been started with it. The disk has to be divided as this
+    /// one's, with the same file systems; what files they have is open. Firmware's variables, boot entries and keys among
+    /// them, are those of this machine.
+    ///
+    /// # Errors
+    /// The machine has no TPM, firmware is not as far in time, or further already.
+    pub fn wait_ready_to_boot(&self, limit: Duration) -> Result<()> {
+        let chip = self.tpm.as_ref();
+        let chip = chip.ok_or_else(|| {
+            Error::BadMachine("what firmware does is seen at a TPM, and it has none".to_owned())
+        })?;
+        chip.hold_ready_to_boot()?;
+        self.stop_where_held(chip, "firmware to be ready to boot", limit, Duration::ZERO)
+    }
+
+    /// Stops the machine where its TPM keeps a response back, after `meanwhile`, and gives it that: what is saved has
+    /// nothing under way.
+    fn stop_where_held(
+        &self,
+        chip: &Chip,
+        what: &str,
+        limit: Duration,
+        meanwhile: Duration,
+    ) -> Result<()> {
+        // The last look at which it ran on.
+        let mut held_at = Instant::now();
+        let stopped = self
+            .wait_until(what, limit, || {
+                let is_held = chip.is_held();
+                if !is_held {
+                    held_at = Instant::now();
+                }
+                Ok(is_held)
+            })
+            .and_then(|()| {
+                thread::sleep(meanwhile);
+                self.pause()
+            });
+        let waited = held_at.elapsed();
+        chip.release();
+        stopped?;
+        if waited > ANSWERED_WITHIN {
+            let why = format!("the guest waited {waited:?} for its TPM, and may have given up");
+            return Err(Error::BadMachine(why));
+        }
+        Ok(())
+    }
+
+    fn wait_until(
+        &self,
+        what: &str,
+        limit: Duration,
+        mut is_so: impl FnMut() -> Result<bool>,
+    ) -> Result<()> {
+        let limit = self.scale(limit);
+        let until = Instant::now() + limit;
+        while !is_so()? {
+            if Instant::now() > until {
+                return Err(self.timeout(what.to_owned(), limit));
+            }
+            thread::sleep(LOOK_EVERY);
         }
         Ok(())
     }
@@ -113,6 +187,12 @@ impl Vm {
         let place = place.and_then(|digits| u64::from_str_radix(digits, 16).ok());
         Ok(place.is_some_and(|place| place >= KERNEL_AT))
     }
+}
+
+/// Whether that is more than the device being known: a driver of the guest has it.
+fn is_driven(status: &Value) -> bool {
+    let said = status.as_str().unwrap_or_default();
+    !said.starts_with("VIRTIO_CONFIG_S_ACKNOWLEDGE")
 }
 
 /// The file of the memory of the machine saved in `folder`.

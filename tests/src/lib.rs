@@ -46,6 +46,6 @@ pub use node::{Boot, Machine, Node, READY};
 pub use pem::Pem;
 pub use relay::Relay;
 pub use server::Server;
-pub use snapshot::Snapshot;
+pub use snapshot::{Point, Snapshot};
 pub use wait::{eventually, is_busy, whole_seconds};
 pub use web::{AtOnce, Events, Told, Web, curl};

@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::bench::Bench;
 use crate::cli::{Answer, Cli, Stream};
 use crate::image::Image;
-use crate::snapshot;
+use crate::snapshot::{self, Point};
 use crate::wait::is_busy;
 
 /// What PID 1 prints once the port is served: host name, identity, port.
@@ -63,6 +63,16 @@ impl Boot {
     }
 }
 
+/// Where a machine starts.
+#[derive(Clone, Debug)]
+enum Start {
+    PowerOn,
+    /// Where another one came with the shipped image.
+    After(Point),
+    /// Where the one came that is saved in this folder.
+    From(PathBuf),
+}
+
 /// A machine that is being put together.
 #[derive(Debug)]
 #[must_use]
@@ -77,7 +87,7 @@ pub struct Machine<'a> {
     nics: Vec<Nic>,
     /// It has a TPM.
     measured: bool,
-    after_firmware: bool,
+    start: Start,
 }
 
 impl<'a> Machine<'a> {
@@ -106,7 +116,7 @@ impl<'a> Machine<'a> {
             disks: vec![],
             nics: vec![],
             measured: false,
-            after_firmware: false,
+            start: Start::PowerOn,
         }
     }
 
@@ -152,13 +162,28 @@ impl<'a> Machine<'a> {
 
     /// Starts where firmware has handed over to the kernel of the shipped image: a copy of a machine on
     /// which real firmware did so once. The messages of that firmware to its TPM are sent to this one's TPM
-    /// first, so that it has the same measurements. Everything from the kernel's first instructions on happens here, with
-    /// this machine's disks, configuration and TPM.
+    /// first, so that it has the same measurements. With a TPM, the kernel has set up itself and its memory and asks
+    /// that for the first time. Everything from there on happens here, with this machine's disks, configuration and
+    /// TPM.
     ///
-    /// Firmware takes ten times as long as all the rest under emulation. Not for a test of what firmware
+    /// Firmware takes longer than all the rest under emulation. Not for a test of what firmware
     /// starts, refuses or measures, nor with other disks or cards than the usual ones.
     pub fn after_firmware(mut self) -> Self {
-        self.after_firmware = true;
+        self.start = Start::After(Point::Kernel);
+        self
+    }
+
+    /// Starts where firmware with a TPM is about to boot, by a copy as [`after_firmware`](Self::after_firmware): what is
+    /// on this machine's disk is read, started or refused, and measured here. For tests of that; what comes before is
+    /// half of what firmware takes. Boot entries and other variables of the firmware are as they are at a first boot.
+    pub fn ready_to_boot(mut self) -> Self {
+        self.start = Start::After(Point::ReadyToBoot);
+        self
+    }
+
+    /// Starts where a machine of this test came that was built the same, see [`Bench::record`].
+    pub fn resumed(mut self, record: &Path) -> Self {
+        self.start = Start::From(record.to_owned());
         self
     }
 
@@ -205,12 +230,12 @@ impl<'a> Machine<'a> {
     /// # Errors
     /// QEMU does not start.
     pub fn try_start(self) -> alknet_qemu::Result<Vm> {
-        let (boot, measured, after_firmware) = (self.boot, self.measured, self.after_firmware);
+        let (boot, measured, start) = (self.boot, self.measured, self.start.clone());
         let vm = self.into_builder();
-        if after_firmware {
-            Ok(snapshot::after_firmware(boot, measured, &vm))
-        } else {
-            vm.start()
+        match start {
+            Start::PowerOn => vm.start(),
+            Start::After(point) => Ok(snapshot::after(point, boot, measured, &vm)),
+            Start::From(record) => vm.restore(record).start(),
         }
     }
 

@@ -2,10 +2,11 @@
 //! tests as copies that are there after a tenth of a second.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use alknet_qemu::{Vm, VmBuilder};
+use alknet_qemu::{Error, Vm, VmBuilder};
 
 use crate::bench::{Bench, DATA_BYTES};
 use crate::image::Image;
@@ -21,8 +22,22 @@ const MADE_WITHIN: Duration = Duration::from_secs(30);
 /// Longest wait from power-on to the kernel; firmware alone takes long when it is emulated.
 const FIRMWARE_WITHIN: Duration = Duration::from_secs(30);
 
+/// How long the kernel may unpack its initial file system before it is saved; tried again with less where the host is so
+/// busy that it gave up its TPM meanwhile. Copies unpack the rest.
+const UNPACKS_FOR: [Duration; 3] = [
+    Duration::from_millis(1500),
+    Duration::from_millis(500),
+    Duration::ZERO,
+];
+
 /// The data disk in the folder of a saved machine.
 const DISK: &str = "disk";
+
+/// What a chip keeps, in its folder and in that of a machine that is set up.
+const CHIP_STATE: &str = "tpm2-00.permall";
+
+/// The identity of such a machine.
+const IDENTITY: &str = "identity";
 
 /// A machine on QEMU's network that was booted from a blank disk and serves.
 ///
@@ -180,6 +195,49 @@ impl Bench {
         bench
     }
 
+    /// A bench whose UEFI disk and chip `own` are those of a machine with a TPM that was switched off before, and that
+    /// machine's identity. `first` boots it, on another bench, as configured by `config` and by what it types. For tests
+    /// to which that is nothing special: those that say the same `config` have copies of one machine.
+    ///
+    /// # Panics
+    /// The machine cannot be made.
+    pub fn set_up_measured(
+        config: &str,
+        first: impl Fn(&Self, Machine<'_>) -> Node,
+    ) -> (Self, String) {
+        let image = Image::get().digests(Boot::UefiRaw.form());
+        let recipe = format!("a measured machine that is set up\n{image}\n{config}");
+        let chip = |bench: &Self| bench.path().join("own.tpm");
+        let make = |folder: &Path| {
+            let bench = Self::of_snapshots();
+            let machine = bench.machine(Boot::UefiRaw).measured("own");
+            let node = first(&bench, machine.after_firmware().configured(config));
+            let identity = node.identity().to_owned();
+            node.end();
+            let kept = alknet_qemu::copy(&bench.raw(), &folder.join(DISK))
+                .map_err(io::Error::other)
+                .and_then(|()| {
+                    let state = fs::read(chip(&bench).join(CHIP_STATE))?;
+                    fs::write(folder.join(CHIP_STATE), state)?;
+                    fs::write(folder.join(IDENTITY), identity)
+                });
+            kept.unwrap_or_else(|error| panic!("{error}"));
+        };
+        let bench = Self::of_snapshots();
+        let copy = |folder: &Path| {
+            alknet_qemu::copy(&folder.join(DISK), &bench.raw())?;
+            let files = || {
+                fs::create_dir(chip(&bench))?;
+                let state = fs::read(folder.join(CHIP_STATE))?;
+                fs::write(chip(&bench).join(CHIP_STATE), state)?;
+                fs::read_to_string(folder.join(IDENTITY))
+            };
+            Ok(files().expect("both folders are ours"))
+        };
+        let identity = Store::open().restore(&recipe, make, copy);
+        (bench, identity)
+    }
+
     /// One with the administrator of all snapshots.
     fn of_snapshots() -> Self {
         let bench = Self::new();
@@ -205,26 +263,71 @@ impl Bench {
     }
 }
 
-/// Starts `vm` where firmware has just handed over to the kernel of the shipped image.
-pub(crate) fn after_firmware(boot: Boot, measured: bool, vm: &VmBuilder) -> Vm {
+/// How far a machine came that others go on from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Point {
+    /// Firmware is about to boot and has read nothing of what it is going to start.
+    ReadyToBoot,
+    /// Firmware handed over to the kernel, which has not looked for its devices yet.
+    Kernel,
+}
+
+impl Point {
+    /// Brings a machine there and saves it in `folder`.
+    fn save<'a>(self, machine: impl Fn() -> Machine<'a>, folder: &Path) {
+        let mut tries = UNPACKS_FOR.into_iter().peekable();
+        while let Some(meanwhile) = tries.next() {
+            let machine = machine().with(VmBuilder::saveable);
+            let vm = machine.with(|vm| vm.name("firmware")).start();
+            let stopped = match self {
+                Self::ReadyToBoot => vm.wait_ready_to_boot(FIRMWARE_WITHIN),
+                Self::Kernel => vm.wait_kernel(FIRMWARE_WITHIN, meanwhile),
+            };
+            match stopped.and_then(|()| vm.save(folder, MADE_WITHIN)) {
+                Ok(()) => return,
+                Err(Error::BadMachine(why)) if tries.peek().is_some() => {
+                    eprintln!("firmware runs again: {why}");
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+}
+
+/// Starts `vm` where a machine came with the shipped image and fresh variables.
+pub(crate) fn after(point: Point, boot: Boot, measured: bool, vm: &VmBuilder) -> Vm {
     let bench = Bench::new();
     let machine = || {
-        let machine = bench.machine(boot).with(VmBuilder::saveable);
-        let machine = machine.with(|vm| vm.name("firmware"));
+        let machine = bench.machine(boot);
         if measured {
             machine.measured("chip")
         } else {
             machine
         }
     };
-    let (image, built) = (Image::get().digests(boot.form()), machine().recipe());
-    let recipe = format!("{boot:?} measured={measured} after firmware\n{image}\n{built}");
-    let make = |folder: &Path| {
-        let vm = machine().start();
-        let saved = vm
-            .wait_kernel(FIRMWARE_WITHIN)
-            .and_then(|()| vm.save(folder, MADE_WITHIN));
-        saved.unwrap_or_else(|error| panic!("{error}"));
-    };
+    let image = Image::get().digests(boot.form());
+    let built = machine().with(VmBuilder::saveable).recipe();
+    let recipe = format!("{boot:?} measured={measured} at {point:?}\n{image}\n{built}");
+    let make = |folder: &Path| point.save(machine, folder);
     Store::open().restore(&recipe, make, |folder| vm.clone().restore(folder).start())
+}
+
+impl Bench {
+    /// Runs the firmware of a machine once, for machines of this test that are built the same: they are
+    /// [`resumed`](Machine::resumed) from the folder that this returns. Its TPM should be one that the test does not
+    /// use further.
+    ///
+    /// # Panics
+    /// It does not come there, or the temporary directory cannot be written.
+    pub fn record<'a>(
+        &'a self,
+        name: &str,
+        point: Point,
+        machine: impl Fn() -> Machine<'a>,
+    ) -> PathBuf {
+        let folder = self.path().join(name);
+        fs::create_dir(&folder).expect("the folder is ours");
+        point.save(machine, &folder);
+        folder
+    }
 }

@@ -35,7 +35,7 @@ const CONTENTS: &str = "contents.json";
 const USED_FOR: Duration = Duration::from_secs(24 * 3600);
 
 /// Machines that are kept, those that were used last. One takes some 100 MB.
-const KEPT: usize = 12;
+const KEPT: usize = 16;
 
 /// The folder.
 #[derive(Debug)]

@@ -33,6 +33,12 @@ const OF_FIRMWARE: [u32; 9] = [
 const GET_CAPABILITY: u32 = 0x17a;
 const CAP_PCRS: u32 = 5;
 
+/// `TPM2_PCR_Extend`, and the register of what firmware starts. Before anything of a disk goes there, it gets an
+/// event that firmware begins to boot (TCG PC Client Platform Firmware Profile, 3.3.4.5: `Calling EFI Application from
+/// Boot Option`).
+const PCR_EXTEND: u32 = 0x182;
+const PCR_OF_PROGRAMS: u32 = 4;
+
 /// SHA-256, as a TPM writes algorithms.
 const SHA256: [u8; 2] = [0, 0x0b];
 
@@ -73,6 +79,13 @@ pub(super) fn number(bytes: &[u8]) -> u32 {
     let mut number = [0; 4];
     number.copy_from_slice(&bytes[..4]);
     u32::from_be_bytes(number)
+}
+
+/// Whether firmware says by this command that it begins to boot, or, after the first such command, what it starts.
+pub(super) fn is_ready_to_boot(command: &[u8]) -> bool {
+    code(command) == PCR_EXTEND
+        && command.len() >= HEADER_BYTES + 4
+        && number(&command[HEADER_BYTES..]) == PCR_OF_PROGRAMS
 }
 
 /// What a chip with one bank of PCRs, that of SHA-256, responds in place of `response`.
@@ -172,6 +185,19 @@ mod tests {
         assert!(receive(&mut long.as_slice()).is_err(), "it says 64 KiB");
         let mut short = &startup(0)[..11];
         assert!(receive(&mut short).is_err(), "its end is missing");
+    }
+
+    #[test]
+    fn firmware_is_ready_to_boot_when_it_measures_that() {
+        let extend = |register: u8| {
+            let mut command = vec![0x80, 2, 0, 0, 0, 14, 0, 0, 1, 0x82, 0, 0, 0, register];
+            command[5] = u8::try_from(command.len()).expect("short");
+            command
+        };
+        assert!(is_ready_to_boot(&extend(4)));
+        assert!(!is_ready_to_boot(&extend(7)), "its settings");
+        assert!(!is_ready_to_boot(&extend(4)[..13]), "cut");
+        assert!(!is_ready_to_boot(&startup(4)));
     }
 
     #[test]

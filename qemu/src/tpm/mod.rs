@@ -64,6 +64,36 @@ impl Chip {
         command::write(&folder.join(COMMANDS), &self.relay.asked())
     }
 
+    /// Keeps back the response to the next command of any kind, so that the guest stands still there.
+    pub(crate) fn hold(&self) {
+        self.relay.hold(|_| true);
+    }
+
+    /// The same where firmware is ready to boot and has not read yet what it is going to start.
+    ///
+    /// # Errors
+    /// It has come further already.
+    pub(crate) fn hold_ready_to_boot(&self) -> Result<()> {
+        self.relay.hold(command::is_ready_to_boot);
+        let mut asked = self.relay.asked();
+        asked.retain(|one| command::is_ready_to_boot(&one.command));
+        if asked.len() > usize::from(self.is_held()) {
+            let why = "its firmware reads already what it is going to start";
+            return Err(Error::BadMachine(why.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// The guest stands still there.
+    pub(crate) fn is_held(&self) -> bool {
+        self.relay.is_held()
+    }
+
+    /// Lets the response go.
+    pub(crate) fn release(&self) {
+        self.relay.release();
+    }
+
     /// The machine has taken over what was saved, and from now on switches its chip off and on itself.
     pub(crate) fn taken_over(&self) {
         self.relay.taken_over();

@@ -11,7 +11,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use rustix::net::{
@@ -52,6 +52,9 @@ pub trait Interposer: std::fmt::Debug + Send + Sync {
     ) -> io::Result<Vec<u8>>;
 }
 
+/// Which commands are meant.
+pub(super) type Which = fn(&[u8]) -> bool;
+
 /// The two threads that do it. They end with QEMU.
 #[derive(Debug)]
 pub(super) struct Relay(Arc<Shared>);
@@ -62,6 +65,16 @@ struct Shared {
     asked: Mutex<Vec<Exchange>>,
     taken_over: AtomicBool,
     interposer: Option<Arc<dyn Interposer>>,
+    hold: Mutex<Hold>,
+    let_go: Condvar,
+}
+
+/// A response that the guest waits for.
+#[derive(Debug, Default)]
+struct Hold {
+    /// To the next one of these commands.
+    wanted: Option<Which>,
+    is_held: bool,
 }
 
 impl Relay {
@@ -103,11 +116,49 @@ impl Relay {
     pub(super) fn taken_over(&self) {
         self.0.taken_over.store(true, Ordering::Relaxed);
     }
+
+    /// Keeps back the response to the next such command.
+    pub(super) fn hold(&self, wanted: Which) {
+        self.0.held().wanted = Some(wanted);
+    }
+
+    /// The guest waits for such a response.
+    pub(super) fn is_held(&self) -> bool {
+        self.0.held().is_held
+    }
+
+    /// Lets it go.
+    pub(super) fn release(&self) {
+        *self.0.held() = Hold::default();
+        self.0.let_go.notify_all();
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        // A thread that keeps something back would never see that QEMU ended.
+        self.release();
+    }
 }
 
 impl Shared {
-    fn asked(&self) -> std::sync::MutexGuard<'_, Vec<Exchange>> {
+    fn asked(&self) -> MutexGuard<'_, Vec<Exchange>> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn held(&self) -> MutexGuard<'_, Hold> {
+        self.hold.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for as long as the response to this command is to be kept back.
+    fn wait_let_go(&self, command: &[u8]) {
+        let mut hold = self.held();
+        if !hold.wanted.is_some_and(|wanted| wanted(command)) {
+            return;
+        }
+        hold.is_held = true;
+        let let_go = self.let_go.wait_while(hold, |hold| hold.is_held);
+        drop(let_go.unwrap_or_else(PoisonError::into_inner));
     }
 }
 
@@ -227,7 +278,11 @@ fn pass(mut qemu: UnixStream, mut chip: UnixStream, shared: &Shared) -> io::Resu
         let response = command::with_one_bank(&command, response);
         let code = code(&response);
         // Before the guest goes on: who sees what it does next finds this here.
-        shared.asked().push(Exchange { command, code });
+        shared.asked().push(Exchange {
+            command: command.clone(),
+            code,
+        });
+        shared.wait_let_go(&command);
         qemu.write_all(&response)?;
     }
     Ok(())

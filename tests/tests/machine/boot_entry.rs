@@ -1,13 +1,13 @@
 //! An attacker gives the firmware's boot entry a command line, which replaces the image's: it is
 //! measured apart from the image, and the TPM opens nothing.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use alknet_qemu::set_command_line;
 use alknet_sealed::limits::{VAULT_A_AT, VAULT_B_AT};
-use alknet_tests::Bench;
+use alknet_tests::Point;
 use alknet_tests::tools::{RAW_DATA_AT, variable};
 use alknet_tpm::{Expected, PcrChoice, PcrValues};
 use alknet_vault::SecretStr;
@@ -16,13 +16,12 @@ use serde_json::{Value, json};
 
 use crate::chip::with_chip;
 use crate::secure_boot::PACKAGES_VARIABLE;
-use crate::tpm::{asked, measured, says, served, shown, type_line};
+use crate::tpm::{PASSPHRASE, WITH_PASSPHRASE, asked, measured, says, served, set_up, type_line};
 
 /// What the boot entry says: all that makes another program the first one. They name ours here, so that it
 /// starts and can be asked.
 const LINE: &str =
     "console=ttyS0 quiet panic=10 noreplace-smp rdinit=/init init=/init root=/dev/vda";
-const PASSPHRASE: &str = "correct horse";
 /// Bytes of both copies of the vault, which lie one after the other.
 const COPIES_BYTES: usize = 128 << 10;
 
@@ -30,27 +29,18 @@ const COPIES_BYTES: usize = 128 << 10;
 /// made anew as soon as the vault was opened in another way.
 #[test]
 fn a_boot_entry_with_another_command_line_opens_nothing() {
-    let bench = Bench::new();
-    let machine = || {
-        let unlock = "[vault]\nunlock = [\"tpm2\", \"passphrase\"]";
-        measured(&bench, "own").configured(unlock)
-    };
-    let vm = machine().start();
-    asked(&vm, "new passphrase");
-    type_line(&vm, PASSPHRASE);
-    shown(&vm, "the same again");
-    type_line(&vm, PASSPHRASE);
-    let node = served(&bench, vm);
-    let identity = node.identity().to_owned();
-    node.end();
-
+    let (bench, identity) = set_up(WITH_PASSPHRASE);
     let at = |name: &str| bench.path().join(name);
-    fs::copy(at("variables.fd"), at("before.fd")).expect("the folder is ours");
+    let machine = |chip: &str| measured(&bench, chip).configured(WITH_PASSPHRASE);
+    // Firmware that has started once wrote its boot entries, which come with this machine.
+    drop(machine("recorder").after_firmware().start());
     make_former_slot(&bench.raw(), &at("own.tpm"));
     let packages = variable(PACKAGES_VARIABLE);
     set_command_line(&at("variables.fd"), packages.as_ref(), LINE)
         .unwrap_or_else(|error| panic!("{error}"));
-    let vm = machine().start();
+    // Firmware runs once with that line, and hands over to two machines.
+    let handed_over = bench.record("handed-over", Point::Kernel, || machine("recorder"));
+    let vm = machine("own").resumed(&handed_over).start();
     asked(&vm, "passphrase of the vault");
     says(&vm, "something from beside the image was started with it");
     type_line(&vm, PASSPHRASE);
@@ -63,7 +53,7 @@ fn a_boot_entry_with_another_command_line_opens_nothing() {
     assert_eq!(status["tpm2"], json!([slot]), "{status:#}");
     node.end();
 
-    let vm = machine().start();
+    let vm = machine("own").resumed(&handed_over).start();
     asked(&vm, "passphrase of the vault");
     says(
         &vm,
@@ -71,8 +61,8 @@ fn a_boot_entry_with_another_command_line_opens_nothing() {
     );
     drop(vm);
 
-    fs::copy(at("before.fd"), at("variables.fd")).expect("the folder is ours");
-    let node = machine().boot();
+    // Firmware with the entry that it made itself.
+    let node = machine("own").after_firmware().boot();
     assert_eq!(node.identity(), identity);
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["opened_by"], "tpm2", "{status:#}");
@@ -88,10 +78,10 @@ fn a_boot_entry_with_another_command_line_opens_nothing() {
     let copies_at = RAW_DATA_AT + VAULT_A_AT;
     disk.read_exact_at(&mut former, copies_at)
         .expect("the disk is longer");
-    machine().after_firmware().boot().end();
+    machine("own").after_firmware().boot().end();
     disk.write_all_at(&former, copies_at)
         .expect("the disk is ours");
-    let vm = machine().after_firmware().start();
+    let vm = machine("own").after_firmware().start();
     asked(&vm, "passphrase of the vault");
     says(&vm, "the vault is older than the data beside it");
 }

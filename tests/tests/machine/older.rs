@@ -8,13 +8,15 @@ use std::path::Path;
 
 use alknet_qemu::Vm;
 use alknet_sealed::limits::{VAULT_A_AT, VAULT_B_AT};
+use alknet_tests::READY;
 use alknet_tests::tools::RAW_DATA_AT;
-use alknet_tests::{Bench, READY};
 use serde_json::{Value, json};
 
 use crate::chip::with_chip;
 use crate::console::{commands, typed};
-use crate::tpm::{DONE_WITHIN, asked, measured, says, served, shown, type_line};
+use crate::tpm::{
+    DONE_WITHIN, PASSPHRASE, WITH_PASSPHRASE, asked, measured, says, served, set_up, type_line,
+};
 
 /// Bytes of a copy of the vault.
 const COPY_BYTES: usize = 64 << 10;
@@ -30,26 +32,18 @@ const DEFINE_OTHER: [u8; 45] = [
 
 #[test]
 fn an_older_copy_that_is_put_back_opens_only_for_its_owner() {
-    let bench = Bench::new();
+    let (bench, identity) = set_up(WITH_PASSPHRASE);
     let machine = || {
-        let unlock = "[vault]\nunlock = [\"tpm2\", \"passphrase\"]";
-        measured(&bench, "own").after_firmware().configured(unlock)
+        let machine = measured(&bench, "own").after_firmware();
+        machine.configured(WITH_PASSPHRASE)
     };
-    let vm = machine().start();
-    asked(&vm, "new passphrase");
-    type_line(&vm, "correct horse");
-    shown(&vm, "the same again");
-    type_line(&vm, "correct horse");
-    let node = served(&bench, vm);
-    let identity = node.identity().to_owned();
-    node.end();
     let before = bench.path().join("before.raw");
     alknet_qemu::copy(&bench.raw(), &before).unwrap_or_else(|error| panic!("{error}"));
 
     let node = machine().boot();
     commands(node.vm());
     typed(node.vm(), "passwd", "passphrase of the vault: _");
-    typed(node.vm(), "correct horse", "new passphrase: _");
+    typed(node.vm(), PASSPHRASE, "new passphrase: _");
     typed(node.vm(), "battery staple", "the same again: _");
     typed(node.vm(), "battery staple", "the passphrase was changed");
     node.end();
@@ -125,5 +119,5 @@ fn wrong_then_right(vm: &Vm) {
     type_line(vm, "battery staple");
     let again = vm.wait_for_after(mark, "what was typed does not open it", DONE_WITHIN);
     again.unwrap_or_else(|error| panic!("{error}"));
-    type_line(vm, "correct horse");
+    type_line(vm, PASSPHRASE);
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use alknet_qemu::{Owner, Vm};
 use alknet_tests::tools::{tool, tool_says, variable};
-use alknet_tests::{Bench, Boot};
+use alknet_tests::{Bench, Boot, Point};
 use serde_json::{Value, json};
 
 /// Names the folder of Python packages that nobody here wrote.
@@ -30,16 +30,20 @@ fn only_what_the_owner_signed_starts_and_opens_the_vault() {
     let [owner, stranger] = [owner, stranger].map(|made| made.expect("keys can be made"));
     let variables = enrolled(&bench, &owner, "owners");
     let unsigned = program(&bench);
-    let machine = |variables: &Path| {
-        let machine = bench.machine(Boot::UefiRaw).measured("own");
+    let machine = |chip: &str, variables: &Path| {
+        let machine = bench.machine(Boot::UefiRaw).measured(chip);
         let machine = machine.secured(variables);
         machine.configured("[vault]\nunlock = [\"tpm2\"]")
     };
+    // The firmware with the owner's key, up to where it reads what it is going to start.
+    let recorder = || machine("recorder", &variables);
+    let ready = bench.record("ready", Point::ReadyToBoot, recorder);
+    let owners = || machine("own", &variables).resumed(&ready);
 
-    refused(&machine(&variables).start());
+    refused(&owners().start());
     let signed = by(&bench, &owner, &unsigned, "signed");
     install(&bench, &signed);
-    let node = machine(&variables).boot();
+    let node = owners().boot();
     let identity = node.identity().to_owned();
     let status = node.call("vault/status", &Value::Null);
     let slot = json!({ "slot": 0, "pcrs": [7, 11], "pin": false,
@@ -50,18 +54,18 @@ fn only_what_the_owner_signed_starts_and_opens_the_vault() {
 
     // Signed by somebody else, whose key this firmware does not know.
     install(&bench, &by(&bench, &stranger, &unsigned, "strangers"));
-    refused(&machine(&variables).start());
+    refused(&owners().start());
     // Who gives the firmware that key, or takes all of them away, has a machine that starts.
     let strangers = enrolled(&bench, &stranger, "theirs");
     for variables in [strangers, bench.path().join("none")] {
-        let vm = machine(&variables).start();
+        let vm = machine("own", &variables).start();
         let waited = vm.wait_line(OTHER_KEYS, SAID_WITHIN);
         waited.unwrap_or_else(|error| panic!("{error}"));
         assert!(!vm.console().text().contains("alknet: ready"));
     }
-    // The machine as it was at its first boot opens its vault as before.
+    // The machine as it was at its first boot, from power-on, opens its vault as before.
     install(&bench, &signed);
-    let node = machine(&variables).boot();
+    let node = machine("own", &variables).boot();
     assert_eq!(node.identity(), identity);
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["opened_by"], "tpm2", "{status:#}");

@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 use crate::console::{commands, typed};
 use crate::knock;
 use crate::rescue;
+use crate::tpm::{TPM_ALONE, measured, set_up};
 use crate::vault::PHRASE;
 
 /// From power-on until the console says what is wrong; firmware alone takes long when it is emulated.
@@ -35,8 +36,6 @@ const FORMATTING: &[u8] = b"alknet: this partition is being formatted\n";
 
 /// How the console asks for proof.
 const PROOF: &str = "of its recovery words: _";
-/// What opens the vault of a machine with a TPM, and nothing else does.
-const TPM: &str = "[vault]\nunlock = [\"tpm2\"]\n";
 /// Of the vault that a medium opens, which lies beside the machine.
 const VAULT: &str = "27209049-2f6c-46bf-a462-c718ee429cc0";
 
@@ -45,18 +44,8 @@ const VAULT: &str = "27209049-2f6c-46bf-a462-c718ee429cc0";
 /// other administrators, and other recipients of the words.
 #[test]
 fn a_damaged_disk_opens_nothing_and_takes_nobody_in() {
-    let bench = Bench::new();
-    let machine = |document: &str| {
-        let machine = bench.machine(Boot::UefiRaw).measured("own");
-        machine.after_firmware().config(document)
-    };
-    let owners = document(&bench.admin().identity(), TPM);
-    let node = machine(&owners).boot();
-    let identity = node.identity().to_owned();
-    let status = node.call("vault/status", &Value::Null);
-    assert_eq!(status["slots"], json!(["tpm2"]), "{status:#}");
-    node.end();
-
+    let (bench, identity) = set_up(TPM_ALONE);
+    let machine = |document: &str| measured(&bench, "own").after_firmware().config(document);
     let disk = bench.raw();
     let whole = head(&disk);
     let thiefs = thiefs_document(&bench);
@@ -109,6 +98,7 @@ fn a_damaged_disk_opens_nothing_and_takes_nobody_in() {
     let codes: Vec<_> = codes.filter_map(|one| one["code"].as_str()).collect();
     assert!(codes.contains(&"provisioning-ignored"), "{info:#}");
     let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["slots"], json!(["tpm2"]), "{status:#}");
     assert_eq!(status["words_age"], Value::Null, "{status:#}");
     node.end();
 }
@@ -193,7 +183,10 @@ fn thiefs_document(bench: &Bench) -> String {
         .find_map(|line| line.strip_prefix("# public key: "));
     let recipient = recipient.expect("a public key");
     let thief = bench.somebody("thief").identity();
-    document(&thief, &format!("{TPM}words_to = [\"{recipient}\"]\n"))
+    document(
+        &thief,
+        &format!("{TPM_ALONE}\nwords_to = [\"{recipient}\"]\n"),
+    )
 }
 
 /// Waits until the machine says what is wrong, and tries what a thief would at its port and its console.

@@ -17,6 +17,13 @@ use crate::secure_boot::{PROGRAM, program, put};
 
 /// From power-on until the console asks for something; firmware alone takes long when it is emulated.
 const ASKED_WITHIN: Duration = Duration::from_secs(30);
+/// What opens the vault of a machine: its TPM alone, the passphrase as well, or the TPM with a PIN.
+pub(crate) const TPM_ALONE: &str = "[vault]\nunlock = [\"tpm2\"]";
+pub(crate) const WITH_PASSPHRASE: &str = "[vault]\nunlock = [\"tpm2\", \"passphrase\"]";
+pub(crate) const WITH_PIN: &str = "[vault]\nunlock = [\"tpm2\"]\ntpm_pin = true";
+pub(crate) const PASSPHRASE: &str = "correct horse";
+pub(crate) const PIN: &str = "1234";
+
 /// From an answer at the console until what it leads to.
 pub(crate) const DONE_WITHIN: Duration = Duration::from_secs(30);
 
@@ -24,22 +31,16 @@ pub(crate) const DONE_WITHIN: Duration = Duration::from_secs(30);
 const WORD: &[u8] = b"panic=10";
 const OTHER_WORD: &[u8] = b"panic=11";
 
-/// The first and the second start need nobody, but for a passphrase that is to open it as well. A start
+/// A start from power-on needs nobody, after a first one that asked for a passphrase that is to open it as well. A start
 /// with another command line, one by another program that measures the same image, and one with another
 /// chip ask for that, and say why.
 #[test]
 fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
-    let bench = Bench::new();
-    let unlock = "[vault]\nunlock = [\"tpm2\", \"passphrase\"]";
-    let machine = |chip: &str| measured(&bench, chip).configured(unlock);
     // What is sealed to measurements of firmware that ran earlier, firmware that runs now has to open.
-    let vm = after_firmware(&bench, "own").configured(unlock).start();
-    asked(&vm, "new passphrase");
-    type_line(&vm, "correct horse");
-    shown(&vm, "the same again");
-    type_line(&vm, "correct horse");
-    let node = served(&bench, vm);
-    let identity = node.identity().to_owned();
+    let (bench, identity) = set_up(WITH_PASSPHRASE);
+    let machine = |chip: &str| measured(&bench, chip).configured(WITH_PASSPHRASE);
+    let node = machine("own").boot();
+    assert_eq!(node.identity(), identity);
     let status = node.call("vault/status", &Value::Null);
     let slot = json!({ "slot": 0, "pcrs": [4, 11, 12], "pin": false,
                        "protection": "measured, not enforced" });
@@ -47,15 +48,10 @@ fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
         ("sealed", json!(true)),
         ("slots", json!(["tpm2", "passphrase"])),
         ("tpm2", json!([slot])),
+        ("opened_by", json!("tpm2")),
     ] {
         assert_eq!(status[key], value, "{key}: {status:#}");
     }
-    node.end();
-
-    let node = machine("own").boot();
-    assert_eq!(node.identity(), identity);
-    let status = node.call("vault/status", &Value::Null);
-    assert_eq!(status["opened_by"], "tpm2", "{status:#}");
     assert_eq!(node.info()["problems"], json!([]));
     // After a hard lock it opens nothing before the machine restarts, not even for who presses Enter.
     let mut node = node;
@@ -73,13 +69,14 @@ fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
     node.wait_ready(mark);
     assert_eq!(node.identity(), identity);
     node.end();
-    let node = machine("own").boot();
+    let node = machine("own").after_firmware().boot();
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["opened_by"], "tpm2", "{status:#}");
     node.end();
 
+    // What another program is to firmware shows from where that reads it.
     replace(&bench.raw(), WORD, OTHER_WORD);
-    let vm = machine("own").start();
+    let vm = machine("own").ready_to_boot().start();
     asked(&vm, "passphrase of the vault");
     says(&vm, "PCR 4 (the programs that were started)");
     says(&vm, "PCR 11 (the image or its command line)");
@@ -92,7 +89,7 @@ fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
 
     replace(&bench.raw(), OTHER_WORD, WORD);
     set_reserved(&bench.raw(), 1);
-    let vm = machine("own").start();
+    let vm = machine("own").ready_to_boot().start();
     asked(&vm, "passphrase of the vault");
     says(
         &vm,
@@ -101,34 +98,23 @@ fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
     drop(vm);
 
     set_reserved(&bench.raw(), 0);
-    let vm = after_firmware(&bench, "another").configured(unlock).start();
+    let vm = after_firmware(&bench, "another")
+        .configured(WITH_PASSPHRASE)
+        .start();
     asked(&vm, "passphrase of the vault");
     says(&vm, "sealed by another TPM");
 }
 
 #[test]
 fn a_pin_is_asked_for_and_wrong_ones_are_counted_by_the_tpm() {
-    let bench = Bench::new();
-    let machine = || {
-        let unlock = "[vault]\nunlock = [\"tpm2\"]\ntpm_pin = true";
-        after_firmware(&bench, "own").configured(unlock)
-    };
-    let vm = machine().start();
-    asked(&vm, "new PIN of the TPM");
-    type_line(&vm, "1234");
-    shown(&vm, "the same again");
-    type_line(&vm, "1234");
-    let node = served(&bench, vm);
-    let identity = node.identity().to_owned();
-    node.end();
-
-    let vm = machine().start();
+    let (bench, identity) = set_up(WITH_PIN);
+    let vm = after_firmware(&bench, "own").configured(WITH_PIN).start();
     asked(&vm, "PIN of the TPM");
     type_line(&vm, "1235");
     shown(&vm, "wrong PIN, 2 more before");
     type_line(&vm, "1243");
     shown(&vm, "wrong PIN, 1 more before");
-    type_line(&vm, "1234");
+    type_line(&vm, PIN);
     let node = served(&bench, vm);
     assert_eq!(node.identity(), identity);
     let status = node.call("vault/status", &Value::Null);
@@ -233,31 +219,22 @@ fn a_pin_and_a_passphrase_are_made_together_and_changed_at_the_console() {
 /// renews the slot of that one afterwards.
 #[test]
 fn the_next_image_opens_by_a_slot_that_was_made_for_it() {
-    let bench = Bench::new();
-    let machine = || {
-        let unlock = "[vault]\nunlock = [\"tpm2\", \"passphrase\"]";
-        measured(&bench, "own").configured(unlock)
-    };
+    let (bench, identity) = set_up(WITH_PASSPHRASE);
+    let machine = || measured(&bench, "own").configured(WITH_PASSPHRASE);
     let next = program(&bench);
     let mut image = std::fs::read(&next).expect("the folder is ours");
     let word = word_at(&image, WORD);
     image[word..word + WORD.len()].copy_from_slice(OTHER_WORD);
     std::fs::write(&next, image).expect("the folder is ours");
 
-    let vm = machine().after_firmware().start();
-    asked(&vm, "new passphrase");
-    type_line(&vm, "correct horse");
-    shown(&vm, "the same again");
-    type_line(&vm, "correct horse");
-    let node = served(&bench, vm);
-    let identity = node.identity().to_owned();
+    let node = machine().after_firmware().boot();
     commands(node.vm());
     typed(
         node.vm(),
         "slot add tpm2 next",
         "passphrase of the vault: _",
     );
-    typed(node.vm(), "correct horse", "no alknet-next.efi in the root");
+    typed(node.vm(), PASSPHRASE, "no alknet-next.efi in the root");
     node.end();
 
     put(&bench, &next, "::/alknet-next.efi");
@@ -274,7 +251,7 @@ fn the_next_image_opens_by_a_slot_that_was_made_for_it() {
     node.end();
 
     put(&bench, &next, PROGRAM);
-    let node = machine().boot();
+    let node = machine().ready_to_boot().boot();
     assert_eq!(node.identity(), identity);
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["opened_by"], "tpm2", "{status:#}");
@@ -346,6 +323,26 @@ fn set_reserved(disk: &Path, byte: u8) {
     let program = first.expect("a program") * SECTOR;
     let at = program as u64 + RESERVED;
     file.write_all_at(&[byte], at).expect("a file");
+}
+
+/// A machine that was set up before as this configuration says, and its identity. Its console asked for
+/// [`PASSPHRASE`] or [`PIN`] where the configuration wants one, and for nothing else.
+pub(crate) fn set_up(config: &str) -> (Bench, String) {
+    let wanted = match config {
+        WITH_PASSPHRASE => Some(("new passphrase", PASSPHRASE)),
+        WITH_PIN => Some(("new PIN of the TPM", PIN)),
+        _ => None,
+    };
+    Bench::set_up_measured(config, |bench, machine| {
+        let vm = machine.start();
+        if let Some((question, answer)) = wanted {
+            asked(&vm, question);
+            type_line(&vm, answer);
+            shown(&vm, "the same again");
+            type_line(&vm, answer);
+        }
+        served(bench, vm)
+    })
 }
 
 /// Waits until the console asks for that, with nobody at it.

@@ -2,12 +2,13 @@
 //! into a TPM that stays the same from start to start. `measured` does so without Secure Boot, `enforced` under
 //! a key of our own.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use alknet_qemu::{Disk, MachineKind, Owner, Vm, blank};
+use alknet_qemu::{Disk, MachineKind, Owner, Vm, VmBuilder, blank};
 
 /// Names the folder of the built image, whose stub and kernel are used.
 const IMAGE_VARIABLE: &str = "ALKNET_TEST_IMAGE_DIR";
@@ -76,15 +77,51 @@ impl Bench {
         chip: &str,
         secure: Option<&str>,
     ) -> Vm {
+        let vm = self.machine(image, images, chip, secure);
+        let record = self.record_of(secure);
+        let vm = if record.exists() {
+            vm.restore(record)
+        } else {
+            vm
+        };
+        vm.start().unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Runs firmware once until it is about to read an image. Starts with these variables go on from there, each
+    /// with its own disks and chip; what firmware does before is the same for all of them.
+    pub(super) fn record(&self, images: [&[u8]; 2], secure: Option<&str>) {
+        let vm = self.machine(images[0], images, "recorder", secure);
+        let vm = vm.saveable().start();
+        let vm = vm.unwrap_or_else(|error| panic!("{error}"));
+        let record = self.record_of(secure);
+        fs::create_dir(&record).expect("writable");
+        let saved = vm
+            .wait_ready_to_boot(LIMIT)
+            .and_then(|()| vm.save(&record, LIMIT));
+        saved.unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    fn record_of(&self, secure: Option<&str>) -> PathBuf {
+        let name = format!("{}.record", secure.unwrap_or("variables"));
+        self.dir.path().join(name)
+    }
+
+    fn machine(
+        &self,
+        image: &[u8],
+        images: [&[u8]; 2],
+        chip: &str,
+        secure: Option<&str>,
+    ) -> VmBuilder {
         let path = |name: &str| self.dir.path().join(name);
         let program = path("program.efi");
         fs::write(&program, image).expect("writable");
         let boot = path("boot");
         let _ = fs::remove_file(&boot);
-        run(
-            "mkfs.vfat",
-            &["-C".as_ref(), boot.as_ref(), DISK_KIB.as_ref()],
-        );
+        // One volume id: firmware that was recorded knows this volume.
+        let make = ["-i", "1", "-C"].map(OsStr::new);
+        let make = [&make[..], &[boot.as_ref(), DISK_KIB.as_ref()]].concat();
+        run("mkfs.vfat", &make);
         let at = |file: &str| format!("::/{file}");
         for folder in ["EFI", "EFI/BOOT"] {
             run("mmd", &["-i".as_ref(), boot.as_ref(), at(folder).as_ref()]);
@@ -105,9 +142,10 @@ impl Bench {
             vm = vm.disk(Disk::file(path(name)).read_only());
         }
         if secure.is_some() {
-            vm = vm.secure_boot();
+            vm.secure_boot()
+        } else {
+            vm
         }
-        vm.start().unwrap_or_else(|error| panic!("{error}"))
     }
 }
 
@@ -162,7 +200,7 @@ fn initramfs(dir: &Path) -> Vec<u8> {
     fs::read(archive).expect("it was written")
 }
 
-fn run(program: &str, arguments: &[&std::ffi::OsStr]) {
+fn run(program: &str, arguments: &[&OsStr]) {
     let path = std::env::var("PATH").unwrap_or_default();
     let output = Command::new(program)
         .args(arguments)

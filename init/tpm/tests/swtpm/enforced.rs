@@ -19,6 +19,7 @@ fn under_secure_boot_updates_of_the_same_key_open_and_nobody_elses_start() {
         let vm = bench.start(image, [&first, &second], "chip", Some(variables));
         outcome(&vm)
     };
+    bench.record([&first, &second], Some("owners"));
     let made = said(&first, "owners");
     assert_eq!(made, "measured and enforced; slot 1 is for the next image");
     assert_eq!(said(&second, "owners"), "opened by slot 1");

@@ -8,6 +8,7 @@ fn an_update_and_the_way_back_open_without_anybody() {
     let (first, second) = (bench.image("example=first"), bench.image("example=second"));
     assert_ne!(first, second);
     let said = |image: &[u8]| bench.boot(image, [&first, &second], "chip");
+    bench.record([&first, &second], None);
     let made = said(&first);
     assert_eq!(made, "measured, not enforced; slot 1 is for the next image");
     assert_eq!(said(&second), "opened by slot 1");

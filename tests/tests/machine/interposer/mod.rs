@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use alknet_sealed::limits::{VAULT_A_AT, VAULT_B_AT};
 use alknet_tests::tools::RAW_DATA_AT;
-use alknet_tests::{Bench, Machine, READY, eventually};
+use alknet_tests::{Bench, Machine, Point, READY, eventually};
 use alknet_vault::slots::{
     Alkv, Copies, FileArea, Kek, KekError, KekRequest, KekSource, Key, SlotParams, SlotType,
     Tpm2Params,
@@ -22,23 +22,20 @@ use sha2::{Digest, Sha256};
 use self::impostor::Impostor;
 use crate::chip::with_chip;
 use crate::secure_boot::{PROGRAM, program, put};
-use crate::tpm::{asked, measured, says, served, shown, type_line};
+use crate::tpm::{
+    PIN, TPM_ALONE, WITH_PIN, asked, measured, says, served, set_up, shown, type_line,
+};
 
-const PIN: &str = "1234";
 /// Bytes of a `TPM2B_NAME` at the end of a record's public part.
 const NAME_BYTES: usize = 36;
 
 #[test]
 fn without_a_pin_it_asks_for_the_key_as_the_machine_does() {
-    let bench = Bench::new();
-    let machine = || {
-        let machine = measured(&bench, "own").after_firmware();
-        machine.configured("[vault]\nunlock = [\"tpm2\"]")
-    };
-    machine().boot().end();
+    let (bench, _) = set_up(TPM_ALONE);
     let vault = vault_of(&bench.raw());
     let impostor = Arc::new(Impostor::silent(params(&vault)));
-    let vm = with(machine(), &impostor).start();
+    let machine = measured(&bench, "own").after_firmware();
+    let vm = with(machine.configured(TPM_ALONE), &impostor).start();
     served(&bench, vm).end();
     assert_opens(&vault, &impostor);
 }
@@ -47,16 +44,12 @@ fn without_a_pin_it_asks_for_the_key_as_the_machine_does() {
 /// the machine sends.
 #[test]
 fn with_a_pin_it_learns_that_unless_the_image_names_the_storage_key() {
-    let bench = Bench::new();
-    let machine = || {
-        let machine = measured(&bench, "own").after_firmware();
-        with_pin(machine)
-    };
-    new_pin(&bench, machine());
+    let (bench, _) = set_up(WITH_PIN);
     let vault = vault_of(&bench.raw());
     let impostor = Arc::new(Impostor::posing(params(&vault)));
     name_its_key(&bench.raw(), &impostor);
-    let vm = with(machine(), &impostor).start();
+    let machine = with_pin(measured(&bench, "own").after_firmware());
+    let vm = with(machine, &impostor).start();
     asked(&vm, "PIN of the TPM");
     type_line(&vm, PIN);
     eventually("the PIN is found", || impostor.kek().map(drop));
@@ -69,7 +62,10 @@ fn with_a_pin_it_learns_that_unless_the_image_names_the_storage_key() {
     let chip = bench.path().join("own.tpm");
     let key = with_chip(&chip, |mut tpm| tpm.storage_key()).expect("a TPM");
     name_in_image(&bench, &key.to_string());
-    let machine = || with_pin(measured(&bench, "own"));
+    // Firmware runs that image once, and hands over to all the machines.
+    let recorder = || with_pin(measured(&bench, "recorder"));
+    let handed_over = bench.record("handed-over", Point::Kernel, recorder);
+    let machine = || with_pin(measured(&bench, "own")).resumed(&handed_over);
     new_pin(&bench, machine());
     let before = bench.path().join("before.raw");
     alknet_qemu::copy(&bench.raw(), &before).unwrap_or_else(|error| panic!("{error}"));
@@ -98,7 +94,7 @@ fn learns_nothing(vm: &alknet_qemu::Vm, impostor: &Impostor) {
 }
 
 fn with_pin(machine: Machine<'_>) -> Machine<'_> {
-    machine.configured("[vault]\nunlock = [\"tpm2\"]\ntpm_pin = true")
+    machine.configured(WITH_PIN)
 }
 
 /// The first start, which makes a slot with the PIN.
