@@ -86,11 +86,31 @@ fn an_older_copy_that_is_put_back_opens_only_for_its_owner() {
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["state"], "unlocked", "{status:#}");
     node.end();
-    // It counts from then on.
+    // It counts from then on, the removal of what the TPM opens included.
+    let with_slot = bench.path().join("with-slot.raw");
+    alknet_qemu::copy(&bench.raw(), &with_slot).unwrap_or_else(|error| panic!("{error}"));
     let node = machine().boot();
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["opened_by"], "tpm2", "{status:#}");
+    let slot = &status["tpm2"][0]["slot"];
+    commands(node.vm());
+    let remove = format!("slot rm {slot}");
+    typed(node.vm(), &remove, "passphrase of the vault: _");
+    typed(
+        node.vm(),
+        PASSPHRASE,
+        &format!("slot {slot} (tpm2) was removed"),
+    );
     node.end();
+    put(&with_slot);
+    let vm = machine().start();
+    asked(&vm, "passphrase of the vault");
+    says(
+        &vm,
+        "the disk is older than the last change that the TPM counted",
+    );
+    assert!(!vm.console().text().contains(READY), "{}", vm.report());
+    drop(vm);
 
     // With something else in the place of the counter the TPM says nothing of the disk's age.
     put(&before);
