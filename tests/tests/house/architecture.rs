@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
+use std::sync::LazyLock;
 
 use serde_json::Value;
 
@@ -14,8 +15,13 @@ struct Graph {
 }
 
 impl Graph {
-    fn load() -> Self {
-        let meta = metadata();
+    /// The graph of the workspace, which all tests ask.
+    fn load() -> &'static Self {
+        static GRAPH: LazyLock<Graph> = LazyLock::new(|| Graph::of(metadata()));
+        &GRAPH
+    }
+
+    fn of(meta: &Value) -> Self {
         let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
         let list = |v: &Value| v.as_array().cloned().unwrap_or_default();
         let packages = list(&meta["packages"]);
@@ -71,20 +77,24 @@ impl Graph {
     }
 }
 
-fn metadata() -> Value {
-    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-    let out = Command::new(cargo)
-        .args(["metadata", "--format-version=1", "--locked", "--offline"])
-        .args(["--filter-platform", "x86_64-unknown-linux-gnu"])
-        .current_dir(root())
-        .output()
-        .expect("cargo runs");
-    assert!(
-        out.status.success(),
-        "{}",
-        String::from_utf8_lossy(&out.stderr)
-    );
-    serde_json::from_slice(&out.stdout).expect("cargo metadata is JSON")
+/// What cargo knows of the workspace. It reads every manifest for that, which takes most of a second: it is asked once.
+fn metadata() -> &'static Value {
+    static METADATA: LazyLock<Value> = LazyLock::new(|| {
+        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+        let out = Command::new(cargo)
+            .args(["metadata", "--format-version=1", "--locked", "--offline"])
+            .args(["--filter-platform", "x86_64-unknown-linux-gnu"])
+            .current_dir(root())
+            .output()
+            .expect("cargo runs");
+        assert!(
+            out.status.success(),
+            "{}",
+            String::from_utf8_lossy(&out.stderr)
+        );
+        serde_json::from_slice(&out.stdout).expect("cargo metadata is JSON")
+    });
+    &METADATA
 }
 
 /// Each links all of its package. `alknet-tests` has one for each system.
@@ -320,14 +330,14 @@ fn promotion_starts_no_process_and_opens_no_connection() {
     Graph::load().forbid("alknet-promotion", &banned);
     // The parser of scripts is for workers.
     let folder = "crates/runtime/promotion/src/";
-    let mut files = Vec::new();
-    sources(&root().join(folder), &mut files);
-    assert!(!files.is_empty(), "{folder} moved");
+    let files = sources().iter().filter(|it| it.path.starts_with(folder));
+    let mut seen = 0;
     for file in files {
-        let text = std::fs::read_to_string(&file).expect("a readable file");
-        let found = parser_of_scripts(&text);
-        assert!(found.is_none(), "{}: {found:?}", file.display());
+        let found = parser_of_scripts(&file.text);
+        assert!(found.is_none(), "{}: {found:?}", file.path);
+        seen += 1;
     }
+    assert!(seen > 0, "{folder} moved");
 }
 
 /// What a source uses that parses or runs a script: of what it imports from the runtime, and of the methods of a

@@ -118,22 +118,15 @@ fn written() -> BTreeSet<String> {
 }
 
 /// The program's part of each source of the workspace.
-fn programs() -> Vec<String> {
-    let root = root();
-    let mut found = Vec::new();
-    sources(&root, &mut found);
-    let is_of_tests = |path: &PathBuf| {
-        let short = path.strip_prefix(&root).expect("below the root");
-        let mut folders = short.iter().filter_map(|part| part.to_str());
-        short.ends_with("tests.rs") || folders.any(|folder| OF_TESTS.contains(&folder))
+fn programs() -> Vec<&'static str> {
+    let is_of_tests = |path: &Path| {
+        let mut folders = path.iter().filter_map(|part| part.to_str());
+        path.ends_with("tests.rs") || folders.any(|folder| OF_TESTS.contains(&folder))
     };
-    found.retain(|path| !is_of_tests(path));
-    let texts = found.iter().map(|path| {
-        let text = fs::read_to_string(path).expect("text");
-        let own = text.split("#[cfg(test)]\nmod ").next();
-        own.unwrap_or_default().to_owned()
-    });
-    texts.collect()
+    let own = sources().iter();
+    let own = own.filter(|it| !is_of_tests(Path::new(&it.path)));
+    let own = own.map(|it| it.text.split("#[cfg(test)]\nmod ").next());
+    own.map(Option::unwrap_or_default).collect()
 }
 
 /// What a piece of code begins with: a text, or the name of a constant of this module or another.
@@ -158,7 +151,7 @@ enum Word<'a> {
 
 /// Every text that `programs` give for the code of a problem, whatever its spelling. Codes of the errors of calls are
 /// told by their capital letters.
-fn given(programs: &[String]) -> BTreeSet<String> {
+fn given(programs: &[&str]) -> BTreeSet<String> {
     let mut words = Vec::new();
     for text in programs {
         for before in BEFORE {
@@ -261,7 +254,7 @@ fn codes_are_found_whatever_their_spelling() {
         Waiting::new(Ask::Nothing, "vault_waits", text, hint);
         CallError { code: "DISK_FULL".to_owned() };
     "#;
-    let found: Vec<_> = given(&[program.to_owned()]).into_iter().collect();
+    let found: Vec<_> = given(&[program]).into_iter().collect();
     let expected = [
         "broken",
         "clock_insane",

@@ -1,6 +1,7 @@
 //! The files of the workspace, for what reads them.
 
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 /// They say what is looked for, and so have it themselves.
 const RULES: [&str; 2] = [
@@ -15,8 +16,34 @@ pub(crate) fn root() -> PathBuf {
         .expect("the workspace exists")
 }
 
+/// A Rust file.
+pub(crate) struct Source {
+    /// From the root of the workspace.
+    pub(crate) path: String,
+    pub(crate) text: String,
+}
+
+/// Every Rust file of the workspace. Many tests read all of them: they are read once.
+pub(crate) fn sources() -> &'static [Source] {
+    static SOURCES: LazyLock<Vec<Source>> = LazyLock::new(|| {
+        let root = root();
+        let mut found = Vec::new();
+        files(&root, &mut found);
+        let read = |file: PathBuf| Source {
+            path: file
+                .strip_prefix(&root)
+                .expect("below the root")
+                .display()
+                .to_string(),
+            text: std::fs::read_to_string(&file).expect("a readable file"),
+        };
+        found.into_iter().map(read).collect()
+    });
+    &SOURCES
+}
+
 /// Every Rust file below `dir`.
-pub(crate) fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
+fn files(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(dir).expect("a readable folder") {
         let path = entry.expect("a readable entry").path();
         let name = path
@@ -25,7 +52,7 @@ pub(crate) fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
             .to_string_lossy()
             .into_owned();
         if path.is_dir() && name != "target" && !name.starts_with('.') {
-            sources(&path, found);
+            files(&path, found);
         } else if path.extension().is_some_and(|e| e == "rs") {
             found.push(path);
         }
@@ -35,23 +62,14 @@ pub(crate) fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
 /// Only files whose path begins with one of `allowed` may have one of `needles`.
 #[track_caller]
 pub(crate) fn only_in(what: &str, needles: &[&str], allowed: &[&str]) {
-    let root = root();
-    let mut files = Vec::new();
-    sources(&root, &mut files);
-    for file in files {
-        let short = file
-            .strip_prefix(&root)
-            .expect("below the root")
-            .display()
-            .to_string();
-        if RULES.contains(&short.as_str()) || allowed.iter().any(|a| short.starts_with(a)) {
+    for Source { path, text } in sources() {
+        if RULES.contains(&path.as_str()) || allowed.iter().any(|a| path.starts_with(a)) {
             continue;
         }
-        let text = std::fs::read_to_string(&file).expect("a readable file");
         for needle in needles {
             assert!(
                 !text.contains(needle),
-                "{short}: {what} ({needle}) does not belong here"
+                "{path}: {what} ({needle}) does not belong here"
             );
         }
     }

@@ -116,8 +116,8 @@ const SHORT: &str = "@group(0) @binding(0) var<storage, read_write> data: array<
 /// over UDP is gone (45 s), and a part of what that one's shader may take.
 const NEXT_WITHIN: Duration = Duration::from_secs(20);
 
-/// Processor time that an endless shader is let use, in ticks: more than it takes to compile it.
-const TICKS: u64 = 200;
+/// Processor time that an endless shader is let use beyond that of a short one, in ticks of 10 ms.
+const TICKS: u64 = 20;
 
 fn shader(wgsl: &str) -> Value {
     json!({
@@ -130,6 +130,8 @@ fn shader(wgsl: &str) -> Value {
 struct Computing {
     bench: Bench,
     web: Web,
+    /// Ticks that a shader which ends at once takes, with the start of its worker and with compiling it.
+    short: u64,
 }
 
 impl Computing {
@@ -172,11 +174,11 @@ impl Computing {
         below.map(|(_, ticks)| ticks).sum()
     }
 
-    /// Waits until a shader has run for a while since then.
+    /// Waits until a shader has run for a while since then: it has used twice what it takes to start a worker and to
+    /// compile a shader, and more.
     fn until_busy(&self, since: u64) {
-        eventually("the shader runs", || {
-            (self.ticks() > since + TICKS).then_some(())
-        });
+        let busy = since + 2 * self.short + TICKS;
+        eventually("the shader runs", || (self.ticks() > busy).then_some(()));
     }
 
     fn call(&self, carriage: &str, operation: &str, input: &Value, within: Duration) -> Command {
@@ -224,8 +226,15 @@ async fn a_shader_whose_caller_stops_is_stopped() {
         let reason = info["reason"].as_str().unwrap_or_default();
         skip!("Vulkan adapter", "{reason}");
     }
-    let node = Computing { bench, web };
+    let mut node = Computing {
+        bench,
+        web,
+        short: 0,
+    };
+    let before = node.ticks();
     node.next_is_served("nothing");
+    node.short = node.ticks().saturating_sub(before);
+    println!("figure a short shader: {} ticks", node.short);
     node.next_is_served_over_http("nothing");
 
     let script = format!(

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use alknet_test_support::deadline;
 use alknet_tests::{Bench, Web, eventually};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::{GROWTH_BYTES, resident};
 
@@ -30,6 +32,15 @@ const ALL_ENDED: &str = "No open connections left";
 /// Somebody else's address on this host, in another network.
 const OTHERS: [&str; 3] = ["--http2", "--interface", "127.0.1.1"];
 
+/// How long the tool works at a time. Once it has a connection that ended it asks the kernel without a pause which of
+/// them are ready, and takes a whole processor for the few bytes a second that it sends. Between two looks of the test,
+/// 50 ms later at rest, it is stopped: an attack whose pauses are seconds is none the less for that.
+const WORKS: Duration = Duration::from_millis(10);
+/// The same while it opens its connections, fifty a second, each with a handshake.
+const WORKS_OPENING: Duration = Duration::from_millis(50);
+/// How long it opens them.
+const OPENING: Duration = Duration::from_secs(6);
+
 /// Whether the attackers run to their end or are ended by the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
@@ -46,6 +57,9 @@ struct Attack<'a> {
     may: u64,
     /// Most connections that were seen at once.
     most: u64,
+    /// Whether it is stopped between two looks of the test.
+    pauses: bool,
+    begun: Instant,
 }
 
 impl<'a> Attack<'a> {
@@ -65,6 +79,8 @@ impl<'a> Attack<'a> {
             tool: tool.expect("`cargo xtask test` installs slowhttptest"),
             may: PER_NETWORK,
             most: 0,
+            pauses: true,
+            begun: Instant::now(),
         }
     }
 
@@ -72,6 +88,27 @@ impl<'a> Attack<'a> {
     fn by_token(mut self) -> Self {
         self.may = PER_NETWORK + PER_TOKEN;
         self
+    }
+
+    /// The attack is one that sends as much as it can.
+    fn without_pause(mut self) -> Self {
+        self.pauses = false;
+        self
+    }
+
+    /// Has the tool go on for a moment. It was not waited for yet, so the number is its own.
+    fn goes_on(&self) {
+        if !self.pauses {
+            return;
+        }
+        let works = match self.begun.elapsed() < OPENING {
+            true => WORKS_OPENING,
+            false => WORKS,
+        };
+        let pid = Pid::from_raw(self.tool.id().cast_signed());
+        kill(pid, Signal::SIGCONT).expect("it is our child");
+        std::thread::sleep(works);
+        kill(pid, Signal::SIGSTOP).expect("it is our child");
     }
 
     /// Serves others, within bounds.
@@ -94,6 +131,7 @@ impl<'a> Attack<'a> {
     fn ends(mut self, bench: &Bench, end: End) -> u64 {
         let mut next = Instant::now();
         eventually("the attack ends", || {
+            self.goes_on();
             if Instant::now() >= next {
                 self.survives();
                 next = Instant::now() + Duration::from_secs(1);
@@ -149,6 +187,7 @@ fn slow_heads_are_ended_and_others_are_served() {
     let arguments = ["-H", "-i", "2", "-x", "10", "-l", &lasts];
     let mut attack = Attack::begin(&bench, &web, "/healthz", &arguments);
     eventually("it has connections", || {
+        attack.goes_on();
         attack.survives();
         (attack.most > 8).then_some(())
     });
@@ -190,7 +229,8 @@ fn ranges_without_number_cost_little() {
     let web = with_a_file(&bench);
     for method in ["HEAD", "GET"] {
         let arguments = ["-R", "-a", "5", "-b", "2000", "-t", method, "-l", "20"];
-        Attack::begin(&bench, &web, "/large.bin", &arguments).ends(&bench, End::Anybody);
+        let attack = Attack::begin(&bench, &web, "/large.bin", &arguments).without_pause();
+        attack.ends(&bench, End::Anybody);
     }
 }
 

@@ -156,11 +156,6 @@ fn serves_python(pem: &Pem, target: &str) {
             "{refused:?}"
         );
         assert!(why.contains("does not hold the pinned key"), "{why}");
-        for nonsense in [&[][..], &["--cert"], &["somewhere", "services/list"]] {
-            let refused = client.run(nonsense);
-            assert_eq!(refused.status.code(), Some(1), "{refused:?}");
-            assert!(!refused.stderr.is_empty(), "{refused:?}");
-        }
     }
 }
 
@@ -242,6 +237,18 @@ async fn python_uses_everything_the_protocol_has() {
         facts["other"] = json!(others.certificate);
         let tests = [&EVERYWHERE[..], &SERVICE].concat();
         tokio::task::block_in_place(|| client.passes(&facts, &tests));
+    }
+}
+
+/// No node is asked for that.
+#[test]
+fn the_clients_refuse_nonsense() {
+    for client in Client::BOTH {
+        for nonsense in [&[][..], &["--cert"], &["somewhere", "services/list"]] {
+            let refused = client.run(nonsense);
+            assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+            assert!(!refused.stderr.is_empty(), "{refused:?}");
+        }
     }
 }
 

@@ -186,7 +186,7 @@ fn what_does_not_end_is_ended_while_others_are_answered() {
     }
     let mut settings = patient();
     // Ends what is endless, and is enough for a quick shader.
-    settings.gpu_time = deadline(Duration::from_secs(1));
+    settings.gpu_time = deadline(Duration::from_millis(500));
     let node = Node::start(settings, |_| {});
     let (hostile, other) = (node.person("endless"), node.person("bystander"));
     assert!(ENDLESS.contains("loop") && works(&other));

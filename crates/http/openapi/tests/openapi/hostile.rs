@@ -146,11 +146,12 @@ fn schemas_in_circles_are_kept_as_definitions_and_end() {
 
 #[test]
 fn what_would_be_long_everywhere_is_cut() {
-    // Every schema refers to every other.
+    // Every schema refers to every other. Written out, those of an operation would come to 400 KB, and of all to 80 MB.
+    const SCHEMAS: usize = 100;
     let mut schemas = serde_json::Map::new();
-    for n in 0..200 {
+    for n in 0..SCHEMAS {
         let mut properties = serde_json::Map::new();
-        for m in 0..200 {
+        for m in 0..SCHEMAS {
             let to = format!("#/components/schemas/s{m}");
             properties.insert(format!("p{m}"), json!({ "$ref": to }));
         }
@@ -160,7 +161,7 @@ fn what_would_be_long_everywhere_is_cut() {
         );
     }
     let mut all = serde_json::Map::new();
-    for n in 0..200 {
+    for n in 0..SCHEMAS {
         let schema = json!({ "$ref": format!("#/components/schemas/s{n}") });
         let content = json!({ "content": { "application/json": { "schema": schema } } });
         let operation = json!({ "requestBody": content, "responses": { "200": content } });
@@ -176,7 +177,7 @@ fn what_would_be_long_everywhere_is_cut() {
             one.spec().input_schema.to_string().len() + one.spec().output_schema.to_string().len()
         })
         .sum();
-    assert!(bytes < 32 << 20, "{bytes}");
+    assert!(bytes < 16 << 20, "{bytes}");
     register(registrations);
 }
 

@@ -4,7 +4,6 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
@@ -12,50 +11,73 @@ use alknet_core::{CapabilityKind, Power, Secret, capability};
 use alknet_openapi::{FromOpenApi, OpenApiOptions};
 use alknet_test_support::Port;
 use serde_json::{Value, json};
+use tempfile::NamedTempFile;
 
 use crate::common::{Node, dialer, folder, packed};
 use crate::documents::{DIRECTORY, EXAMPLES, FIGMA};
 use crate::secured::Secured;
 
-/// A server for one document.
+/// Starts a server of Prism for each port and document that are its arguments, with what its command line has by default.
+const START: &str = "
+    const { createSingleProcessPrism } = require(process.argv[1]);
+    (async () => {
+        for (let at = 2; at < process.argv.length; at += 2) {
+            await createSingleProcessPrism({
+                host: '127.0.0.1', port: Number(process.argv[at]), document: process.argv[at + 1],
+                cors: true, dynamic: false, errors: false, ignoreExamples: false, multiprocess: false,
+                seed: null, verboseLevel: 'info',
+            });
+        }
+    })();
+";
+
+/// A server for each of some documents, in one program: to start it takes longer than to read most documents.
 struct Prism {
     child: Child,
-    address: SocketAddr,
-    _port: Port,
+    addresses: Vec<SocketAddr>,
+    _ports: Vec<Port>,
 }
 
 impl Prism {
-    fn start(document: &Path) -> Self {
+    fn start(documents: &[NamedTempFile]) -> Self {
         let tools = folder("ALKNET_TEST_OPENAPI_NODE");
-        let program = tools.join("node_modules/@stoplight/prism-cli/dist/index.js");
-        let port = Port::claim().expect("a port");
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port.number()));
-        let mut child = Command::new("node")
-            .arg(program)
-            .args(["mock", "--host", "127.0.0.1", "--port"])
-            .arg(address.port().to_string())
-            .arg(document)
+        let module = tools.join("node_modules/@stoplight/prism-cli/dist/util/createServer.js");
+        let mut command = Command::new("node");
+        command.args(["-e", START]).arg(module);
+        let (mut ports, mut addresses) = (Vec::new(), Vec::new());
+        for document in documents {
+            let port = Port::claim().expect("a port");
+            addresses.push(SocketAddr::from((Ipv4Addr::LOCALHOST, port.number())));
+            command.arg(port.number().to_string()).arg(document.path());
+            ports.push(port);
+        }
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .expect("node runs");
+        let errors = BufReader::new(child.stderr.take().expect("a pipe")).lines();
+        let errors = std::thread::spawn(move || errors.map_while(Result::ok).collect::<Vec<_>>());
         let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
         let mut said = String::new();
-        let listens = lines.by_ref().map_while(Result::ok).any(|line| {
+        let mut listen = 0;
+        while listen < documents.len() {
+            let Some(Ok(line)) = lines.next() else {
+                let _ = child.kill();
+                let errors = errors.join().unwrap_or_default();
+                panic!("{listen} of {}: {said}{errors:#?}", documents.len());
+            };
+            listen += usize::from(line.contains("is listening"));
             said.push_str(&line);
             said.push('\n');
-            line.contains("is listening")
-        });
-        assert!(listens, "{}: {said}", document.display());
+        }
         // Nobody may stop reading: it would wait.
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
-        let errors = BufReader::new(child.stderr.take().expect("a pipe")).lines();
-        std::thread::spawn(move || errors.map_while(Result::ok).for_each(drop));
         Self {
             child,
-            address,
-            _port: port,
+            addresses,
+            _ports: ports,
         }
     }
 }
@@ -274,7 +296,7 @@ fn a_part_of_a_document_has_all_it_refers_to() {
 }
 
 /// A file with what Prism has to know of the operations that a case calls.
-fn for_prism(case: &Case) -> tempfile::NamedTempFile {
+fn for_prism(case: &Case) -> NamedTempFile {
     let text = packed(case.package, case.path);
     // YAML whose aliases and words of its own Prism would have to read is small, and stays as it is.
     let small = text.len() < 64 << 10;
@@ -301,13 +323,9 @@ fn for_prism(case: &Case) -> tempfile::NamedTempFile {
     file
 }
 
-async fn call_all(case: &Case) -> Vec<String> {
+async fn call_all(case: &Case, server: SocketAddr) -> Vec<String> {
     let (package, path) = (case.package, case.path);
-    let document = for_prism(case);
-    let file = document.path().to_owned();
-    let started = tokio::task::spawn_blocking(move || Prism::start(&file)).await;
-    let prism = started.expect("no panic");
-    let secured = Secured::before(prism.address).await;
+    let secured = Secured::before(server).await;
     let (key, filler) = capability("key", CapabilityKind::Bearer, Arc::new(|| true));
     filler.fill(Power::Bearer(Secret::new(b"alknet-test".to_vec())));
     let mut options = OpenApiOptions::new("ns", &format!("https://{}", secured.address));
@@ -330,9 +348,13 @@ async fn call_all(case: &Case) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_third_partys_server_understands_what_is_asked() {
+    let cases = cases();
+    let documents: Vec<_> = cases.iter().map(for_prism).collect();
+    let started = tokio::task::spawn_blocking(move || Prism::start(&documents)).await;
+    let prism = started.expect("no panic");
     let mut wrong = Vec::new();
-    for case in cases() {
-        wrong.extend(call_all(&case).await);
+    for (case, server) in cases.iter().zip(&prism.addresses) {
+        wrong.extend(call_all(case, *server).await);
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
 }

@@ -34,6 +34,7 @@ pub(super) enum Kind {
     Wall,
 }
 
+#[derive(Clone, Debug)]
 pub(super) struct Case {
     pub(super) name: &'static str,
     pub(super) kind: Kind,
