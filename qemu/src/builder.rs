@@ -167,6 +167,12 @@ impl VmBuilder {
         self
     }
 
+    /// Boots again after a reset, which is how a machine is when nothing else was said.
+    pub fn boot_after_reset(mut self) -> Self {
+        self.machine.exit_on_reset = false;
+        self
+    }
+
     /// Counts the guest's instructions, see [`Vm::instructions`]. Each takes one nanosecond of the
     /// guest's clock, so that loops that wait for time take the same number of turns however loaded
     /// the host is; an idle guest keeps the host's time. TCG only.

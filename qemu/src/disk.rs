@@ -124,6 +124,24 @@ pub fn checksum(path: &Path) -> Result<u64> {
     checksum_sparse(path).map_err(Error::io(format!("reading {}", path.display())))
 }
 
+/// What is on an image, page by page, without what is all zeroes. Pages that lie apart have one of zeroes between them here.
+pub fn content(path: &Path) -> Result<Vec<u8>> {
+    content_sparse(path).map_err(Error::io(format!("reading {}", path.display())))
+}
+
+fn content_sparse(path: &Path) -> io::Result<Vec<u8>> {
+    let (mut content, mut end) = (Vec::new(), 0);
+    each_page(&File::open(path)?, |at, page| {
+        if at != end {
+            content.extend(ZEROES);
+        }
+        content.extend_from_slice(page);
+        end = at + page.len() as u64;
+        Ok(())
+    })?;
+    Ok(content)
+}
+
 fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
     use std::os::unix::fs::FileExt;
     let (source, target) = (File::open(from)?, File::create(to)?);
@@ -223,6 +241,28 @@ mod tests {
             "{} blocks",
             metadata.blocks()
         );
+    }
+
+    #[test]
+    fn what_lies_apart_on_a_disk_is_apart_in_its_content() {
+        let dir = tempfile::tempdir().expect("the temporary directory is writable");
+        let path = dir.path().join("disk");
+        blank(&path, 64 << 20).expect("the directory is ours");
+        let of = |path: &Path| -> Vec<u8> { content(path).expect("it is there") };
+        assert!(of(&path).is_empty());
+        let file = File::options().write(true).open(&path).expect("just made");
+        let page = PAGE_BYTES as u64;
+        for (at, byte) in [(0, b'a'), (page, b'b'), (1000 * page, b'c')] {
+            file.write_all_at(&[byte; PAGE_BYTES], at)
+                .expect("just made");
+        }
+        let parts = [
+            [b'a'; PAGE_BYTES],
+            [b'b'; PAGE_BYTES],
+            ZEROES,
+            [b'c'; PAGE_BYTES],
+        ];
+        assert!(of(&path) == parts.concat(), "other pages, or another order");
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! Two machines of one owner: one keeps a share of the other's key. The other is made, opened, kept
 //! waiting and shut out over the network, and nobody types anything.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use alknet_qemu::{Disk, Mark};
+use alknet_qemu::{Disk, Mark, VmBuilder};
 use alknet_tests::{Answer, Bench, Boot, Machine, Node, eventually};
 use serde_json::{Value, json};
 
@@ -29,18 +30,12 @@ scopes = ["escrow"]
 /// What the key of the other one's slot is called there.
 const SHARE: &str = "kitchen-vault";
 
-/// The machine that keeps the share is not reset, and its vault is no matter of this test: a microvm with a
-/// disk that is set up already.
-fn machine<'a>(bench: &'a Bench, boot: Boot, name: &str, config: &str) -> Machine<'a> {
-    let disk = match boot {
-        Boot::MicrovmErofs => bench.data(),
-        _ => bench.disk(name, DATA_BYTES),
-    };
+fn machine<'a>(bench: &'a Bench, disk: PathBuf, name: &str, config: &str) -> Machine<'a> {
     let document = format!(
         "[node]\nname = \"{name}\"\nadmin_keys = [\"{}\"]\n{config}",
         bench.admin().identity()
     );
-    let machine = bench.machine(boot).config(document);
+    let machine = bench.machine(Boot::MicrovmErofs).config(document);
     // Two emulated machines are slow enough for the kernel to find its timer broken, and to stop.
     let machine = machine.append("no_timer_check");
     machine.data(Some(Disk::file(disk).data()))
@@ -78,7 +73,8 @@ fn reset(node: &Node) -> Mark {
 #[test]
 fn another_machine_keeps_half_of_the_key_and_takes_it_back() {
     let bench = Bench::set_up();
-    let keeper = machine(&bench, Boot::MicrovmErofs, "attic", KEEPER).boot();
+    // The vault of the machine that keeps the share is no matter of this test.
+    let keeper = machine(&bench, bench.data(), "attic", KEEPER).boot();
     let address = format!("{GATEWAY}:{}", keeper.address().port());
     let invited = run(
         &bench,
@@ -97,7 +93,9 @@ fn another_machine_keeps_half_of_the_key_and_takes_it_back() {
 
     // Blank to served.
     let config = format!("[vault]\nunlock = [\"kms\"]\n[vault.kms]\ncode = \"{join}\"\n");
-    let mut node = machine(&bench, Boot::Q35Initramfs, "kitchen", &config).boot();
+    let blank = bench.disk("kitchen", DATA_BYTES);
+    let kitchen = machine(&bench, blank, "kitchen", &config);
+    let mut node = kitchen.with(VmBuilder::boot_after_reset).boot();
     let identity = node.identity().to_owned();
     let status = node.call("vault/status", &Value::Null);
     for (key, value) in [

@@ -13,7 +13,7 @@ use alknet_core::{Carriage, CloseCode, CloseReason};
 use alknet_endpoint::{Dialer, Target};
 use alknet_qemu::{Disk, Recorder, Recording, Scratch};
 use alknet_tests::tools::{RAW_DATA_AT, assert_clean, has_groups_without_descriptors, replay};
-use alknet_tests::{Bench, Boot, Machine, Node};
+use alknet_tests::{Bench, Boot, Machine, Node, READY};
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
 
@@ -237,7 +237,8 @@ impl Session {
         node.end();
         let mut node = machine(bench, "second", disk(), sealed).boot();
         assert_eq!(node.identity(), identity);
-        assert_eq!(node.info()["name"], "second");
+        let said = node.vm().console().text();
+        assert!(said.contains(&format!("{READY}second ")), "{said}");
         node.vm_mut()
             .cut_power()
             .unwrap_or_else(|error| panic!("{error}"));

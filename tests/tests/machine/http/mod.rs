@@ -50,7 +50,7 @@ fn a_booted_machine_serves_whoever_speaks_http() {
 
     hidden::pages_of_others_may_what_is_configured(&web);
 
-    attacks::bodies_cost_little_memory(&bench, &web);
+    attacks::bodies_cost_little_memory(&web);
     framing::what_does_not_end_is_ended(&web);
 
     page::a_link_lets_in_once(&bench, &web);

@@ -3,6 +3,7 @@
 
 mod secrets;
 
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -29,7 +30,8 @@ fn a_locked_machine_remembers_nothing_but_the_key_of_its_data() {
     remembers_nothing(Boot::UefiRaw, RAW_DATA_AT, "");
 }
 
-/// The quickest machine, told what the other has on its command line.
+/// The quickest machine, told what the other has on its command line. Its passphrase is asked for at every boot, and
+/// a wrong one refused.
 #[test]
 fn a_locked_microvm_remembers_nothing_but_the_key_of_its_data() {
     remembers_nothing(Boot::MicrovmErofs, 0, "init_on_free=1");
@@ -75,8 +77,12 @@ fn remembers_nothing(boot: Boot, data_at: u64, command_line: &str) {
             &bench.path().join("head"),
         ),
         dump: bench.path().join("dump"),
+        memory: RefCell::default(),
     };
     look.sees_what_is_there(node.vm());
+    let identity = node.identity().to_owned();
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["sealed"], true, "{status:#}");
 
     // After the words came, the passphrase was typed, and everything was made of them.
     lock_hard(&node, &bench);
@@ -97,8 +103,11 @@ fn remembers_nothing(boot: Boot, data_at: u64, command_line: &str) {
     // And after a boot at which nothing but the passphrase was there.
     let vm = machine("[vault]\nunlock = [\"passphrase\"]").start();
     asked(&vm, "passphrase of the vault");
+    type_line(&vm, "wrong horse");
+    shown(&vm, "passphrase is wrong");
     type_line(&vm, PASSPHRASE);
     let node = Node::new(vm, boot, bench.admin().clone());
+    assert_eq!(node.identity(), identity);
     look.sees_what_is_there(node.vm());
     lock_hard(&node, &bench);
     look.sees_only(node.vm(), &[VOLUME_KEY]);
@@ -118,13 +127,15 @@ fn lock_hard(node: &Node, bench: &Bench) {
 struct Look {
     secrets: Secrets,
     dump: PathBuf,
+    memory: RefCell<Vec<u8>>,
 }
 
 impl Look {
     fn found(&self, vm: &Vm) -> Vec<(&'static str, String)> {
         let dumped = vm.dump_memory(&self.dump);
         dumped.unwrap_or_else(|error| panic!("{error}"));
-        self.secrets.found_in(&self.dump)
+        self.secrets
+            .found_in(&self.dump, &mut self.memory.borrow_mut())
     }
 
     /// The search finds what a node that serves has to have.

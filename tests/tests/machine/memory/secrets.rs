@@ -1,14 +1,13 @@
 //! Everything that nobody may find in the memory of a locked machine, worked out from its words, its
 //! passphrase and its disk, and the search for it.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Read;
-use std::ops::Range;
 use std::path::Path;
 
 use aes_gcm::aead::{Aead, KeyInit, Payload};
 use aes_gcm::{Aes256Gcm, Nonce};
-use aho_corasick::AhoCorasick;
+use alknet_qemu::Search;
 use alknet_sealed::Sealed;
 use alknet_vault::slots::{Copies, FileArea, Key, OpenAlkv, luks_phrase};
 use alknet_vault::{Curve, DerivationPath, Entropy, SecretStr};
@@ -89,49 +88,26 @@ impl Secrets {
     }
 
     /// Which of them are in a file, a line for each place: all parts of all secrets, wherever they begin, in one
-    /// pass over the memory.
-    pub(super) fn found_in(&self, dump: &Path) -> Vec<(&'static str, String)> {
-        let memory = fs::read(dump).expect("the dump is ours");
-        let parts: Vec<(&str, &[u8])> = self
-            .0
-            .iter()
-            .flat_map(|(name, secret)| {
-                let is_text = secret.is_ascii();
-                let telling = if is_text { TELLING_TEXT } else { TELLING_KEY };
-                secret.windows(telling).map(move |part| (*name, part))
-            })
-            .collect();
-        let all = AhoCorasick::new(parts.iter().map(|(_, part)| part));
-        let all = all.expect("some hundred parts");
-        let mut found = Vec::new();
-        for run in runs(&memory) {
-            let places = all.find_iter(&memory[run.clone()]);
-            found.extend(places.map(|place| {
-                let (name, _) = parts[place.pattern().as_usize()];
-                (name, around(&memory, run.start + place.start()))
-            }));
-        }
+    /// pass over the memory. It is read into `memory`, whose pages the next look uses again.
+    pub(super) fn found_in(
+        &self,
+        dump: &Path,
+        memory: &mut Vec<u8>,
+    ) -> Vec<(&'static str, String)> {
+        memory.clear();
+        let mut dump = File::open(dump).expect("the dump is ours");
+        dump.read_to_end(memory).expect("the dump is ours");
+        let parts = self.0.iter().flat_map(|(name, secret)| {
+            let is_text = secret.is_ascii();
+            let telling = if is_text { TELLING_TEXT } else { TELLING_KEY };
+            secret.windows(telling).map(move |part| (*name, part))
+        });
+        let (names, parts): (Vec<_>, Vec<_>) = parts.unzip();
+        let found = Search::of(parts).found_in(memory).into_iter();
         found
+            .map(|(at, number)| (names[number], around(memory, at)))
+            .collect()
     }
-}
-
-/// The parts of a memory in which something is: most of it is pages of zeroes, in which no secret is.
-fn runs(memory: &[u8]) -> Vec<Range<usize>> {
-    const PAGE: usize = 4096;
-    const ZEROES: [u8; PAGE] = [0; PAGE];
-    let mut runs: Vec<Range<usize>> = Vec::new();
-    for (number, page) in memory.chunks(PAGE).enumerate() {
-        if page == &ZEROES[..page.len()] {
-            continue;
-        }
-        let at = number * PAGE;
-        let end = at + page.len();
-        match runs.last_mut() {
-            Some(last) if last.end == at => last.end = end,
-            _ => runs.push(at..end),
-        }
-    }
-    runs
 }
 
 /// Where it is, and what is there, for whoever looks for the reason.

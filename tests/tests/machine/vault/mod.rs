@@ -4,12 +4,13 @@
 mod locking;
 
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
-use alknet_qemu::{Mark, Vm};
+use alknet_qemu::{Disk, Mark, Scratch, Vm};
 use alknet_tests::tools::{fat_volume, tool, tool_says};
-use alknet_tests::{Bench, Boot, Machine, Node};
+use alknet_tests::{Bench, Boot, Node};
 use alknet_vault::{Entropy, Purpose, Reason, SecretStr, Vault};
 use serde_json::{Value, json};
 
@@ -34,6 +35,9 @@ const MARKER: &str = "4f1c8b2e-this-is-the-marker-of-the-test-77aa90d3e5";
 /// Documents with it that a node keeps, and how long each is: a megabyte in all.
 const APPLIED: usize = 18;
 const APPLIED_BYTES: usize = 60_000;
+
+/// Size of a data disk; sparse.
+const DISK_BYTES: u64 = 1 << 30;
 
 /// The words of the published tables.
 pub(super) const PHRASE: &str = "abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon \
@@ -89,25 +93,27 @@ fn a_first_boot_makes_a_vault_and_seals_the_disk() {
 #[test]
 fn the_same_words_are_the_same_node_and_open_its_disk_elsewhere() {
     let bench = Bench::new();
-    let disk = |path: &Path| Some(alknet_qemu::Disk::file(path).data());
-    let is_theirs = |node: Node| {
-        assert_eq!(node.identity(), IDENTITY);
-        let status = node.call("vault/status", &Value::Null);
+    let is_theirs = |identity: &str, status: &Value| {
+        assert_eq!(identity, IDENTITY);
         assert_eq!(status["words_kept"], true, "{status:#}");
-        node.end();
     };
-    let (first, second) = (bench.disk("first", 1 << 30), bench.disk("second", 1 << 30));
-    is_theirs(with_words(&bench).data(disk(&first)).boot());
+    let first = Provisioned::get();
+    for start in &first.starts {
+        is_theirs(&start.identity, &start.status);
+    }
     // The other machine is told them by somebody at its console.
-    let machine = bench.machine(Boot::MicrovmErofs).data(disk(&second));
+    let second = bench.data();
+    let machine = bench.machine(Boot::MicrovmErofs);
     let vm = machine.configured("[vault]\ninit = \"prompt\"").start();
     asked(&vm, "the words, or Enter for new ones");
     type_line(&vm, PHRASE);
-    is_theirs(Node::new(vm, Boot::MicrovmErofs, bench.admin().clone()));
+    let node = Node::new(vm, Boot::MicrovmErofs, bench.admin().clone());
+    is_theirs(node.identity(), &node.call("vault/status", &Value::Null));
+    node.end();
     // The words alone open both, with a program that knows nothing of a vault.
     let key = bench.path().join("recovery.key");
     std::fs::write(&key, rescue::recovery_key(PHRASE)).expect("the folder is ours");
-    for disk in [&first, &second] {
+    for disk in [&first.disk(), &second] {
         let arguments = ["open", "--type", "luks2", "--test-passphrase", "--key-file"];
         let mut arguments: Vec<_> = arguments.iter().map(std::ffi::OsStr::new).collect();
         arguments.extend([key.as_os_str(), disk.as_os_str()]);
@@ -119,26 +125,13 @@ fn the_same_words_are_the_same_node_and_open_its_disk_elsewhere() {
 /// vault and the erasing.
 #[test]
 fn words_on_a_stick_are_erased_whenever_they_are_the_vaults() {
-    let bench = Bench::new();
-    let admin = bench.admin().identity();
-    let document = format!(
-        "[node]\nname = \"alknet\"\nadmin_keys = [\"{admin}\"]\n[vault]\ninit = \"provisioned\"\n\
-         [secrets]\nwords = \"{PHRASE}\"\n"
-    );
-    let stick = fat_volume(&bench, "stick", &document);
-    let written = std::fs::read(&stick).expect("it was made");
-    assert!(holds(&written, b"abandon abandon"));
-    for _ in 0..2 {
-        std::fs::write(&stick, &written).expect("the folder is ours");
-        let machine = bench.machine(Boot::MicrovmErofs).config("");
-        let node = machine.disk(alknet_qemu::Disk::file(&stick)).boot();
-        assert_eq!(node.identity(), IDENTITY);
-        let info = node.info();
+    for start in &Provisioned::get().starts {
+        assert_eq!(start.identity, IDENTITY);
+        let info = &start.info;
         assert_eq!(info["problems"], json!([]), "{info:#}");
-        node.end();
-        let left = std::fs::read(&stick).expect("it is there");
-        assert!(!holds(&left, b"abandon"), "the words are on the stick");
-        assert!(holds(&left, b"admin_keys"), "the document stays");
+        let left = &start.stick;
+        assert!(!holds(left, b"abandon"), "the words are on the stick");
+        assert!(holds(left, b"admin_keys"), "the document stays");
     }
 }
 
@@ -216,10 +209,9 @@ fn a_factory_reset_goes_on_after_a_power_cut() {
 #[test]
 fn a_vault_with_both_copies_damaged_serves_nothing_and_is_left_alone() {
     let bench = Bench::new();
-    let node = bench.snapshot(Boot::MicrovmErofs).restore();
-    let identity = node.identity().to_owned();
-    node.end();
-    let whole = std::fs::read(bench.data()).expect("the disk is ours");
+    let identity = bench.snapshot(Boot::MicrovmErofs).switched_off();
+    let whole = bench.path().join("whole.raw");
+    copied(&bench.data(), &whole);
     let damage = |places: &[u64]| {
         let disk = std::fs::File::options().write(true).open(bench.data());
         let disk = disk.expect("the disk is ours");
@@ -227,11 +219,11 @@ fn a_vault_with_both_copies_damaged_serves_nothing_and_is_left_alone() {
             disk.write_all_at(b"damage", *at).expect("it is a file");
         }
     };
-    // One copy is made good by the other.
+    // One copy is made good by the other, before the node serves: the power may go right after it.
     damage(&[VAULT_A_AT + 100]);
     let node = bench.machine(Boot::MicrovmErofs).boot();
     assert_eq!(node.identity(), identity);
-    node.end();
+    drop(node);
     damage(&[VAULT_B_AT + 200]);
     let node = bench.machine(Boot::MicrovmErofs).boot();
     assert_eq!(
@@ -239,11 +231,15 @@ fn a_vault_with_both_copies_damaged_serves_nothing_and_is_left_alone() {
         identity,
         "the first copy was written again"
     );
-    node.end();
+    drop(node);
 
-    std::fs::write(bench.data(), &whole).expect("the disk is ours");
+    copied(&whole, &bench.data());
     damage(&[VAULT_A_AT + 100, VAULT_B_AT + 100]);
-    let before = std::fs::read(bench.data()).expect("the disk is ours");
+    let checksum = || {
+        let sum = alknet_qemu::checksum(&bench.data());
+        sum.unwrap_or_else(|error| panic!("{error}"))
+    };
+    let before = checksum();
     let vm = bench.machine(Boot::MicrovmErofs).start();
     let said = vm.wait_for("alknet: problem vault-damaged", ASKED_WITHIN);
     said.unwrap_or_else(|error| panic!("{error}"));
@@ -258,8 +254,11 @@ fn a_vault_with_both_copies_damaged_serves_nothing_and_is_left_alone() {
         vm.report()
     );
     drop(vm);
-    let after = std::fs::read(bench.data()).expect("the disk is ours");
-    assert!(before == after, "the disk was written to");
+    assert_eq!(before, checksum(), "the disk was written to");
+}
+
+fn copied(from: &Path, to: &Path) {
+    alknet_qemu::copy(from, to).unwrap_or_else(|error| panic!("{error}"));
 }
 
 /// A megabyte of a marker through the node, its words and the key of its identity: none of them is on
@@ -267,30 +266,11 @@ fn a_vault_with_both_copies_damaged_serves_nothing_and_is_left_alone() {
 /// without a vault has the marker and the key there.
 #[test]
 fn the_disk_of_a_sealed_machine_tells_nothing() {
-    let written = |sealed: bool| {
-        let bench = Bench::new();
-        let node = match sealed {
-            true => with_words(&bench).boot(),
-            false => small(&bench),
-        };
-        let file = bench.path().join("applied.toml");
-        for round in 0..APPLIED {
-            let line = format!("# {round} {MARKER}\n");
-            let lines = line.repeat(APPLIED_BYTES / line.len());
-            let admin = bench.admin().identity();
-            let more = if sealed { "" } else { NO_VAULT };
-            let document = format!("[node]\nadmin_keys = [\"{admin}\"]\n{more}{lines}");
-            std::fs::write(&file, document).expect("the folder is ours");
-            let mut apply = bench.admin().command(&["config", "apply", &node.target()]);
-            apply.arg(&file);
-            let applied = bench.admin().run(apply).json();
-            assert_eq!(applied["kept"], true, "{applied:#}");
-        }
-        node.end();
-        let disk = std::fs::read(bench.data()).expect("the disk is ours");
-        (bench, disk)
-    };
-    let (_, plain) = written(false);
+    let bench = Bench::new();
+    let node = small(&bench);
+    write_marker(&bench, &node, NO_VAULT);
+    node.end();
+    let plain = content(&bench.data());
     assert!(holds(&plain, MARKER.as_bytes()), "the marker is written");
     assert!(holds(&plain, b"admin_keys"));
     drop(plain);
@@ -304,7 +284,8 @@ fn the_disk_of_a_sealed_machine_tells_nothing() {
     let key = key.expose(Reason::Console).expect("it is open");
     let recovery = vault.recovery_secret().expect("it is open");
     let text = rescue::recovery_key(PHRASE);
-    let (bench, sealed) = written(true);
+    let disk = Provisioned::get().disk();
+    let sealed = content(&disk);
     assert!(holds(&sealed, b"LUKS\xba\xbe"), "the header can be read");
     let secrets: [(&str, &[u8]); 7] = [
         ("the marker", MARKER.as_bytes()),
@@ -319,7 +300,7 @@ fn the_disk_of_a_sealed_machine_tells_nothing() {
         assert!(!holds(&sealed, secret), "{what} is on the disk");
     }
     drop(sealed);
-    let read = rescue::read(&bench, &bench.data(), PHRASE, "/config/config.toml");
+    let read = rescue::read(&bench, &disk, PHRASE, "/config/config.toml");
     let last = format!("# {} {MARKER}", APPLIED - 1);
     assert!(read.contains(&last), "{read:.1000}");
 }
@@ -328,11 +309,92 @@ fn holds(disk: &[u8], wanted: &[u8]) -> bool {
     memchr::memmem::find(disk, wanted).is_some()
 }
 
-/// A machine whose medium has the published words.
-fn with_words(bench: &Bench) -> Machine<'_> {
-    bench.machine(Boot::MicrovmErofs).configured(&format!(
-        "[vault]\ninit = \"provisioned\"\n[secrets]\nwords = \"{PHRASE}\""
-    ))
+/// All that was written to a disk.
+fn content(disk: &Path) -> Vec<u8> {
+    alknet_qemu::content(disk).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Has a node keep a megabyte of documents with the marker.
+fn write_marker(bench: &Bench, node: &Node, more: &str) {
+    let file = bench.path().join("applied.toml");
+    for round in 0..APPLIED {
+        let line = format!("# {round} {MARKER}\n");
+        let lines = line.repeat(APPLIED_BYTES / line.len());
+        let admin = bench.admin().identity();
+        let document = format!("[node]\nadmin_keys = [\"{admin}\"]\n{more}{lines}");
+        std::fs::write(&file, document).expect("the folder is ours");
+        let mut apply = bench.admin().command(&["config", "apply", &node.target()]);
+        apply.arg(&file);
+        let applied = bench.admin().run(apply).json();
+        assert_eq!(applied["kept"], true, "{applied:#}");
+    }
+}
+
+/// A machine that found the published words on a stick at its first start, and on the same stick with the words again
+/// at its second, in which the marker was written through its node. Started once for all tests that ask what comes of
+/// the words: a first start that seals the disk is the dearest there is.
+struct Provisioned {
+    starts: Vec<Start>,
+    /// What is in a static is not dropped: the next program that starts machines removes it.
+    folder: Scratch,
+}
+
+/// What a start came to.
+struct Start {
+    identity: String,
+    info: Value,
+    status: Value,
+    /// The stick afterwards.
+    stick: Vec<u8>,
+}
+
+impl Provisioned {
+    fn get() -> &'static Self {
+        static ONE: OnceLock<Provisioned> = OnceLock::new();
+        ONE.get_or_init(Self::start)
+    }
+
+    fn start() -> Self {
+        let (bench, folder) = (Bench::new(), Scratch::new());
+        let folder = folder.unwrap_or_else(|error| panic!("{error}"));
+        let mut provisioned = Self {
+            starts: vec![],
+            folder,
+        };
+        let disk = provisioned.disk();
+        alknet_qemu::blank(&disk, DISK_BYTES).unwrap_or_else(|error| panic!("{error}"));
+        let admin = bench.admin().identity();
+        let document = format!(
+            "[node]\nname = \"alknet\"\nadmin_keys = [\"{admin}\"]\n[vault]\ninit = \"provisioned\"\n\
+             [secrets]\nwords = \"{PHRASE}\"\n"
+        );
+        let stick = fat_volume(&bench, "stick", &document);
+        let written = std::fs::read(&stick).expect("it was made");
+        assert!(holds(&written, b"abandon abandon"));
+        for is_first in [true, false] {
+            std::fs::write(&stick, &written).expect("the folder is ours");
+            let machine = bench.machine(Boot::MicrovmErofs).config("");
+            let machine = machine.data(Some(Disk::file(&disk).data()));
+            let node = machine.disk(Disk::file(&stick)).boot();
+            let (info, status) = (node.info(), node.call("vault/status", &Value::Null));
+            if !is_first {
+                write_marker(&bench, &node, "");
+            }
+            let identity = node.identity().to_owned();
+            node.end();
+            provisioned.starts.push(Start {
+                identity,
+                info,
+                status,
+                stick: std::fs::read(&stick).expect("it is there"),
+            });
+        }
+        provisioned
+    }
+
+    fn disk(&self) -> PathBuf {
+        self.folder.file("disk")
+    }
 }
 
 /// Reads the words off the console, and types those that it asks for.
