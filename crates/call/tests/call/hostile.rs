@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use alknet_call::limits::{Patience, PeerLimits};
 use alknet_call::*;
-use alknet_core::{Carriage, CloseReason, HandlerError, StreamError};
+use alknet_core::{Carriage, CloseCode, CloseReason, HandlerError, StreamError};
 use alknet_test_support::deadline;
 use bytes::Bytes;
 use serde_json::{Value, json};
