@@ -35,6 +35,8 @@ pub struct Dispatcher {
     pub(crate) counters: Counters,
     pub(crate) keyed: KeyedCalls,
     pub(crate) request_bytes: Arc<RequestBytes>,
+    /// Of requests whose frames are not complete.
+    pub(crate) unfinished_bytes: Arc<RequestBytes>,
     announcer: Announcer,
     pub(crate) peers: Arc<Peers>,
     /// Whether callers may name the peer their request goes to.
@@ -54,6 +56,7 @@ impl Dispatcher {
         Self {
             keyed: KeyedCalls::default(),
             request_bytes: Arc::default(),
+            unfinished_bytes: Arc::default(),
             announcer: Announcer::new(&registry),
             registry: Arc::new(registry),
             ownership: None,
@@ -94,11 +97,12 @@ impl Dispatcher {
     }
 
     /// On a machine with so much memory: requests in frames may have an eighth of it, as far as
-    /// [`BYTES_PER_NODE`](crate::limits::BYTES_PER_NODE) goes.
+    /// [`BYTES_PER_NODE`](crate::limits::BYTES_PER_NODE) goes, and frames that are not complete as much.
     #[must_use]
     pub fn with_memory(mut self, memory_bytes: u64) -> Self {
         let node = bytes_for_memory(memory_bytes);
         self.request_bytes = Arc::new(RequestBytes::new(node));
+        self.unfinished_bytes = Arc::new(RequestBytes::new(node));
         self
     }
 

@@ -7,10 +7,14 @@ use alknet_core::{CloseCode, RecvStream, SendStream, StreamCode, StreamError};
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 
+use crate::dispatcher::{Counters, Dispatcher};
 use crate::frame::{FrameError, FrameReader};
-use crate::limits::{FRAMES_PER_TURN, OVERFULL_TIMEOUT, READ_STEP_BYTES, WRITE_STEP_BYTES};
+use crate::limits::{
+    FRAMES_PER_TURN, OVERFULL_TIMEOUT, READ_STEP_BYTES, REQUEST_BYTES_FREE, WRITE_STEP_BYTES,
+};
 use crate::link::Link;
 use crate::outlet::{Outlet, Work};
+use crate::request_bytes::{RequestClaim, Requester};
 
 /// A bidirectional stream in use.
 #[derive(Debug, Default)]
@@ -33,8 +37,8 @@ pub(crate) enum End {
     Drained,
     /// This side gave the stream up.
     Killed(StreamCode),
-    /// More waits to be sent than the peer takes.
-    Overload,
+    /// More waits to be sent than the peer takes, or to be finished than there is room for.
+    Overload(&'static str),
     /// The peer gave it up.
     PeerLeft,
     /// The peer broke the protocol.
@@ -136,8 +140,8 @@ pub(crate) async fn run(link: Arc<Link>, lane: Arc<Lane>, send: SendStream, recv
         None => arrival(&link, &lane, &mut halves.send).await,
         Some(End::Closed | End::Drained) => {}
         Some(End::Killed(code)) => halves.give_up(code),
-        Some(End::Overload) => {
-            link.fail_if_single(CloseCode::Overload, "too much waits to be sent");
+        Some(End::Overload(why)) => {
+            link.fail_if_single(CloseCode::Overload, why);
             halves.give_up(StreamCode::Overload);
         }
         Some(End::PeerLeft) => halves.give_up(StreamCode::Cancelled),
@@ -196,11 +200,13 @@ async fn arrival(link: &Link, lane: &Lane, send: &mut SendStream) {
 async fn read_loop(link: &Arc<Link>, lane: &Arc<Lane>, recv: &mut RecvStream) -> Result<(), End> {
     let mut frames = FrameReader::new();
     let mut begun = None;
+    let mut unfinished = Unfinished::default();
     let mut turn = 0;
     loop {
         while let Some(frame) = frames.next_frame(link.frame_bytes())? {
             begun = None;
             link.receive(lane, frame).await?;
+            unfinished = Unfinished::default();
             // Requests of ours and what ends them count here, which are no answers.
             let room = |out: &Outlet| out.backlog() < link.limits().queued_bytes;
             lane.out.wait_room(room).await;
@@ -211,6 +217,10 @@ async fn read_loop(link: &Arc<Link>, lane: &Arc<Lane>, recv: &mut RecvStream) ->
         }
         if frames.is_partial() {
             begun.get_or_insert_with(Instant::now);
+            // What answers a request of ours was asked for.
+            if !lane.is_single_call() {
+                unfinished.count(link, frames.held_bytes())?;
+            }
         }
         match next_chunk(link, recv, begun).await? {
             Some(chunk) => frames.push(chunk),
@@ -221,6 +231,37 @@ async fn read_loop(link: &Arc<Link>, lane: &Arc<Lane>, recv: &mut RecvStream) ->
     lane.read_done.store(true, Ordering::Release);
     lane.out.poke();
     Ok(())
+}
+
+/// A frame in the making, counted for the peer until its request is: on every stream that it may open a peer could
+/// have one that lacks its last byte.
+#[derive(Default)]
+struct Unfinished {
+    bytes: usize,
+    claim: Option<Arc<RequestClaim>>,
+}
+
+impl Unfinished {
+    /// Counts it with so many bytes.
+    fn count(&mut self, link: &Link, bytes: usize) -> Result<(), End> {
+        if bytes <= self.bytes.max(REQUEST_BYTES_FREE) {
+            return Ok(());
+        }
+        let Dispatcher {
+            unfinished_bytes,
+            counters,
+            ..
+        } = &*link.dispatcher;
+        let peer = Requester::of(link.identity().as_deref(), link.info.remote_addr);
+        // Not beside the same bytes.
+        self.claim = None;
+        let claimed = unfinished_bytes.claim(peer, bytes).map_err(|_| {
+            Counters::add(&counters.request_bytes_full);
+            End::Overload("too many bytes of requests that are not finished")
+        });
+        (self.claim, self.bytes) = (claimed?, bytes);
+        Ok(())
+    }
 }
 
 /// The next bytes, within the time a begun frame or a silent stranger has.
@@ -322,7 +363,7 @@ async fn write_step(
                     return Err(End::Timeout("blocked"));
                 }
             }
-            () = overfull(link, lane) => return Err(End::Overload),
+            () = overfull(link, lane) => return Err(End::Overload("too much waits to be sent")),
         }
     }
 }

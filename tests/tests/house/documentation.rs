@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::tree::{root, sources};
+use super::tree::{root, sources, tests_of};
 
 /// The tables of docs/testing.md that say which test shows what.
 fn acceptance_tables() -> Vec<String> {
@@ -17,17 +17,15 @@ fn tests_that_the_documentation_names_exist() {
     let root = root();
     let tables = acceptance_tables();
     assert!(tables.len() >= 3, "the page has the tables");
-    // The names of all functions, in one pass over the sources.
-    let named = sources().iter().flat_map(|it| it.text.split("fn ").skip(1));
-    let named = named.filter_map(|rest| Some(rest.split_once('(')?.0));
-    let functions: HashSet<&str> = named.collect();
+    // In one pass over the sources.
+    let named: HashSet<&str> = sources().iter().flat_map(|it| tests_of(&it.text)).collect();
     for table in tables {
         let quoted = table.split('`').skip(1).step_by(2);
         let (files, others): (Vec<_>, Vec<_>) = quoted.partition(|word| word.contains('/'));
         let tests: Vec<_> = others.into_iter().filter(|word| is_test(word)).collect();
         assert!(tests.len() > 10, "{tests:?}");
         for test in tests {
-            assert!(functions.contains(test), "no test {test}");
+            assert!(named.contains(test), "no test {test}");
         }
         for file in files.iter().filter(|file| !file.contains("services/")) {
             assert!(root.join(file).exists(), "no file {file}");

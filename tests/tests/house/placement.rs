@@ -1,6 +1,6 @@
 //! In which files code of a kind may stand.
 
-use super::tree::only_in;
+use super::tree::{Source, only_in, sources};
 
 #[test]
 fn the_environment_is_read_only_at_the_edges() {
@@ -105,6 +105,24 @@ fn temporary_folders_have_names_that_nobody_can_guess() {
         "!(\"/var/tmp/",
     ];
     only_in("a guessable name", &named, &[]);
+}
+
+/// A schema of the node's own waits for its turn however many others wait.
+#[test]
+fn schemas_that_callers_bring_are_compiled_in_their_share() {
+    let theirs = [
+        "crates/runtime/sessions/src/host/",
+        "crates/runtime/promotion/src/",
+    ];
+    let brought = |path: &str| theirs.iter().any(|folder| path.starts_with(folder));
+    let places: Vec<_> = sources().iter().filter(|it| brought(&it.path)).collect();
+    assert!(places.len() > 20, "the folders are there");
+    for Source { path, text } in places {
+        assert!(
+            !text.contains("Schema::new("),
+            "{path}: whose schema is it?"
+        );
+    }
 }
 
 #[test]

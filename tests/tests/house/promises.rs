@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use super::tree::root;
+use super::tree::{root, tests_of};
 
 /// Where promises are measured instead of tested; their rows need no test.
 const MEASURED: &str = "`cargo xtask bench";
@@ -118,8 +118,10 @@ fn assert_tests_exist(promise: &str, tests: &str) {
             continue;
         }
         let source = source.as_ref().expect("a file comes first");
-        let function = format!("fn {word}(");
-        assert!(source.contains(&function), "{promise:?}: no test {word}");
+        assert!(
+            tests_of(source).contains(word),
+            "{promise:?}: no test {word}"
+        );
         count += 1;
     }
     assert!(count > 0, "{promise:?} names no test");

@@ -1,5 +1,6 @@
 //! The files of the workspace, for what reads them.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
@@ -57,6 +58,21 @@ fn files(dir: &Path, found: &mut Vec<PathBuf>) {
             found.push(path);
         }
     }
+}
+
+/// Names of the functions of a source that are tests.
+pub(crate) fn tests_of(text: &str) -> HashSet<&str> {
+    let mut tests = HashSet::new();
+    let mut is_test = false;
+    for line in text.lines().map(str::trim_start) {
+        if line.starts_with("#[test]") || line.starts_with("#[tokio::test") {
+            is_test = true;
+        } else if let Some((_, function)) = line.split_once("fn ").filter(|_| is_test) {
+            tests.extend(function.split_once('(').map(|(name, _)| name));
+            is_test = false;
+        }
+    }
+    tests
 }
 
 /// Only files whose path begins with one of `allowed` may have one of `needles`.

@@ -246,9 +246,9 @@ fn dispatch(wgsl: &str, entry: &str) -> Value {
 #[test]
 fn an_old_processor_computes() {
     let bench = Bench::new();
-    // Enough for a quick shader here, and no longer: one of these does not end, and what the node brings along takes
-    // longer to compile.
-    let seconds = deadline(Duration::from_millis(500)).as_secs().clamp(2, 600);
+    // Enough for a quick shader here, and no longer: one of these does not end, and what the node brings along is to
+    // take longer to compile, on a machine at rest as on one that is busy.
+    let seconds = deadline(Duration::from_secs(2)).as_secs().min(600);
     let admin = bench.admin().identity();
     let node = bench
         .machine(Boot::Q35Initramfs)
@@ -278,13 +278,16 @@ fn an_old_processor_computes() {
     node.end();
 }
 
-/// A request is not ended for the time that the node's own kernels take to compile on an emulated processor.
+/// A request is not ended for the time that the node's own kernels take to compile on an emulated processor. `seconds`
+/// is the machine's limit, which its other shaders need as well, and not shorter for this: where a kernel is compiled
+/// within it, a node that counts compiling would answer too, and it is said that nothing was tested.
 fn compiling_our_kernels_is_no_time_on_the_gpu(node: &Node, seconds: u64) {
     let matrix = json!({ "inline": MATRIX, "dtype": "F32", "shape": [2, 2] });
     let input = json!({ "a": matrix, "b": matrix, "variant": "wgsl" });
     let answer = node.call("compute/matmul", &input);
     assert_eq!(answer["product"]["inline"], SQUARE, "{answer}");
-    let compiling = answer["jit_ms"].as_f64().unwrap_or_default();
+    let compiling = answer["jit_ms"].as_f64();
+    let compiling = compiling.expect("it says how long it compiled");
     println!(
         "figure compiling on an emulated processor, of {seconds} s on the GPU: {compiling:.0} ms"
     );

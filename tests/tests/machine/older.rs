@@ -57,14 +57,7 @@ fn an_older_copy_that_is_put_back_opens_only_for_its_owner() {
     };
     alknet_qemu::copy(&bench.raw(), &now).unwrap_or_else(|error| panic!("{error}"));
     put(&before);
-    let vm = machine().start();
-    asked(&vm, "passphrase of the vault");
-    says(
-        &vm,
-        "the disk is older than the last change that the TPM counted",
-    );
-    assert!(!vm.console().text().contains(READY), "{}", vm.report());
-    drop(vm);
+    refused_as_older(&machine().start());
 
     // The newest disk with the vault of before, whose passphrase was another.
     put(&now);
@@ -103,14 +96,28 @@ fn an_older_copy_that_is_put_back_opens_only_for_its_owner() {
     );
     node.end();
     put(&with_slot);
+    refused_as_older(&machine().start());
+
+    // And a factory reset. What is put back is the disk that opened without a person just before it.
+    put(&with_slot);
     let vm = machine().start();
     asked(&vm, "passphrase of the vault");
-    says(
-        &vm,
-        "the disk is older than the last change that the TPM counted",
-    );
-    assert!(!vm.console().text().contains(READY), "{}", vm.report());
-    drop(vm);
+    type_line(&vm, PASSPHRASE);
+    served(&bench, vm).end();
+    let counted = bench.path().join("counted.raw");
+    alknet_qemu::copy(&bench.raw(), &counted).unwrap_or_else(|error| panic!("{error}"));
+    let mut node = machine().boot();
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["opened_by"], "tpm2", "{status:#}");
+    commands(node.vm());
+    typed(node.vm(), "factory-reset", "type RESET to go on: _");
+    type_line(node.vm(), "RESET");
+    let exit = node.vm_mut().wait_exit(DONE_WITHIN);
+    let exit = exit.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(exit.reason(), Some("guest-reset"), "{exit}");
+    drop(node);
+    put(&counted);
+    refused_as_older(&machine().start());
 
     // With something else in the place of the counter the TPM says nothing of the disk's age.
     put(&before);
@@ -118,6 +125,15 @@ fn an_older_copy_that_is_put_back_opens_only_for_its_owner() {
     let vm = machine().start();
     asked(&vm, "passphrase of the vault");
     says(&vm, "something else is in the place of the TPM's counter");
+    assert!(!vm.console().text().contains(READY), "{}", vm.report());
+}
+
+fn refused_as_older(vm: &Vm) {
+    asked(vm, "passphrase of the vault");
+    says(
+        vm,
+        "the disk is older than the last change that the TPM counted",
+    );
     assert!(!vm.console().text().contains(READY), "{}", vm.report());
 }
 

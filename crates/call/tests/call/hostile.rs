@@ -10,6 +10,8 @@ use alknet_core::{Carriage, CloseCode, CloseReason, HandlerError, StreamError};
 use alknet_test_support::deadline;
 use bytes::Bytes;
 use serde_json::{Value, json};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
 
 use crate::common::*;
 
@@ -302,11 +304,68 @@ async fn runs_that_nobody_waits_for_keep_their_bytes_counted() {
                 refused = code(hold(&client, Some("e"))) => {
                     assert_eq!(refused, ErrorCode::Overloaded);
                 }
-                () = node.probe.wait(|p| &p.started, 5) => return,
+                () = node.probe.wait(|p| &p.started, 5) => break,
             }
         }
     };
     again.await;
+}
+
+/// A frame of 1 MiB but for its last byte, on each of many streams.
+#[tokio::test]
+async fn frames_that_do_not_end_are_bounded_and_leave_others_room() {
+    // The least there is: 4 MiB for the node, and half of that for an identity.
+    let node = holding(0);
+    let (dialled, _served) = node.serve(Carriage::Memory, Some(identity("peer", &[])));
+    let almost: Bytes = {
+        let len: u32 = 1 << 20;
+        let body = "{".repeat((1 << 20) - 1);
+        [&len.to_be_bytes()[..], body.as_bytes()].concat().into()
+    };
+    let (end_all, mut ends) = (Arc::new(Notify::new()), JoinSet::new());
+    for _ in 0..12 {
+        let (send, recv) = dialled.open_bi().await.expect("a live connection");
+        let mut peer = RawPeer::on(dialled.clone(), send, recv);
+        let (almost, end_all) = (almost.clone(), Arc::clone(&end_all));
+        ends.spawn(async move {
+            let asked = end_all.notified();
+            // It may be refused before it has said all.
+            let _ = peer.send.write_chunk(almost).await;
+            let refused = tokio::select! {
+                end = peer.recv.read_chunk(1) => Some(end),
+                () = asked => None,
+            };
+            match refused {
+                Some(end) => end,
+                None => {
+                    peer.send_bytes(Bytes::from_static(b"}")).await;
+                    peer.recv.read_chunk(1).await
+                }
+            }
+        });
+    }
+    for _ in 0..10 {
+        let end = soon(ends.join_next())
+            .await
+            .expect("twelve")
+            .expect("no panic");
+        assert!(matches!(end, Err(StreamError::Reset(2))), "{end:?}");
+    }
+    assert_eq!(node.dispatcher.stats().request_bytes_full, 10);
+    let other = node.client(Carriage::Memory, Some(identity("other", &[])));
+    let call = hold(&other, None);
+    node.probe.wait(|p| &p.started, 1).await;
+    node.probe.release.notify_waiters();
+    soon(call).await.expect("no panic").expect("released");
+    // What has its room is read to its end, which is no JSON.
+    end_all.notify_waiters();
+    for _ in 0..2 {
+        let end = soon(ends.join_next())
+            .await
+            .expect("twelve")
+            .expect("no panic");
+        assert!(matches!(end, Err(StreamError::Reset(5))), "{end:?}");
+    }
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use futures_util::{StreamExt, future, stream};
 use serde_json::{Value, json};
 
 use crate::bundle::{Code, Hash};
-use crate::limits::ACTS;
+use crate::limits::{ACTS, CALLS_AT_ONCE};
 use crate::store::{Authority, Terms};
 use crate::tally::{Crashes, Tally, Verdict};
 
@@ -185,6 +185,7 @@ fn spec(code: &Code, terms: &Terms, version: u64) -> OperationSpec {
         .with_input(registration.input.clone())
         .with_output(registration.output.clone());
     spec.version = version.to_string();
+    spec.concurrency = Some(CALLS_AT_ONCE);
     spec.tags = vec!["promoted".to_owned()];
     spec.error_schemas = errors(code);
     spec.visibility = match terms.external {

@@ -54,6 +54,9 @@ pub const WORSE_PERCENT_MAX: u32 = 20;
 pub const SCOPES_MAX: usize = 16;
 /// Bytes of one of them.
 pub const SCOPE_BYTES_MAX: usize = 200;
+/// Calls of one promoted operation that run or wait at the same time: half of the sessions that its author may have,
+/// so that callers of one operation leave room for those of its others.
+pub const CALLS_AT_ONCE: u32 = 128;
 /// Proposals whose tests run at the same time.
 pub const TRIALS_AT_ONCE: u32 = 2;
 /// So many workers lost within [`CRASHES_WITHIN`] set an operation aside.

@@ -34,11 +34,12 @@ const OTHERS: [&str; 3] = ["--http2", "--interface", "127.0.1.1"];
 
 /// How long the tool works at a time. Once it has a connection that ended it asks the kernel without a pause which of
 /// them are ready, and takes a whole processor for the few bytes a second that it sends. Between two looks of the test,
-/// 50 ms later at rest, it is stopped: an attack whose pauses are seconds is none the less for that.
+/// 50 ms later at rest, it is stopped: an attack whose pauses are seconds is none the less for that. It works all the
+/// while that others ask to be served.
 const WORKS: Duration = Duration::from_millis(10);
 /// The same while it opens its connections, fifty a second, each with a handshake.
 const WORKS_OPENING: Duration = Duration::from_millis(50);
-/// How long it opens them.
+/// How long it opens them, on a machine at rest.
 const OPENING: Duration = Duration::from_secs(6);
 
 /// Whether the attackers run to their end or are ended by the server.
@@ -96,19 +97,26 @@ impl<'a> Attack<'a> {
         self
     }
 
-    /// Has the tool go on for a moment. It was not waited for yet, so the number is its own.
-    fn goes_on(&self) {
+    /// Has the tool go on while that is done, and for a moment at least.
+    fn goes_on_while(&mut self, done: impl FnOnce(&mut Self)) {
         if !self.pauses {
-            return;
+            return done(self);
         }
-        let works = match self.begun.elapsed() < OPENING {
+        let works = match self.begun.elapsed() < deadline(OPENING) {
             true => WORKS_OPENING,
             false => WORKS,
         };
+        self.signal(Signal::SIGCONT);
+        let since = Instant::now();
+        done(self);
+        std::thread::sleep(works.saturating_sub(since.elapsed()));
+        self.signal(Signal::SIGSTOP);
+    }
+
+    /// The tool was not waited for yet, so the number is its own.
+    fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.tool.id().cast_signed());
-        kill(pid, Signal::SIGCONT).expect("it is our child");
-        std::thread::sleep(works);
-        kill(pid, Signal::SIGSTOP).expect("it is our child");
+        kill(pid, signal).expect("it is our child");
     }
 
     /// Serves others, within bounds.
@@ -131,10 +139,11 @@ impl<'a> Attack<'a> {
     fn ends(mut self, bench: &Bench, end: End) -> u64 {
         let mut next = Instant::now();
         eventually("the attack ends", || {
-            self.goes_on();
             if Instant::now() >= next {
-                self.survives();
+                self.goes_on_while(Self::survives);
                 next = Instant::now() + Duration::from_secs(1);
+            } else {
+                self.goes_on_while(|_| {});
             }
             self.tool.try_wait().expect("it is our child")
         });
@@ -187,8 +196,7 @@ fn slow_heads_are_ended_and_others_are_served() {
     let arguments = ["-H", "-i", "2", "-x", "10", "-l", &lasts];
     let mut attack = Attack::begin(&bench, &web, "/healthz", &arguments);
     eventually("it has connections", || {
-        attack.goes_on();
-        attack.survives();
+        attack.goes_on_while(Attack::survives);
         (attack.most > 8).then_some(())
     });
     attack.ends(&bench, End::Server);

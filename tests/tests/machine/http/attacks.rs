@@ -4,6 +4,7 @@
 //! took as much of the processor as the machine that they attacked.
 
 use std::convert::Infallible;
+use std::panic::resume_unwind;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::thread::{self, JoinHandle};
@@ -20,7 +21,8 @@ use hyper::Request;
 use hyper::body::{Body, Frame, SizeHint};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio::sync::watch;
+use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 
 use super::Machine;
 use super::gateway::{BODY_BYTES_MAX, body};
@@ -35,9 +37,13 @@ const BODIES: usize = 200;
 /// no more.
 const ON_THE_FIRST: usize = 100;
 
-/// Lists of short values at once: as many of the longest as one identity has room for. The machine has one processor,
-/// and reads one after the other: of more it would be busy for longer, and take no more memory.
-const LISTS: usize = 4;
+/// What requests of one identity have of the machine's memory, at the most. There are as many lists of short values at
+/// once as are so long together: the machine has one processor, and reads one after the other; of more it would be busy
+/// for longer, and take no more memory.
+const IDENTITY_BYTES: usize = 32 << 20;
+
+/// Longest message for models' tools.
+const MESSAGE_BYTES_MAX: usize = 4 << 20;
 
 /// A body that comes slowly comes in pieces, with a pause before each: a megabyte a second.
 const PIECE_BYTES: usize = 64 << 10;
@@ -45,6 +51,9 @@ const PIECE_EVERY: Duration = Duration::from_micros(62_500);
 
 /// Longest wait for an answer of an emulated machine.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(300);
+
+/// From a request that came to nothing until its connection has ended, where that is why.
+const ENDED_WITHIN: Duration = Duration::from_secs(60);
 
 /// Between two questions about the memory: each is a handshake, and on an emulated machine those took a third of the
 /// processor. An attack takes many seconds.
@@ -57,34 +66,46 @@ pub(super) fn bodies_cost_little_memory(web: &Machine) {
 
     // As fast as they go, each would be answered before the next one begins.
     let long = body(BODY_BYTES_MAX);
-    let (statuses, mut most) = meanwhile(web, at_once(web, "/call", long, BODIES, true));
-    let count = |wanted: u16| statuses.iter().filter(|status| **status == wanted).count();
-    let (served, refused, late, unconnected) = (count(200), count(429), count(408), count(0));
-    let all = served + refused + late + unconnected;
-    assert_eq!(all, BODIES, "{statuses:?}");
+    let (outcomes, mut most) = meanwhile(web, at_once(web, "/call", long, BODIES, true));
+    let count = |wanted: Outcome| outcomes.iter().filter(|it| **it == wanted).count();
+    let answered = |status: u16| count(Outcome::Answered(status));
     // An emulated machine reads so many bodies more slowly than a body may come.
+    let (served, refused, late) = (answered(200), answered(429), answered(408));
     let begun = served + refused + late;
+    let without_place = count(Outcome::Ended) + count(Outcome::Unconnected);
+    assert_eq!(begun + without_place, BODIES, "{outcomes:?}");
     assert!(
         served > 0 && refused > 0 && begun > BODIES / 2,
-        "{statuses:?}"
+        "{outcomes:?}"
     );
 
     let list = |bytes: usize| format!("[{}0]", "0,".repeat(bytes / 2));
     let call = |input: &str| format!(r#"{{"operation":"/services/list","input":{input}}}"#);
     let tool = format!(
         r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"call","arguments":{}}}}}"#,
-        call(&list((4 << 20) - 500))
+        call(&list(MESSAGE_BYTES_MAX - 500))
     );
-    for (path, text, most_says) in [
-        ("/call", call(&list(BODY_BYTES_MAX - 200)), 422),
+    for (path, text, longest, most_says) in [
+        (
+            "/call",
+            call(&list(BODY_BYTES_MAX - 200)),
+            BODY_BYTES_MAX,
+            422,
+        ),
         // A tool says in its answer that it failed.
-        ("/mcp", tool, 200),
+        ("/mcp", tool, MESSAGE_BYTES_MAX, 200),
     ] {
-        let (statuses, seen) = meanwhile(web, at_once(web, path, text, LISTS, false));
-        let known = |status: &u16| [413, 429, most_says].contains(status);
+        let lists = IDENTITY_BYTES / longest;
+        let (outcomes, seen) = meanwhile(web, at_once(web, path, text, lists, false));
+        let known = [413, 429, most_says].map(Outcome::Answered);
         assert!(
-            statuses.len() == LISTS && statuses.iter().all(known),
-            "{path}: {statuses:?}"
+            outcomes.len() == lists && outcomes.iter().all(|it| known.contains(it)),
+            "{path}: {outcomes:?}"
+        );
+        // Those that find no room are refused before anybody looks at their values.
+        assert!(
+            outcomes.contains(&Outcome::Answered(most_says)),
+            "{path}: no list was read: {outcomes:?}"
         );
         most = most.max(seen);
     }
@@ -94,15 +115,27 @@ pub(super) fn bodies_cost_little_memory(web: &Machine) {
     assert_eq!(info["node_restarts"], 0, "{info:#}");
 }
 
-/// Begins to post that many times at once, with a token of the least scope. Answers are read and thrown away; their
-/// statuses are 0 where there was no connection.
+/// What came of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// An answer with this status, which came whole.
+    Answered(u16),
+    /// The node ended the connection, which was one for this request alone, before it answered: there is no place for
+    /// it, or not any more. TLS does not say why.
+    Ended,
+    /// No connection came about.
+    Unconnected,
+}
+
+/// Begins to post that many times at once, with a token of the least scope. Answers are read and thrown away. A request
+/// panics that has no answer in time, or whose stream alone is reset.
 fn at_once(
     web: &Machine,
     path: &'static str,
     text: String,
     count: usize,
     slowly: bool,
-) -> JoinHandle<Vec<u16>> {
+) -> JoinHandle<Vec<Outcome>> {
     let target: Target = web.node.target().parse().expect("the machine's own target");
     let bearer = format!("Bearer {}", web.reader);
     let url = format!("https://{}{path}", web.address());
@@ -122,43 +155,62 @@ fn at_once(
             let dialer = Dialer::new(None);
             let first = connected(&dialer, &target).await;
             let asked = (0..count).map(async |number| {
-                let connection = if number < ON_THE_FIRST {
-                    first.clone()
-                } else {
-                    connected(&dialer, &target).await
+                let is_alone = number >= ON_THE_FIRST;
+                let client = match is_alone {
+                    true => connected(&dialer, &target).await,
+                    false => first.clone(),
                 };
-                let Some(connection) = connection else {
-                    return 0;
+                let Some(client) = client else {
+                    return Outcome::Unconnected;
                 };
-                let answered =
-                    tokio::time::timeout(deadline(ANSWERED_WITHIN), status(connection, request()));
-                answered.await.unwrap_or_default()
+                let outcome = outcome(client, request(), is_alone);
+                let outcome = timeout(deadline(ANSWERED_WITHIN), outcome).await;
+                outcome.unwrap_or_else(|_| panic!("request {number} to {path} has no answer"))
             });
             join_all(asked).await
         })
     })
 }
 
+/// A connection for HTTP/2.
+#[derive(Clone)]
+struct Client {
+    requests: SendRequest<Upload>,
+    /// Nothing is ever told here. It is closed when the connection has ended.
+    ended: watch::Receiver<()>,
+}
+
 /// A connection for HTTP/2, if the machine has a place for it.
-async fn connected(dialer: &Dialer, target: &Target) -> Option<SendRequest<Upload>> {
+async fn connected(dialer: &Dialer, target: &Target) -> Option<Client> {
     let connection = dialer.dial_over(Carriage::Tcp, target, b"h2").await.ok()?;
     let (send, recv) = connection.accept_bi().await.ok()?;
     let io = TokioIo::new(tokio::io::join(recv, send));
     let (requests, driver) = http2::handshake(TokioExecutor::new(), io).await.ok()?;
+    let (alive, ended) = watch::channel(());
     tokio::spawn(async move {
         // How it ends its requests say. The streams need their connection.
         driver.await.ok();
-        drop(connection);
+        drop((connection, alive));
     });
-    Some(requests)
+    Some(Client { requests, ended })
 }
 
-async fn status(mut connection: SendRequest<Upload>, request: Request<Upload>) -> u16 {
-    let Ok(answer) = connection.send_request(request).await else {
-        return 0;
+/// What comes of a request, which is alone on its connection or not.
+async fn outcome(mut client: Client, request: Request<Upload>, is_alone: bool) -> Outcome {
+    let answer = match client.requests.send_request(request).await {
+        Ok(answer) => answer,
+        Err(error) => {
+            // A stream that is reset leaves its connection as it is. One that others use was there first, and stays.
+            let ended = timeout(deadline(ENDED_WITHIN), client.ended.changed()).await;
+            assert!(is_alone && ended.is_ok(), "no answer: {error:?}");
+            return Outcome::Ended;
+        }
     };
     let status = answer.status().as_u16();
-    answer.into_body().collect().await.map_or(0, |_| status)
+    if let Err(error) = answer.into_body().collect().await {
+        panic!("an answer with status {status} breaks off: {error:?}");
+    }
+    Outcome::Answered(status)
 }
 
 /// A body.
@@ -209,8 +261,8 @@ impl Body for Upload {
     }
 }
 
-/// The statuses of an attack, and the most memory that the node was seen with. It answers others all the while.
-fn meanwhile(web: &Machine, attack: JoinHandle<Vec<u16>>) -> (Vec<u16>, u64) {
+/// What came of an attack, and the most memory that the node was seen with. It answers others all the while.
+fn meanwhile(web: &Machine, attack: JoinHandle<Vec<Outcome>>) -> (Vec<Outcome>, u64) {
     let calls = r#"{"calls":[{"id":"a","operation":"/node/info"}]}"#;
     let batch = [
         "--header",
@@ -231,8 +283,9 @@ fn meanwhile(web: &Machine, attack: JoinHandle<Vec<u16>>) -> (Vec<u16>, u64) {
         }
         thread::sleep(ASK_EVERY);
     }
+    let outcomes = attack.join().unwrap_or_else(|panic| resume_unwind(panic));
     assert!(most > 0 && answered > 0, "nobody else was answered");
-    (attack.join().expect("every request has a status"), most)
+    (outcomes, most)
 }
 
 /// Memory of the node, by its own account.

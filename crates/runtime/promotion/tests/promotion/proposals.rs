@@ -72,6 +72,7 @@ async fn from_a_draft_to_an_operation_and_back() {
         (spec.version.as_str(), spec.tags),
         ("1", vec!["promoted".to_owned()])
     );
+    assert_eq!(spec.concurrency, Some(CALLS_AT_ONCE));
     assert!(
         spec.error_schemas
             .iter()

@@ -359,7 +359,8 @@ fn workers_for<'a>(leases: impl Iterator<Item = &'a Lease>) -> usize {
     let mut alone = 0;
     let mut together: HashMap<(Role, &str), usize> = HashMap::new();
     for lease in leases {
-        if lease.alone {
+        // No other session sees the folders that are bound for this one.
+        if lease.alone || !lease.binds.is_empty() {
             alone += 1;
         } else {
             *together
