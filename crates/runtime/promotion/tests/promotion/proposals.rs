@@ -1,6 +1,7 @@
 //! What may be proposed, and what becomes of it.
 
 use alknet_call::ErrorCode;
+use alknet_promotion::limits::CALLS_AT_ONCE;
 use alknet_promotion::{State, Store};
 use serde_json::{Value, json};
 
