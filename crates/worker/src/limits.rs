@@ -24,9 +24,9 @@ pub const HEARTBEAT_SILENCE_MAX: Duration = Duration::from_millis(100);
 /// How often a worker that was silent for so long is looked at, until it is known not to wait for a processor.
 pub const SILENCE_LOOK: Duration = Duration::from_millis(25);
 /// In so many looks one after the other it has to compute without a sign of life, or not to want a processor. In
-/// one it may do so on a busy machine: it has a processor again and has not come to it, or its sign of life is
-/// not read yet.
-pub const SILENCE_LOOKS: u32 = 3;
+/// some it may do so on a busy machine: its script has a processor and the thread that gives signs of life waits for
+/// one, or its sign of life is not read yet. With three, workers were lost beside seven programs on two processors.
+pub const SILENCE_LOOKS: u32 = 6;
 /// It is silent as well once all looks together saw it use so many times the silence of a processor: on a busy
 /// machine it waits in most of them, and a sign of life takes next to no processor time.
 pub const SILENCE_BURNT: u32 = 10;

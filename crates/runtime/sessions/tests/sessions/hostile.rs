@@ -330,9 +330,17 @@ async fn hostile_scripts_leave_nothing_behind() {
     };
     // The first round fills what stays: threads, tables, the allocator's own.
     let mut all = wrongs(&cases, cases.len()).await;
+    // What the last ones hold is not kept: they may still be on their way out.
+    let gone = || {
+        until("only the witness is left", || {
+            lab.sessions.list().len() == 1
+        })
+    };
+    gone().await;
     let (mut memory, begun) = (vec![Held::now()], Instant::now());
     for part in 0..PARTS {
         all.extend(wrongs(&again, runs * (part + 1) / PARTS - runs * part / PARTS).await);
+        gone().await;
         memory.push(Held::now());
         println!("{} runs: {memory:.2?} MiB", runs * (part + 1) / PARTS);
     }
@@ -346,11 +354,6 @@ async fn hostile_scripts_leave_nothing_behind() {
         deaths(&lab, &format!("{SOAK_LANES} at a time"), BESIDE_OTHERS);
     }
     println!("figure the node's memory before, and after each part of the runs: {memory:.2?} MiB");
-    // The last one may still be on its way out.
-    until("only the witness is left", || {
-        lab.sessions.list().len() == 1
-    })
-    .await;
     let (before, after) = (memory[0], memory[PARTS]);
     let grown = after.allocated - before.allocated;
     assert!(grown < GROWTH_MIB, "{grown:.2} MiB stay: {memory:.2?}");
