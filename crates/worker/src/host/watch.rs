@@ -400,22 +400,22 @@ mod tests {
             let mut order =
                 |now: u64, looks: u64| watch.order(now * MS, || Some(looks * ran * MS), || can_run);
             assert_eq!(order(189, 0), None);
-            for (now, looks) in [(190, 0), (215, 1), (240, 2)] {
+            for (now, looks) in [(190, 0), (215, 1), (240, 2), (265, 3), (290, 4), (315, 5)] {
                 assert_eq!(order(now, looks), None, "{now}");
             }
-            assert_eq!(order(264, 2), None);
-            assert_eq!(order(265, 3), Some(Order::Abort));
-            assert_eq!(order(285, 3), Some(Order::Kill(Cause::Silent)));
+            assert_eq!(order(339, 5), None);
+            assert_eq!(order(340, 6), Some(Order::Abort));
+            assert_eq!(order(360, 6), Some(Order::Kill(Cause::Silent)));
         }
     }
 
     #[test]
     fn a_worker_that_has_a_processor_again_has_time_for_a_sign_of_life() {
         let mut watch = Watch::new(0, limits(60_000, None, None), 100 * MS, 0, false);
-        // It computes in two looks, waits in the next, and so on, until its sign of life is read.
+        // It computes in five looks, waits in the next, and so on, until its sign of life is read.
         let mut used = 0;
         for (nth, now) in (100..30_000).step_by(25).enumerate() {
-            used += if nth % 3 == 0 { 0 } else { 25 * MS };
+            used += if nth % 6 == 0 { 0 } else { 25 * MS };
             if nth % 23 == 22 {
                 watch.beat(now * MS - 100 * MS, 0, used, true);
             }
@@ -465,10 +465,10 @@ mod tests {
         watch.beat(30_000 * MS, 0, 3_000 * MS, true);
         let mut order = |now| watch.order(now * MS, || Some(3_000 * MS), || false);
         assert_eq!(order(30_099), None);
-        for now in [30_100, 30_125, 30_150] {
+        for now in [30_100, 30_125, 30_150, 30_175, 30_200, 30_225] {
             assert_eq!(order(now), None, "{now}");
         }
-        assert_eq!(order(30_175), Some(Order::Abort));
+        assert_eq!(order(30_250), Some(Order::Abort));
     }
 
     #[test]
