@@ -119,13 +119,7 @@ async fn a_use_that_was_cut_off_is_finished_by_the_same_key() {
     let hub = hub(EnrolMode::Token);
     let token = hub.token(TokenKind::Once, worker()).await;
     let mut record = hub.desk.tokens().await.expect("a list").remove(0);
-    record.uses.push(TokenUse {
-        key: key(1),
-        peer: "p0".parse().expect("a peer id"),
-        name: "kitchen".to_owned(),
-        at: NOW,
-        done: false,
-    });
+    record.uses.push(cut_off_use(1, "p0", "kitchen"));
     assert!(hub.desk.tokens.replace(record).await.expect("in memory"));
     let ask = request(Some(&token), None);
     assert_eq!(hub.code(2, &ask, NOW).await, "ENROLL_INVALID");

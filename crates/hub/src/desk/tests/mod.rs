@@ -32,6 +32,17 @@ fn key(n: u8) -> PeerKey {
     PeerKey::Ed25519([n; 32])
 }
 
+/// A use of an invitation that was written, and whose peer was not.
+fn cut_off_use(n: u8, peer: &str, name: &str) -> TokenUse {
+    TokenUse {
+        key: key(n),
+        peer: peer.parse().expect("a peer id"),
+        name: name.to_owned(),
+        at: NOW,
+        done: false,
+    }
+}
+
 fn hub(mode: EnrolMode) -> Hub {
     hub_of(Arc::new(MemoryTokens::default()), mode)
 }

@@ -39,6 +39,16 @@ async fn a_removal_outlives_every_invitation_made_before_it() {
     assert_eq!(hub.code(1, &newer, NOW).await, "ENROLL_INVALID");
 }
 
+/// A removal whose first write is made, and nothing after it.
+async fn shut_out_only(hub: &Hub, peer: PeerId) {
+    let tombstone = PeerPatch {
+        enabled: Some(false),
+        removal: Some(1),
+        ..PeerPatch::default()
+    };
+    hub.peers.patch(peer, tombstone).await.expect("a peer");
+}
+
 /// The power fails after the peer is shut out and before its invitations are closed.
 #[tokio::test]
 async fn a_removal_that_was_cut_off_closes_invitations_all_the_same() {
@@ -46,13 +56,7 @@ async fn a_removal_that_was_cut_off_closes_invitations_all_the_same() {
     let token = hub.token(TokenKind::Many(5), worker()).await;
     let ask = request(Some(&token), None);
     let joined = hub.enrol(1, &ask, NOW).await.expect("taken");
-    let tombstone = PeerPatch {
-        enabled: Some(false),
-        removal: Some(1),
-        ..PeerPatch::default()
-    };
-    let cut_off = hub.peers.patch(joined.peer_id, tombstone);
-    cut_off.await.expect("a peer");
+    shut_out_only(&hub, joined.peer_id).await;
     for n in [1, 2] {
         assert_eq!(hub.code(n, &ask, NOW).await, "ENROLL_INVALID");
     }
@@ -70,25 +74,13 @@ async fn a_use_that_was_cut_off_is_not_finished_after_a_removal() {
         let joined = hub.enrol(1, &ask, NOW).await.expect("taken");
         let record = tokens.get(token.name()).await.expect("it is in memory");
         let mut record = record.expect("it was made");
-        record.uses.push(TokenUse {
-            key: key(2),
-            peer: "p2".parse().expect("a peer id"),
-            name: "p2".to_owned(),
-            at: NOW,
-            done: false,
-        });
+        record.uses.push(cut_off_use(2, "p2", "p2"));
         let replaced = tokens.replace(record).await;
         assert!(replaced.expect("it is in memory"));
         if ended {
             hub.desk.remove(&joined.peer_id).await.expect("a peer");
         } else {
-            let tombstone = PeerPatch {
-                enabled: Some(false),
-                removal: Some(1),
-                ..PeerPatch::default()
-            };
-            let cut_off = hub.peers.patch(joined.peer_id, tombstone);
-            cut_off.await.expect("a peer");
+            shut_out_only(&hub, joined.peer_id).await;
         }
         assert_eq!(hub.code(2, &ask, NOW + 1).await, "ENROLL_INVALID");
         assert!(hub.peers.by_key(&key(2)).is_none());
