@@ -16,4 +16,5 @@ mod interop;
 mod onward;
 mod peers;
 mod repeat;
+mod request_bytes;
 mod session;
