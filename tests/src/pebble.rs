@@ -10,6 +10,7 @@ use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use alknet_test_support::Port;
@@ -38,6 +39,10 @@ subjectAltName = DNS:localhost, IP:127.0.0.1, IP:10.0.2.2
 
 /// Whom Pebble calls the issuer of its certificates, before some random digits.
 const ISSUER: &str = "Pebble Intermediate CA";
+
+/// Pause between two looks at the certificate of a node: each is three programs and a handshake, and a renewal is waited
+/// for two thirds of a certificate's life.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// How an authority looks at those who want a certificate.
 #[derive(Clone, Copy, Debug)]
@@ -218,6 +223,9 @@ impl Pebble {
             every_time();
             let shown = shown(address, name);
             let new = shown.contains(ISSUER) && before.is_none_or(|before| before != shown);
+            if !new {
+                thread::sleep(LOOK_EVERY);
+            }
             new.then_some(shown)
         })
     }
@@ -225,7 +233,7 @@ impl Pebble {
 
 impl Drop for Pebble {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if thread::panicking() {
             let log = std::fs::read_to_string(self.folder.path().join("pebble.log"));
             eprintln!("--- log of pebble ---\n{}", log.unwrap_or_default());
         }

@@ -16,7 +16,7 @@ use super::own_key::NODE_KEY_WAITS;
 
 /// Codes of problems that do not make a node degraded: it serves, and somebody has something to do, here or where
 /// another node or server is kept.
-const HARMLESS: [&str; 11] = [
+const HARMLESS: [&str; 12] = [
     CLOCK_INSANE,
     FAILED_LOGINS,
     NODE_KEY_WAITS,
@@ -25,6 +25,7 @@ const HARMLESS: [&str; 11] = [
     "import-failed",
     "nocloud-ignored",
     "provisioning-ignored",
+    "reset-uncounted",
     "secrets-left",
     "vault-uncounted",
     "words-unconfirmed",

@@ -21,7 +21,7 @@ use crate::limits::{CALL_TIMEOUT_DEFAULT, IDEMPOTENCY_KEY_BYTES_MAX, OPERATION_B
 use crate::link::Link;
 use crate::pump;
 use crate::request::{self, Head, InFlight, Request};
-use crate::request_bytes::{RequestClaim, Requester};
+use crate::request_bytes::{Kept, RequestClaim, Requester};
 use crate::schema::Share;
 use crate::spec::OperationType;
 use crate::standing::Standing;
@@ -107,7 +107,11 @@ fn check(
         || input(body, &payload),
     )?;
     let (mut head, keyed, input) = (checked.head, checked.keyed, checked.input);
-    head._claim = claim(link, body, head.identity.as_deref())?;
+    let kept = match is_subscription(&checked.operation) {
+        true => Kept::Subscribed,
+        false => Kept::Once,
+    };
+    head._claim = claim(link, body, head.identity.as_deref(), kept)?;
     let in_flight = make_room(head, link, lane, checked.operation)?;
     let request = in_flight.request();
     check_schema(request.operation(), &input, request.identity())?;
@@ -123,6 +127,7 @@ fn claim(
     link: &Link,
     body: &FrameBody,
     identity: Option<&Identity>,
+    kept: Kept,
 ) -> Result<Option<Arc<RequestClaim>>, CallError> {
     let tail = body.tail.as_ref().map_or(0, |tail| tail.len());
     let requester = Requester::of(identity, link.info.remote_addr);
@@ -131,7 +136,7 @@ fn claim(
         counters,
         ..
     } = &*link.dispatcher;
-    let claimed = request_bytes.claim(requester, body.envelope.len() + tail);
+    let claimed = request_bytes.claim(requester, body.envelope.len() + tail, kept);
     claimed.inspect_err(|_| Counters::add(&counters.request_bytes_full))
 }
 

@@ -126,14 +126,23 @@ impl Body {
         Ok(self.value())
     }
 
-    /// Counts what a tree of the text takes, before there is one.
-    fn weigh(&self) -> Result<(), CallError> {
+    /// Bytes that a tree of the text takes.
+    ///
+    /// # Errors
+    /// It takes more than a tree may.
+    pub(crate) fn tree_bytes(&self) -> Result<usize, CallError> {
         let bytes = Size::of(&self.raw)?.tree_bytes();
         if bytes > TREE_BYTES_FREE.max(TREE_FACTOR * self.raw.len()) {
             return Err(CallError::invalid_input(
                 "the input has too many values for its length; send long lists as binary data",
             ));
         }
+        Ok(bytes)
+    }
+
+    /// Counts what a tree of the text takes, before there is one.
+    fn weigh(&self) -> Result<(), CallError> {
+        let bytes = self.tree_bytes()?;
         match &self.memory {
             Some(memory) => memory.take(bytes),
             None => Ok(()),

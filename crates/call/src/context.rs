@@ -5,15 +5,19 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use alknet_core::{AuthContext, Capabilities, Carriage, ConnId, Connection, Identity, PeerKey};
+use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::body::Body;
 use crate::client::Caller;
 use crate::compiled::Compiled;
 use crate::compose::{Child, Env, Tokens};
-use crate::dispatcher::Dispatcher;
+use crate::dispatcher::{Counters, Dispatcher};
 use crate::envelope::ForwardedFor;
+use crate::error::CallError;
 use crate::request::Request;
+use crate::request_bytes::{Kept, RequestClaim, Requester};
 
 /// The connection a request came over.
 #[derive(Clone, Debug)]
@@ -37,6 +41,12 @@ impl ConnInfo {
             carriage: connection.carriage(),
         }
     }
+}
+
+/// Keeps a tree of an input counted: see [`Ctx::counted_tree`].
+#[derive(Debug)]
+pub struct CountedTree {
+    _claim: Option<Arc<RequestClaim>>,
 }
 
 /// One request or one call between operations, as its operation sees it. Cheap to clone.
@@ -161,6 +171,32 @@ impl Ctx {
     #[must_use]
     pub fn capabilities(&self) -> &Capabilities {
         &self.compiled().capabilities
+    }
+
+    /// The input as a tree of its own, for operations that anybody may put in place, who cannot be told to do with less.
+    /// It counts with the bytes of the requester, for as long as what is returned beside it is kept.
+    ///
+    /// # Errors
+    /// As [`Body::try_into_value`]; `OVERLOADED` where there is no room now.
+    pub fn counted_tree(&self, input: Body) -> Result<(Value, CountedTree), CallError> {
+        // Over another protocol the server of that protocol counts it.
+        let claim = match input.memory() {
+            Some(_) => None,
+            None => {
+                let requester =
+                    Requester::of(self.identity().map(AsRef::as_ref), self.conn().remote_addr);
+                let kept = match self.root().is_subscription() {
+                    true => Kept::Subscribed,
+                    false => Kept::Once,
+                };
+                let dispatcher = self.dispatcher();
+                let claimed = dispatcher
+                    .request_bytes
+                    .claim(requester, input.tree_bytes()?, kept);
+                claimed.inspect_err(|_| Counters::add(&dispatcher.counters.request_bytes_full))?
+            }
+        };
+        Ok((input.try_into_value()?, CountedTree { _claim: claim }))
     }
 
     /// The operations this one may call.

@@ -216,6 +216,19 @@ impl Dispatcher {
             "How long queries and mutations ran.",
             &self.counters.seconds,
         );
+        let (kept, most) = self.request_bytes.kept();
+        into.gauge(
+            "alknet_call_request_bytes",
+            "Bytes of requests in frames that run.",
+            &[],
+            kept as f64,
+        );
+        into.gauge(
+            "alknet_call_request_bytes_max",
+            "How many there may be at once.",
+            &[],
+            most as f64,
+        );
     }
 
     /// What happened so far.

@@ -14,7 +14,7 @@ use crate::limits::{
 };
 use crate::link::Link;
 use crate::outlet::{Outlet, Work};
-use crate::request_bytes::{RequestClaim, Requester};
+use crate::request_bytes::{Kept, RequestClaim, Requester};
 
 /// A bidirectional stream in use.
 #[derive(Debug, Default)]
@@ -255,10 +255,12 @@ impl Unfinished {
         let peer = Requester::of(link.identity().as_deref(), link.info.remote_addr);
         // Not beside the same bytes.
         self.claim = None;
-        let claimed = unfinished_bytes.claim(peer, bytes).map_err(|_| {
-            Counters::add(&counters.request_bytes_full);
-            End::Overload("too many bytes of requests that are not finished")
-        });
+        let claimed = unfinished_bytes
+            .claim(peer, bytes, Kept::Once)
+            .map_err(|_| {
+                Counters::add(&counters.request_bytes_full);
+                End::Overload("too many bytes of requests that are not finished")
+            });
         (self.claim, self.bytes) = (claimed?, bytes);
         Ok(())
     }

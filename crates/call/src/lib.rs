@@ -90,7 +90,7 @@ pub use compose::{
     PeerCompositeEnv, Provenance, Resolved, Session, SessionError,
 };
 pub use connect::{ConnectError, Credentials};
-pub use context::{ConnInfo, Ctx};
+pub use context::{ConnInfo, CountedTree, Ctx};
 pub use dispatcher::{Dispatcher, Stats};
 pub use envelope::{Envelope, EventKind, ForwardedFor, NO_REQUEST, encode_event};
 pub use error::{CallError, ErrorCode};

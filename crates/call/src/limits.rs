@@ -85,6 +85,11 @@ pub const BYTES_SHARE: usize = 2;
 pub const BYTES_STRANGERS: usize = 4;
 /// Which part of the unknown peers' one network may have: a quarter.
 pub const BYTES_STRANGERS_SHARE: usize = 4;
+/// Which part of them all subscriptions together may have: a quarter. They need not end, and the rest is kept for what
+/// has a deadline.
+pub const BYTES_SUBSCRIPTIONS: usize = 4;
+/// Which part of the subscriptions' one requester may have: a quarter.
+pub const BYTES_SUBSCRIPTIONS_SHARE: usize = 4;
 /// Which part of what is left of the last quarter one identity may have: a thirty-second. Identities that have the
 /// least come first so, and one that has little finds room beside some hundred others that take all they may.
 pub const BYTES_LEAST: usize = 32;

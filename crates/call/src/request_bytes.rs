@@ -8,8 +8,8 @@ use alknet_core::{Identity, Network, PeerId};
 
 use crate::error::CallError;
 use crate::limits::{
-    BYTES_PER_NODE, BYTES_SHARE, BYTES_STRANGERS, BYTES_STRANGERS_SHARE, REQUEST_BYTES_FREE,
-    leaves_room,
+    BYTES_PER_NODE, BYTES_SHARE, BYTES_STRANGERS, BYTES_STRANGERS_SHARE, BYTES_SUBSCRIPTIONS,
+    BYTES_SUBSCRIPTIONS_SHARE, REQUEST_BYTES_FREE, leaves_room,
 };
 use crate::sync::lock;
 
@@ -30,13 +30,33 @@ struct Bounds {
     each: usize,
     strangers: usize,
     strangers_each: usize,
+    subscriptions: usize,
+    subscriptions_each: usize,
 }
 
 #[derive(Debug, Default)]
 struct Counted {
     node: usize,
     strangers: usize,
-    each: HashMap<Requester, usize>,
+    subscriptions: usize,
+    each: HashMap<Requester, Own>,
+}
+
+/// Of one requester.
+#[derive(Clone, Copy, Debug, Default)]
+struct Own {
+    bytes: usize,
+    /// Of these, those of subscriptions.
+    subscriptions: usize,
+}
+
+/// What the bytes are kept for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kept {
+    /// Until an answer, which has a deadline.
+    Once,
+    /// For as long as a subscription runs, which need not end.
+    Subscribed,
 }
 
 /// Whose requests are counted together.
@@ -63,6 +83,22 @@ impl Requester {
     }
 }
 
+impl Bounds {
+    /// Whether a requester may have subscriptions with `own` bytes where those of all have `all`, the new one of
+    /// `bytes` included. They may run for ever: what they keep is no other request's.
+    fn subscribe(&self, own: usize, all: usize, bytes: usize) -> Result<(), CallError> {
+        if own > self.subscriptions_each && own > bytes {
+            let what = "bytes of subscriptions of one requester at once";
+            return Err(CallError::overloaded(what, self.subscriptions_each));
+        }
+        if all > bytes && !leaves_room(own, all, self.subscriptions) {
+            let what = "bytes of subscriptions of all requesters at once";
+            return Err(CallError::overloaded(what, self.subscriptions));
+        }
+        Ok(())
+    }
+}
+
 impl Default for RequestBytes {
     fn default() -> Self {
         Self::new(BYTES_PER_NODE)
@@ -73,15 +109,23 @@ impl RequestBytes {
     /// For a node that has room for `node` bytes.
     pub(crate) fn new(node: usize) -> Self {
         let strangers = node / BYTES_STRANGERS;
+        let subscriptions = node / BYTES_SUBSCRIPTIONS;
         Self {
             bounds: Bounds {
                 node,
                 each: node / BYTES_SHARE,
                 strangers,
                 strangers_each: strangers / BYTES_STRANGERS_SHARE,
+                subscriptions,
+                subscriptions_each: subscriptions / BYTES_SUBSCRIPTIONS_SHARE,
             },
             counted: Mutex::default(),
         }
+    }
+
+    /// How many bytes are counted now, and how many may be.
+    pub(crate) fn kept(&self) -> (usize, usize) {
+        (lock(&self.counted).node, self.bounds.node)
     }
 
     /// Counts a request of `bytes` until the claim is dropped; `None` for one so short that it is not counted. One
@@ -94,12 +138,15 @@ impl RequestBytes {
         self: &Arc<Self>,
         requester: Requester,
         bytes: usize,
+        kept: Kept,
     ) -> Result<Option<Arc<RequestClaim>>, CallError> {
         if bytes <= REQUEST_BYTES_FREE {
             return Ok(None);
         }
         let mut counted = lock(&self.counted);
-        let own = counted.each.get(&requester).copied().unwrap_or_default() + bytes;
+        let before = counted.each.get(&requester).copied().unwrap_or_default();
+        let own = before.bytes + bytes;
+        let subscribed = if kept == Kept::Subscribed { bytes } else { 0 };
         let node = counted.node + bytes;
         let known = requester.is_known();
         let strangers = counted.strangers + if known { 0 } else { bytes };
@@ -119,26 +166,44 @@ impl RequestBytes {
             let what = "bytes of requests of all requesters at once";
             return Err(CallError::overloaded(what, bounds.node));
         }
+        let own = Own {
+            bytes: own,
+            subscriptions: before.subscriptions + subscribed,
+        };
+        let subscriptions = counted.subscriptions + subscribed;
+        if kept == Kept::Subscribed {
+            bounds.subscribe(own.subscriptions, subscriptions, bytes)?;
+        }
         counted.node = node;
         counted.strangers = strangers;
+        counted.subscriptions = subscriptions;
         counted.each.insert(requester.clone(), own);
         drop(counted);
         Ok(Some(Arc::new(RequestClaim {
             all: Arc::clone(self),
             requester,
             bytes,
+            subscribed,
         })))
     }
 
-    fn give_back(&self, requester: &Requester, bytes: usize) {
+    fn give_back(&self, claim: &RequestClaim) {
+        let RequestClaim {
+            requester,
+            bytes,
+            subscribed,
+            ..
+        } = claim;
         let mut counted = lock(&self.counted);
         counted.node -= bytes;
+        counted.subscriptions -= subscribed;
         if !requester.is_known() {
             counted.strangers -= bytes;
         }
         if let Some(own) = counted.each.get_mut(requester) {
-            *own -= bytes;
-            if *own == 0 {
+            own.bytes -= bytes;
+            own.subscriptions -= subscribed;
+            if own.bytes == 0 {
                 counted.each.remove(requester);
             }
         }
@@ -151,11 +216,13 @@ pub(crate) struct RequestClaim {
     all: Arc<RequestBytes>,
     requester: Requester,
     bytes: usize,
+    /// The same, if it is a subscription's.
+    subscribed: usize,
 }
 
 impl Drop for RequestClaim {
     fn drop(&mut self) {
-        self.all.give_back(&self.requester, self.bytes);
+        self.all.give_back(self);
     }
 }
 
@@ -184,7 +251,16 @@ mod tests {
         requester: &Requester,
         bytes: usize,
     ) -> Vec<Option<Arc<RequestClaim>>> {
-        let next = || all.claim(requester.clone(), bytes).ok();
+        takes_all_kept(all, requester, bytes, Kept::Once)
+    }
+
+    fn takes_all_kept(
+        all: &Arc<RequestBytes>,
+        requester: &Requester,
+        bytes: usize,
+        kept: Kept,
+    ) -> Vec<Option<Arc<RequestClaim>>> {
+        let next = || all.claim(requester.clone(), bytes, kept).ok();
         std::iter::from_fn(next).collect()
     }
 
@@ -193,7 +269,7 @@ mod tests {
         let all = Arc::new(RequestBytes::new(bytes_for_memory(512 << 20)));
         let eve = takes_all(&all, &known("eve"), FRAME_BYTES_DEFAULT);
         assert_eq!(eve.len(), 32);
-        let refused = all.claim(known("eve"), FRAME_BYTES_DEFAULT);
+        let refused = all.claim(known("eve"), FRAME_BYTES_DEFAULT, Kept::Once);
         let refused = refused.expect_err("half of them");
         assert_eq!(refused.code, ErrorCode::Overloaded);
         assert!(refused.retryable && refused.retry_after_ms.is_some());
@@ -202,8 +278,11 @@ mod tests {
         let many: Vec<_> = (0..100)
             .map(|n| takes_all(&all, &known(&format!("many-{n}")), 16 << 10))
             .collect();
-        assert!(all.claim(known("ada"), 2 * REQUEST_BYTES_FREE).is_ok());
-        let short = all.claim(known("eve"), REQUEST_BYTES_FREE);
+        assert!(
+            all.claim(known("ada"), 2 * REQUEST_BYTES_FREE, Kept::Once)
+                .is_ok()
+        );
+        let short = all.claim(known("eve"), REQUEST_BYTES_FREE, Kept::Once);
         assert!(short.expect("it is not counted").is_none());
         drop((eve, mallory, many));
         let counted = lock(&all.counted);
@@ -227,10 +306,35 @@ mod tests {
     #[test]
     fn a_request_that_is_longer_than_the_room_is_made_alone() {
         let all = Arc::new(RequestBytes::new(BYTES_PER_NODE_MIN));
-        let long = all.claim(known("ada"), 64 * MIB).expect("alone");
-        assert!(all.claim(known("ada"), MIB).is_err());
-        assert!(all.claim(known("eve"), MIB).is_err());
+        let long = all
+            .claim(known("ada"), 64 * MIB, Kept::Once)
+            .expect("alone");
+        assert!(all.claim(known("ada"), MIB, Kept::Once).is_err());
+        assert!(all.claim(known("eve"), MIB, Kept::Once).is_err());
         drop(long);
-        assert!(all.claim(known("eve"), MIB).is_ok());
+        assert!(all.claim(known("eve"), MIB, Kept::Once).is_ok());
+    }
+
+    /// Padded subscriptions of an operation that uses nothing of their input, as many as each identity may have.
+    #[test]
+    fn subscriptions_that_do_not_end_leave_three_quarters_to_requests() {
+        let all = Arc::new(RequestBytes::new(bytes_for_memory(512 << 20)));
+        let bytes = 256 << 10;
+        let subscribe = |id: &str| takes_all_kept(&all, &known(id), bytes, Kept::Subscribed);
+        let four: Vec<_> = ["eve", "mallory", "trudy", "craig"].map(subscribe).into();
+        // 4 MiB for each, and the last quarter of the 16 MiB is left.
+        let kept: Vec<_> = four.iter().map(Vec::len).collect();
+        assert_eq!(kept, [16, 16, 16, 0]);
+        let more: Vec<_> = (0..100).map(|n| subscribe(&format!("many-{n}"))).collect();
+        assert!(more.iter().all(Vec::is_empty));
+        let short = all.claim(known("ada"), 16 << 10, Kept::Subscribed);
+        assert!(short.is_ok(), "a short one finds room");
+        // One identity has half of everything for its requests as before.
+        let requests = takes_all(&all, &known("ada"), FRAME_BYTES_DEFAULT);
+        assert!(requests.len() >= 31, "{}", requests.len());
+        drop((four, more, short, requests));
+        let counted = lock(&all.counted);
+        assert_eq!((counted.node, counted.subscriptions), (0, 0));
+        assert!(counted.each.is_empty());
     }
 }

@@ -145,6 +145,9 @@ impl fmt::Display for Code {
     }
 }
 
+/// What the call protocol calls it when there is too much to do.
+const OVERLOADED: &str = "OVERLOADED";
+
 /// What an operation answers when it fails: a code of the call protocol, or one it declares.
 #[derive(Clone, Debug, Deserialize, Error, PartialEq, Serialize)]
 #[error("{code}: {message}")]
@@ -221,6 +224,25 @@ impl Failure {
             place: None,
             operation: None,
         }
+    }
+
+    /// Nothing was run: there are as many sessions, workers or checks as may be. The same may succeed later, and
+    /// it speaks against no script.
+    #[must_use]
+    pub fn no_room(message: impl Into<String>) -> Self {
+        let mut failure = Self::new(Code::Quota, message);
+        failure.operation = Some(Box::new(OpError {
+            retryable: true,
+            ..OpError::new(OVERLOADED, failure.message.clone())
+        }));
+        failure
+    }
+
+    /// Whether it is [`Self::no_room`]. What a script throws has another code.
+    #[must_use]
+    pub fn is_no_room(&self) -> bool {
+        let told = self.operation.as_deref();
+        self.code == Code::Quota && told.is_some_and(|error| error.code == OVERLOADED)
     }
 
     /// The same, at a line of a module.

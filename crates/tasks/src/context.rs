@@ -315,10 +315,23 @@ impl Context {
     /// Installs the packages with which a kernel or a Vulkan driver is compiled, where they are missing: the front
     /// leaves them out where the cache has some kernel and driver.
     pub fn install_compilers(&self) -> Result<()> {
-        let purpose = Purpose {
+        self.install(Purpose {
             compile: true,
             test: false,
-        };
+            npm: false,
+        })
+    }
+
+    /// Installs npm's client where it is missing: the front leaves it out, as what it fetches stays in the cache.
+    pub fn install_npm(&self) -> Result<()> {
+        self.install(Purpose {
+            compile: false,
+            test: false,
+            npm: true,
+        })
+    }
+
+    fn install(&self, purpose: Purpose) -> Result<()> {
         if packages::missing(purpose).is_empty() {
             return Ok(());
         }

@@ -19,7 +19,8 @@ const COUNT_VARIABLE: &str = "ALKNET_SOAK";
 const SEED_VARIABLE: &str = "ALKNET_SEED";
 
 /// What a campaign is called, and what it does.
-const CAMPAIGNS: [(&str, Kind); 6] = [
+const CAMPAIGNS: [(&str, Kind); 7] = [
+    ("counts", Kind::Tests(&COUNTS)),
     (
         "flood",
         Kind::Measured(&["flood_of_forged", "host_with_thousands"]),
@@ -27,11 +28,24 @@ const CAMPAIGNS: [(&str, Kind); 6] = [
     (fuzz::NAME, Kind::Fuzz),
     (
         "hostile",
-        Kind::Measured(&["hostile_", "every_case_ends_with_its_code"]),
+        Kind::Measured(&[
+            "hostile_",
+            "every_case_ends_with_its_code",
+            "a_node_answers_as_its_document",
+        ]),
     ),
     ("pipelines", Kind::Measured(&["pipelines_that"])),
     ("power-cuts", Kind::Tests(&["power_cut"])),
     ("times", Kind::Measured(&TIMES)),
+];
+
+/// Tests that do more often here what a run of the tests does a few times, and that measure no time.
+const COUNTS: [&str; 5] = [
+    "a_thousand_idle_sessions",
+    "a_thousand_replays",
+    "matrices_may_lie_anyhow",
+    "products_are_numpys",
+    "the_language_s_own_tests",
 ];
 
 /// Tests of things that are promised within a time, which only a machine that does nothing else can show.
@@ -65,7 +79,7 @@ const FIGURE: &str = "figure ";
 /// Arguments of `soak`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Campaign: flood, fuzz, hostile, pipelines, power-cuts or times [default: all]
+    /// Campaign: counts, flood, fuzz, hostile, pipelines, power-cuts or times [default: all]
     name: Option<String>,
     /// Folder for the summaries, DATE-NAME.md [default: soak in the cache]
     #[arg(long, value_name = "DIR")]

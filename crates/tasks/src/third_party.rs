@@ -288,6 +288,7 @@ pub fn node_folder(cx: &Context, [package, lock]: [&str; 2]) -> Result<PathBuf> 
     if folder.exists() {
         return Ok(folder);
     }
+    cx.install_npm()?;
     let scratch = Scratch::new(cx.cache(), "node-")?;
     let [fresh, kept] = ["modules", "cache"].map(|name| scratch.path().join(name));
     let prepare = || {

@@ -121,11 +121,14 @@ fn bring_back(workspace: &Workspace, lock: &BuildLock) -> Result<(), String> {
 ///
 /// A cache without a kernel or without a driver belongs to a first start: what compiles them is installed while
 /// `alknet-tasks` is built. Later they are compiled only after a change of theirs, and the step that compiles one
-/// installs what is missing.
-fn purpose_of(command: &str, cache: &Path) -> Purpose {
+/// installs what is missing. So does the step that fetches something of npm's registry: Debian's npm is 350 packages,
+/// and what it fetches stays in the cache. A user who is not root installs all of it at once, and is told at the start.
+fn purpose_of(command: &str, cache: &Path, is_root: bool) -> Purpose {
+    let test = matches!(command, "bench" | "setup" | "soak" | "test");
     Purpose {
         compile: command == "setup" || !cache::has_kernel_and_driver(cache),
-        test: matches!(command, "bench" | "setup" | "soak" | "test"),
+        test,
+        npm: command == "setup" || (test && !is_root),
     }
 }
 
@@ -143,7 +146,7 @@ struct Prepared {
 fn prepare(arguments: &[String]) -> Result<Prepared, String> {
     let cache = cache::folder()?;
     let workspace = Workspace::new(&clone_root()?, &cache)?;
-    let purpose = purpose_of(&arguments[0], &cache);
+    let purpose = purpose_of(&arguments[0], &cache, packages::is_root());
     let wanted = packages::to_install(purpose)?;
     let lock = claim(&workspace)?;
     let board = Board::new(&cache.join(progress::HISTORY));
@@ -226,7 +229,8 @@ mod tests {
     #[test]
     fn a_first_start_gets_what_compiles_kernel_and_driver() {
         let cache = tempfile::tempdir().expect("a folder of this test's own");
-        let compiles = |command| purpose_of(command, cache.path()).compile;
+        let purpose = |command| purpose_of(command, cache.path(), true);
+        let compiles = |command| purpose(command).compile;
         assert!(compiles("up") && compiles("test"));
         for file in ["kernel/0/bzImage", "vulkan/llvmpipe-0/libvulkan_llvmpipe.a"] {
             assert!(compiles("up"), "one of the two is not there yet");
@@ -236,7 +240,15 @@ mod tests {
         }
         assert!(!compiles("up") && !compiles("test"));
         assert!(compiles("setup"), "it gets everything");
-        assert!(!purpose_of("up", cache.path()).test && purpose_of("test", cache.path()).test);
+        assert!(!purpose("up").test && purpose("test").test);
+    }
+
+    #[test]
+    fn npm_comes_when_it_fetches_where_this_may_install_it() {
+        let cache = tempfile::tempdir().expect("a folder of this test's own");
+        let npm = |command, is_root| purpose_of(command, cache.path(), is_root).npm;
+        assert!(!npm("test", true) && npm("test", false) && !npm("up", false));
+        assert!(npm("setup", true), "it gets everything");
     }
 
     #[test]

@@ -27,8 +27,8 @@ pub struct Package {
     pub name: &'static str,
     /// What shows that it is there.
     pub probe: Probe,
-    /// Why it is needed. What only the tests need says so first, and what is needed only where a kernel or a Vulkan
-    /// driver is compiled.
+    /// Why it is needed. What only the tests need says so first, what is needed only where a kernel or a Vulkan
+    /// driver is compiled, and what is needed only where something of npm's registry is not in the cache.
     pub why: &'static str,
 }
 
@@ -45,6 +45,12 @@ impl Package {
         self.why.starts_with("compiling the kernel: ")
             || self.why.starts_with("compiling Vulkan drivers: ")
     }
+
+    /// Whether it is needed only to fetch packages of npm's registry.
+    #[must_use]
+    pub fn is_for_npm(&self) -> bool {
+        self.why.starts_with("fetching: ")
+    }
 }
 
 /// What a command needs packages for, beside building the workspace and booting.
@@ -54,11 +60,15 @@ pub struct Purpose {
     pub compile: bool,
     /// All tests.
     pub test: bool,
+    /// Fetching packages of npm's registry.
+    pub npm: bool,
 }
 
 impl Purpose {
     fn needs(self, package: &Package) -> bool {
-        (self.compile || !package.is_for_compiling()) && (self.test || !package.is_for_tests())
+        (self.compile || !package.is_for_compiling())
+            && (self.test || !package.is_for_tests())
+            && (self.npm || !package.is_for_npm())
     }
 }
 
@@ -192,7 +202,7 @@ pub const PACKAGES: &[Package] = &[
     command(
         "npm",
         "npm",
-        "tests: fetches TypeBox, see crates/tasks/sources.toml",
+        "fetching: what tests run of npm's registry, see crates/tasks/sources.toml",
     ),
     command(
         "openssh-client",
@@ -350,6 +360,7 @@ pub fn install(wanted: &[Package], purpose: Purpose, logs: &Path, row: &Row) -> 
     let all = Purpose {
         compile: true,
         test: true,
+        npm: true,
     };
     let lacking = missing(all);
     let installer = Installer { logs, row };
@@ -421,7 +432,9 @@ fn root_is_overlay(mounts: &str) -> bool {
 }
 
 /// Whether this process may install packages, by the kernel's own record.
-fn is_root() -> bool {
+/// Whether packages can be installed: a user who is not root gets the line to run.
+#[must_use]
+pub fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt;
     fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
 }
@@ -543,7 +556,11 @@ mod tests {
     #[test]
     fn what_compiles_kernel_and_driver_is_needed_there_only() {
         let needed = |compile, test| {
-            let purpose = Purpose { compile, test };
+            let purpose = Purpose {
+                compile,
+                test,
+                npm: true,
+            };
             let needed = PACKAGES.iter().filter(|package| purpose.needs(package));
             needed.map(|package| package.name).collect::<Vec<_>>()
         };
@@ -562,6 +579,20 @@ mod tests {
         let compiling: Vec<_> = PACKAGES.iter().filter(compiling).collect();
         assert!(compiling.iter().all(|package| package.is_for_compiling()));
         assert_eq!(compiling.len(), PACKAGES.len() - tests.len());
+    }
+
+    #[test]
+    fn npm_is_needed_where_something_is_fetched_with_it() {
+        let npm = |npm| {
+            let purpose = Purpose {
+                compile: true,
+                test: true,
+                npm,
+            };
+            let mut needed = PACKAGES.iter().filter(|package| purpose.needs(package));
+            needed.any(|package| package.name == "npm")
+        };
+        assert!(npm(true) && !npm(false));
     }
 
     #[test]

@@ -29,7 +29,7 @@ const TWO: &str = "EjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJCrze8";
 const THREE: &str = "VniQq83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjQ";
 const NAME: &str = "alknet-data";
 /// What the data are filled with, bytes.
-const FILLED: usize = 4 << 20;
+const FILLED: usize = 1 << 20;
 
 fn main() {
     if std::process::id() != 1 {

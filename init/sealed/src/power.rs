@@ -235,6 +235,30 @@ fn an_erasure_that_began_is_finished() {
     assert!(whole >= 1 && begun > 100, "{whole} {begun}");
 }
 
+/// Whenever the power goes, the next start knows that something is left to do, or finds everything as it was.
+#[test]
+fn an_erasure_that_is_unsettled_leaves_its_mark_and_no_key() {
+    let disk = formatted();
+    disk.poke(VAULT_A_AT as usize, &[0xaa; 3]);
+    let image = disk.image().clone();
+    Sealed::erase_unsettled(&disk, BYTES).expect("a disk that works");
+    let found = Sealed::probe(&disk, BYTES).expect("readable");
+    assert!(matches!(found, Content::Erasing), "{found:?}");
+    assert!(Sealed::is_unsettled(&disk).expect("readable"));
+    let keys = 512..DATA_AT as usize;
+    assert!(disk.image()[keys].iter().all(|b| *b == 0));
+    at_every_cut(image, &disk.take_ops(), |cut| {
+        match Sealed::probe(cut, BYTES).expect("readable") {
+            Content::Sealed(_) => {}
+            Content::Erasing => assert!(Sealed::is_unsettled(cut).expect("readable")),
+            other => panic!("{other:?}"),
+        }
+    });
+    Sealed::erase(&disk, BYTES).expect("a disk that works");
+    assert!(disk.image()[..DATA_AT as usize].iter().all(|b| *b == 0));
+    assert!(!Sealed::is_unsettled(&disk).expect("readable"));
+}
+
 #[test]
 fn a_sector_that_cannot_be_written_does_not_save_the_keys() {
     for broken in [0, 600, 32_768, 16_384] {

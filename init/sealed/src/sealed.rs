@@ -162,7 +162,7 @@ impl<D: Disk> Sealed<D> {
             return Ok(Err(Content::Unsealed));
         }
         let marked = read_mark(disk);
-        if let Ok(Some(Mark::Erasing)) = marked {
+        if let Ok(Some(Mark::Erasing | Mark::Unsettled)) = marked {
             return Ok(Err(Content::Erasing));
         }
         match Header::load(disk) {
@@ -266,6 +266,28 @@ impl<D: Disk> Sealed<D> {
     ///
     /// The volume is closed before; a mapping that is still there keeps the volume key in the kernel.
     pub fn erase(disk: &D, bytes: u64) -> Result<Erased, SealedError> {
+        let erased = Self::destroy(disk, bytes, Mark::Erasing)?;
+        // The mark goes last.
+        disk.write(&[0; TEAR_BYTES], 0)
+            .and_then(|()| disk.flush())
+            .map_err(SealedError::io("clear"))?;
+        Ok(erased)
+    }
+
+    /// The same, but for a mark that stays: what is found there is [`Content::Erasing`], and that it
+    /// [is unsettled](Self::is_unsettled). For an erasure of which the machine could not do everything that belongs to
+    /// it: the next start tries again, by [`erase`](Self::erase).
+    pub fn erase_unsettled(disk: &D, bytes: u64) -> Result<Erased, SealedError> {
+        Self::destroy(disk, bytes, Mark::Unsettled)
+    }
+
+    /// Whether [`erase_unsettled`](Self::erase_unsettled) began here and [`erase`](Self::erase) did not.
+    pub fn is_unsettled(disk: &D) -> Result<bool, SealedError> {
+        Ok(read_mark(disk)? == Some(Mark::Unsettled))
+    }
+
+    /// Destroys every key, and leaves the mark.
+    fn destroy(disk: &D, bytes: u64, with: Mark) -> Result<Erased, SealedError> {
         let failed = |what| SealedError::io(what);
         let rest = TEAR_BYTES as u64;
         let overwritten = bytes.min(DATA_AT);
@@ -273,7 +295,7 @@ impl<D: Disk> Sealed<D> {
             return Err(SealedError::TooSmall(bytes));
         }
         // A sector that cannot be written must not save the keys behind it.
-        let marked = mark(disk, Mark::Erasing);
+        let marked = mark(disk, with);
         let mut first = Ok(());
         for at in (rest..overwritten).step_by(ERASE_BYTES) {
             let length = (overwritten - at).min(ERASE_BYTES as u64);
@@ -291,10 +313,6 @@ impl<D: Disk> Sealed<D> {
         marked?;
         first.map_err(failed("overwrite the keys of"))?;
         disk.zero(rest, overwritten - rest)
-            .and_then(|()| disk.flush())
-            .map_err(failed("clear"))?;
-        // The mark goes last.
-        disk.write(&[0; TEAR_BYTES], 0)
             .and_then(|()| disk.flush())
             .map_err(failed("clear"))?;
         Ok(Erased {

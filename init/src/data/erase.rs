@@ -1,14 +1,22 @@
 //! A partition is erased: the mark first, then the TPM counts it, then everything that opens the data goes. Wherever
-//! the power fails after the mark, the next start does all of it again.
+//! the power fails after the mark, the next start does all of it again; and so it does where the TPM did not count.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use alknet_sealed::Sealed;
 use alknet_tpm::TpmError;
+use alknet_vault::slots::{Alkv, SlotType};
 
+use super::copies;
+use crate::control::Problem;
 use crate::vault::newest;
+
+/// Why this machine's TPM has not counted a reset that this start ended. It is told until the next one: the vault
+/// that knew it is gone, and where the first boot waits for an administrator, it is tried more than once.
+static UNCOUNTED: Mutex<Option<String>> = Mutex::new(None);
 
 /// Writes the mark that a factory reset has begun, and returns when it is on the disk: whatever happens after
 /// that, the next start ends the reset before anything else.
@@ -17,18 +25,60 @@ pub(crate) fn mark_erasing(device: &Path) -> io::Result<()> {
 }
 
 /// Overwrites everything that opens the data of a device, and the vault. A copy of the disk from before opens by no
-/// slot of this machine's TPM any more.
+/// slot of this machine's TPM any more. Where the TPM does not count that, the mark stays, for [`end_erasing`].
 pub(crate) fn erase(device: &Path) -> io::Result<()> {
-    erase_counted(device, newest::outdate)
+    erase_counted(device, newest::outdate, Last::No).map(drop)
 }
 
-/// The same with what has the TPM count.
-fn erase_counted(device: &Path, outdate: impl FnOnce() -> Result<(), TpmError>) -> io::Result<()> {
+/// The same at a start that found the mark: no later start tries again, so that it is told where the TPM did not
+/// count.
+pub(super) fn end_erasing(device: &Path) -> io::Result<()> {
+    if let Some(error) = erase_counted(device, newest::outdate, Last::Yes)? {
+        let mut told = UNCOUNTED.lock().unwrap_or_else(PoisonError::into_inner);
+        *told = Some(error.to_string());
+    }
+    Ok(())
+}
+
+/// What is wrong after a reset that this start ended.
+pub(super) fn uncounted() -> Option<Problem> {
+    let told = UNCOUNTED.lock().unwrap_or_else(PoisonError::into_inner);
+    told.as_deref().map(reset_uncounted)
+}
+
+fn reset_uncounted(error: &str) -> Problem {
+    super::problem(
+        "reset-uncounted",
+        format!("this machine was reset, and its TPM did not count that: {error}"),
+        "a copy of the disk from before may still open by the TPM: destroy such copies, or clear the TPM in the \
+         firmware's setup before the new vault has a slot of it",
+    )
+}
+
+/// Whether a TPM that does not count is tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Last {
+    No,
+    Yes,
+}
+
+/// The same with what has the TPM count, which is told whether a TPM has to. Answers why it did not.
+fn erase_counted(
+    device: &Path,
+    outdate: impl FnOnce(bool) -> Result<(), TpmError>,
+    last: Last,
+) -> io::Result<Option<TpmError>> {
     let file = opened(device)?;
-    // The mark first: without it a power cut in between would leave a disk that its own machine takes for an old one.
-    // Where the mark cannot be written, the erasure below says so.
-    let _ = Sealed::begin_erasing(&file);
-    if let Err(error) = outdate() {
+    let unsettled = Sealed::is_unsettled(&file).unwrap_or(false);
+    // The vault may be gone already, but not what it was opened by.
+    let has_to = unsettled || opens_by_tpm(device);
+    if !unsettled {
+        // The mark first: without it a power cut in between would leave a disk that its own machine takes for an old
+        // one. Where the mark cannot be written, the erasure below says so.
+        let _ = Sealed::begin_erasing(&file);
+    }
+    let uncounted = outdate(has_to).err();
+    if let Some(error) = &uncounted {
         // The keys go all the same.
         tracing::error!(
             %error,
@@ -36,11 +86,29 @@ fn erase_counted(device: &Path, outdate: impl FnOnce() -> Result<(), TpmError>) 
         );
     }
     let bytes = super::size(&file)?;
-    let erased = Sealed::erase(&file, bytes).map_err(io::Error::other)?;
+    let erased = match uncounted.is_some() && last == Last::No {
+        true => Sealed::erase_unsettled(&file, bytes),
+        false => Sealed::erase(&file, bytes),
+    };
+    let erased = erased.map_err(io::Error::other)?;
     if let Err(error) = erased.discarded {
         tracing::info!(%error, "the device keeps the encrypted blocks");
     }
-    Ok(())
+    Ok(uncounted)
+}
+
+/// Whether the vault of a device, as far as it can be read, has a slot of a TPM.
+fn opens_by_tpm(device: &Path) -> bool {
+    let has_one = |alkv: &Alkv| {
+        let mut slots = alkv.slots().iter();
+        slots.any(|slot| slot.kind() == SlotType::Tpm2)
+    };
+    let found = copies(device).load();
+    found.is_ok_and(|found| {
+        found.is_some_and(|found| {
+            has_one(&found.newest) || found.other.as_ref().is_some_and(has_one)
+        })
+    })
 }
 
 fn opened(device: &Path) -> io::Result<File> {
@@ -55,7 +123,7 @@ mod tests {
     use alknet_sealed::limits::DATA_AT;
 
     use super::*;
-    use crate::data::{copies, keyslot_tests};
+    use crate::data::keyslot_tests;
 
     /// An attacker has a copy of the disk, and cuts the power while the machine is reset: where the vault were gone
     /// and the TPM had not counted it, nothing would ever have it count again.
@@ -75,26 +143,65 @@ mod tests {
         assert!(has_vault() && !is_marked());
         // A power cut at any step before the last: the mark is there, and so a later start does the rest.
         let counted = Cell::new(0);
-        let count = || {
+        let count = |has_to: bool| {
+            assert!(!has_to, "no slot of this vault is of a TPM");
             assert!(has_vault() && is_marked(), "the mark, the TPM, the vault");
             counted.set(counted.get() + 1);
             Ok(())
         };
-        erase_counted(&disk, count).expect("a disk that works");
+        let uncounted = erase_counted(&disk, count, Last::No).expect("a disk that works");
+        assert!(uncounted.is_none());
         assert_eq!(counted.get(), 1);
         assert!(!has_vault() && !is_marked());
 
         // Cut short when the TPM had counted: the next start has it count once more, and erases.
         copies(&disk).create(&made).expect("written");
         mark_erasing(&disk).expect("written");
-        erase_counted(&disk, count).expect("a disk that works");
+        let uncounted = erase_counted(&disk, count, Last::No).expect("a disk that works");
+        assert!(uncounted.is_none());
         assert_eq!(counted.get(), 2);
         assert!(!has_vault() && !is_marked());
 
-        // A TPM that does not answer keeps no key alive.
+        // A TPM that does not answer keeps no key alive, and is asked again by the next start.
         copies(&disk).create(&made).expect("written");
-        let silent = || Err(TpmError::Transport(io::ErrorKind::TimedOut.into()));
-        erase_counted(&disk, silent).expect("a disk that works");
-        assert!(!has_vault() && !is_marked());
+        let silent = |_| Err(TpmError::Transport(io::ErrorKind::TimedOut.into()));
+        let uncounted = erase_counted(&disk, silent, Last::No).expect("a disk that works");
+        assert!(matches!(uncounted, Some(TpmError::Transport(_))));
+        assert!(!has_vault() && is_marked());
+        // It is not there any more. The vault cannot say that it had counted, and the mark does.
+        let absent = |has_to: bool| {
+            assert!(has_to && is_marked());
+            Err(TpmError::Absent)
+        };
+        let uncounted = erase_counted(&disk, absent, Last::No).expect("a disk that works");
+        assert!(matches!(uncounted, Some(TpmError::Absent)) && is_marked());
+        let uncounted = erase_counted(&disk, absent, Last::Yes).expect("a disk that works");
+        assert!(matches!(uncounted, Some(TpmError::Absent)));
+        assert!(
+            !is_marked(),
+            "that it was not counted is told, and not tried for ever"
+        );
+
+        // One that answers then has counted, and nothing is told.
+        copies(&disk).create(&made).expect("written");
+        erase_counted(&disk, silent, Last::No).expect("a disk that works");
+        let answers = |has_to: bool| has_to.then_some(()).ok_or(TpmError::Absent);
+        let uncounted = erase_counted(&disk, answers, Last::Yes).expect("a disk that works");
+        assert!(uncounted.is_none() && !has_vault() && !is_marked());
+    }
+
+    /// The status of the node and the console show problems; the log of a machine that restarts is gone.
+    #[test]
+    fn a_reset_that_was_not_counted_is_told_by_the_start_that_ends_it() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let disk = dir.path().join("disk");
+        let file = File::create_new(&disk).expect("a new file");
+        file.set_len(DATA_AT).expect("a sparse file");
+        // This process has no TPM of a machine, and the disk says that one has to count.
+        Sealed::erase_unsettled(&file, DATA_AT).expect("a disk that works");
+        end_erasing(&disk).expect("a disk that works");
+        let told = uncounted().expect("it is told");
+        assert_eq!(told.code, "reset-uncounted");
+        assert!(!Sealed::is_unsettled(&file).expect("readable"));
     }
 }

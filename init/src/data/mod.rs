@@ -83,13 +83,23 @@ pub(crate) fn prepare(access: Access<'_>) -> Prepared {
         Ok(found) => open(sys, &found, access),
         Err(problem) => without_disk(*problem, access),
     };
-    let mut prepared = match opened {
-        Ok(prepared) => prepared,
-        Err(Stop::Problem(problem)) => {
-            return shut(Waiting::of(*problem).for_good(), None, access.keeper);
+    let closed = match opened {
+        Ok(mut prepared) => {
+            complete(&mut prepared);
+            return prepared;
         }
-        Err(Stop::Waiting(waiting, vault_at)) => return shut(*waiting, vault_at, access.keeper),
+        Err(Stop::Problem(problem)) => (Waiting::of(*problem).for_good(), None),
+        Err(Stop::Waiting(waiting, vault_at)) => (*waiting, vault_at),
     };
+    let mut prepared = shut(closed.0, closed.1, access.keeper);
+    // The first one says why nothing is served.
+    prepared.problems.extend(erase::uncounted());
+    prepared
+}
+
+/// The folders of what was opened, and what is wrong with it.
+fn complete(prepared: &mut Prepared) {
+    prepared.problems.extend(erase::uncounted());
     // A read-only one has them, and its problem has been told.
     if prepared.state.mode != "read-only"
         && let Err(error) = make_tree(&prepared.state_dir)
@@ -103,8 +113,7 @@ pub(crate) fn prepare(access: Access<'_>) -> Prepared {
             "free space on the data disk, or replace it",
         ));
     }
-    refresh(&mut prepared);
-    prepared
+    refresh(prepared);
 }
 
 /// Closes whatever was opened on the way: the seed is wiped, the data unmounted, and the kernel forgets their key.

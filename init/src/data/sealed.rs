@@ -23,7 +23,7 @@ use alknet_vault::slots::{
     Copies, FileArea, Found as VaultFound, OpenAlkv, Pending, SlotError, luks_phrase,
 };
 
-use super::erase::erase;
+use super::erase::end_erasing;
 use super::ext4::{self, Content};
 use super::find::Found;
 use super::keyslots::{BY_VAULT, BY_WORDS, DataKeys, unlock_with};
@@ -125,7 +125,7 @@ pub(super) fn open(disk: &Disk<'_>, access: Access<'_>) -> Result<Option<Prepare
             access
                 .log
                 .warn("a factory reset was cut short: it is ended");
-            erase(&disk.path()).or_else(|error| unreadable(disk.found, &error))?;
+            end_erasing(&disk.path()).or_else(|error| unreadable(disk.found, &error))?;
             return Ok(None);
         }
         Sealing::HalfFormatted => true,

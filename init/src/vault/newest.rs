@@ -7,6 +7,7 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -241,8 +242,21 @@ fn read(state_dir: &Path, log: &Log) -> Option<Note> {
     })
 }
 
+/// Whether the TPM was asked to count and has not answered. It may do so at any moment: a counter that a new vault began
+/// meanwhile would be ahead of its note then, and the machine would take its own disk for an old one.
+static UNANSWERED: AtomicBool = AtomicBool::new(false);
+
+/// Refuses to ask the TPM for its counter while another question about it is open.
+fn answered(unanswered: &AtomicBool) -> Result<(), TpmError> {
+    match unanswered.load(Ordering::SeqCst) {
+        true => Err(TpmError::Transport(io::ErrorKind::TimedOut.into())),
+        false => Ok(()),
+    }
+}
+
 /// The TPM of this machine with its storage key; none where what it says counts for nothing.
 fn chip() -> Result<Option<(Tpm<fs::File>, StorageKey)>, TpmError> {
+    answered(&UNANSWERED)?;
     let mut tpm = match tpm::connect() {
         Ok(tpm) => tpm,
         Err(TpmError::Absent | TpmError::Unsupported(_)) => return Ok(None),
@@ -268,33 +282,53 @@ fn retire(counted: &Counted) -> Result<(), TpmError> {
 }
 
 /// Has this machine's TPM count on, if it counts, without a disk that notes it: each copy of a disk from before is an
-/// older one.
+/// older one. `has_to`, where a slot of the vault was of a TPM.
 ///
 /// # Errors
 /// The TPM cannot, or does not answer within [`OUTDATE_MAX`].
-pub(crate) fn outdate() -> Result<(), TpmError> {
-    within(OUTDATE_MAX, || match tpm::connect() {
-        Ok(mut tpm) => match tpm.outrun_notes() {
-            // The image is for another machine: no vault was counted by this TPM.
-            Err(TpmError::ForeignStorageKey) => Ok(()),
-            outcome => outcome,
-        },
-        Err(TpmError::Absent | TpmError::Unsupported(_)) => Ok(()),
-        Err(error) => Err(error),
+pub(crate) fn outdate(has_to: bool) -> Result<(), TpmError> {
+    within(OUTDATE_MAX, &UNANSWERED, move || {
+        let counted = tpm::connect().and_then(|mut tpm| tpm.outrun_notes());
+        unless_none_has_to(counted, has_to)
     })
 }
 
-/// Asks a TPM on a thread of its own: the kernel waits minutes for one that hangs.
+/// A machine without a TPM, or with one that the image is not for, counts nothing: there is nothing to count where no
+/// slot was of a TPM.
+fn unless_none_has_to(counted: Result<(), TpmError>, has_to: bool) -> Result<(), TpmError> {
+    match counted {
+        Err(TpmError::Absent | TpmError::Unsupported(_) | TpmError::ForeignStorageKey)
+            if !has_to =>
+        {
+            Ok(())
+        }
+        counted => counted,
+    }
+}
+
+/// Asks a TPM on a thread of its own: the kernel waits minutes for one that hangs. `unanswered` until it has answered,
+/// or the machine restarts.
 fn within(
     most: Duration,
+    unanswered: &'static AtomicBool,
     ask: impl FnOnce() -> Result<(), TpmError> + Send + 'static,
 ) -> Result<(), TpmError> {
+    if unanswered.swap(true, Ordering::SeqCst) {
+        return Err(TpmError::Transport(io::ErrorKind::TimedOut.into()));
+    }
     let (say, heard) = mpsc::channel();
     let spawned = thread::Builder::new()
         .name("tpm".to_owned())
-        // Nobody may wait any more.
-        .spawn(move || drop(say.send(ask())));
-    spawned.map_err(TpmError::Transport)?;
+        .spawn(move || {
+            let answer = ask();
+            unanswered.store(false, Ordering::SeqCst);
+            // Nobody may wait any more.
+            drop(say.send(answer));
+        });
+    if let Err(error) = spawned {
+        unanswered.store(false, Ordering::SeqCst);
+        return Err(TpmError::Transport(error));
+    }
     heard
         .recv_timeout(most)
         .unwrap_or_else(|_| Err(TpmError::Transport(io::ErrorKind::TimedOut.into())))
@@ -517,18 +551,42 @@ mod tests {
         }
     }
 
+    /// And nothing counts beside it: a new vault's counter would rise behind the back of its note when it answers.
     #[test]
     fn a_tpm_that_hangs_holds_no_erasure_up() {
+        static UNANSWERED: AtomicBool = AtomicBool::new(false);
         let (end, ended) = mpsc::channel::<()>();
         let hangs = move || {
             let _ = ended.recv();
             Ok(())
         };
-        let asked = within(Duration::from_millis(1), hangs);
+        let asked = within(Duration::from_millis(1), &UNANSWERED, hangs);
         assert!(matches!(asked, Err(TpmError::Transport(_))), "{asked:?}");
-        drop(end);
         let most = alknet_test_support::deadline(Duration::from_secs(60));
-        assert!(within(most, || Ok(())).is_ok());
+        let again = within(most, &UNANSWERED, || unreachable!("one question at a time"));
+        assert!(matches!(again, Err(TpmError::Transport(_))), "{again:?}");
+        assert!(answered(&UNANSWERED).is_err());
+        drop(end);
+        alknet_test_support::eventually("the TPM answers", most, || answered(&UNANSWERED).is_ok());
+        assert!(within(most, &UNANSWERED, || Ok(())).is_ok());
+        assert!(answered(&UNANSWERED).is_ok());
+    }
+
+    /// An attacker with a copy of the disk takes the TPM away for the time of the reset.
+    #[test]
+    fn a_tpm_that_is_absent_has_not_counted_a_vault_that_it_opened() {
+        for none in [
+            || TpmError::Absent,
+            || TpmError::Unsupported("1.2"),
+            || TpmError::ForeignStorageKey,
+        ] as [fn() -> TpmError; 3]
+        {
+            assert!(unless_none_has_to(Err(none()), false).is_ok());
+            assert!(unless_none_has_to(Err(none()), true).is_err());
+        }
+        let silent = || Err(TpmError::Transport(io::ErrorKind::TimedOut.into()));
+        assert!(unless_none_has_to(silent(), false).is_err());
+        assert!(unless_none_has_to(Ok(()), true).is_ok());
     }
 
     #[test]

@@ -15,10 +15,11 @@ use alknet_tls::{ClientTls, ClientTlsOptions, Place};
 use rustls::ClientConnection;
 use socket2::{Domain, Socket, Type};
 
-use super::{Honest, Lab, Served, among, call, ip, values};
+use super::{Honest, Lab, Served, among, call, full, ip, values};
 
-/// Addresses of the crowd.
-const CROWD: usize = 4096;
+/// Addresses of the crowd in a run of the tests, and in `cargo xtask soak flood`. Each is more than twice as many as there
+/// are places for all of them.
+const CROWD: [usize; 2] = [1024, 4096];
 /// Threads that connect for it.
 const HANDS: usize = 8;
 
@@ -53,7 +54,7 @@ enum Spread {
 
 impl Spread {
     fn address(self, n: usize) -> Ipv6Addr {
-        let n = u16::try_from(n % CROWD).expect("small");
+        let n = u16::try_from(n % full(CROWD)).expect("small");
         match self {
             Self::OneNetwork => [0x2001, 0xdb8, 0, 0, 0, 0, 0, n + 1].into(),
             Self::Everywhere => [0x2001, 0xdb8, n >> 8, n << 8, 0, 0, 0, 1].into(),
@@ -131,7 +132,7 @@ impl Crowd {
             for hand in 0..HANDS {
                 scope.spawn(move || {
                     let mut kept = Vec::new();
-                    for n in (hand..CROWD).step_by(HANDS) {
+                    for n in (hand..full(CROWD)).step_by(HANDS) {
                         kept.extend(self.connect(spread.address(n)));
                         progress.done.fetch_add(1, Ordering::SeqCst);
                     }
@@ -163,7 +164,7 @@ async fn counted(admin: &Honest<'_>) -> (f64, f64) {
 async fn gets_in_throughout(admin: &Honest<'_>, progress: &Progress) -> (usize, Duration) {
     let (mut times, mut longest) = (0, Duration::ZERO);
     loop {
-        let crowded = progress.done.load(Ordering::SeqCst) >= CROWD;
+        let crowded = progress.done.load(Ordering::SeqCst) >= full(CROWD);
         for carriage in [Carriage::Quic, Carriage::Tcp] {
             let began = std::time::Instant::now();
             let asked = async {

@@ -26,9 +26,10 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use initial::Initials;
 
-/// Packets, and the time they are sent in.
-const PACKETS: u32 = 100_000;
-const SECONDS: u32 = 10;
+/// Seconds of the flood in a run of the tests, as long as a handshake may take, and in `cargo xtask soak flood`.
+const SECONDS: [u32; 2] = [5, 10];
+/// Packets that are sent in each.
+const PACKETS_PER_SECOND: u32 = 10_000;
 /// One more in so many is damaged, cut or noise.
 const WRONG_EVERY: u32 = 10;
 /// Packets sent at once.
@@ -46,9 +47,9 @@ const ARRIVE_PERCENT: u64 = 90;
 const SEEN_PERCENT: u64 = 90;
 const SEEN_PERCENT_BESIDE_OTHERS: u64 = 50;
 
-/// Calls and connections of somebody honest before the flood.
-const CALM_CALLS: usize = 2000;
-const CALM_CONNECTIONS: usize = 100;
+/// Calls and connections of somebody honest before the flood, in a run of the tests and in a campaign.
+const CALM_CALLS: [usize; 2] = [500, 2000];
+const CALM_CONNECTIONS: [usize; 2] = [25, 100];
 /// Calls between two connections.
 const CALLS_EACH: usize = 20;
 
@@ -60,6 +61,16 @@ const OTHERS_MAC: &str = "02:00:00:00:00:02";
 
 /// `IPPROTO_RAW`: packets bring their own header.
 const RAW: i32 = 255;
+
+/// What a campaign has of this, or a run of the tests.
+fn full<T: Copy>(counts: [T; 2]) -> T {
+    counts[usize::from(is_campaign())]
+}
+
+/// Packets of the flood.
+fn packets() -> u32 {
+    full(SECONDS) * PACKETS_PER_SECOND
+}
 
 fn ip(arguments: &str) {
     let output = Command::new("ip").args(arguments.split(' ')).output();
@@ -249,10 +260,10 @@ fn flood(port: u16, stop: &AtomicBool) -> u32 {
     let socket = socket.expect("root may");
     let mut initials = Initials::new(ALPN);
     let address = SockAddr::from(SocketAddr::from((NODE, 0)));
-    let pause = Duration::from_secs(SECONDS.into()) * BURST / PACKETS;
+    let pause = Duration::from_secs(1) * BURST / PACKETS_PER_SECOND;
     let began = Instant::now();
     let mut sent = 0;
-    while sent < PACKETS && !stop.load(Ordering::Relaxed) {
+    while sent < packets() && !stop.load(Ordering::Relaxed) {
         for n in 0..BURST {
             let packet = initials.right(NODE, port);
             socket
@@ -281,7 +292,8 @@ async fn scenario(lab: Arc<Lab>, admin: &Path, served: &Served) {
     let honest = Honest::new(admin, &served.target);
     let lasting = honest.connect().await;
     let mut calm = Times::default();
-    while calm.calls.len() < CALM_CALLS || calm.connections.len() < CALM_CONNECTIONS {
+    let (calls, connections) = (full(CALM_CALLS), full(CALM_CONNECTIONS));
+    while calm.calls.len() < calls || calm.connections.len() < connections {
         honest.use_it(&lasting, &mut calm).await;
     }
     let before = served.resident();
@@ -349,8 +361,8 @@ async fn scenario(lab: Arc<Lab>, admin: &Path, served: &Served) {
         );
         slower.push((what, flooded / calm));
     }
-    assert_eq!(sent, PACKETS);
-    let percent = |count: u64| count * 100 / u64::from(PACKETS);
+    assert_eq!(sent, packets());
+    let percent = |count: u64| count * 100 / u64::from(packets());
     // The flood itself makes nine in ten of what arrives; an honest client's packets are few.
     assert!(percent(arrived) >= ARRIVE_PERCENT, "{arrived} arrived");
     let least = if is_campaign() {

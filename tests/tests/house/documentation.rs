@@ -1,4 +1,4 @@
-//! Tests and files that docs/testing.md names.
+//! Tests and files that docs/testing.md names, and examples in the documentation of libraries.
 
 use std::collections::HashSet;
 
@@ -37,4 +37,60 @@ fn tests_that_the_documentation_names_exist() {
 fn is_test(word: &str) -> bool {
     let letters = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
     word.contains('_') && word.chars().all(letters)
+}
+
+/// Libraries with examples that are not run: they were written before this rule.
+const NOT_RUN: [&str; 2] = ["compute/host", "crates/worker"];
+
+/// Whether an example of Rust stands in the documentation of a file.
+fn has_example(text: &str) -> bool {
+    let (mut is_inside, mut found) = (false, false);
+    for line in text.lines() {
+        let line = line.trim_start();
+        let said = line
+            .strip_prefix("///")
+            .or_else(|| line.strip_prefix("//!"));
+        let Some(said) = said else {
+            is_inside = false;
+            continue;
+        };
+        if let Some(mark) = said.trim().strip_prefix("```") {
+            let kinds = ["", "compile_fail", "no_run", "rust", "should_panic"];
+            found |= !is_inside && kinds.contains(&mark);
+            is_inside = !is_inside;
+        }
+    }
+    found
+}
+
+/// Rustdoc reads a whole library to find that it has no example, which takes as long as to run one.
+#[test]
+fn a_library_has_its_examples_run_or_has_none() {
+    let root = root();
+    let (mut libraries, mut with_examples) = (HashSet::new(), HashSet::new());
+    for source in sources() {
+        let Some((package, file)) = source.path.split_once("/src/") else {
+            continue;
+        };
+        if file == "lib.rs" {
+            libraries.insert(package);
+        }
+        if has_example(&source.text) {
+            with_examples.insert(package);
+        }
+    }
+    assert!(libraries.len() > 30, "{libraries:?}");
+    let mut wrong = Vec::new();
+    for package in libraries {
+        let manifest = root.join(package).join("Cargo.toml");
+        let manifest = std::fs::read_to_string(manifest).expect("a package has one");
+        let is_searched = !manifest.contains("\ndoctest = false\n");
+        let has_examples = with_examples.contains(package) && !NOT_RUN.contains(&package);
+        if is_searched != has_examples {
+            wrong.push(format!(
+                "{package}: searched for examples: {is_searched}, has some: {has_examples}"
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }

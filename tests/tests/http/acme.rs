@@ -23,7 +23,7 @@ const LIFETIME_S: u64 = 60;
 const REFUSED_PERCENT: u8 = 15;
 
 /// Length of what is downloaded; a sparse file.
-const FILE_BYTES: u64 = 256 << 20;
+const FILE_BYTES: u64 = 64 << 20;
 
 /// What is read of it at once while the renewal is waited for: the rest waits at the node.
 const SOME_BYTES: usize = 64 << 10;

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use alknet_qemu::{Disk, Vm, VmBuilder};
-use alknet_tests::tools::{fat_volume, iso_volume};
-use alknet_tests::{Bench, Boot, Machine, Node, READY};
+use alknet_qemu::{Vm, VmBuilder};
+use alknet_tests::tools::iso_volume;
+use alknet_tests::{Bench, Boot, Node, READY};
 use serde_json::{Value, json};
 
 /// The console speaks of a problem right after it says that the node serves, if not before.
@@ -62,7 +62,6 @@ fn a_misspelt_key_lets_administrators_in_and_is_corrected_at_the_next_boot() {
     let info = problem(&node, "config-last-good", "");
     assert_eq!(info["name"], "scribe");
     assert_eq!(info["config"]["source"], "config.toml");
-    node.end();
 }
 
 #[test]
@@ -94,34 +93,6 @@ fn a_volume_is_found_and_replaced_while_the_machine_runs() {
         "restarts that were asked for are no failures"
     );
     assert_eq!(node.identity(), identity);
-    node.end();
-}
-
-#[test]
-fn fw_cfg_comes_before_a_volume_and_a_volume_before_what_is_stored() {
-    let bench = Bench::new();
-    let document = |name: &str| document(&bench, name) + NO_VAULT;
-    let volume = fat_volume(&bench, "volume", &document("from-volume"));
-    let volume = Disk::file(volume).read_only();
-    let both = bench.machine(Boot::Q35Initramfs);
-    let both = both.config(document("from-hypervisor"));
-    let both = both.disk(volume.clone());
-    assert_eq!(
-        serves_with(both, &["provisioning-conflict"]),
-        ("from-hypervisor".into(), "fw_cfg".into())
-    );
-    // Nothing but volumes from here on, for which the quickest machine will do.
-    let machine = || bench.machine(Boot::MicrovmErofs).config("");
-    assert_eq!(
-        serves(machine()),
-        ("from-hypervisor".into(), "config.toml".into())
-    );
-    let (name, source) = serves(machine().disk(volume.clone()));
-    assert_eq!(name, "from-volume");
-    assert!(source.starts_with("nocloud (vd"), "{source}");
-    // The medium that is left in place is known; it does not count as new.
-    let left = serves(machine().disk(volume));
-    assert_eq!(left, ("from-volume".into(), "config.toml".into()));
 }
 
 #[test]
@@ -155,24 +126,6 @@ fn what_was_applied_is_kept_over_a_reboot() {
     assert_eq!(info["config"]["source"], "config.toml", "{info:#}");
     assert_eq!(info["problems"], json!([]), "{info:#}");
     list(&node).json();
-    node.end();
-}
-
-/// Boots, and returns name and source of the configuration; nothing may be wrong.
-fn serves(machine: Machine<'_>) -> (String, String) {
-    serves_with(machine, &[])
-}
-
-/// The same of a machine that has these problems.
-fn serves_with(machine: Machine<'_>, problems: &[&str]) -> (String, String) {
-    let node = machine.boot();
-    let info = node.info();
-    let codes = info["problems"].as_array().into_iter().flatten();
-    let codes: Vec<_> = codes.filter_map(|one| one["code"].as_str()).collect();
-    assert_eq!(codes, problems, "{info:#}");
-    node.end();
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    (text(&info["name"]), text(&info["config"]["source"]))
 }
 
 pub(super) fn document(bench: &Bench, name: &str) -> String {

@@ -1,10 +1,9 @@
-//! What somebody at the console does with a booted machine: its vault is changed, and a machine that
-//! nobody configured is given its configuration.
+//! What somebody at the console does with a booted machine that nobody configured: it is given its
+//! configuration. How its vault is changed there is in `vault/locking.rs`.
 
 use std::time::Duration;
 
 use alknet_qemu::{Mark, Vm};
-use alknet_tests::tools::tool_says;
 use alknet_tests::{Bench, Boot, Node};
 use serde_json::{Value, json};
 
@@ -13,64 +12,6 @@ const DONE_WITHIN: Duration = Duration::from_secs(20);
 
 /// Words that a test has on paper.
 const PHRASE: &str = "legal winner thank year wave sausage worth useful legal winner thank yellow";
-
-#[test]
-fn slots_and_master_key_are_changed_at_the_console() {
-    let bench = Bench::new();
-    let node = bench.snapshot(Boot::MicrovmErofs).restore();
-    let identity = node.identity().to_owned();
-    let vm = node.vm();
-    commands(vm);
-    typed(vm, "slots", "the key lies beside it");
-    typed(vm, "slot add passphrase", "new passphrase: _");
-    typed(vm, "correct horse", "the same again: _");
-    typed(vm, "correct horse", "slot 1 (passphrase) was added");
-    typed(vm, "slot rm 0", "slot 0 (none) was removed");
-    let status = node.call("vault/status", &Value::Null);
-    assert_eq!(status["sealed"], true, "{status:#}");
-    assert_eq!(status["slots"], json!(["passphrase"]), "{status:#}");
-    typed(vm, "rekey", "passphrase of slot 1, or Enter");
-    typed(vm, "wrong horse", "that passphrase is wrong");
-    typed(vm, "correct horse", "type REKEY to go on: _");
-    typed(vm, "REKEY", "The vault has a new master key");
-    node.end();
-    // The key slot of the old master key is gone, that of the words is where it was.
-    let dump = tool_says(
-        "cryptsetup",
-        &["luksDump".as_ref(), bench.data().as_os_str()],
-    );
-    assert!(
-        dump.contains("1: luks2") && dump.contains("2: luks2") && !dump.contains("0: luks2"),
-        "{dump}"
-    );
-
-    let vm = bench.machine(Boot::MicrovmErofs).start();
-    said(
-        &vm,
-        Mark::default(),
-        "alknet: asks: passphrase of the vault",
-    );
-    type_line(&vm, "correct horse");
-    let node = Node::new(vm, Boot::MicrovmErofs, bench.admin().clone());
-    assert_eq!(node.identity(), identity);
-    let vm = node.vm();
-    commands(vm);
-    typed(vm, "passwd", "passphrase of the vault: _");
-    typed(vm, "correct horse", "new passphrase: _");
-    typed(vm, "battery staple", "the same again: _");
-    typed(vm, "battery staple", "the passphrase was changed");
-    typed(vm, "words", "passphrase of the vault: _");
-    let mark = vm.console().mark();
-    typed(vm, "battery staple", "Enter wipes them: _");
-    let table = vm.console().since(mark);
-    for number in [1, 12, 24] {
-        assert!(table.contains(&format!("{number:>3} ")), "{table}");
-    }
-    typed(vm, "", "[ok] node");
-    let info = node.info();
-    assert_eq!(info["problems"], json!([]), "{info:#}");
-    node.end();
-}
 
 #[test]
 fn a_machine_that_nobody_configured_is_given_everything_in_one_line() {
@@ -125,7 +66,6 @@ fn a_machine_that_nobody_configured_is_given_everything_in_one_line() {
     assert_eq!(node.identity(), identity);
     let info = node.info();
     assert_eq!(info["config"]["source"], "config.toml", "{info:#}");
-    node.end();
 }
 
 /// Opens the list of commands, whatever the console asks now: what a command wants to know is given up by Ctrl-C

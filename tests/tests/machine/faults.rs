@@ -30,7 +30,6 @@ fn nobody_can_break_what_was_not_made_to_be_broken() {
     let refused = node.try_call("node/fault", &json!({ "kind": "node-kill" }), &[]);
     assert_eq!(refused.code(), "NOT_FOUND");
     assert_eq!(node.info()["node_restarts"], 0);
-    node.end();
 }
 
 #[test]
@@ -105,7 +104,6 @@ fn a_panic_while_the_vault_is_opened_leaves_it_to_be_opened_again() {
         enter();
         (state(&node) == "unlocked").then_some(())
     });
-    node.end();
 }
 
 #[test]
@@ -135,7 +133,6 @@ fn a_node_that_dies_or_hangs_is_started_again() {
         assert_eq!(info["problems"], json!([]), "{kind}");
     }
     logged(&node, "the node does not answer for its health");
-    node.end();
 }
 
 #[test]
@@ -159,7 +156,6 @@ fn a_hung_pid_1_is_rebooted_by_the_hardware_watchdog() {
     drop(caller);
     assert_eq!(node.identity(), identity);
     assert_eq!(node.info()["node_restarts"], 0, "another boot counts anew");
-    node.end();
 }
 
 /// A machine that breaks when it is asked to: a copy of the one that `computing` has.

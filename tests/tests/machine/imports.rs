@@ -147,7 +147,7 @@ fn secrets_of_imports_are_shown_to_their_servers_and_to_nobody_else() {
         );
     }
     web.node.end();
-    let disk = fs::read(bench.data()).expect("the disk is ours");
+    let disk = alknet_qemu::content(&bench.data()).unwrap_or_else(|error| panic!("{error}"));
     for secret in SECRETS {
         let found = memchr::memmem::find(&disk, secret.as_bytes());
         assert!(found.is_none(), "the disk has a secret");

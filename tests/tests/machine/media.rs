@@ -87,7 +87,6 @@ fn a_medium_that_was_pulled_is_missed_and_is_enough_when_it_is_put_in() {
     assert_eq!(node.identity(), identity);
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["opened_by"], "passphrase", "{status:#}");
-    node.end();
 }
 
 /// Pulls a disk, and waits until the machine has let go of it.

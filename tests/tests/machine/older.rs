@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use alknet_qemu::Vm;
+use alknet_qemu::{Vm, VmBuilder};
 use alknet_sealed::limits::{VAULT_A_AT, VAULT_B_AT};
 use alknet_tests::READY;
 use alknet_tests::tools::RAW_DATA_AT;
@@ -47,9 +47,6 @@ fn an_older_copy_that_is_put_back_opens_only_for_its_owner() {
     typed(node.vm(), "battery staple", "the same again: _");
     typed(node.vm(), "battery staple", "the passphrase was changed");
     node.end();
-    let node = machine().boot();
-    assert_eq!(node.info()["problems"], json!([]), "nothing was put back");
-    node.end();
 
     let now = bench.path().join("now.raw");
     let put = |from: &Path| {
@@ -85,6 +82,7 @@ fn an_older_copy_that_is_put_back_opens_only_for_its_owner() {
     let node = machine().boot();
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["opened_by"], "tpm2", "{status:#}");
+    assert_eq!(node.info()["problems"], json!([]), "nothing was put back");
     let slot = &status["tpm2"][0]["slot"];
     commands(node.vm());
     let remove = format!("slot rm {slot}");
@@ -96,25 +94,25 @@ fn an_older_copy_that_is_put_back_opens_only_for_its_owner() {
     );
     node.end();
     put(&with_slot);
-    refused_as_older(&machine().start());
+    let vm = machine().start();
+    refused_as_older(&vm);
 
     // And a factory reset. What is put back is the disk that opened without a person just before it.
-    put(&with_slot);
-    let vm = machine().start();
-    asked(&vm, "passphrase of the vault");
     type_line(&vm, PASSPHRASE);
     served(&bench, vm).end();
     let counted = bench.path().join("counted.raw");
     alknet_qemu::copy(&bench.raw(), &counted).unwrap_or_else(|error| panic!("{error}"));
-    let node = machine().boot();
+    let mut node = machine().with(VmBuilder::exit_on_reset).boot();
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["opened_by"], "tpm2", "{status:#}");
     commands(node.vm());
     typed(node.vm(), "factory-reset", "type RESET to go on: _");
     type_line(node.vm(), "RESET");
+    let exit = node.vm_mut().wait_exit(DONE_WITHIN);
+    let exit = exit.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(exit.reason(), Some("guest-reset"), "{exit}");
     // It starts again, with nothing on its disk.
-    asked(node.vm(), "new passphrase");
-    drop(node);
+    asked(&machine().start(), "new passphrase");
     put(&counted);
     refused_as_older(&machine().start());
 

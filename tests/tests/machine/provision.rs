@@ -37,7 +37,7 @@ fn a_blank_disk_and_a_seed_are_an_enrolled_node_and_nobody_types() {
         (&json!("kitchen"), &json!([made["identity"]])),
         "{peer:#}"
     );
-    node.end();
+    drop(node);
 
     // Other disks and other ways, and the same words: the same node.
     let words = made["words"].as_str().expect("they were asked for");
@@ -56,7 +56,6 @@ fn a_blank_disk_and_a_seed_are_an_enrolled_node_and_nobody_types() {
             .data(Some(disk));
         let node = machine.with(|vm| as_printed(vm, &again)).boot();
         is_sealed_as_said(&node, &again, source, "recovery words are still there");
-        node.end();
     }
 }
 

@@ -65,7 +65,6 @@ fn no_key_is_made_before_the_kernel_has_randomness() {
     ]
     .map(place);
     assert!(order.is_sorted(), "{order:?}: {text}");
-    node.end();
 }
 
 /// One machine is stopped while its kernel starts, and goes on twice.

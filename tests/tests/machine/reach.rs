@@ -94,7 +94,6 @@ fn nothing_of_a_vault_is_reached_but_its_status_and_its_lock() {
     }
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["state"], "unlocked", "{status:#}");
-    node.end();
 }
 
 async fn no_other_name(node: &Node) {

@@ -16,7 +16,7 @@ const SAID_WITHIN: Duration = Duration::from_secs(30);
 
 /// What firmware says of a program that it does not start.
 const REFUSED: &str = "Access Denied";
-/// What the console says where other keys decide what starts, or none.
+/// What the console says where other keys decide what starts.
 const OTHER_KEYS: &str = "PCR 7 (Secure Boot or its keys)";
 
 /// Where the EFI system partition begins on the disk, as mtools has it, and our program there.
@@ -55,21 +55,21 @@ fn only_what_the_owner_signed_starts_and_opens_the_vault() {
     // Signed by somebody else, whose key this firmware does not know.
     install(&bench, &by(&bench, &stranger, &unsigned, "strangers"));
     refused(&owners().start());
-    // Who gives the firmware that key, or takes all of them away, has a machine that starts.
-    let strangers = enrolled(&bench, &stranger, "theirs");
-    for variables in [strangers, bench.path().join("none")] {
-        let vm = machine("own", &variables).start();
-        let waited = vm.wait_line(OTHER_KEYS, SAID_WITHIN);
-        waited.unwrap_or_else(|error| panic!("{error}"));
-        assert!(!vm.console().text().contains("alknet: ready"));
-    }
-    // The machine as it was at its first boot, from power-on, opens its vault as before.
+    // Who gives the firmware that key has a machine that starts. So has who takes all keys away, which is tried on the
+    // smaller image of the TPM's own tests (`init/tpm/tests/swtpm/enforced.rs`).
+    let theirs = enrolled(&bench, &stranger, "theirs");
+    let vm = machine("own", &theirs).start();
+    let waited = vm.wait_line(OTHER_KEYS, SAID_WITHIN);
+    waited.unwrap_or_else(|error| panic!("{error}"));
+    assert!(!vm.console().text().contains("alknet: ready"));
+    drop(vm);
+    // The machine as it was at its first boot, from power-on, opens its vault as before: what is sealed where firmware
+    // was recorded, firmware that runs now has to open.
     install(&bench, &signed);
     let node = machine("own", &variables).boot();
     assert_eq!(node.identity(), identity);
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["opened_by"], "tpm2", "{status:#}");
-    node.end();
 }
 
 /// The firmware does not start what is on the disk.

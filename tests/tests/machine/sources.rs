@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use alknet_qemu::{Disk, VmBuilder};
-use alknet_tests::tools::tool_says;
+use alknet_tests::tools::{fat_volume, tool_says};
 use alknet_tests::{Bench, Boot, Machine, Node};
 use data_encoding::BASE64URL_NOPAD;
 use serde_json::json;
@@ -25,6 +25,8 @@ const LAST_GOOD: &str = "config-last-good: the node runs with the stored configu
 /// What a machine finds besides what it has stored, and what comes of it.
 #[derive(Default)]
 struct Case<'a> {
+    /// It has nothing that only a PC has: the quickest machine will do.
+    quick: bool,
     /// The document of fw_cfg; empty for none.
     fw_cfg: &'a str,
     volumes: &'a [PathBuf],
@@ -40,9 +42,13 @@ struct Case<'a> {
 
 impl Case<'_> {
     fn machine<'b>(&self, bench: &'b Bench) -> Machine<'b> {
-        let machine = bench.machine(Boot::Q35Initramfs).config(self.fw_cfg);
         let volumes = self.volumes.iter();
         let volumes = volumes.map(|volume| Disk::file(volume).read_only());
+        if self.quick {
+            let machine = bench.machine(Boot::MicrovmErofs).config("");
+            return volumes.fold(machine.append(&self.word), Machine::disk);
+        }
+        let machine = bench.machine(Boot::Q35Initramfs).config(self.fw_cfg);
         let strings = self.strings.iter();
         let strings = strings.flat_map(|it| ["-smbios".to_owned(), format!("type=11,value={it}")]);
         let machine = machine.with(|vm| volumes.fold(vm, VmBuilder::disk));
@@ -51,13 +57,16 @@ impl Case<'_> {
     }
 }
 
+/// One disk starts with one source after the other: of those that are there one counts, by its rank, and is stored,
+/// unless it was refused. A volume that is left in place is known, and does not count as new.
 #[test]
-fn each_source_is_taken_and_each_damaged_one_is_a_line_of_the_console() {
+fn each_source_is_taken_by_its_rank_and_each_damaged_one_is_a_line_of_the_console() {
     let bench = Bench::new();
     let document = |name: &str| document(&bench, name) + NO_VAULT;
     let newer = format!("version = 2\n{}", document("of-next-year"));
-    let long = too_long(&bench);
-    let volumes = [half_of_nocloud(&bench), boot_with_a_folder(&bench)];
+    let (long, of_fw_cfg) = (too_long(&bench), document("of-fw-cfg"));
+    let damaged = [half_of_nocloud(&bench), boot_with_a_folder(&bench)];
+    let whole = [fat_volume(&bench, "volume", &document("of-a-volume"))];
     let cases = [
         Case {
             strings: parts(&document("of-strings"), [0, 1]),
@@ -66,29 +75,11 @@ fn each_source_is_taken_and_each_damaged_one_is_a_line_of_the_console() {
             ..Case::default()
         },
         Case {
+            quick: true,
             word: word(&document("of-a-word")),
             name: "of-a-word",
             source: "kernel command line",
             ..Case::default()
-        },
-        // All of them at once, each damaged in its own way.
-        Case {
-            fw_cfg: &long,
-            volumes: &volumes,
-            strings: parts(&document("of-strings"), [0, 2]),
-            word: "alknet.node=Y*".to_owned(),
-            name: "of-a-word",
-            source: "config.toml",
-            problems: &[
-                "nocloud-incomplete: /dev/vda: the NoCloud volume has no meta-data and is not used",
-                "provisioning-unreadable: alknet.toml (vdb): /run/alknet/nocloud/alknet.toml is no \
-                 regular file; put a plain file there",
-                "provisioning-unreadable: smbios: alknet.node.1 is missing",
-                "provisioning-unreadable: kernel command line: the document is no base64url \
-                 (character 2)",
-                "config-refused: fw_cfg: the document is longer than 65536 bytes",
-                LAST_GOOD,
-            ],
         },
         Case {
             strings: parts(&newer, [0, 1]),
@@ -102,6 +93,50 @@ fn each_source_is_taken_and_each_damaged_one_is_a_line_of_the_console() {
                  than this program; it knows 1",
                 LAST_GOOD,
             ],
+            ..Case::default()
+        },
+        Case {
+            fw_cfg: &of_fw_cfg,
+            volumes: &whole,
+            name: "of-fw-cfg",
+            source: "fw_cfg",
+            problems: &[
+                "provisioning-conflict: fw_cfg counts; other documents are not used: nocloud (vda)",
+            ],
+            ..Case::default()
+        },
+        // All of them at once, each damaged in its own way.
+        Case {
+            fw_cfg: &long,
+            volumes: &damaged,
+            strings: parts(&document("of-strings"), [0, 2]),
+            word: "alknet.node=Y*".to_owned(),
+            name: "of-fw-cfg",
+            source: "config.toml",
+            problems: &[
+                "nocloud-incomplete: /dev/vda: the NoCloud volume has no meta-data and is not used",
+                "provisioning-unreadable: alknet.toml (vdb): /run/alknet/nocloud/alknet.toml is no \
+                 regular file; put a plain file there",
+                "provisioning-unreadable: smbios: alknet.node.1 is missing",
+                "provisioning-unreadable: kernel command line: the document is no base64url \
+                 (character 2)",
+                "config-refused: fw_cfg: the document is longer than 65536 bytes",
+                LAST_GOOD,
+            ],
+            ..Case::default()
+        },
+        Case {
+            quick: true,
+            volumes: &whole,
+            name: "of-a-volume",
+            source: "nocloud (vdc)",
+            ..Case::default()
+        },
+        Case {
+            quick: true,
+            volumes: &whole,
+            name: "of-a-volume",
+            source: "config.toml",
             ..Case::default()
         },
     ];
@@ -131,7 +166,6 @@ fn a_file_on_the_boot_partition_of_a_flashed_image_is_taken() {
     let node = boot();
     let refused = "config-refused: alknet.toml (vda2): the document is longer than 65536 bytes";
     runs(&node, "of-a-file", "config.toml", &[refused, LAST_GOOD]);
-    node.end();
 }
 
 /// Asserts that the node has this name from there, and that these problems and no others are in

@@ -2,17 +2,13 @@
 //! once something else was started, in another chip, or without the PIN. Its slots are changed by somebody
 //! at the console.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::time::Duration;
 
 use alknet_qemu::{Mark, Vm};
-use alknet_tests::tools::RAW_DATA_AT;
-use alknet_tests::{Bench, Boot, Machine, Node};
+use alknet_tests::{Bench, Boot, Machine, Node, Point};
 use serde_json::{Value, json};
 
-use crate::console::{commands, typed};
+use crate::console::{commands, said, typed};
 use crate::secure_boot::{PROGRAM, program, put};
 
 /// From power-on until the console asks for something; firmware alone takes long when it is emulated.
@@ -30,16 +26,21 @@ pub(crate) const DONE_WITHIN: Duration = Duration::from_secs(30);
 /// A word of the image's command line, and one that does the same.
 const WORD: &[u8] = b"panic=10";
 const OTHER_WORD: &[u8] = b"panic=11";
+/// Of an EFI program: the first of its reserved words.
+const RESERVED_AT: usize = 0x28;
 
 /// A start from power-on needs nobody, after a first one that asked for a passphrase that is to open it as well. A start
-/// with another command line, one by another program that measures the same image, and one with another
-/// chip ask for that, and say why.
+/// of another image, one by another program that measures the same image, and one with another chip ask for that,
+/// and say why. The other image is that of an update, whose administrator makes a slot for it before it is put in the
+/// place of the one that runs: then it opens as well, and renews the slot of the one before.
 #[test]
 fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
     // What is sealed to measurements of firmware that ran earlier, firmware that runs now has to open.
     let (bench, identity) = set_up(WITH_PASSPHRASE);
     let machine = |chip: &str| measured(&bench, chip).configured(WITH_PASSPHRASE);
-    let node = machine("own").boot();
+    // Firmware that has started once wrote its boot entries, which come with this machine.
+    drop(machine("recorder").after_firmware().start());
+    let mut node = machine("own").boot();
     assert_eq!(node.identity(), identity);
     let status = node.call("vault/status", &Value::Null);
     let slot = json!({ "slot": 0, "pcrs": [4, 11, 12], "pin": false,
@@ -53,8 +54,15 @@ fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
         assert_eq!(status[key], value, "{key}: {status:#}");
     }
     assert_eq!(node.info()["problems"], json!([]));
+    let add = |node: &Node, leads_to: &str| {
+        commands(node.vm());
+        let asks = "passphrase of the vault: _";
+        typed(node.vm(), "slot add tpm2 next", asks);
+        typed(node.vm(), PASSPHRASE, leads_to);
+    };
+    add(&node, "no alknet-next.efi in the root");
+    leave_commands(node.vm());
     // After a hard lock it opens nothing before the machine restarts, not even for who presses Enter.
-    let mut node = node;
     let mark = node.vm().console().mark();
     node.try_call("vault/lock", &json!({ "hard": true }), &[]);
     let line = "alknet: asks: passphrase of the vault";
@@ -65,30 +73,38 @@ fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
         .vm()
         .wait_for_after(mark, "the TPM opens nothing", DONE_WITHIN);
     let mark = closed.unwrap_or_else(|error| panic!("{error}"));
-    type_line(node.vm(), "correct horse");
+    type_line(node.vm(), PASSPHRASE);
     node.wait_ready(mark);
     assert_eq!(node.identity(), identity);
     node.end();
-    let node = machine("own").after_firmware().boot();
-    let status = node.call("vault/status", &Value::Null);
-    assert_eq!(status["opened_by"], "tpm2", "{status:#}");
-    node.end();
 
-    // What another program is to firmware shows from where that reads it.
-    replace(&bench.raw(), WORD, OTHER_WORD);
-    let vm = machine("own").ready_to_boot().start();
+    // The next image, by its command line another one. What it is to firmware shows from where that reads it.
+    let (image, next) = (program(&bench), bench.path().join("next.efi"));
+    let mut other = std::fs::read(&image).expect("the folder is ours");
+    let word = word_at(&other, WORD);
+    other[word..word + WORD.len()].copy_from_slice(OTHER_WORD);
+    std::fs::write(&next, other).expect("the folder is ours");
+    put(&bench, &next, PROGRAM);
+    let recorder = || machine("recorder");
+    let handed_over = bench.record("handed-over", Point::Kernel, recorder);
+    let vm = machine("own").resumed(&handed_over).start();
     asked(&vm, "passphrase of the vault");
     says(&vm, "PCR 4 (the programs that were started)");
     says(&vm, "PCR 11 (the image or its command line)");
-    type_line(&vm, "correct horse");
+    type_line(&vm, PASSPHRASE);
     let node = served(&bench, vm);
     assert_eq!(node.identity(), identity);
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["opened_by"], "passphrase", "{status:#}");
     node.end();
 
-    replace(&bench.raw(), OTHER_WORD, WORD);
-    set_reserved(&bench.raw(), 1);
+    // To firmware another program, with the same image in it: what its stub measures are sections, and this byte is
+    // of reserved words before them all.
+    let mut reserved = std::fs::read(&image).expect("the folder is ours");
+    reserved[RESERVED_AT] = 1;
+    let path = bench.path().join("reserved.efi");
+    std::fs::write(&path, reserved).expect("the folder is ours");
+    put(&bench, &path, PROGRAM);
     let vm = machine("own").ready_to_boot().start();
     asked(&vm, "passphrase of the vault");
     says(
@@ -97,10 +113,34 @@ fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
     );
     drop(vm);
 
-    set_reserved(&bench.raw(), 0);
-    let vm = after_firmware(&bench, "another")
-        .configured(WITH_PASSPHRASE)
-        .start();
+    put(&bench, &image, PROGRAM);
+    put(&bench, &next, "::/alknet-next.efi");
+    let node = machine("own").after_firmware().boot();
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["opened_by"], "tpm2", "{status:#}");
+    add(&node, "type ADD to go on: _");
+    typed(node.vm(), "ADD", "slot 2 (tpm2) was added");
+    assert_eq!(slots(&node), json!(["tpm2", "passphrase", "tpm2"]));
+    node.end();
+
+    put(&bench, &next, PROGRAM);
+    let node = machine("own").resumed(&handed_over).boot();
+    assert_eq!(node.identity(), identity);
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["opened_by"], "tpm2", "{status:#}");
+    commands(node.vm());
+    typed(node.vm(), "slot test 0", "PCR 11 (the");
+    typed(node.vm(), "slot renew 0", "passphrase of the vault: _");
+    typed(
+        node.vm(),
+        PASSPHRASE,
+        "slot 3 (tpm2) is for what runs, in the place of slot 0",
+    );
+    typed(node.vm(), "slot test 3", "slot 3 (tpm2) opens");
+    assert_eq!(node.info()["problems"], json!([]));
+    drop(node);
+
+    let vm = machine("another").resumed(&handed_over).start();
     asked(&vm, "passphrase of the vault");
     says(&vm, "sealed by another TPM");
 }
@@ -212,60 +252,14 @@ fn a_pin_and_a_passphrase_are_made_together_and_changed_at_the_console() {
     let node = served(&bench, vm);
     assert_eq!(node.identity(), identity);
     assert_eq!(node.info()["problems"], json!([]));
-    node.end();
 }
 
-/// The administrator makes a slot for another image before it is put in the place of the one that runs, and
-/// renews the slot of that one afterwards.
-#[test]
-fn the_next_image_opens_by_a_slot_that_was_made_for_it() {
-    let (bench, identity) = set_up(WITH_PASSPHRASE);
-    let machine = || measured(&bench, "own").configured(WITH_PASSPHRASE);
-    let next = program(&bench);
-    let mut image = std::fs::read(&next).expect("the folder is ours");
-    let word = word_at(&image, WORD);
-    image[word..word + WORD.len()].copy_from_slice(OTHER_WORD);
-    std::fs::write(&next, image).expect("the folder is ours");
-
-    let node = machine().after_firmware().boot();
-    commands(node.vm());
-    typed(
-        node.vm(),
-        "slot add tpm2 next",
-        "passphrase of the vault: _",
-    );
-    typed(node.vm(), PASSPHRASE, "no alknet-next.efi in the root");
-    node.end();
-
-    put(&bench, &next, "::/alknet-next.efi");
-    let node = machine().after_firmware().boot();
-    commands(node.vm());
-    typed(
-        node.vm(),
-        "slot add tpm2 next",
-        "passphrase of the vault: _",
-    );
-    typed(node.vm(), "correct horse", "type ADD to go on: _");
-    typed(node.vm(), "ADD", "slot 2 (tpm2) was added");
-    assert_eq!(slots(&node), json!(["tpm2", "passphrase", "tpm2"]));
-    node.end();
-
-    put(&bench, &next, PROGRAM);
-    let node = machine().ready_to_boot().boot();
-    assert_eq!(node.identity(), identity);
-    let status = node.call("vault/status", &Value::Null);
-    assert_eq!(status["opened_by"], "tpm2", "{status:#}");
-    commands(node.vm());
-    typed(node.vm(), "slot test 0", "PCR 11 (the");
-    typed(node.vm(), "slot renew 0", "passphrase of the vault: _");
-    typed(
-        node.vm(),
-        "correct horse",
-        "slot 3 (tpm2) is for what runs, in the place of slot 0",
-    );
-    typed(node.vm(), "slot test 3", "slot 3 (tpm2) opens");
-    assert_eq!(node.info()["problems"], json!([]));
-    node.end();
+/// Goes back from the list of commands, which stays over what is asked when the vault is locked.
+fn leave_commands(vm: &Vm) {
+    let mark = vm.console().mark();
+    let sent = vm.console().send("\x03");
+    sent.unwrap_or_else(|error| panic!("{error}"));
+    said(vm, mark, "[ok] node");
 }
 
 fn slots(node: &Node) -> Value {
@@ -286,22 +280,6 @@ pub(crate) fn served(bench: &Bench, vm: Vm) -> Node {
     Node::new(vm, Boot::UefiRaw, bench.admin().clone())
 }
 
-/// A disk, and all that is before the data on it.
-fn boot_partition(disk: &Path) -> (File, Vec<u8>) {
-    let file = File::options().read(true).write(true).open(disk);
-    let file = file.expect("the disk is ours");
-    let mut boot = vec![0; usize::try_from(RAW_DATA_AT).expect("some hundred MiB")];
-    file.read_exact_at(&mut boot, 0).expect("as long as that");
-    (file, boot)
-}
-
-/// Changes a word of the command line of the image on a disk, which is there once.
-fn replace(disk: &Path, from: &[u8], to: &[u8]) {
-    let (file, boot) = boot_partition(disk);
-    let at = word_at(&boot, from);
-    file.write_all_at(to, at as u64).expect("a file");
-}
-
 /// Where a word of the command line is, which is there once.
 fn word_at(image: &[u8], word: &[u8]) -> usize {
     let places: Vec<_> = memchr::memmem::find_iter(image, b"console=ttyS0 quiet ").collect();
@@ -309,20 +287,6 @@ fn word_at(image: &[u8], word: &[u8]) -> usize {
         panic!("{} command lines", places.len());
     };
     at + memchr::memmem::find(&image[at..], word).expect("the word is there")
-}
-
-/// Makes the program on a disk another one to firmware, with the same image in it: what its stub measures
-/// are sections, and this byte is of reserved words before them all.
-fn set_reserved(disk: &Path, byte: u8) {
-    const SECTOR: usize = 512;
-    const RESERVED: u64 = 0x28;
-    let (file, boot) = boot_partition(disk);
-    let first = boot
-        .chunks_exact(SECTOR)
-        .position(|it| it.starts_with(b"MZ"));
-    let program = first.expect("a program") * SECTOR;
-    let at = program as u64 + RESERVED;
-    file.write_all_at(&[byte], at).expect("a file");
 }
 
 /// A machine that was set up before as this configuration says, and its identity. Its console asked for

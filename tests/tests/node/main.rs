@@ -13,6 +13,7 @@ mod identities;
 mod iroh;
 mod lying;
 mod node_key;
+mod promoted_callers;
 mod promotion;
 mod recording;
 mod rotation;

@@ -39,23 +39,23 @@ impl TestRunner for Promoted {
 }
 
 impl Invoker for Promoted {
-    fn invoke(&self, call: Invocation) -> BoxFuture<'static, Result<Value, Failure>> {
+    fn invoke(&self, mut call: Invocation) -> BoxFuture<'static, Result<Value, Failure>> {
         let sessions = Arc::clone(&self.sessions);
         let services = Arc::clone(&self.services);
         Box::pin(async move {
-            if let Some(value) = services.call(&call).await? {
+            if let Some(value) = services.call(&mut call).await? {
                 return Ok(value);
             }
             let env = call.ctx.env();
-            let (session, last) = begin(&sessions, &call).await?;
+            let (session, last) = begin(&sessions, &mut call).await?;
             Ok(session.run(&env, last).await?.value)
         })
     }
 
-    fn subscribe(&self, call: Invocation) -> BoxStream<Result<Value, Failure>> {
+    fn subscribe(&self, mut call: Invocation) -> BoxStream<Result<Value, Failure>> {
         let sessions = Arc::clone(&self.sessions);
         let began = async move {
-            let (session, last) = begin(&sessions, &call).await?;
+            let (session, last) = begin(&sessions, &mut call).await?;
             let following = session.follow(&call.ctx.env(), last)?;
             // The session lives as long as somebody holds it.
             Ok((session, following))
@@ -74,11 +74,15 @@ impl Invoker for Promoted {
     }
 }
 
-/// A session of the operation's own, which has done all but the last step.
-async fn begin(sessions: &Arc<Sessions>, call: &Invocation) -> Result<(Session, Work), Failure> {
+/// A session of the operation's own, which has done all but the last step. Takes the input out of the call: a second
+/// one of it would not be counted.
+async fn begin(
+    sessions: &Arc<Sessions>,
+    call: &mut Invocation,
+) -> Result<(Session, Work), Failure> {
     let env = call.ctx.env();
     let session = sessions.open(&env, spec(call)).await?;
-    let mut steps = call.code.steps(call.input.clone());
+    let mut steps = call.code.steps(std::mem::take(&mut call.input));
     let last = steps
         .pop()
         .ok_or_else(|| Failure::new(Code::Encode, "the operation has no step to do"))?;
@@ -88,9 +92,11 @@ async fn begin(sessions: &Arc<Sessions>, call: &Invocation) -> Result<(Session, 
     Ok((session, last))
 }
 
-/// What a session for the call is made of.
+/// What a session for the call is made of. Its values take of what who calls may have.
 pub(super) fn spec(call: &Invocation) -> SessionSpec {
     let mut spec = SessionSpec::new(owner(call), ModuleSet::clone(&call.code.modules));
+    spec.lent = true;
+    spec.payer = call.ctx.identity().cloned();
     spec.frozen = call.code.frozen;
     spec.grants = Grants::to(&call.code.spec.uses);
     spec.capabilities = call.ctx.capabilities().clone();

@@ -68,11 +68,12 @@ impl Services {
         }
     }
 
-    /// Answers by the service of this name; `None` where there is none, or none any more.
+    /// Answers by the service of this name, which takes the input out of the call; `None` where there is none, or none
+    /// any more.
     ///
     /// A call that began before the present code was in place is answered by whatever runs: it never
     /// brings back what was replaced.
-    pub(super) async fn call(&self, call: &Invocation) -> Result<Option<Value>, Failure> {
+    pub(super) async fn call(&self, call: &mut Invocation) -> Result<Option<Value>, Failure> {
         let path = call.ctx.operation();
         let Some(place) = self.place(path) else {
             return Ok(None);
@@ -88,7 +89,7 @@ impl Services {
         let Some(kept) = held.as_ref() else {
             return Ok(None);
         };
-        let (env, input) = (call.ctx.env(), call.input.clone());
+        let (env, input) = (call.ctx.env(), std::mem::take(&mut call.input));
         let ran = kept.service.call(&env, &kept.export, input).await?;
         Ok(Some(ran.value))
     }
@@ -182,6 +183,8 @@ fn of_service(call: &Invocation) -> Result<(SessionSpec, String), Failure> {
         service.ok_or_else(|| Failure::new(Code::Limit, "the operation is no service"))?;
     let mut spec = spec(call);
     spec.main = Some(module.to_owned());
+    // It outlives the call, and serves all callers.
+    spec.payer = None;
     spec.limits.runtime.calls = 2 * RENEW_AFTER;
     Ok((spec, export.to_owned()))
 }

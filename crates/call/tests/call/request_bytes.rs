@@ -1,10 +1,12 @@
 //! Requesters who would fill the node with their requests: those that run, and those that are not complete.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use alknet_call::*;
 use alknet_core::{Carriage, CloseCode, StreamError};
 use bytes::Bytes;
+use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -24,7 +26,35 @@ fn holding(memory_bytes: u64) -> Node {
             Ok(Value::Null)
         }
     });
-    let registry = Registry::builder().with(Registration::new(spec, hold).open());
+    let p = Arc::clone(&probe);
+    let tree = HandlerKind::once(move |input: Body, ctx: Ctx| {
+        let tree = ctx.counted_tree(input);
+        let p = Arc::clone(&p);
+        async move {
+            let (value, _counted) = tree?;
+            let guard = Guard::new(&p);
+            guard.0.release.notified().await;
+            Ok(value["n"].clone())
+        }
+    });
+    let p = Arc::clone(&probe);
+    let follow = HandlerKind::stream(move |_, _| {
+        let guard = Guard::new(&p);
+        // It uses nothing of its input, and never ends.
+        stream::iter([Ok(json!("begun"))])
+            .chain(stream::pending())
+            .inspect(move |_: &Result<Value, CallError>| _ = &guard)
+    });
+    let registry = Registry::builder()
+        .with(Registration::new(spec, hold).open())
+        .with(Registration::new(OperationSpec::query("test/tree", "Makes a tree."), tree).open())
+        .with(
+            Registration::new(
+                OperationSpec::subscription("test/follow", "Goes on for ever."),
+                follow,
+            )
+            .open(),
+        );
     let registry = registry.build().expect("every rule is kept");
     let dispatcher = Dispatcher::new(registry).with_memory(memory_bytes);
     Node::of(dispatcher, probe)
@@ -103,6 +133,88 @@ async fn runs_that_nobody_waits_for_keep_their_bytes_counted() {
         }
     };
     again.await;
+}
+
+/// Lists of short values, whose trees are thirty times as long as the frames that they come in.
+#[tokio::test]
+async fn trees_of_inputs_count_with_the_requests_of_who_sent_them() {
+    // 8 MiB for the node, and half of that for an identity.
+    let node = holding(64 << 20);
+    let client = node.client(Carriage::Memory, Some(identity("peer", &[])));
+    let other = node.client(Carriage::Memory, Some(identity("other", &[])));
+    let ask = |client: &CallConnection| {
+        let client = client.clone();
+        tokio::spawn(async move {
+            let input = json!({ "n": 7, "list": vec![0; 11_000] });
+            client.call("test/tree", &input).await
+        })
+    };
+    // A tree has 1.6 MB, and the identity 4 MiB.
+    let mut calls = vec![ask(&client), ask(&client)];
+    node.probe.wait(|p| &p.started, 2).await;
+    for _ in 0..10 {
+        assert_eq!(code(ask(&client)).await, ErrorCode::Overloaded);
+    }
+    assert_eq!(node.dispatcher.stats().request_bytes_full, 10);
+    calls.push(ask(&other));
+    node.probe.wait(|p| &p.started, calls.len()).await;
+    node.probe.release.notify_waiters();
+    for call in calls {
+        let answer = soon(call).await.expect("no panic").expect("released");
+        assert_eq!(answer.value(), &json!(7));
+    }
+    // What was counted is given back.
+    let again = ask(&client);
+    node.probe.wait(|p| &p.started, 4).await;
+    node.probe.release.notify_waiters();
+    soon(again).await.expect("no panic").expect("released");
+}
+
+/// Four identities keep padded subscriptions for as long as they live.
+#[tokio::test]
+async fn subscriptions_that_do_not_end_leave_room_for_requests_of_others() {
+    // 8 MiB for the node: 2 MiB for subscriptions, and half a MiB for those of one identity.
+    let node = holding(64 << 20);
+    let padding = json!("x".repeat(64 << 10));
+    let (mut clients, mut held) = (Vec::new(), Vec::new());
+    let mut begun = Vec::new();
+    for who in ["eve", "mallory", "trudy", "craig"] {
+        let client = node.client(Carriage::Memory, Some(identity(who, &[])));
+        let mut own = 0;
+        for _ in 0..20 {
+            let events = soon(client.subscribe("test/follow", &padding)).await;
+            let mut events = events.expect("it is sent");
+            match soon(events.next()).await.expect("an event") {
+                Ok(_) => own += 1,
+                Err(refused) => assert_eq!(refused.code, ErrorCode::Overloaded),
+            }
+            held.push(events);
+        }
+        begun.push(own);
+        clients.push(client);
+    }
+    assert!(
+        begun[..3].iter().all(|own| (5..8).contains(own)),
+        "{begun:?}"
+    );
+    assert!(begun[3] < 5, "{begun:?}");
+    // A request of 1 MiB for each of three others, and a short subscription.
+    let before = node.probe.started.load(Ordering::SeqCst);
+    let mut calls = Vec::new();
+    for who in ["ada", "bob", "cal"] {
+        let client = node.client(Carriage::Memory, Some(identity(who, &[])));
+        calls.push(hold(&client, None));
+        node.probe.wait(|p| &p.started, before + calls.len()).await;
+    }
+    let client = node.client(Carriage::Memory, Some(identity("dan", &[])));
+    let mut events = soon(client.subscribe("test/follow", &json!(1)))
+        .await
+        .expect("sent");
+    assert!(soon(events.next()).await.expect("an event").is_ok());
+    node.probe.release.notify_waiters();
+    for call in calls {
+        soon(call).await.expect("no panic").expect("released");
+    }
 }
 
 /// A frame of 1 MiB but for its last byte, on each of many streams.

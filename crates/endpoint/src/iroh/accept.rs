@@ -31,11 +31,7 @@ impl Incoming for iroh::endpoint::Incoming {
     const CARRIAGE: Carriage = Carriage::Iroh;
 
     fn source(&self) -> IpAddr {
-        match self.remote_addr() {
-            IncomingAddr::Ip(address) => address.ip().to_canonical(),
-            IncomingAddr::Relay { endpoint_id, .. } => relayed(endpoint_id.as_bytes()),
-            _ => relayed(&[0; 32]),
-        }
+        charged(&self.remote_addr())
     }
 
     /// A handshake that fails with its first packet is answered with the alert. One that fails later
@@ -103,6 +99,15 @@ fn handshake_error(error: ConnectingError) -> io::Error {
     }
 }
 
+/// Who pays for a handshake: whoever comes through a relay, and not the relay, which others use as well.
+fn charged(from: &IncomingAddr) -> IpAddr {
+    match from {
+        IncomingAddr::Ip(address) => address.ip().to_canonical(),
+        IncomingAddr::Relay { endpoint_id, .. } => relayed(endpoint_id.as_bytes()),
+        _ => relayed(&[0; 32]),
+    }
+}
+
 /// The address that stands for who comes through a relay, whose own is not known. All of them are one network: a key
 /// costs nothing. Where a known peer's key was seen it does not pay for the others of that network, whose clients
 /// would use up its rate. The relay has had every key proved to it.
@@ -128,6 +133,8 @@ fn direct(incoming: &iroh::endpoint::Incoming) -> Option<SocketAddr> {
 mod tests {
     use std::time::Instant;
 
+    use iroh::SecretKey;
+
     use super::*;
     use crate::admission::Admission;
     use crate::limits::Limits;
@@ -143,5 +150,24 @@ mod tests {
         let refused = others.filter(|from| !admission.charge(Carriage::Iroh, *from, now));
         assert!(refused.count() > 0, "all of them are one network");
         assert!(admission.charge(Carriage::Iroh, own, now));
+    }
+
+    /// Were the relay charged, everybody behind it would share one rate with whoever knocks there most.
+    #[test]
+    fn who_comes_through_a_relay_is_charged_and_not_the_relay() {
+        let through = |relay: &str, key: u8| {
+            charged(&IncomingAddr::Relay {
+                url: relay.parse().expect("a URL"),
+                endpoint_id: SecretKey::from_bytes(&[key; 32]).public(),
+            })
+        };
+        let one = through("https://one.example.org", 1);
+        assert_eq!(through("https://two.example.org", 1), one, "whatever relay");
+        assert_ne!(through("https://one.example.org", 2), one);
+        let key = SecretKey::from_bytes(&[1; 32]).public();
+        assert_eq!(one, relayed(key.as_bytes()));
+        // Over its own address nobody is taken for one behind a relay.
+        let direct = IncomingAddr::Ip("[::ffff:192.0.2.1]:7".parse().expect("an address"));
+        assert_eq!(charged(&direct), IpAddr::from([192, 0, 2, 1]));
     }
 }

@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use crate::bundle::BundleError;
 use crate::check::Finding;
+use crate::limits::BUSY_RETRY_MS;
 use crate::store::StoreError;
 
 /// Code of a bundle whose sources are not what they have to be.
@@ -50,6 +51,13 @@ pub enum PromotionError {
     Unavailable(String),
 }
 
+/// What has not run, as there was no room for it: the caller may ask again.
+pub(crate) fn no_room(failure: Failure) -> CallError {
+    CallError::new(ErrorCode::Overloaded, failure.message)
+        .with_details(json!({ "code": failure.code.name() }))
+        .with_retry_after_ms(BUSY_RETRY_MS)
+}
+
 impl From<PromotionError> for CallError {
     fn from(error: PromotionError) -> Self {
         let text = error.to_string();
@@ -60,6 +68,7 @@ impl From<PromotionError> for CallError {
             }
             PromotionError::Conflict(_) => Self::new(ErrorCode::Conflict, text),
             PromotionError::Forbidden(_) => Self::new(ErrorCode::Forbidden, text),
+            PromotionError::Run(failure) if failure.is_no_room() => no_room(failure),
             PromotionError::Run(failure) => {
                 let (name, retryable) = failure.code.on_the_wire();
                 let mut error = Self::new(ErrorCode::from_name(name), text);

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use alknet_call::{
-    AccessControl, Body, BoxStream, CallError, CompositionAuthority, Ctx, ErrorCode, ErrorDef,
-    HandlerKind, OperationSpec, OperationType, Registration, ScopedPeerEnv, Visibility,
+    AccessControl, Body, BoxStream, CallError, CompositionAuthority, CountedTree, Ctx, ErrorCode,
+    ErrorDef, HandlerKind, OperationSpec, OperationType, Registration, ScopedPeerEnv, Visibility,
 };
 use alknet_core::{BoxFuture, Capabilities};
 use alknet_runtime::{Code as RuntimeCode, Failure, Kind, OpError};
@@ -14,6 +14,8 @@ use futures_util::{StreamExt, future, stream};
 use serde_json::{Value, json};
 
 use crate::bundle::{Code, Hash};
+use crate::callers::{Callers, Counted, Origin};
+use crate::error::no_room;
 use crate::limits::{ACTS, CALLS_AT_ONCE};
 use crate::store::{Authority, Terms};
 use crate::tally::{Crashes, Tally, Verdict};
@@ -69,6 +71,7 @@ pub(crate) struct Making {
     pub(crate) authority: Authority,
     pub(crate) tally: Arc<Tally>,
     pub(crate) crashes: Arc<Crashes>,
+    pub(crate) callers: Arc<Callers>,
     pub(crate) capabilities: Capabilities,
     pub(crate) invoker: Arc<dyn Invoker>,
     pub(crate) judge: Arc<dyn Judge>,
@@ -95,15 +98,15 @@ impl Making {
     }
 
     async fn once(self: Arc<Self>, input: Body, ctx: Ctx) -> Result<Value, CallError> {
-        let call = self.begin(input, ctx)?;
+        let (call, _counted) = self.begin(input, ctx)?;
         let answer = self.invoker.invoke(call).await;
         self.ended(answer.as_ref().err());
         answer.map_err(|failure| call_error(&self.code, failure))
     }
 
     fn stream(self: Arc<Self>, input: Body, ctx: Ctx) -> BoxStream<Result<Value, CallError>> {
-        let call = match self.begin(input, ctx) {
-            Ok(call) => call,
+        let (call, counted) = match self.begin(input, ctx) {
+            Ok(begun) => begun,
             Err(error) => return Box::pin(stream::iter([Err(error)])),
         };
         let items = self.invoker.subscribe(call);
@@ -112,6 +115,8 @@ impl Making {
         let items = items.map(Some).chain(end.map(|()| None));
         // The end is counted once: as an error, or as what follows the last item.
         let items = items.scan(false, move |failed, item| {
+            // As long as the stream lives.
+            let _ = &counted;
             let item = match item {
                 Some(Ok(item)) => Some(Ok(item)),
                 Some(Err(failure)) if !*failed => {
@@ -126,7 +131,12 @@ impl Making {
         Box::pin(items)
     }
 
-    fn begin(&self, input: Body, ctx: Ctx) -> Result<Invocation, CallError> {
+    /// What to run, and what keeps it counted: as a call of its author's operations, and by its input.
+    fn begin(
+        &self,
+        input: Body,
+        ctx: Ctx,
+    ) -> Result<(Invocation, (Counted, CountedTree)), CallError> {
         if self.crashes.is_aside(self.code.id) {
             let text = "the operation lost its worker too often; it is set aside until the node \
                  starts again or another version is promoted";
@@ -135,11 +145,15 @@ impl Making {
             error.retryable = false;
             return Err(error);
         }
-        Ok(Invocation {
+        // Before anything is made of the input.
+        let counted = self.callers.enter(&self.author, Origin::of(&ctx))?;
+        let (input, tree) = ctx.counted_tree(input)?;
+        let call = Invocation {
             code: Arc::clone(&self.code),
-            input: input.try_into_value()?,
+            input,
             ctx,
-        })
+        };
+        Ok((call, (counted, tree)))
     }
 
     fn ended(&self, failure: Option<&Failure>) {
@@ -171,7 +185,7 @@ fn is_fault(code: &Code, failure: &Failure) -> bool {
     let declared = failure.operation.as_ref();
     let declared = declared.is_some_and(|error| code.spec.errors.contains_key(&error.code));
     let vacant = failure.operation.as_deref().is_some_and(is_vacant);
-    !declared && !vacant && failure.code != RuntimeCode::Abort
+    !declared && !vacant && !failure.is_no_room() && failure.code != RuntimeCode::Abort
 }
 
 fn spec(code: &Code, terms: &Terms, version: u64) -> OperationSpec {
@@ -231,6 +245,9 @@ fn is_vacant(error: &OpError) -> bool {
 
 /// What callers see of a failure: a capability that does not act, a declared error as it is, the runtime's by the table of codes.
 pub(crate) fn call_error(code: &Code, failure: Failure) -> CallError {
+    if failure.is_no_room() {
+        return no_room(failure);
+    }
     if let Some(error) = failure.operation {
         if is_vacant(&error) {
             // Not the operation's fault, and worth another try once somebody opened the vault.

@@ -8,9 +8,11 @@
 //!
 //! The way through the folders: `bundle` is what is signed; `check` looks at sources without running
 //! them; `trial` runs the tests; `store` keeps; `service` decides; `operations` is what the wire
-//! sees; `generation` makes operations of versions and `tally` counts how they fare.
+//! sees; `generation` makes operations of versions, `callers` counts who calls them and `tally` how they
+//! fare.
 
 mod bundle;
+mod callers;
 mod check;
 mod difference;
 mod draft;

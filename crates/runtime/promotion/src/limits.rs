@@ -54,9 +54,19 @@ pub const WORSE_PERCENT_MAX: u32 = 20;
 pub const SCOPES_MAX: usize = 16;
 /// Bytes of one of them.
 pub const SCOPE_BYTES_MAX: usize = 200;
-/// Calls of one promoted operation that run or wait at the same time: half of the sessions that its author may have,
-/// so that callers of one operation leave room for those of its others.
+/// Calls of one promoted operation that run or wait at the same time.
 pub const CALLS_AT_ONCE: u32 = 128;
+/// The same of all promoted operations of one author: half of the sessions that the author may have, so that whoever
+/// calls them leaves the author the other half.
+pub const AUTHOR_CALLS_MAX: u32 = 128;
+/// Of these, the calls of one caller.
+pub const CALLER_CALLS_MAX: u32 = 64;
+/// Calls up to which a caller gets some of the last quarter of [`AUTHOR_CALLS_MAX`].
+pub const CALLER_CALLS_SPARE: u32 = 4;
+/// How long a caller waits who finds as many calls as may be, in milliseconds.
+pub const CALL_RETRY_MS: u64 = 100;
+/// How long who finds no room waits before asking again, in milliseconds.
+pub const BUSY_RETRY_MS: u64 = 1_000;
 /// Proposals whose tests run at the same time.
 pub const TRIALS_AT_ONCE: u32 = 2;
 /// So many workers lost within [`CRASHES_WITHIN`] set an operation aside.

@@ -1,19 +1,42 @@
 //! JSON Schemas: whether a value fits.
 
-use alknet_call::{Schema, SchemaError};
+use alknet_call::{Misfit, Schema, SchemaError};
 use alknet_core::PeerId;
 use serde_json::Value;
+
+/// Why a value is not known to fit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Unfit {
+    /// It was not looked at: as many checks of the author, or of all, run and wait as may.
+    Busy(String),
+    /// The first place that does not fit, or what is wrong with the schema.
+    No(String),
+}
+
+impl From<SchemaError> for Unfit {
+    fn from(error: SchemaError) -> Self {
+        match error {
+            SchemaError::Busy => Self::Busy(error.to_string()),
+            other => Self::No(format!("the schema is none: {other}")),
+        }
+    }
+}
+
+impl From<Misfit> for Unfit {
+    fn from(error: Misfit) -> Self {
+        match error {
+            Misfit::Busy => Self::Busy(error.to_string()),
+            other => Self::No(other.to_string()),
+        }
+    }
+}
 
 /// Whether `value` fits the `schema` that `author` brought, in whose share it is checked; nothing is fetched for it.
 ///
 /// # Errors
-/// The first place that does not fit, what is wrong with the schema, or that the share is used up.
-pub(crate) fn check(schema: &Value, value: &Value, author: &PeerId) -> Result<(), String> {
-    let schema = Schema::of_peer(schema, Some(author)).map_err(|error| match error {
-        SchemaError::Busy => error.to_string(),
-        other => format!("the schema is none: {other}"),
-    })?;
-    schema.validate(value).map_err(|misfit| misfit.to_string())
+/// It does not fit, or it was not looked at.
+pub(crate) fn check(schema: &Value, value: &Value, author: &PeerId) -> Result<(), Unfit> {
+    Ok(Schema::of_peer(schema, Some(author))?.validate(value)?)
 }
 
 #[cfg(test)]
@@ -30,5 +53,17 @@ mod tests {
         assert!(!fits(json!({ "type": "number" }), json!("1")));
         assert!(!fits(json!({ "$ref": "http://127.0.0.1/x" }), json!(1)));
         assert!(!fits(json!({ "type": "nonsense" }), json!(1)));
+    }
+
+    /// A schema that is none is the author's mistake, and a full queue is not.
+    #[test]
+    fn a_full_queue_is_told_from_what_does_not_fit() {
+        assert!(matches!(Unfit::from(SchemaError::Busy), Unfit::Busy(_)));
+        assert!(matches!(Unfit::from(Misfit::Busy), Unfit::Busy(_)));
+        assert!(matches!(
+            Unfit::from(SchemaError::TooMuch("x")),
+            Unfit::No(_)
+        ));
+        assert!(matches!(Unfit::from(Misfit::TooMuch), Unfit::No(_)));
     }
 }

@@ -9,12 +9,12 @@ use alknet_runtime::ops::{
     Case, CaseReport, Expect, Percentiles, Report, TEST_SEED, TEST_START_MS,
 };
 use alknet_runtime::{Code as FailureCode, Failure, ModuleSet, Recorded, Spec, Work, canonical};
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::Value;
 
 use crate::bundle::{Bundle, Code, Fuel};
 use crate::limits::{CASES_AT_ONCE, TRIAL_MAX};
-use crate::schema;
+use crate::schema::{self, Unfit};
 
 /// Runs what strangers wrote, away from the node: sessions in workers do.
 pub trait TestRunner: Send + Sync + 'static {
@@ -82,7 +82,7 @@ pub(crate) async fn look(
 /// Runs every case of the `tests` of `author` twice.
 ///
 /// # Errors
-/// All of them together took too long.
+/// All of them together took too long, or there was no room for one: nothing is known of the bundle then.
 pub(crate) async fn trial(
     runner: &dyn TestRunner,
     code: &Code,
@@ -93,7 +93,7 @@ pub(crate) async fn trial(
         all.push(case(runner, code, (author, test)));
     }
     let all = stream::iter(all).buffered(CASES_AT_ONCE);
-    let cases = bounded(all.collect::<Vec<_>>()).await?;
+    let cases = bounded(all.try_collect::<Vec<_>>()).await??;
     Ok(report(code, tests, cases))
 }
 
@@ -135,7 +135,7 @@ async fn case(
     runner: &dyn TestRunner,
     code: &Code,
     (author, test): (&PeerId, &Case),
-) -> CaseReport {
+) -> Result<CaseReport, Failure> {
     let run = || Run {
         modules: Arc::clone(&code.modules),
         frozen: code.frozen,
@@ -144,23 +144,42 @@ async fn case(
     };
     let first = runner.run(run()).await;
     let second = runner.run(run()).await;
+    for ran in [&first, &second] {
+        if let Err(failure) = &ran.result
+            && failure.is_no_room()
+        {
+            return Err(failure.clone());
+        }
+    }
     let reason = match first == second {
-        true => differs(author, &test.expect, &first.result),
+        true => differs(author, &test.expect, &first.result)?,
         false => Some("two runs differ".to_owned()),
     };
-    CaseReport {
+    Ok(CaseReport {
         name: test.name.clone(),
         passed: reason.is_none(),
         reason,
         fuel: first.ticks,
-    }
+    })
 }
 
-fn differs(author: &PeerId, expect: &Expect, result: &Result<Value, Failure>) -> Option<String> {
-    match (expect, result) {
+/// In what a result differs from what is expected.
+///
+/// # Errors
+/// It was not looked at, as there was no room for that.
+fn differs(
+    author: &PeerId,
+    expect: &Expect,
+    result: &Result<Value, Failure>,
+) -> Result<Option<String>, Failure> {
+    Ok(match (expect, result) {
         (Expect::Output(expected), Ok(output)) if canonical(expected) == canonical(output) => None,
         (Expect::Output(_), Ok(output)) => Some(format!("it answered {}", shown(output))),
-        (Expect::Schema(schema), Ok(output)) => schema::check(schema, output, author).err(),
+        (Expect::Schema(schema), Ok(output)) => match schema::check(schema, output, author) {
+            Ok(()) => None,
+            Err(Unfit::No(reason)) => Some(reason),
+            Err(Unfit::Busy(text)) => return Err(Failure::no_room(text)),
+        },
         (Expect::Error(_), Ok(_)) => Some("it did not fail".to_owned()),
         (Expect::Error(code), Err(failure)) => {
             let own = failure.operation.as_ref().map(|error| error.code.as_str());
@@ -168,7 +187,7 @@ fn differs(author: &PeerId, expect: &Expect, result: &Result<Value, Failure>) ->
             (!matches).then(|| format!("it failed with {failure}"))
         }
         (_, Err(failure)) => Some(format!("it failed with {failure}")),
-    }
+    })
 }
 
 /// The beginning of an answer: a report is for people.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use alknet_runtime::{Isolate, ModuleSet, Recorded, Replay, Spec, Work};
+use alknet_test_support::is_campaign;
 use serde_json::{Value, json};
 
 use crate::support::{Memory, spec, value};
@@ -48,9 +49,12 @@ const ANSWER: &str = r#"[0.5728268547685844,5000,-0.34999350217129294,1.36960666
 /// The fuel it takes there.
 const TICKS: u64 = 7;
 
+/// Replays in a run of the tests, and the thousand in `cargo xtask soak counts`.
+const REPLAYS: [usize; 2] = [100, 1000];
+
 #[test]
 fn a_thousand_replays_are_equal_here_and_on_other_machines() {
-    for _ in 0..1000 {
+    for _ in 0..REPLAYS[usize::from(is_campaign())] {
         let (answer, ticks) = replay();
         let answer = String::from_utf8(answer).expect("JSON");
         assert_eq!((answer.as_str(), ticks), (ANSWER, TICKS));

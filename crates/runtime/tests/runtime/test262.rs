@@ -5,8 +5,10 @@
 //! runs them: a first line with what is to come of the file, and what files share in `shell.js` of
 //! their folders and of those above.
 //!
-//! One of five is run, in the order of their names, or with `ALKNET_SOAK=full` every one. Those that
-//! fail have to be those in `data/test262.txt`: one more is a step back, one less is to be taken out.
+//! One of five is run, in the order of their names, and of those that a program made from the tables of Unicode one of
+//! forty: each of them looks at every character there is, which takes it as long as it takes a hundred others.
+//! `cargo xtask soak counts` runs every one. Those that fail have to be those in `data/test262.txt`: one more is a step
+//! back, one less is to be taken out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -16,6 +18,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use alknet_runtime::{Code, Failure, Isolate, Mode, ModuleSet, Spec, Work};
+use alknet_test_support::is_campaign;
 
 use crate::support::{Memory, wait};
 
@@ -24,6 +27,10 @@ const RECORD: &str = include_str!("../data/test262.txt");
 
 /// How many there are of each that is run.
 const ONE_OF: usize = 5;
+
+/// Where the tests are that were made from the tables of Unicode, and how many of these there are of each that is run.
+const MADE: &str = "/property-escapes/generated/";
+const ONE_OF_MADE: usize = 8 * ONE_OF;
 
 /// The parts of the language. The rest is about browsers and about what is not built in.
 const PARTS: [&str; 2] = ["built-ins", "language"];
@@ -98,11 +105,7 @@ fn the_language_s_own_tests_fail_only_where_it_is_known() {
     let root = root();
     let names = names(&root);
     assert!(names.len() > 30_000, "{} tests", names.len());
-    let every = match std::env::var("ALKNET_SOAK").as_deref() {
-        Ok("full") => 1,
-        _ => ONE_OF,
-    };
-    let chosen: Vec<&str> = names.iter().map(String::as_str).step_by(every).collect();
+    let chosen = chosen(&names);
     let verdicts = judged(&root, &chosen);
     let mut left_out: BTreeMap<&str, u32> = BTreeMap::new();
     let mut failed: BTreeMap<&str, &str> = BTreeMap::new();
@@ -141,6 +144,22 @@ fn the_language_s_own_tests_fail_only_where_it_is_known() {
         new.join("\n"),
         mended.len()
     );
+}
+
+/// Those that are run, in the order of their names.
+fn chosen(names: &[String]) -> Vec<&str> {
+    let names = names.iter().map(String::as_str);
+    if is_campaign() {
+        return names.collect();
+    }
+    let (made, written): (Vec<&str>, Vec<&str>) = names.partition(|name| name.contains(MADE));
+    assert!(made.len() > 400, "{} made of tables", made.len());
+    let written = written.into_iter().step_by(ONE_OF);
+    let mut chosen: Vec<&str> = written
+        .chain(made.into_iter().step_by(ONE_OF_MADE))
+        .collect();
+    chosen.sort_unstable();
+    chosen
 }
 
 fn root() -> PathBuf {

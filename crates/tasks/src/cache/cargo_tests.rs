@@ -170,6 +170,7 @@ fn after_pruning_a_build_of_the_same_tree_compiles_nothing() {
     let tree = Tree::new();
     tree.write("own/app/Cargo.toml", &manifest("", ""));
     assert!(tree.build() > 10, "everything is new");
+    every_unit_is_named_in_its_messages(&tree);
     assert_eq!(tree.build(), 0, "and then it is not");
     let first = units::find(&tree.target()).expect("readable").len();
     tree.write("own/app/Cargo.toml", &manifest("\"extra\"", "\"more\""));
@@ -223,11 +224,8 @@ fn program(target: &Path) -> PathBuf {
     programs.find(|path| path.exists()).expect("it was built")
 }
 
-#[test]
-fn every_unit_of_a_build_is_named_in_its_messages() {
-    let tree = Tree::new();
-    tree.write("own/app/Cargo.toml", &manifest("", ""));
-    tree.build();
+/// Right after a build of all.
+fn every_unit_is_named_in_its_messages(tree: &Tree) {
     let recorded = LastUse::of(&tree.target()).read().expect("readable");
     let found = units::find(&tree.target()).expect("readable");
     for (unit, artefacts) in &found {

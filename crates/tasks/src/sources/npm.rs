@@ -12,6 +12,7 @@ use crate::sources::debian::only_file;
 
 /// Takes the archive of `package`, `NAME@VERSION`, as the registry has it.
 pub(super) fn fetch(cx: &Context, package: &str, to: &Path) -> Result<()> {
+    cx.install_npm()?;
     let scratch = Scratch::new(cx.cache(), "npm-")?;
     let [kept, packed] = ["cache", "packed"].map(|name| scratch.path().join(name));
     fs::create_dir(&packed).map_err(Failure::io("make a folder for a package"))?;

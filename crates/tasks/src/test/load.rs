@@ -17,7 +17,14 @@ const WORK: Duration = Duration::from_millis(300);
 /// How much longer work takes on this machine now than on one that does nothing else: 1 at rest, 5
 /// beside eight endless loops on two processors. Works on every processor for [`WORK`].
 pub(super) fn slowdown(processors: usize) -> f64 {
-    let threads: Vec<_> = (0..processors).map(|_| thread::spawn(share)).collect();
+    slowdown_of(processors, WORK)
+}
+
+/// The same with as many threads as that, each of which uses so much processor time.
+fn slowdown_of(threads: usize, work: Duration) -> f64 {
+    let threads: Vec<_> = (0..threads)
+        .map(|_| thread::spawn(move || share(work)))
+        .collect();
     greatest(threads.into_iter().filter_map(|thread| thread.join().ok()))
 }
 
@@ -27,12 +34,12 @@ fn greatest(factors: impl Iterator<Item = f64>) -> f64 {
 }
 
 /// Wall time over processor time of a thread that only computes.
-fn share() -> f64 {
+fn share(work: Duration) -> f64 {
     let started = Instant::now();
     let before = processor_time();
     loop {
         let used = processor_time().saturating_sub(before);
-        if used >= WORK {
+        if used >= work {
             return ratio(started.elapsed(), used);
         }
         std::hint::black_box((0..10_000_u64).fold(0, u64::wrapping_add));
@@ -117,7 +124,7 @@ mod tests {
     fn more_threads_than_processors_wait_for_each_other() {
         // Eight for each processor; the scheduler shares fairly, but others run beside this test.
         let processors = thread::available_parallelism().map_or(1, usize::from);
-        let crowded = slowdown(processors * 8);
+        let crowded = slowdown_of(processors * 8, WORK / 4);
         assert!(crowded > 2.0, "{crowded}");
     }
 

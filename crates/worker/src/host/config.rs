@@ -72,6 +72,11 @@ impl Config {
         (self.workers_max / TENANT_WORKERS_PART).max(1)
     }
 
+    /// Of these, those that others may take by calling what is the tenant's.
+    pub(super) fn workers_lent_max(&self) -> usize {
+        self.workers_of_tenant_max() / 2
+    }
+
     /// What a worker of `role` may hold whose sessions were granted so many bytes, if any was.
     pub(super) fn memory_of(&self, role: Role, granted: u64) -> u64 {
         let usual = self.role(role).map_or(u64::MAX, |role| role.memory_bytes);
@@ -188,6 +193,7 @@ pub struct Lease {
     pub(super) alone: bool,
     pub(super) binds: Vec<Bind>,
     pub(super) memory: u64,
+    pub(super) lent: bool,
 }
 
 impl Lease {
@@ -200,7 +206,16 @@ impl Lease {
             alone: false,
             binds: Vec::new(),
             memory: 0,
+            lent: false,
         }
+    }
+
+    /// Others than the tenant have its code run, as often as they like: such sessions have workers of their own, half
+    /// of those that the tenant may have, so that the tenant keeps the other half.
+    #[must_use]
+    pub const fn lent(mut self) -> Self {
+        self.lent = true;
+        self
     }
 
     /// The session was granted so many bytes: its worker may hold as much for it, as far as the machine has

@@ -23,6 +23,8 @@ struct Slot {
     tenant: Option<String>,
     /// One session and no other: because that is what was asked for.
     alone: bool,
+    /// It runs what is the tenant's for others.
+    lent: bool,
     /// Started for one lease, with its folders.
     reserved: bool,
     sessions: u32,
@@ -47,6 +49,7 @@ impl Pool {
             phase: Phase::Starting,
             tenant: None,
             alone: false,
+            lent: false,
             reserved,
             sessions: 0,
             served: 0,
@@ -90,6 +93,7 @@ impl Pool {
         }
         slot.tenant = Some(lease.tenant.clone());
         slot.alone |= lease.alone;
+        slot.lent = lease.lent;
         slot.sessions += 1;
         slot.served += 1;
         true
@@ -147,6 +151,11 @@ impl Pool {
         self.idle_longest(|slot| slot.tenant.as_deref() == Some(tenant))
     }
 
+    /// The same, for what others have run by the tenant's code.
+    pub(super) fn evictable_lent_by(&self, tenant: &str) -> Option<u64> {
+        self.idle_longest(|slot| slot.lent && slot.tenant.as_deref() == Some(tenant))
+    }
+
     fn idle_longest(&self, counts: impl Fn(&Slot) -> bool) -> Option<u64> {
         let idle = self.slots.iter();
         let idle = idle.filter(|(_, slot)| slot.idle_until().is_some() && counts(slot));
@@ -158,6 +167,14 @@ impl Pool {
     pub(super) fn of_tenant(&self, tenant: &str) -> usize {
         let own =
             |slot: &&Slot| slot.phase != Phase::Leaving && slot.tenant.as_deref() == Some(tenant);
+        self.slots.values().filter(own).count()
+    }
+
+    /// Of these, those in which others have the tenant's code run.
+    pub(super) fn lent_by(&self, tenant: &str) -> usize {
+        let own = |slot: &&Slot| {
+            slot.lent && slot.phase != Phase::Leaving && slot.tenant.as_deref() == Some(tenant)
+        };
         self.slots.values().filter(own).count()
     }
 
@@ -202,7 +219,9 @@ impl Slot {
             && self.role == lease.role
             && !self.reserved
             && lease.binds.is_empty()
-            && tenant.is_none_or(|tenant| *tenant == lease.tenant && !self.alone && !lease.alone)
+            && tenant.is_none_or(|tenant| {
+                *tenant == lease.tenant && self.lent == lease.lent && !self.alone && !lease.alone
+            })
             && self.sessions < SESSIONS_MAX
             && self.served < SESSIONS_SERVED_MAX
     }

@@ -101,6 +101,40 @@ fn one_tenant_leaves_workers_to_the_others() {
     assert!(answers(&first) && answers(&of_gpu));
 }
 
+/// Others call what is the tenant's, without end: what they have run, and how it ends, is beside the tenant's own.
+#[test]
+fn what_others_have_run_leaves_the_tenant_half_of_its_workers() {
+    let mut config = config();
+    config.workers_max = 16;
+    let workers = Workers::start(config).expect("a supervisor");
+    let lent = || workers.open(Lease::new(Role::Js, "author").lent().alone());
+    let (first, second, third) = block_on(async { tokio::join!(lent(), lent(), lent()) });
+    let first = first.expect("a session");
+    let second = second.expect("two of the author's four");
+    for refused in [third, block_on(lent())] {
+        assert!(
+            matches!(refused, Err(WorkerError::TenantShare)),
+            "{refused:?}"
+        );
+    }
+    let own = open(&workers, Role::Js, "author");
+    assert!(own.pid() != first.pid() && own.pid() != second.pid());
+    let alone = || block_on(workers.open(Lease::new(Role::Js, "author").alone()));
+    let beside = alone().expect("the fourth");
+    assert!(matches!(alone(), Err(WorkerError::TenantShare)));
+    assert!([&own, &beside].into_iter().all(answers));
+    // What nobody uses any more makes room for others' calls, and for the author's own.
+    drop(first);
+    let again = block_on(lent()).expect("a session");
+    drop(again);
+    let last = alone().expect("a session");
+    assert!(answers(&second) && answers(&last));
+    // Sessions that share a worker do not share it with the tenant's own.
+    let shared = |lease: Lease| block_on(workers.open(lease)).expect("a session").pid();
+    let called = shared(Lease::new(Role::Js, "other").lent());
+    assert_ne!(shared(Lease::new(Role::Js, "other")), called);
+}
+
 /// Sessions that share their workers are no more than these hold; who asks at once is not refused for it.
 #[test]
 fn sessions_at_once_share_the_workers_of_their_tenant() {

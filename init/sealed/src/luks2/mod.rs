@@ -23,6 +23,8 @@ pub use parts::Segment;
 const FORMATTING: &[u8] = b"alknet: this partition is being formatted\n";
 /// What it says while the partition is being erased.
 const ERASING: &[u8] = b"alknet: this partition is being erased\n";
+/// What it says once that is done, until somebody has said that something else was not.
+const UNSETTLED: &[u8] = b"alknet: this partition is erased, and that was not counted\n";
 /// The unit in which disks write: what a power cut can tear is a multiple of it.
 pub(crate) const TEAR_BYTES: usize = 512;
 
@@ -31,6 +33,8 @@ pub(crate) const TEAR_BYTES: usize = 512;
 pub(crate) enum Mark {
     Erasing,
     Formatting,
+    /// Everything is erased but this, and something that belongs to it is not done.
+    Unsettled,
 }
 
 impl Mark {
@@ -44,7 +48,7 @@ impl Mark {
 
     /// The mark that `sector` has.
     pub(crate) fn of(sector: &[u8]) -> Option<Self> {
-        [Self::Erasing, Self::Formatting]
+        [Self::Erasing, Self::Formatting, Self::Unsettled]
             .into_iter()
             .find(|mark| sector == mark.sector())
     }
@@ -53,6 +57,7 @@ impl Mark {
         match self {
             Self::Erasing => ERASING,
             Self::Formatting => FORMATTING,
+            Self::Unsettled => UNSETTLED,
         }
     }
 }

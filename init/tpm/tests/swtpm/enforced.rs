@@ -1,16 +1,13 @@
 //! Starts under Secure Boot, with keys of our own in the firmware.
 
-use super::boots::{Bench, LIMIT, outcome};
+use super::boots::{Bench, outcome};
 
-/// What firmware says of a program that it does not start.
-const REFUSED: &str = "Access Denied";
-
+/// That firmware starts nothing else is shown with the appliance (`tests/tests/machine/secure_boot.rs`).
 #[test]
-fn under_secure_boot_updates_of_the_same_key_open_and_nobody_elses_start() {
+fn under_secure_boot_updates_of_the_same_key_open_and_nothing_does_without_it() {
     let bench = Bench::new();
-    let [owner, other] = ["owner", "other"].map(|name| bench.owner(name));
+    let owner = bench.owner("owner");
     bench.enroll(&owner, "owners");
-    bench.enroll(&other, "others");
     let plain = |line: &str| bench.image(line);
     let signed = |image: &[u8]| bench.signed(&owner, image);
     let first = signed(&plain("example=first"));
@@ -32,20 +29,10 @@ fn under_secure_boot_updates_of_the_same_key_open_and_nobody_elses_start() {
         "{refused}"
     );
 
-    // Whatever the owner did not sign never runs.
-    let others = bench.signed(&other, &plain("example=first"));
-    for image in [&plain("example=first"), &others] {
-        let vm = bench.start(image, [&first, &second], "chip", Some("owners"));
-        let waited = vm.wait_for(REFUSED, LIMIT);
-        waited.unwrap_or_else(|error| panic!("{error}"));
-        assert!(!vm.console().text().contains("booted machine"));
-    }
-    // Who puts other keys into the firmware, or switches it off, starts it and opens nothing.
-    for (image, variables) in [(&others, "others"), (&first, "none")] {
-        let refused = said(image, variables);
-        assert!(
-            refused.starts_with("locked: ") && refused.contains("PCR 7 (Secure Boot or its keys)"),
-            "{refused}"
-        );
-    }
+    // Who takes all keys out of the firmware switches Secure Boot off: it starts anything, and that opens nothing.
+    let refused = said(&first, "none");
+    assert!(
+        refused.starts_with("locked: ") && refused.contains("PCR 7 (Secure Boot or its keys)"),
+        "{refused}"
+    );
 }

@@ -2,6 +2,7 @@
 //! into it.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
@@ -14,6 +15,16 @@ use tempfile::TempDir;
 
 /// How long swtpm may take to listen.
 const LISTENS_WITHIN: Duration = Duration::from_secs(30);
+
+/// `TPM2_GetCapability` of handles, and the first ones of each kind; more than a TPM has.
+const GET_CAPABILITY: u32 = 0x17a;
+const HANDLES: u32 = 1;
+const TRANSIENT: u32 = 0x8000_0000;
+const LOADED_SESSIONS: u32 = 0x0200_0000;
+const SAVED_SESSIONS: u32 = 0x0300_0000;
+const HANDLES_MAX: u32 = 100;
+/// `TPM2_FlushContext`.
+const FLUSH_CONTEXT: u32 = 0x165;
 
 pub(crate) struct Machine {
     /// Dies with this process, however that ends.
@@ -118,10 +129,18 @@ impl Machine {
             .expect("tpm2-tools are installed (cargo xtask setup)")
     }
 
-    /// Lets go what tools leave loaded in a TPM that no kernel manages.
+    /// Lets go what tools leave loaded in a TPM that no kernel manages. A program of tpm2-tools for each kind would
+    /// take most of the time of tests that do this some hundred times.
     pub(crate) fn flush(&self) {
-        for kind in ["-t", "-l", "-s"] {
-            self.tool("tpm2_flushcontext", &[kind]);
+        let mut tpm = self.connect();
+        for first in [TRANSIENT, LOADED_SESSIONS, SAVED_SESSIONS] {
+            let words = [HANDLES, first, HANDLES_MAX];
+            let answer = ask(&mut tpm, GET_CAPABILITY, &words);
+            // Whether there are more, what is listed, and how many.
+            for handle in answer[10 + 1 + 4 + 4..].chunks_exact(4) {
+                let handle = u32::from_be_bytes(handle.try_into().expect("four bytes"));
+                ask(&mut tpm, FLUSH_CONTEXT, &[handle]);
+            }
         }
     }
 
@@ -138,6 +157,21 @@ impl Machine {
             assert_eq!(self.tool("tpm2_getcap", &[kind]), "", "{kind}");
         }
     }
+}
+
+/// Sends a command of some words without a session, which has to succeed.
+fn ask(tpm: &mut UnixStream, code: u32, words: &[u32]) -> Vec<u8> {
+    let bytes = 10 + 4 * u32::try_from(words.len()).expect("few");
+    let words = [bytes, code].into_iter().chain(words.iter().copied());
+    let words = words.flat_map(u32::to_be_bytes);
+    let command: Vec<u8> = [0x80, 1].into_iter().chain(words).collect();
+    tpm.write_all(&command).expect("it listens");
+    // swtpm writes an answer at once.
+    let mut answer = vec![0; 4096];
+    let count = tpm.read(&mut answer).expect("it answers");
+    answer.truncate(count);
+    assert_eq!(answer[6..10], [0; 4], "what the TPM says to {code:#x}");
+    answer
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {

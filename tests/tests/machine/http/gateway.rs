@@ -17,6 +17,21 @@ const EXPECT_WITHIN: Duration = Duration::from_secs(120);
 
 pub(super) const JSON: &str = "Content-Type: application/json";
 
+/// Memory of a machine unless a test says otherwise.
+const MEMORY_MIB: u32 = 512;
+
+/// What requests over the call protocol may have at once: an eighth of this machine's memory, which is less than what
+/// they may have on any.
+fn requests_have_their_part_of_the_memory(metrics: &str) {
+    let most = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("alknet_call_request_bytes_max "));
+    let most: f64 = most.expect("it is told").parse().expect("a number");
+    let part = f64::from(MEMORY_MIB << 20) / 8.0;
+    // The kernel keeps some of it to itself.
+    assert!(most < part && most > part / 4.0 * 3.0, "{most}");
+}
+
 pub(super) fn every_path_answers(web: &Machine) {
     for (version, name) in VERSIONS {
         let told = web.curl("/healthz", &[version]);
@@ -31,6 +46,7 @@ pub(super) fn every_path_answers(web: &Machine) {
         assert_eq!(get("/openapi.json").json()["openapi"], "3.1.0");
         let metrics = get("/metrics").text();
         assert!(metrics.contains("alknet_build_info{"), "{metrics}");
+        requests_have_their_part_of_the_memory(&metrics);
 
         let post = |path: &str, body: &Value| {
             let body = body.to_string();

@@ -54,8 +54,8 @@ fn a_booted_machine_serves_whoever_speaks_http() {
     framing::what_does_not_end_is_ended(&web);
 
     page::a_link_lets_in_once(&bench, &web);
-    page::a_browser_shows_the_machine(&bench, &web);
-    page::a_browser_uses_it(&web);
+    let browser = page::a_browser_shows_the_machine(&bench, &web);
+    page::a_browser_uses_it(browser, &web);
 
     let info = web.node.info();
     assert_eq!(info["problems"], json!([]), "{info:#}");

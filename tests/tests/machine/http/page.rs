@@ -52,7 +52,8 @@ fn pictures() -> PathBuf {
     folder
 }
 
-pub(super) fn a_browser_shows_the_machine(bench: &Bench, web: &Machine) {
+/// The browser goes on to [`a_browser_uses_it`].
+pub(super) fn a_browser_shows_the_machine(bench: &Bench, web: &Machine) -> Browser {
     let mut browser = Browser::start(&[spki(web.address())]);
     browser.look(1280, 900, false);
     browser.navigate(&web.url("/"));
@@ -104,11 +105,10 @@ pub(super) fn a_browser_shows_the_machine(bench: &Bench, web: &Machine) {
     }
     let complaints = browser.events("Log.entryAdded");
     assert!(complaints.is_empty(), "{complaints:?}");
+    browser
 }
 
-pub(super) fn a_browser_uses_it(web: &Machine) {
-    let keys = [spki(web.address())];
-    let mut browser = Browser::start(&keys);
+pub(super) fn a_browser_uses_it(mut browser: Browser, web: &Machine) {
     // A page of the node itself, which may ask what it likes of it.
     browser.command("Page.setBypassCSP", &json!({ "enabled": true }));
     browser.navigate(&web.url("/healthz"));
@@ -143,6 +143,7 @@ pub(super) fn a_browser_uses_it(web: &Machine) {
     assert_eq!(passed.as_array().map(Vec::len), Some(USES), "{passed}");
     drop(browser);
 
+    let keys = [spki(web.address())];
     let force = format!("--origin-to-force-quic-on={}", web.address());
     let mut browser = Browser::start_with(&keys, &["--enable-quic", &force]);
     browser.navigate(&web.url("/healthz"));

@@ -36,8 +36,9 @@ fn without_a_pin_it_asks_for_the_key_as_the_machine_does() {
     let impostor = Arc::new(Impostor::silent(params(&vault)));
     let machine = measured(&bench, "own").after_firmware();
     let vm = with(machine.configured(TPM_ALONE), &impostor).start();
-    served(&bench, vm).end();
+    let node = served(&bench, vm);
     assert_opens(&vault, &impostor);
+    drop(node);
 }
 
 /// It writes its own key's name into the record on the disk, answers as a TPM with that key, and tries PINs on what

@@ -1,10 +1,11 @@
-//! A vault that is closed: locked while its node serves, opened with its passphrase, and what the log
-//! says of both.
+//! A vault that is changed at the console, and one that is closed: locked while its node serves, opened with its
+//! passphrase, and what the log says of both.
 
 use std::collections::BTreeMap;
 
 use alknet_qemu::{Mark, Vm};
-use alknet_tests::{Bench, Boot, eventually};
+use alknet_tests::tools::tool_says;
+use alknet_tests::{Bench, Boot, Node, eventually};
 use serde_json::{Value, json};
 
 use crate::console::{commands, typed};
@@ -45,22 +46,31 @@ fn a_vault_that_is_locked_serves_what_it_has_and_ends_when_it_must() {
     type_line(node.vm(), "");
     node.wait_ready(mark);
     assert_eq!(node.identity(), identity);
-    node.end();
 }
 
 /// A hard lock ends the node, which alone writes the log: what happens until the next one is there is not
-/// lost, and can be read at the console.
+/// lost, and can be read at the console. The vault that is locked has a passphrase and a master key that it did not have
+/// when it was made, by which it opens then and after a boot.
 #[test]
-fn a_hard_lock_and_what_was_typed_after_it_are_in_the_log() {
+fn slots_and_master_key_are_changed_at_the_console_and_a_hard_lock_is_in_the_log() {
     let bench = Bench::new();
     let mut node = bench.snapshot(Boot::MicrovmErofs).restore();
+    let identity = node.identity().to_owned();
     // A passphrase in place of the key that lies beside the vault, which opens without being typed.
     let vm = node.vm();
     commands(vm);
+    typed(vm, "slots", "the key lies beside it");
     typed(vm, "slot add passphrase", "new passphrase: _");
     typed(vm, "correct horse", "the same again: _");
     typed(vm, "correct horse", "slot 1 (passphrase) was added");
     typed(vm, "slot rm 0", "slot 0 (none) was removed");
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["sealed"], true, "{status:#}");
+    assert_eq!(status["slots"], json!(["passphrase"]), "{status:#}");
+    typed(vm, "rekey", "passphrase of slot 1, or Enter");
+    typed(vm, "wrong horse", "that passphrase is wrong");
+    typed(vm, "correct horse", "type REKEY to go on: _");
+    typed(vm, "REKEY", "The vault has a new master key");
 
     let mark = node.vm().console().mark();
     node.try_call("vault/lock", &json!({ "hard": true }), &[]);
@@ -93,6 +103,45 @@ fn a_hard_lock_and_what_was_typed_after_it_are_in_the_log() {
         assert_eq!(found.count(), count, "{name} in {events:#?}");
     }
     node.end();
+    is_rekeyed(&bench);
+    opens_and_is_changed_again(&bench, &identity);
+}
+
+/// The key slot of the old master key is gone, that of the words is where it was.
+fn is_rekeyed(bench: &Bench) {
+    let dump = tool_says(
+        "cryptsetup",
+        &["luksDump".as_ref(), bench.data().as_os_str()],
+    );
+    assert!(
+        dump.contains("1: luks2") && dump.contains("2: luks2") && !dump.contains("0: luks2"),
+        "{dump}"
+    );
+}
+
+/// After a boot it opens by the passphrase, which is changed, and by the new one its words are shown.
+fn opens_and_is_changed_again(bench: &Bench, identity: &str) {
+    let vm = bench.machine(Boot::MicrovmErofs).start();
+    asked(&vm, "passphrase of the vault");
+    type_line(&vm, "correct horse");
+    let node = Node::new(vm, Boot::MicrovmErofs, bench.admin().clone());
+    assert_eq!(node.identity(), identity);
+    let vm = node.vm();
+    commands(vm);
+    typed(vm, "passwd", "passphrase of the vault: _");
+    typed(vm, "correct horse", "new passphrase: _");
+    typed(vm, "battery staple", "the same again: _");
+    typed(vm, "battery staple", "the passphrase was changed");
+    typed(vm, "words", "passphrase of the vault: _");
+    let mark = vm.console().mark();
+    typed(vm, "battery staple", "Enter wipes them: _");
+    let table = vm.console().since(mark);
+    for number in [1, 12, 24] {
+        assert!(table.contains(&format!("{number:>3} ")), "{table}");
+    }
+    typed(vm, "", "[ok] node");
+    let info = node.info();
+    assert_eq!(info["problems"], json!([]), "{info:#}");
 }
 
 /// Waits until the console asks for that after a mark, whoever is at it.

@@ -32,7 +32,7 @@ pub(super) const VAULT_B_AT: u64 = (16 << 20) - (64 << 10);
 
 /// What is looked for on a disk.
 const MARKER: &str = "4f1c8b2e-this-is-the-marker-of-the-test-77aa90d3e5";
-/// Documents with it that a node keeps, and how long each is: a megabyte in all.
+/// Documents with it that a node with a vault keeps, and how long each is: a megabyte in all.
 const APPLIED: usize = 18;
 const APPLIED_BYTES: usize = 60_000;
 
@@ -48,7 +48,8 @@ const IDENTITY: &str = "ed25519:e78c2766a792f09bfccb51493968ac322283e8d021a30063
 #[test]
 fn a_first_boot_makes_a_vault_and_seals_the_disk() {
     let bench = Bench::new();
-    let node = bench.machine(Boot::MicrovmErofs).boot();
+    // It booted from a blank disk, and nothing was asked of it before it was saved.
+    let node = bench.snapshot(Boot::MicrovmErofs).restore();
     let identity = node.identity().to_owned();
     let status = node.call("vault/status", &Value::Null);
     for (key, value) in [
@@ -87,7 +88,6 @@ fn a_first_boot_makes_a_vault_and_seals_the_disk() {
     let info = node.info();
     assert_eq!(info["problems"], json!([]), "{info:#}");
     assert_eq!(info["data"]["clean"], true, "{info:#}");
-    node.end();
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn the_same_words_are_the_same_node_and_open_its_disk_elsewhere() {
     type_line(&vm, PHRASE);
     let node = Node::new(vm, Boot::MicrovmErofs, bench.admin().clone());
     is_theirs(node.identity(), &node.call("vault/status", &Value::Null));
-    node.end();
+    drop(node);
     // The words alone open both, with a program that knows nothing of a vault.
     let key = bench.path().join("recovery.key");
     std::fs::write(&key, rescue::recovery_key(PHRASE)).expect("the folder is ours");
@@ -136,7 +136,7 @@ fn words_on_a_stick_are_erased_whenever_they_are_the_vaults() {
 }
 
 #[test]
-fn new_words_are_shown_once_and_a_factory_reset_makes_another_node() {
+fn new_words_are_shown_once_and_a_factory_reset_makes_another_node_also_after_a_power_cut() {
     let bench = Bench::new();
     let mut node = bench.snapshot(Boot::MicrovmErofs).restore();
     let identity = node.identity().to_owned();
@@ -172,21 +172,14 @@ fn new_words_are_shown_once_and_a_factory_reset_makes_another_node() {
     let exit = exit.unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(exit.reason(), Some("guest-reset"), "{exit}");
     drop(node);
-    let node = bench.machine(Boot::MicrovmErofs).boot();
-    assert_ne!(node.identity(), identity);
+    let mut node = bench.machine(Boot::MicrovmErofs).boot();
+    let second = node.identity().to_owned();
+    assert_ne!(second, identity);
     let info = node.info();
     assert_eq!(info["problems"], json!([]), "{info:#}");
-    node.end();
-}
 
-/// The power goes while the machine is still on its way down: what the owner gave away the next day would open for
-/// its new owner.
-#[test]
-fn a_factory_reset_goes_on_after_a_power_cut() {
-    let bench = Bench::new();
-    let mut node = bench.snapshot(Boot::MicrovmErofs).restore();
-    let identity = node.identity().to_owned();
-    // Nobody has written down its words yet: the first key shows them.
+    // The power goes while the machine is still on its way down: what the owner gave away the next day would open for
+    // its new owner. Nobody has written down the new words yet: the first key shows them.
     commands(node.vm());
     typed(node.vm(), "factory-reset", "type RESET to go on: _");
     let mark = node.vm().console().mark();
@@ -199,10 +192,9 @@ fn a_factory_reset_goes_on_after_a_power_cut() {
         .unwrap_or_else(|error| panic!("{error}"));
     drop(node);
     let node = bench.machine(Boot::MicrovmErofs).boot();
-    assert_ne!(node.identity(), identity, "it is the node that was reset");
+    assert_ne!(node.identity(), second, "it is the node that was reset");
     let info = node.info();
     assert_eq!(info["problems"], json!([]), "{info:#}");
-    node.end();
 }
 
 /// A damaged vault is no reason to be somebody else: nothing is served, and the disk stays as it is.
@@ -268,7 +260,8 @@ fn copied(from: &Path, to: &Path) {
 fn the_disk_of_a_sealed_machine_tells_nothing() {
     let bench = Bench::new();
     let node = small(&bench);
-    write_marker(&bench, &node, NO_VAULT);
+    // One shows that what is applied is seen where it is written in the clear.
+    write_marker(&bench, &node, NO_VAULT, 1);
     node.end();
     let plain = content(&bench.data());
     assert!(holds(&plain, MARKER.as_bytes()), "the marker is written");
@@ -314,10 +307,10 @@ fn content(disk: &Path) -> Vec<u8> {
     alknet_qemu::content(disk).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Has a node keep a megabyte of documents with the marker.
-fn write_marker(bench: &Bench, node: &Node, more: &str) {
+/// Has a node keep so many documents with the marker, one after the other.
+fn write_marker(bench: &Bench, node: &Node, more: &str, documents: usize) {
     let file = bench.path().join("applied.toml");
-    for round in 0..APPLIED {
+    for round in 0..documents {
         let line = format!("# {round} {MARKER}\n");
         let lines = line.repeat(APPLIED_BYTES / line.len());
         let admin = bench.admin().identity();
@@ -378,7 +371,7 @@ impl Provisioned {
             let node = machine.disk(Disk::file(&stick)).boot();
             let (info, status) = (node.info(), node.call("vault/status", &Value::Null));
             if !is_first {
-                write_marker(&bench, &node, "");
+                write_marker(&bench, &node, "", APPLIED);
             }
             let identity = node.identity().to_owned();
             node.end();

@@ -26,6 +26,9 @@ fn hung() -> Duration {
 const PROTOCOL: u64 = 5;
 const TIMEOUT: u64 = 8;
 
+/// How long a caller waits before it looks again what the node has counted.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
 const CALL: &[u8] = b"alknet/call";
 
 const CARRIAGES: [Carriage; 2] = [Carriage::Quic, Carriage::Tcp];
@@ -100,6 +103,7 @@ impl<'a> Site<'a> {
                 Instant::now() < until,
                 "less than {enough} from {before} to {now}"
             );
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 }

@@ -41,5 +41,4 @@ fn the_appliance_serves_strangers() {
     let bench = Bench::new();
     let node = bench.snapshot(Boot::MicrovmErofs).restore();
     serves_strangers(bench.admin(), &node.target());
-    node.end();
 }

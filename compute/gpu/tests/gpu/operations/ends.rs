@@ -20,6 +20,10 @@ pub(super) const ENDLESS: &str = "
         loop { data[0] = data[0] * 5u + 1u; if data[1] == 7u { break; } }
     }";
 
+/// Processor time after which a worker is busy with what it was asked last, in ticks of 10 ms: more than it takes to
+/// compile that.
+const BUSY_TICKS: u64 = 20;
+
 /// Marks the workers of one test, so that no other's are touched.
 const MARK: &str = "ALKNET_TEST_MARK";
 
@@ -74,7 +78,7 @@ fn busy(mark: &str) -> i32 {
     eventually("the worker is busy", LONG, || {
         let (pid, ticks) = marked(mark)?;
         let (known, begun) = *first.get_or_insert((pid, ticks));
-        (known == pid && ticks > begun + 30).then_some(pid)
+        (known == pid && ticks > begun + BUSY_TICKS).then_some(pid)
     })
 }
 
@@ -236,9 +240,8 @@ fn a_queue_has_an_end() {
             busy.await.expect("the first call runs");
             let mut waiting = tokio::task::JoinSet::new();
             for _ in 0..40 {
-                let connection = person.0.clone();
-                let quick = quick.clone();
-                waiting.spawn(async move { connection.call("compute/info", &quick).await });
+                let (person, quick) = (Person(person.0.clone()), quick.clone());
+                waiting.spawn(async move { person.asking("compute/info", &quick).await });
             }
             let first = waiting.join_next().await.expect("forty").expect("no panic");
             assert!(is_refused(first), "the queue took all of the crowd");

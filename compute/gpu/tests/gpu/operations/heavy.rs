@@ -148,7 +148,7 @@ fn whatever_is_heavy_ends_and_the_next_one_is_answered() {
     }
     let mut settings = patient();
     // Ends what is heavy, and is enough for a quick shader.
-    settings.gpu_time = deadline(Duration::from_millis(500));
+    settings.gpu_time = deadline(Duration::from_millis(300));
     let node = Node::start(settings, |_| {});
     let other = node.person("light");
     assert!(works(&other));

@@ -4,14 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use alknet_call::Body;
-use alknet_test_support::{eventually, limited, skip, skipped};
+use alknet_test_support::{eventually, is_campaign, limited, skip, skipped};
 use serde_json::{Value, json};
 
 use super::node::{Dice, LONG, NODE, Node, Person, floats, inline, le, patient};
 use crate::adapter;
 
-/// Products whose shapes are drawn.
-const DRAWN: usize = 20;
+/// Products whose shapes are drawn in a run of the tests, and in `cargo xtask soak counts`.
+const DRAWN: [usize; 2] = [8, 40];
 
 /// Where the set-up put the Python packages.
 const PACKAGES_VARIABLE: &str = "ALKNET_TEST_PYTHONPATH";
@@ -113,6 +113,10 @@ fn close(product: &[f32], a: &Placed, b: &Placed, what: &str) {
     }
 }
 
+fn drawn() -> usize {
+    DRAWN[usize::from(is_campaign())]
+}
+
 fn ways() -> &'static [&'static str] {
     match adapter() {
         Ok(()) => &["wgsl", "host", "auto"],
@@ -163,7 +167,7 @@ fn products_are_right_whatever_the_shape() {
 fn matrices_may_lie_anyhow() {
     let person = NODE.person("strided");
     let mut dice = Dice::new(3);
-    for _ in 0..DRAWN {
+    for _ in 0..drawn() {
         let [m, k, n] = [90, 70, 80].map(|most| 1 + dice.below(most));
         let (a, b) = (
             Placed::anyhow(&mut dice, m, k),
@@ -318,7 +322,7 @@ fn products_are_numpys() {
     fs::create_dir_all(&folder).expect("writable");
     let mut dice = Dice::new(6);
     let mut cases = Vec::new();
-    for _ in 0..DRAWN {
+    for _ in 0..drawn() {
         let [m, k, n] = [120, 90, 110].map(|most| dice.below(most));
         let (a, b) = (
             Placed::anyhow(&mut dice, m, k),

@@ -13,7 +13,7 @@ use alknet_test_support::Port;
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
-use crate::common::{Node, dialer, folder, packed};
+use crate::common::{Node, dialer, folder, only, packed};
 use crate::documents::{DIRECTORY, EXAMPLES, FIGMA};
 use crate::secured::Secured;
 
@@ -333,7 +333,12 @@ async fn call_all(case: &Case, server: SocketAddr) -> Vec<String> {
     options.private = vec!["127.0.0.1".parse().expect("a range")];
     options.pins = vec![secured.pin];
     let adapter = FromOpenApi::new(packed(package, path), options, dialer()).expect("an address");
-    let node = Node::of(adapter.registrations().expect("a document"));
+    let names: Vec<&str> = case
+        .calls
+        .iter()
+        .map(|(operation, ..)| *operation)
+        .collect();
+    let node = Node::of(only(adapter.registrations().expect("a document"), &names));
     let mut wrong = Vec::new();
     for (operation, input, holds) in &case.calls {
         match node.call(operation, input.clone()).await {

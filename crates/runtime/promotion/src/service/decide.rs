@@ -392,6 +392,7 @@ impl Promotion {
             authority: Authority::default(),
             tally: Arc::new(Tally::new(Tallied::default(), Tallied::default())),
             crashes: Arc::clone(&self.crashes),
+            callers: Arc::clone(&self.callers),
             capabilities: alknet_core::Capabilities::default(),
             invoker: Arc::clone(&self.parts.invoker),
             judge: Arc::new(self.me.clone()),

@@ -171,6 +171,7 @@ impl Promotion {
             authority: loaded.authority.clone(),
             tally: Arc::clone(&loaded.tally),
             crashes: Arc::clone(&self.crashes),
+            callers: Arc::clone(&self.callers),
             capabilities: {
                 let given = self.parts.capabilities.get(&loaded.version.terms.path);
                 given.cloned().unwrap_or_default()

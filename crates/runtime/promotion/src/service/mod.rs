@@ -13,6 +13,7 @@ use alknet_core::{Capabilities, Clock, Identity, IdentityProvider};
 use serde::{Deserialize, Serialize};
 use tokio::task::AbortHandle;
 
+use crate::callers::Callers;
 use crate::error::PromotionError;
 use crate::generation::{Invoker, Judge};
 use crate::limits::REVIEWS_MAX;
@@ -93,6 +94,7 @@ pub struct Promotion {
     dispatcher: OnceLock<Weak<Dispatcher>>,
     active: Mutex<install::Active>,
     crashes: Arc<Crashes>,
+    callers: Arc<Callers>,
     following: OnceLock<AbortHandle>,
     me: Weak<Self>,
 }
@@ -113,6 +115,7 @@ impl Promotion {
             dispatcher: OnceLock::new(),
             active: Mutex::default(),
             crashes: Arc::default(),
+            callers: Arc::default(),
             following: OnceLock::new(),
             me: Weak::clone(me),
         }))

@@ -1,6 +1,9 @@
 //! What may be proposed, and what becomes of it.
 
-use alknet_call::ErrorCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use alknet_call::{ErrorCode, Schema};
 use alknet_promotion::limits::CALLS_AT_ONCE;
 use alknet_promotion::{State, Store};
 use serde_json::{Value, json};
@@ -250,6 +253,69 @@ async fn tests_have_to_pass_twice_the_same_with_what_is_recorded_only() {
         .expect_err("it fails");
     let report = error.details.expect("a report")["report"].clone();
     assert_eq!(report["cases"][1]["reason"], "it did not fail");
+}
+
+/// While the author has as many schemas compiled as may run and wait, nothing is known of a proposal: it is neither
+/// refused nor accepted, and stays what it was.
+#[tokio::test]
+async fn a_full_queue_of_checks_is_no_failed_test() {
+    let folder = folder();
+    let node = Node::start(folder.path(), live()).await;
+    let schema = json!({ "type": "object", "required": ["n"] });
+    let draft = |name: &str| {
+        Draft::new(name, "export const run = () => ({ n: 1 });")
+            .test(json!({ "expect": { "schema": schema } }))
+            .sign()
+    };
+    let proposed = node.propose("ada", &draft("first")).await.expect("fine");
+    let yes = json!({ "id": proposed["id"], "accept": true, "external": true });
+    let full = Arc::new(AtomicBool::new(true));
+    let large = json!({ "enum": (0..9_000).collect::<Vec<_>>() });
+    let crowd: Vec<_> = (0..16)
+        .map(|_| {
+            let (full, large) = (Arc::clone(&full), large.clone());
+            let ada = "ada".parse().expect("a peer id");
+            std::thread::spawn(move || {
+                while full.load(Ordering::Relaxed) {
+                    let _ = Schema::of_peer(&large, Some(&ada));
+                }
+            })
+        })
+        .collect();
+    // Now and then a check finds its turn all the same.
+    let mut refused = Vec::new();
+    for n in 0.. {
+        let again = draft(&format!("again{n}"));
+        refused.extend(node.propose("ada", &again).await.err());
+        if refused.len() == 3 {
+            break;
+        }
+    }
+    let promoted = node.call("eve", "ops/promote", &yes).await.err();
+    full.store(false, Ordering::Relaxed);
+    crowd
+        .into_iter()
+        .for_each(|one| one.join().expect("no panic"));
+    let accepted = promoted.is_none();
+    for error in refused.into_iter().chain(promoted) {
+        assert_eq!(error.code, ErrorCode::Overloaded, "{error}");
+        assert!(error.retryable && error.retry_after_ms.is_some());
+    }
+    if !accepted {
+        let one = json!({ "id": proposed["id"] });
+        let one = node
+            .call("eve", "ops/proposals", &one)
+            .await
+            .expect("known");
+        assert_eq!(one["proposal"]["state"], "proposed");
+        assert_eq!(one["reviews"], json!([]));
+        let promoted = node.call("eve", "ops/promote", &yes).await;
+        promoted.expect("there is room");
+    }
+    assert_eq!(
+        node.call("cal", "js/first", &json!({})).await,
+        Ok(json!({ "n": 1 }))
+    );
 }
 
 #[tokio::test]

@@ -94,17 +94,24 @@ pub(crate) fn of_fault(fault: &Fault) -> Failure {
     let details = fault.details.as_bytes();
     let fits = wire::weigh(details).is_ok_and(|weight| weight <= FAULT_BYTES_MAX);
     let told: Option<Failure> = fits.then(|| wire::unpack(details).ok()).flatten();
-    told.unwrap_or_else(|| {
+    let mut told = told.unwrap_or_else(|| {
         let known = Code::ALL.into_iter().find(|code| code.name() == fault.code);
         Failure::new(known.unwrap_or(Code::Exception), fault.message.clone())
-    })
+    });
+    // Whether there was room for it is not for the worker to say: it runs.
+    if told.is_no_room() {
+        told.operation = None;
+    }
+    told
 }
 
 /// No worker to be had.
 pub(crate) fn of_worker(error: &WorkerError) -> Failure {
     let code = match error {
         WorkerError::Policy { .. } => Code::Policy,
-        WorkerError::Overloaded | WorkerError::TenantShare => Code::Quota,
+        WorkerError::Overloaded | WorkerError::TenantShare => {
+            return Failure::no_room(error.to_string());
+        }
         _ => Code::WorkerLost,
     };
     Failure::new(code, error.to_string())

@@ -158,6 +158,9 @@ impl Sessions {
         if spec.alone {
             lease = lease.alone();
         }
+        if spec.lent {
+            lease = lease.lent();
+        }
         let opened = self.workers.open(lease).await;
         let worker = opened.map_err(|error| failure::of_worker(&error))?;
         let operations = listed(&layer.env(env), &spec.grants);

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use alknet_runtime::{Code, Failure};
+use alknet_runtime::Failure;
 use tokio::sync::mpsc;
 
 use super::actor::Command;
 use super::shared::{Reason, Shared};
-use super::{SessionInfo, SessionSpec, Sessions, lock};
+use super::{SessionInfo, SessionSpec, Sessions, lock, opening};
 
 #[derive(Debug)]
 pub(super) struct Known {
@@ -24,19 +24,22 @@ impl Sessions {
         spec: &SessionSpec,
     ) -> Result<Place, Failure> {
         let mut table = self.lock();
-        let own = table
-            .values()
-            .filter(|known| known.shared.tenant() == tenant);
-        if table.len() >= self.config.sessions_max || own.count() >= self.config.of_tenant_max {
-            return Err(Failure::new(Code::Quota, "too many sessions are open"));
+        let own = || {
+            let all = table.values().map(|known| &known.shared);
+            all.filter(|shared| shared.tenant() == tenant)
+        };
+        let lent = || own().filter(|shared| shared.is_lent()).count();
+        if table.len() >= self.config.sessions_max
+            || own().count() >= self.config.of_tenant_max
+            || spec.lent && lent() >= self.config.of_tenant_max.div_ceil(2)
+        {
+            return Err(Failure::no_room("too many sessions are open"));
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
-        let shared = Arc::new(Shared::new(
-            id,
-            tenant,
-            spec.mode,
-            self.memory.share(tenant),
-        ));
+        let memory = self.memory.share(&account(tenant, spec));
+        let mut shared = Shared::new(id, tenant, spec.mode, memory);
+        shared.set_lent(spec.lent);
+        let shared = Arc::new(shared);
         let (nobody, _) = mpsc::unbounded_channel();
         let known = Known {
             shared: Arc::clone(&shared),
@@ -65,6 +68,16 @@ impl Sessions {
                 .or_default() += 1;
             tell(&shared.info(), shared.reason());
         }
+    }
+}
+
+/// Whose share of the node's memory the values of a session take.
+fn account(tenant: &str, spec: &SessionSpec) -> String {
+    match (&spec.payer, spec.lent) {
+        (Some(payer), _) => opening::tenant(Some(payer)),
+        // Callers of a service do not take what is the author's.
+        (None, true) => format!("lent {tenant}"),
+        (None, false) => tenant.to_owned(),
     }
 }
 

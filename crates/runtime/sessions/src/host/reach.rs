@@ -28,12 +28,11 @@ impl Reach {
             let constraint = grant.constraint.as_ref();
             let compiled = constraint.map(|schema| Schema::of_peer(schema, owner));
             let compiled = compiled.transpose().map_err(|error| {
-                let code = match error {
-                    SchemaError::Busy => Code::Quota,
-                    _ => Code::Limit,
-                };
                 let text = format!("the constraint of {}: {error}", grant.pattern);
-                Failure::new(code, text)
+                match error {
+                    SchemaError::Busy => Failure::no_room(text),
+                    _ => Failure::new(Code::Limit, text),
+                }
             })?;
             Ok((compiled, grant.budget))
         });
@@ -72,14 +71,7 @@ impl Reach {
             return Err(CallError::not_found(name));
         };
         if let Some(Err(error)) = constraint.as_ref().map(|rule| rule.validate(input)) {
-            let why = match error {
-                Misfit::Busy => return Err(overloaded(&error.to_string())),
-                Misfit::Violation { path, reason } => format!("at '{path}': {reason}"),
-                other => other.to_string(),
-            };
-            let text = format!("the session may call '{name}' only with other input; {why}");
-            let details = json!({ "code": Code::Denied.name() });
-            return Err(CallError::new(ErrorCode::Forbidden, text).with_details(details));
+            return Err(refused(name, &error));
         }
         if let Some(left) = budget {
             let Some(less) = left.checked_sub(1) else {
@@ -90,5 +82,99 @@ impl Reach {
             *left = less;
         }
         Ok(())
+    }
+}
+
+/// What a caller sees of an input that does not fit, or was not looked at.
+fn refused(name: &str, error: &Misfit) -> CallError {
+    let why = match error {
+        Misfit::Busy => return overloaded(&error.to_string()),
+        Misfit::Violation { path, reason } => format!("at '{path}': {reason}"),
+        other => other.to_string(),
+    };
+    let text = format!("the session may call '{name}' only with other input; {why}");
+    let details = json!({ "code": Code::Denied.name() });
+    CallError::new(ErrorCode::Forbidden, text).with_details(details)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+
+    use alknet_core::{IdentityKind, PeerId};
+
+    use super::super::failure::of_open;
+    use super::super::spec::Grant;
+    use super::*;
+
+    /// One identity has as many schemas compiled as may run and wait, and opens a session meanwhile: the constraint of
+    /// its grant is none of its mistakes.
+    #[test]
+    fn a_constraint_that_finds_no_turn_is_to_be_tried_again() {
+        let id: PeerId = "greedy".parse().expect("a peer id");
+        let identity = Arc::new(Identity {
+            id: id.clone(),
+            kind: IdentityKind::Peer,
+            scopes: ["x"].into_iter().collect(),
+            resources: BTreeMap::new(),
+            generation: 0,
+        });
+        let mut grant = Grant::to("a/b");
+        grant.constraint = Some(json!({ "type": "object" }));
+        let grants = Grants {
+            allow: vec![grant.clone()],
+            ..Grants::default()
+        };
+        let large = json!({ "enum": (0..9_000).collect::<Vec<_>>() });
+        let done = AtomicBool::new(false);
+        let refused = thread::scope(|scope| {
+            for _ in 0..16 {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        let _ = Schema::of_peer(&large, Some(&id));
+                    }
+                });
+            }
+            let refused = alknet_test_support::eventually(
+                "no turn is left",
+                std::time::Duration::from_secs(60),
+                || Reach::new(&grants, Some(&identity)).err(),
+            );
+            done.store(true, Ordering::Relaxed);
+            refused
+        });
+        assert!(refused.is_no_room(), "{refused}");
+        let told = of_open(&refused);
+        assert_eq!(told.code, ErrorCode::Overloaded);
+        assert!(told.retryable && told.retry_after_ms.is_some());
+        assert!(Reach::new(&grants, Some(&identity)).is_ok(), "later it is");
+        // What is no schema is none at any time.
+        grant.constraint = Some(json!({ "type": "nonsense" }));
+        let wrong = Grants {
+            allow: vec![grant],
+            ..Grants::default()
+        };
+        let wrong = Reach::new(&wrong, Some(&identity))
+            .err()
+            .expect("no schema");
+        assert_eq!(wrong.code, Code::Limit);
+        assert!(!wrong.is_no_room());
+    }
+
+    #[test]
+    fn an_input_that_finds_no_turn_is_to_be_tried_again() {
+        let told = refused("a/b", &Misfit::Busy);
+        assert_eq!(told.code, ErrorCode::Overloaded);
+        assert!(told.retryable && told.retry_after_ms.is_some());
+        let violation = Misfit::Violation {
+            path: "/n".to_owned(),
+            reason: "no".to_owned(),
+        };
+        for never in [violation, Misfit::TooMuch] {
+            let told = refused("a/b", &never);
+            assert_eq!((told.code, told.retryable), (ErrorCode::Forbidden, false));
+        }
     }
 }

@@ -149,6 +149,7 @@ pub struct SessionInfo {
 pub(super) struct Shared {
     info: Mutex<SessionInfo>,
     memory: Share,
+    lent: bool,
 }
 
 impl Shared {
@@ -173,7 +174,17 @@ impl Shared {
         Self {
             info: Mutex::new(info),
             memory,
+            lent: false,
         }
+    }
+
+    /// Whether it runs for others than its tenant.
+    pub(super) const fn set_lent(&mut self, lent: bool) {
+        self.lent = lent;
+    }
+
+    pub(super) const fn is_lent(&self) -> bool {
+        self.lent
     }
 
     /// What its values may take of the node's memory.

@@ -38,6 +38,11 @@ pub struct SessionSpec {
     pub frozen: bool,
     /// Whether it shares its worker with no other session, so that nothing they do ends it.
     pub alone: bool,
+    /// Whether it runs for others than `identity`, whose code it is: all such sessions have half of what that one may
+    /// have, and workers of their own.
+    pub lent: bool,
+    /// Whose share of the node's memory its values take, where that is another's: who calls.
+    pub payer: Option<Arc<Identity>>,
     /// Who follows its console, beside the log.
     pub console: Option<Console>,
 }
@@ -58,6 +63,8 @@ impl SessionSpec {
             mode: Mode::OneShot,
             frozen: false,
             alone: false,
+            lent: false,
+            payer: None,
             console: None,
         }
     }

@@ -21,7 +21,7 @@ use table::{Case, Kind, cases};
 
 /// Runs in the long campaign (`cargo xtask soak hostile`), and in a run of the tests.
 const SOAK_RUNS: usize = 10_000;
-const RUNS: usize = 2_000;
+const RUNS: usize = 1_000;
 /// How many of them at once, each of a tenant of its own.
 const SOAK_LANES: usize = 4;
 
@@ -61,8 +61,8 @@ struct Limits {
 /// Once each. What grows without end does so with a quarter of a session's heap as with all of it, in a quarter of the
 /// time.
 const ONCE: Limits = Limits {
-    cpu: Duration::from_millis(150),
-    wall: Duration::from_millis(150),
+    cpu: Duration::from_millis(100),
+    wall: Duration::from_millis(100),
     heap_bytes: 16 << 20,
 };
 /// Over and over: what a case does with more of it, it does with little.
@@ -233,9 +233,10 @@ struct Held {
     descriptors: usize,
 }
 
-/// What the node may allocate and keep while the corpus runs over and over, MiB: 500 bytes a script in a run of the
-/// tests, some 100 in the long campaign, in which it was 0.3 MiB. A session that is forgotten holds more.
-const GROWTH_MIB: f64 = 1.0;
+/// What the node may allocate and keep while the corpus runs over and over, MiB, in the long campaign and in a run of the
+/// tests: some 100 bytes a script and 500. In the campaign it was 0.3 MiB. A session that is forgotten holds more.
+const SOAK_GROWTH_MIB: f64 = 1.0;
+const GROWTH_MIB: f64 = 0.5;
 /// What the allocator may keep beside that, MiB.
 const RESIDENT_MIB: f64 = 12.0;
 /// Descriptors of workers that wait for their tenant's next session: three for each lane of the last rounds.
@@ -356,7 +357,8 @@ async fn hostile_scripts_leave_nothing_behind() {
     println!("figure the node's memory before, and after each part of the runs: {memory:.2?} MiB");
     let (before, after) = (memory[0], memory[PARTS]);
     let grown = after.allocated - before.allocated;
-    assert!(grown < GROWTH_MIB, "{grown:.2} MiB stay: {memory:.2?}");
+    let most = if full { SOAK_GROWTH_MIB } else { GROWTH_MIB };
+    assert!(grown < most, "{grown:.2} MiB stay: {memory:.2?}");
     let grown = after.resident - before.resident;
     assert!(
         grown < RESIDENT_MIB,

@@ -308,7 +308,34 @@ async fn there_are_only_so_many_sessions() {
     held.pop();
     until("one is gone", || lab.sessions.list().len() == 3).await;
     open("c").await.expect("room");
-    assert_eq!(open("a").await.expect_err("still").code, Code::Quota);
+    let refused = open("a").await.expect_err("still");
+    assert_eq!(refused.code, Code::Quota);
+    assert!(refused.is_no_room(), "another try may succeed");
+}
+
+/// Others call what is the tenant's as often as they like, and what they hand over is theirs.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_have_run_leaves_the_tenant_half_of_its_sessions() {
+    let config = Config {
+        of_tenant_max: 4,
+        ..Config::default()
+    };
+    let lab = Lab::with(config, Vec::new());
+    let request = lab.request().await;
+    let env = request.env();
+    let open = async |lent: bool| {
+        let mut spec = spec_of("author", "");
+        spec.lent = lent;
+        lab.sessions.open(&env, spec).await
+    };
+    let _called = [open(true).await, open(true).await].map(|one| one.expect("room"));
+    let refused = open(true).await.expect_err("half of the author's");
+    assert!(refused.is_no_room());
+    let own = [open(false).await, open(false).await].map(|one| one.expect("the other half"));
+    assert!(open(false).await.expect_err("all of them").is_no_room());
+    drop(own);
+    until("they are gone", || lab.sessions.list().len() == 2).await;
+    assert!(open(true).await.is_err() && open(false).await.is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread")]

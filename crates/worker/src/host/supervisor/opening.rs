@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{Open, Pause, Supervisor, Waiting};
 use crate::host::Lease;
 use crate::host::handle::Opened;
+use crate::host::pool::Pool;
 use crate::host::spawn::{Born, Job};
 use crate::host::worker::{State, Worker};
 use crate::limits::{
@@ -37,9 +38,11 @@ pub(in crate::host) fn check_binds(role: Role, binds: &[Bind]) -> Result<(), Wor
 impl Supervisor {
     pub(super) fn open(
         &mut self,
-        lease: Lease,
+        mut lease: Lease,
         reply: oneshot::Sender<Result<Opened, WorkerError>>,
     ) {
+        // One worker cannot be halved.
+        lease.lent &= self.config.workers_lent_max() > 0;
         match self.find(&lease) {
             Ok(Found::Now(worker)) => self.hand_over(worker, lease.memory, reply),
             Ok(Found::Later(worker)) => self.waiting.push(Waiting {
@@ -100,15 +103,35 @@ impl Supervisor {
     fn keep_to_share(&mut self, lease: &Lease) -> Result<(), WorkerError> {
         let tenant = &lease.tenant;
         let waiting = self.waiting.iter().map(|waiting| &waiting.lease);
-        let own = waiting.filter(|other| other.tenant == *tenant);
-        let wanted = workers_for(own.chain([lease]));
-        while self.pool.of_tenant(tenant) + wanted > self.config.workers_of_tenant_max() {
-            let Some(idle) = self.pool.evictable_of(tenant) else {
-                return Err(WorkerError::TenantShare);
-            };
-            self.end(idle, Reason::Idle, "");
+        let own: Vec<_> = waiting.filter(|other| other.tenant == *tenant).collect();
+        let lent = own.iter().filter(|other| other.lent).copied();
+        let lent = workers_for(lent.chain([lease]));
+        let all = workers_for(own.into_iter().chain([lease]));
+        if lease.lent {
+            self.keep_to(lent, self.config.workers_lent_max(), |pool| {
+                (pool.lent_by(tenant), pool.evictable_lent_by(tenant))
+            })?;
         }
-        Ok(())
+        self.keep_to(all, self.config.workers_of_tenant_max(), |pool| {
+            (pool.of_tenant(tenant), pool.evictable_of(tenant))
+        })
+    }
+
+    /// Ends workers without a session until there is room for those that are `wanted` among so many. `of` tells how
+    /// many there are, and which of them is without one.
+    fn keep_to(
+        &mut self,
+        wanted: usize,
+        most: usize,
+        of: impl Fn(&Pool) -> (usize, Option<u64>),
+    ) -> Result<(), WorkerError> {
+        loop {
+            let (has, idle) = of(&self.pool);
+            if has + wanted <= most {
+                return Ok(());
+            }
+            self.end(idle.ok_or(WorkerError::TenantShare)?, Reason::Idle, "");
+        }
     }
 
     /// Ends a worker that nobody is in, where there are as many as may be.
@@ -357,14 +380,14 @@ impl Supervisor {
 /// Fresh workers that these sessions take: those of one tenant share theirs, unless they want to be alone.
 fn workers_for<'a>(leases: impl Iterator<Item = &'a Lease>) -> usize {
     let mut alone = 0;
-    let mut together: HashMap<(Role, &str), usize> = HashMap::new();
+    let mut together: HashMap<(Role, &str, bool), usize> = HashMap::new();
     for lease in leases {
         // No other session sees the folders that are bound for this one.
         if lease.alone || !lease.binds.is_empty() {
             alone += 1;
         } else {
             *together
-                .entry((lease.role, lease.tenant.as_str()))
+                .entry((lease.role, lease.tenant.as_str(), lease.lent))
                 .or_default() += 1;
         }
     }
@@ -383,4 +406,30 @@ enum Found {
 
 fn us(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sessions at once with folders of their own: were they counted as one worker, a tenant would get as many as it
+    /// likes.
+    #[test]
+    fn sessions_with_folders_are_counted_alone() {
+        let plain = || Lease::new(Role::Git, "a");
+        let bind = |name: &str| Bind {
+            source: "/data".to_owned(),
+            name: name.to_owned(),
+            writable: false,
+        };
+        let with = |name: &str| plain().with(bind(name));
+        let count = |leases: &[Lease]| workers_for(leases.iter());
+        assert_eq!(count(&[with("objects"), with("objects"), with("other")]), 3);
+        assert_eq!(count(&[with("objects"), plain(), plain()]), 2);
+        assert_eq!(count(&[plain(), plain(), plain().alone()]), 2);
+        let many: Vec<_> = (0..=SESSIONS_MAX).map(|_| plain()).collect();
+        assert_eq!(count(&many), 2);
+        // What others have run is beside the tenant's own.
+        assert_eq!(count(&[plain(), plain().lent(), plain().lent()]), 2);
+    }
 }
