@@ -73,6 +73,10 @@ enum Kind {
     Tests(&'static [&'static str]),
 }
 
+/// How much slower than at rest a machine may be whose times are held against promises: the bounds are multiplied by
+/// this.
+const SLOWDOWN_MAX: f64 = 1.5;
+
 /// Tests that measure print lines that begin so.
 const FIGURE: &str = "figure ";
 
@@ -105,8 +109,7 @@ pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
     for (name, kind) in campaigns {
         let result = match kind {
             Kind::Fuzz => fuzzing(cx, arguments),
-            Kind::Measured(parts) => tests(cx, arguments, name, parts, &["--test-threads=1"]),
-            Kind::Tests(parts) => tests(cx, arguments, name, parts, &[]),
+            Kind::Measured(_) | Kind::Tests(_) => tests(cx, arguments, name, kind),
         };
         if let Err(failure) = result {
             eprintln!("{name}: {failure}");
@@ -154,9 +157,13 @@ fn tests(
     cx: &mut Context,
     arguments: &Arguments,
     name: &str,
-    parts: &[&str],
-    how: &[&str],
+    kind: Kind,
 ) -> Result<()> {
+    let (parts, how): (&[&str], &[&str]) = match kind {
+        Kind::Fuzz => (&[], &[]),
+        Kind::Measured(parts) => (parts, &["--test-threads=1"]),
+        Kind::Tests(parts) => (parts, &[]),
+    };
     // Before anything is built: what this command does itself is not the machine's load.
     let surroundings = Surroundings::measure()?;
     let slowdown = surroundings.slowdown();
@@ -177,6 +184,10 @@ fn tests(
     let tally = Tally::of(&output);
     // A filter that fits no test would pass, and tests that skip themselves do.
     let result = result.and_then(|()| tally.check(name, parts, surroundings.skipped_whole()));
+    let result = result.and_then(|()| match kind {
+        Kind::Measured(_) => measured(name, slowdown, &surroundings.skipped()),
+        Kind::Fuzz | Kind::Tests(_) => Ok(()),
+    });
     let summary = summary(&Facts {
         name,
         date: &today(),
@@ -190,6 +201,25 @@ fn tests(
     });
     publish(cx, arguments, name, &summary)?;
     result
+}
+
+/// Refuses a campaign that measured on a machine which was busy, or in which a test measured nothing.
+fn measured(name: &str, slowdown: f64, skipped: &str) -> Result<()> {
+    let how = if slowdown > SLOWDOWN_MAX {
+        format!(
+            "the machine was {slowdown:.1} times slower than at rest, and times are held against promises up to \
+             {SLOWDOWN_MAX} times: end what else runs on it"
+        )
+    } else if skipped.is_empty() {
+        return Ok(());
+    } else {
+        "some of its tests left something out; the summary says for lack of what".to_owned()
+    };
+    Err(Failure::Step {
+        what: format!("campaign {name}"),
+        how,
+        log: None,
+    })
 }
 
 /// Has cargo run the tests of a campaign, as these arguments of theirs say, at full count.
@@ -400,6 +430,17 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 12 filtered out
         let error = tally.check("power-cuts", &parts, 2);
         let error = error.expect_err("both skipped").to_string();
         assert!(error.contains("skipped themselves"), "{error}");
+    }
+
+    #[test]
+    fn what_is_measured_on_a_busy_machine_or_left_out_has_not_passed() {
+        assert!(measured("times", SLOWDOWN_MAX, "").is_ok());
+        let busy = measured("times", SLOWDOWN_MAX + 0.1, "");
+        let busy = busy.expect_err("it is busy").to_string();
+        assert!(busy.contains("1.6 times slower"), "{busy}");
+        let part = measured("times", 1.0, "1 tests were skipped for lack of:\n");
+        let part = part.expect_err("one left something out").to_string();
+        assert!(part.contains("left something out"), "{part}");
     }
 
     #[test]
