@@ -169,6 +169,8 @@ mod tests {
         assert!(prepared.waiting.is_some_and(|waiting| waiting.retries));
         let prepared = stateless();
         assert_eq!(prepared.state.mode, "volatile");
+        let why = "the node is configured to be stateless";
+        assert_eq!(prepared.state.detail.as_deref(), Some(why));
         assert!(prepared.waiting.is_none() && prepared.problems.is_empty());
     }
 

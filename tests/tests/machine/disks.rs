@@ -197,6 +197,8 @@ fn a_full_disk_serves_and_says_so_until_it_became_larger() {
     assert_eq!(info["name"], "crowded", "its configuration is in force");
     let total = |info: &Value| info["data"]["total_bytes"].as_u64().expect("a number");
     let before = total(&info);
+    let free = |info: &Value| info["data"]["free_bytes"].as_u64().expect("a number");
+    assert!(free(&info) < 4 << 20, "{info:#}");
     node.end();
 
     // A few of the blocks go to the file's own map; the rest of the file is refused.
@@ -214,6 +216,7 @@ fn a_full_disk_serves_and_says_so_until_it_became_larger() {
     let info = node.info();
     assert_eq!(info["problems"], json!([]), "{info:#}");
     assert!(total(&info) > 3 * before, "{info:#} after {before}");
+    assert!(free(&info) > 2 * before, "{info:#} after {before}");
     node.end();
     assert_clean(&image, 0);
 }

@@ -237,6 +237,7 @@ fn addresses_of_one_network_count_as_one() {
         assert_eq!(admission.connect(conn(2), network[1], false), Ok(()));
         let full = Full::Network(Network::of(network[2]));
         assert_eq!(admission.connect(conn(3), network[2], false), Err(full));
+        assert_eq!(full.limit(), Limit::ConnectionsPerAddress);
         // A known peer behind the same network is none of them, nor one that proves itself later.
         assert_eq!(admission.connect(conn(4), network[2], true), Ok(()));
         assert!(admission.authenticated(conn(1), &peer("a")));
