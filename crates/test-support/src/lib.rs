@@ -9,7 +9,7 @@
 //! |---|---|
 //! | `ALKNET_TEST_SLOWDOWN` | a decimal of at least 1: how much slower the machine is than at rest |
 //! | `ALKNET_TEST_MACHINES_MIB` | memory that the machines of a test may have together, MiB |
-//! | `ALKNET_TEST_SKIPS` | a file to which each test that skips itself, or a part of itself, appends one line |
+//! | `ALKNET_TEST_SKIPS` | a file to which each test that skips itself, or a part of itself, or starts something again, appends one line |
 //! | `ALKNET_SOAK` | `full` in a campaign of `cargo xtask soak`: tests run at full count, and hold times against promises |
 //!
 //! Without them, deadlines are not scaled, machines have what there is, and skips are only printed, so that `cargo test` works too.
@@ -30,4 +30,4 @@ pub use deadline::{
 pub use machines::machines_mib;
 pub use namespaces::remove_orphaned_namespaces;
 pub use port::Port;
-pub use skip::{skipped, skipped_whole};
+pub use skip::{skipped, skipped_whole, started_again};
