@@ -1,6 +1,8 @@
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
+use alknet_test_support::deadline;
+
 use super::*;
 
 struct Folders(PathBuf);
@@ -281,7 +283,7 @@ fn a_pipe_in_the_clone_holds_no_command_up() {
         // The test may have given up.
         let _ = done.send(synced.map(|synced| synced.changes.written));
     });
-    let written = waited.recv_timeout(Duration::from_secs(120));
+    let written = waited.recv_timeout(deadline(Duration::from_secs(120)));
     let written = written.expect("it opens no pipe").expect("both are ours");
     assert_eq!(written, 1);
 }
