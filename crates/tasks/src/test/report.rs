@@ -243,7 +243,40 @@ pub(super) fn nothing_ran(ran: &[Ran], filter: Option<&str>) -> Option<String> {
     })
 }
 
-/// Markdown: programs and their modules by the time they took, and the slowest tests.
+/// What all tests of a part of the project may take (docs/adding-tests.md).
+const BUDGET_SECONDS: f64 = 60.0;
+
+/// The package whose programs test the whole: each module of them is of the part that it tests.
+const TESTS_OF_ALL: &str = "alknet-tests";
+
+/// Markdown: processors' seconds of each package, and of each module of [`TESTS_OF_ALL`], with a mark where they are
+/// beyond the budget.
+fn times_by_part(ran: &[Ran]) -> String {
+    let mut sums: BTreeMap<&str, f64> = BTreeMap::new();
+    for Ran { part, outcome, .. } in ran {
+        let package = part.split(' ').next().unwrap_or(part);
+        let name = if package == TESTS_OF_ALL {
+            part
+        } else {
+            package
+        };
+        *sums.entry(name).or_default() += outcome.cpu_seconds;
+    }
+    let mut sums: Vec<(&str, f64)> = sums.into_iter().collect();
+    sums.sort_by(|one, other| other.1.total_cmp(&one.1));
+    let mut text = String::from("| package, or module | processors | |\n|---|---|---|\n");
+    for (name, seconds) in sums {
+        let mark = if seconds > BUDGET_SECONDS {
+            format!("over {BUDGET_SECONDS} s")
+        } else {
+            String::new()
+        };
+        let _ = writeln!(text, "| {name} | {seconds:.1} s | {mark} |");
+    }
+    text
+}
+
+/// Markdown: programs and their modules by the time they took, what each part of the project takes, and the slowest tests.
 pub(super) fn times(ran: &[Ran]) -> String {
     let mut parts: Vec<&Ran> = ran.iter().collect();
     parts.sort_by(|one, other| {
@@ -272,6 +305,8 @@ pub(super) fn times(ran: &[Ran]) -> String {
         );
     }
     tests.sort_by(|one, other| other.1.seconds.total_cmp(&one.1.seconds));
+    text += "\n";
+    text += &times_by_part(ran);
     text += "\n| test | program | clock |\n|---|---|---|\n";
     for (part, test) in tests.iter().take(SLOWEST) {
         let _ = writeln!(text, "| `{}` | {part} | {:.1} s |", test.name, test.seconds);
@@ -344,6 +379,34 @@ mod tests {
         assert_eq!(all(&ran()).lines().count(), 4);
         let said = "2 tests passed, 1 failed, 1 ignored, 0 skipped themselves, in 2 processes";
         assert_eq!(summary(&ran()), said);
+    }
+
+    #[test]
+    fn packages_and_modules_beyond_the_budget_are_marked() {
+        let ran = |part: &str, cpu_seconds| Ran {
+            part: part.to_owned(),
+            outcome: Outcome {
+                cpu_seconds,
+                ..Outcome::default()
+            },
+            skips: Vec::new(),
+        };
+        let text = times_by_part(&[
+            ran("a lib", 35.0),
+            ran("a a", 25.5),
+            ran("b lib", 60.0),
+            ran("alknet-tests http judges", 61.0),
+            ran("alknet-tests http page", 1.0),
+        ]);
+        let rows: Vec<&str> = text.lines().skip(2).collect();
+        let expected = [
+            "| alknet-tests http judges | 61.0 s | over 60 s |",
+            "| a | 60.5 s | over 60 s |",
+            "| b | 60.0 s |  |",
+            "| alknet-tests http page | 1.0 s |  |",
+        ];
+        assert_eq!(rows, expected);
+        assert!(times(&self::ran()).contains("| a | 0.5 s |  |"));
     }
 
     #[test]
