@@ -1,7 +1,7 @@
 //! Made-up caches, counted and pruned.
 
 use std::fs::{self, File, FileTimes};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -382,6 +382,31 @@ fn what_vanishes_before_its_turn_is_no_error() {
     assert_eq!(candidates.len(), 1);
     fs::remove_dir_all(cache.at("kernel")).expect("ours");
     prune::remove(cache.path(), &candidates).expect("nothing is left to remove");
+}
+
+/// A link leads to what a mount in the cache would show.
+#[test]
+fn what_lies_on_another_file_system_is_named_and_stays() {
+    let cache = MadeUp::new();
+    let kernel = "kernel/aaaaaaaaaaaaaaaa";
+    cache.file(&format!("{kernel}/bzImage"), MIB, 300);
+    let candidates = list(cache.path(), &needs(&cache, &[], &[])).expect("readable");
+    let other = tempfile::tempdir_in("/dev/shm").expect("every system has it");
+    let device = |path: &Path| fs::metadata(path).expect("it is there").dev();
+    if device(cache.path()) == device(other.path()) {
+        alknet_test_support::skip!("a second file system", "temporary files lie in /dev/shm");
+    }
+    let moved = other.path().join("kernel");
+    for folder in [&moved, &moved.join("aaaaaaaaaaaaaaaa")] {
+        fs::create_dir(folder).expect("writable");
+    }
+    fs::remove_dir_all(cache.at("kernel")).expect("ours");
+    symlink(&moved, cache.at("kernel")).expect("links");
+    let refused = prune::remove(cache.path(), &candidates);
+    let refused = refused.expect_err("it is not ours").to_string();
+    assert!(refused.contains(kernel), "{refused}");
+    assert!(refused.contains("another file system"), "{refused}");
+    assert!(cache.has(kernel));
 }
 
 #[test]
