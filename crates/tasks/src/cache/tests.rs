@@ -468,22 +468,38 @@ fn the_table_has_a_row_for_each_folder_and_the_parts_of_target() {
 }
 
 #[test]
-fn what_was_counted_is_remembered_where_counting_takes_too_long() {
+fn a_command_says_how_large_the_cache_was_and_is() {
     let cache = MadeUp::new();
-    cache.file("kernel/aaaaaaaaaaaaaaaa/bzImage", MIB, 3);
-    // Nothing is remembered: however long it takes.
-    let counted = bytes_within(cache.path(), Duration::ZERO).expect("counted");
-    assert!(counted >= MIB as u64);
-    cache.file("kernel/bbbbbbbbbbbbbbbb/bzImage", MIB, 3);
-    assert_eq!(bytes_within(cache.path(), Duration::ZERO), Some(counted));
-    let later = bytes_within(cache.path(), Duration::from_secs(60)).expect("counted");
-    assert!(later >= 2 * MIB as u64);
-    assert_eq!(bytes_within(cache.path(), Duration::ZERO), Some(later));
-    // What was remembered for too long is counted again.
-    cache.file("kernel/cccccccccccccccc/bzImage", MIB, 3);
+    let report = |within| {
+        let before = SizeBefore::of(cache.path());
+        let counted = || before.counting.is_finished();
+        alknet_test_support::eventually("it was counted", Duration::from_secs(60), counted);
+        before.report_within(within)
+    };
+    cache.file("kernel/aaaaaaaaaaaaaaaa/bzImage", 2 * MIB, 3);
+    let text = report(Duration::from_secs(60));
+    assert_eq!(text, "  cache: 2.0 MiB before, 2.0 MiB now\n");
+    assert!(remembered(cache.path()).expect("just counted") >= 2 * MIB as u64);
+    // Where counting takes too long, what it was is known.
+    let text = report(Duration::ZERO);
+    let line = "  cache: 2.0 MiB before; `cargo xtask cache` counts it again\n";
+    assert_eq!(text, line);
+    // What was remembered for too long is not.
     date(&cache.at(REMEMBERED), 8);
-    let again = bytes_within(cache.path(), Duration::ZERO).expect("counted");
-    assert!(again >= 3 * MIB as u64);
+    assert_eq!(remembered(cache.path()), None);
+    assert_eq!(sizes(None, Some(GIB)), "  cache: 1.0 GiB now\n");
+    assert_eq!(sizes(None, None), "");
+}
+
+#[test]
+fn the_hint_comes_beyond_the_limit() {
+    assert_eq!(hint(None), "");
+    assert_eq!(hint(Some(LIMIT_BYTES)), "");
+    let text = hint(Some(LIMIT_BYTES + GIB));
+    assert!(
+        text.contains("grown to 16.0 GiB") && text.contains("--prune"),
+        "{text}"
+    );
 }
 
 #[test]

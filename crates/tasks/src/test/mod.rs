@@ -33,9 +33,10 @@ use self::null::NullDevice;
 use self::plan::Plan;
 use self::programs::{Built, Program, WORKSPACE};
 use self::since::Choice;
+use crate::cache::SizeBefore;
 use crate::context::Context;
+use crate::driver;
 use crate::failure::{Failure, Result};
-use crate::{cache, driver};
 
 /// Tests and the harness multiply their deadlines by this decimal number; set by hand, it is not measured.
 const SLOWDOWN_VARIABLE: &str = "ALKNET_TEST_SLOWDOWN";
@@ -148,6 +149,7 @@ pub fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let slowdown = Slowdown::set_or_measured()?;
     let memory = Memory::go_on();
+    let cache = SizeBefore::count(cx);
     let null = NullDevice::new();
     let result = all(cx, arguments, processors, slowdown, &null);
     eprint!("{}", cx.table());
@@ -157,9 +159,7 @@ pub fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
     );
     eprint!("{}", memory.report());
     eprint!("{}", null.report());
-    if let Some(hint) = cache::hint(cx) {
-        eprintln!("  {hint}");
-    }
+    eprint!("{}", cache.report());
     if arguments.are_whole() && result.is_ok() {
         cx.board().remember_rest(Command::Test);
     }
