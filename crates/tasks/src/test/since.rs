@@ -498,7 +498,7 @@ mod tests {
                     folders.push(path);
                 } else if is_page(&file) {
                     pages += 1;
-                    let choice = choice(&packages, &[file.clone()]);
+                    let choice = choice(&packages, std::slice::from_ref(&file));
                     let is_read = choice.taken.contains(READS_EVERY_PACKAGE)
                         && choice.takes(READS_EVERY_PACKAGE, HOUSE);
                     assert!(is_read, "{file}: {choice:?}");
