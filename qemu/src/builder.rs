@@ -223,11 +223,12 @@ impl VmBuilder {
                 Err(error) => match port_taken(&error) {
                     Some(said) if attempt < PORT_ATTEMPTS => {
                         attempt += 1;
-                        eprintln!(
-                            "{}: starting QEMU again, with other ports ({attempt} of {PORT_ATTEMPTS}): another process \
-                             took one of this host: {said}",
+                        let why = format!(
+                            "{}, with other ports ({attempt} of {PORT_ATTEMPTS}): another process took one of this \
+                             host: {said}",
                             self.name
                         );
+                        alknet_test_support::started_again("QEMU", why);
                     }
                     _ => return Err(error),
                 },

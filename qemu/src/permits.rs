@@ -265,12 +265,9 @@ fn memory_units(processors: usize, available_mib: u64) -> usize {
     usize::try_from((all / UNIT_MIB).max(1)).unwrap_or(1)
 }
 
-/// What the kernel says programs could have without swapping.
+/// What programs could have without swapping, and in a container without passing its limit.
 fn available_mib() -> u64 {
-    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|it| it.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|line| line.trim().split(' ').next()?.parse::<u64>().ok());
-    kib.map_or(ALL_MIB, |kib| kib >> 10)
+    xtask::memory::available_kib().map_or(ALL_MIB, |kib| kib >> 10)
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! Scratch directories that never outlive their use for long.
 //!
 //! A directory is removed when its owner is dropped. When the owner is killed instead, the next
-//! harness to start removes it: each directory holds a file its owner keeps locked, and a lock that
-//! can be taken belongs to nobody alive.
+//! harness to start removes it: each directory holds a file that its owner keeps locked, and a lock that
+//! can be taken belongs to no living process.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
@@ -46,13 +46,17 @@ impl Scratch {
                 "creating a directory in {}",
                 base.display()
             )))?;
-        let lock =
-            lock_file(dir.path()).map_err(Error::io("creating the lock of a scratch directory"))?;
-        lock.lock()
-            .map_err(Error::io("locking a scratch directory"))?;
+        let lock = lock(dir.path()).map_err(Error::io("locking a scratch directory"))?;
         Ok(Self { dir, _lock: lock })
     }
 }
+
+/// The file that the directory's owner holds locked as long as it lives, whatever ends it.
+const LOCK: &str = "lock";
+
+/// Its name until it is locked: under the final name, and not yet locked, another process would take the
+/// directory for one whose owner is gone.
+const UNLOCKED: &str = "lock.new";
 
 /// Mode of a folder that other users cannot enter.
 const PRIVATE: u32 = 0o700;
@@ -97,31 +101,47 @@ fn make_private(folder: &Path) -> Result<()> {
     )))
 }
 
-fn lock_file(dir: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(dir.join("lock"))
+/// Locks a new directory for its owner.
+fn lock(dir: &Path) -> io::Result<File> {
+    let [unlocked, locked] = [UNLOCKED, LOCK].map(|name| dir.join(name));
+    let file = File::create(&unlocked)?;
+    file.lock()?;
+    fs::rename(unlocked, locked)?;
+    Ok(file)
 }
 
-/// Removes every directory whose owner is gone. One without a lock file is just being made.
+/// Removes every directory whose owner is gone. One without a lock file is being made at this moment.
 fn sweep(base: &Path) {
     let Ok(entries) = fs::read_dir(base) else {
         return;
     };
     for path in entries.flatten().map(|entry| entry.path()) {
-        let Ok(lock) = File::open(path.join("lock")) else {
+        let file = path.join(LOCK);
+        let Ok(lock) = File::open(&file) else {
             continue;
         };
-        if lock.try_lock().is_ok() {
+        if lock.try_lock().is_ok() && is_at(&lock, &file) {
             tracing::debug!(path = %path.display(), "removing what a killed run left");
             let _ = fs::remove_dir_all(&path);
         }
     }
 }
 
+/// Whether `file` lies at `path` still: its owner, or another process, may have removed it between the
+/// opening and the locking.
+fn is_at(file: &File, path: &Path) -> bool {
+    let inode = |data: fs::Metadata| (data.dev(), data.ino());
+    let (held, there) = (file.metadata(), fs::symlink_metadata(path));
+    held.is_ok_and(|held| there.is_ok_and(|there| inode(held) == inode(there)))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
+    use std::thread;
+
+    use alknet_test_support::skipped;
+
     use super::*;
 
     #[test]
@@ -163,6 +183,8 @@ mod tests {
                 .expect_err("it is another user's")
                 .to_string();
             assert!(error.contains("another user"), "{error}");
+        } else {
+            skipped("root", "no folder of another user is refused");
         }
     }
 
@@ -184,10 +206,39 @@ mod tests {
         fs::create_dir(&left)
             .and_then(|()| fs::create_dir(&young))
             .expect("the directory is ours");
-        drop(lock_file(&left).expect("the directory is ours"));
+        drop(lock(&left).expect("the directory is ours"));
         sweep(base.path());
         assert!(held.path().exists(), "held by us");
         assert!(!left.exists(), "its owner is gone");
-        assert!(young.exists(), "no lock yet: somebody is making it");
+        assert!(young.exists(), "no lock yet: it is being made");
+        // The lock of a directory that another process removed, taken late, belongs to no directory.
+        let lock = held.file(LOCK);
+        let stale = File::open(&lock).expect("it is there");
+        assert!(is_at(&stale, &lock));
+        drop(held);
+        assert!(!is_at(&stale, &lock));
+    }
+
+    /// Of two processes that start at the same time each sweeps while the other one makes its directory.
+    #[test]
+    fn the_sweep_leaves_a_directory_that_is_being_made() {
+        let base = tempfile::tempdir().expect("the temporary directory is writable");
+        let start = Barrier::new(2);
+        let process = || {
+            start.wait();
+            for _ in 0..2000 {
+                sweep(base.path());
+                let scratch = Scratch::in_dir(base.path()).expect("the directory is ours");
+                assert!(scratch.file(LOCK).exists(), "just made");
+                thread::yield_now();
+                assert!(scratch.file(LOCK).exists(), "still in use");
+            }
+        };
+        thread::scope(|scope| {
+            scope.spawn(process);
+            scope.spawn(process);
+        });
+        let left = fs::read_dir(base.path()).expect("it is ours").count();
+        assert_eq!(left, 0);
     }
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use alknet_image::{Form, Role};
+use alknet_qemu::Scratch;
 
 use crate::cli::Cli;
 use crate::host::HostNode;
@@ -15,7 +16,7 @@ pub(crate) const DATA_BYTES: u64 = 1 << 30;
 /// A folder, an administrator with a key of its own, and disks that outlive a machine.
 #[derive(Debug)]
 pub struct Bench {
-    folder: tempfile::TempDir,
+    folder: Scratch,
     admin: Cli,
 }
 
@@ -31,7 +32,8 @@ impl Bench {
     /// # Panics
     /// The temporary directory cannot be written.
     pub fn new() -> Self {
-        let folder = tempfile::tempdir().expect("the temporary directory is writable");
+        // One that a killed run left holds disks: the next process to make one removes it.
+        let folder = Scratch::new().unwrap_or_else(|error| panic!("{error}"));
         let admin = Cli::new(folder.path().join("admin"));
         Self { folder, admin }
     }

@@ -315,7 +315,7 @@ impl Point {
             match stopped.and_then(|()| vm.save(folder, MADE_WITHIN)) {
                 Ok(()) => return,
                 Err(Error::BadMachine(why)) if tries.peek().is_some() => {
-                    eprintln!("firmware runs again: {why}");
+                    alknet_test_support::started_again("firmware", why);
                 }
                 Err(error) => panic!("{error}"),
             }

@@ -155,6 +155,16 @@ impl Context {
         self.workspace.cargo(subcommand)
     }
 
+    /// From now on so many builds compile at the same time, here and in steps that are started from here.
+    pub(crate) fn compile_beside(&mut self, builds: usize) {
+        self.workspace.compile_beside(builds);
+    }
+
+    /// How many jobs one of these builds starts.
+    pub(crate) fn jobs(&self) -> usize {
+        self.workspace.jobs()
+    }
+
     /// The rows of what runs.
     pub fn board(&self) -> &Board {
         &self.board

@@ -25,8 +25,15 @@ pub struct Parts {
 
 impl Parts {
     /// Finds or builds all of it. Kernel, driver and workspace are built at the same time: each has
-    /// stretches in which it downloads or links and leaves processors to the others.
+    /// stretches in which it downloads or links and leaves processors to the others. They share the memory.
     pub fn ensure(cx: &mut Context, selection: &Selection) -> Result<Self> {
+        cx.compile_beside(builds(cx, selection));
+        let parts = Self::build(cx, selection);
+        cx.compile_beside(1);
+        parts
+    }
+
+    fn build(cx: &mut Context, selection: &Selection) -> Result<Self> {
         let (kernel, binary) = (Slot::default(), Slot::default());
         let (ready, drivers) = mpsc::channel();
         cx.parallel(vec![
@@ -52,6 +59,15 @@ impl Parts {
             binary: binary.take()?,
         })
     }
+}
+
+/// How many of the three compile: cargo, and what does not lie in the cache. That a look at the cache fails is left for the
+/// step to report.
+fn builds(cx: &Context, selection: &Selection) -> usize {
+    let kernel = kernel::cached(cx).is_ok_and(|kernel| kernel.is_some());
+    let drivers = driver::cached(cx, selection);
+    let drivers = drivers.is_ok_and(|found| found.len() == selection.names().len());
+    1 + usize::from(!kernel) + usize::from(!drivers)
 }
 
 /// The binary first, which needs no driver; then the program that does.

@@ -11,6 +11,7 @@ use alknet_qemu::{Disk, Vm};
 use xtask::memory::Memory;
 use xtask::progress::Command;
 
+use crate::cache::SizeBefore;
 use crate::context::Context;
 use crate::driver;
 use crate::failure::{Failure, Result};
@@ -57,9 +58,11 @@ impl Arguments {
 pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
     // Until the console is the user's: what else the user starts meanwhile is not this command's.
     let memory = Memory::go_on();
+    let cache = SizeBefore::count(cx);
     let started = Started::new(cx, arguments);
     eprint!("{}", memory.report());
     drop(memory);
+    eprint!("{}", cache.report());
     let mut started = started?;
     cx.board().remember_rest(Command::Up);
     let machine = arguments.machine();

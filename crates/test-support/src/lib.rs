@@ -1,5 +1,6 @@
 //! What the tests of every package share: deadlines that scale with how busy the machine is, a wait
-//! for a condition, ports for servers, a process of a test's own, and named skips.
+//! for a condition, ports for servers, a process of a test's own, the removal of network namespaces that were left,
+//! and named skips.
 //!
 //! `cargo xtask test` sets the first three of these environment variables for the test programs that it starts, so that this
 //! library is one of the few that read the environment:
@@ -8,7 +9,7 @@
 //! |---|---|
 //! | `ALKNET_TEST_SLOWDOWN` | a decimal of at least 1: how much slower the machine is than at rest |
 //! | `ALKNET_TEST_MACHINES_MIB` | memory that the machines of a test may have together, MiB |
-//! | `ALKNET_TEST_SKIPS` | a file to which each test that skips itself, or a part of itself, appends one line |
+//! | `ALKNET_TEST_SKIPS` | a file to which each test that skips itself, or a part of itself, or starts something again, appends one line |
 //! | `ALKNET_SOAK` | `full` in a campaign of `cargo xtask soak`: tests run at full count, and hold times against promises |
 //!
 //! Without them, deadlines are not scaled, machines have what there is, and skips are only printed, so that `cargo test` works too.
@@ -17,6 +18,7 @@ mod alone;
 mod campaign;
 mod deadline;
 mod machines;
+mod namespaces;
 mod port;
 mod skip;
 
@@ -26,5 +28,6 @@ pub use deadline::{
     Answer, SLOWDOWN_MAX, deadline, eventually, limited, parse_slowdown, seconds, slowdown,
 };
 pub use machines::machines_mib;
+pub use namespaces::remove_orphaned_namespaces;
 pub use port::Port;
-pub use skip::{skipped, skipped_whole};
+pub use skip::{skipped, skipped_whole, started_again};

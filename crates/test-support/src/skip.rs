@@ -66,20 +66,42 @@ pub fn skipped_whole(need: &str, why: impl Display) {
     record(Location::caller(), "whole", need, &why.to_string());
 }
 
+/// Records that the current test started `what` once more, because it did not come up for a reason of the host's, or of a
+/// third party's program, that `why` says. The runner counts and lists it; each time is recorded.
+///
+/// The line has `again` in the second place, and is otherwise that of [`skipped`]. It goes to the standard error as well.
+///
+/// # Panics
+///
+/// As [`skipped`].
+#[track_caller]
+pub fn started_again(what: &str, why: impl Display) {
+    let line = line(&test(Location::caller()), "again", what, &why.to_string());
+    eprintln!("started again: {}", line.trim_end());
+    note(&line);
+}
+
 fn record(place: &Location<'_>, kind: &str, need: &str, why: &str) {
-    let current = thread::current();
-    let test = match current.name() {
-        Some(name) if name != "main" => name.to_owned(),
-        _ => format!("{}:{}", place.file(), place.line()),
-    };
-    let line = line(&test, kind, need, why);
+    let line = line(&test(place), kind, need, why);
     let mut known = RECORDED.lock().unwrap_or_else(PoisonError::into_inner);
     if !known.insert(line.clone()) {
         return;
     }
     println!("skipped: {}", line.trim_end());
+    note(&line);
+}
+
+/// Name of the current test, or `place` where its thread does not say it.
+fn test(place: &Location<'_>) -> String {
+    match thread::current().name() {
+        Some(name) if name != "main" => name.to_owned(),
+        _ => format!("{}:{}", place.file(), place.line()),
+    }
+}
+
+fn note(line: &str) {
     if let Some(file) = std::env::var_os(SKIPS) {
-        append(&file, &line).expect("the file of ALKNET_TEST_SKIPS takes a line");
+        append(&file, line).expect("the file of ALKNET_TEST_SKIPS takes a line");
     }
 }
 
@@ -133,6 +155,7 @@ mod tests {
             unnamed.join().expect("no panic");
             for _ in 0..2 {
                 skipped("KVM", "half of it");
+                started_again("QEMU", "a port");
             }
             crate::skip!("KVM", "{} of {}", 0, 1);
         }
@@ -160,6 +183,9 @@ mod tests {
             assert!(place.contains("skip.rs:"), "{place}");
             assert_eq!(reasons, "part\tKVM\ta thread of the test");
             assert_eq!(lines.next(), Some((NAME, "part\tKVM\thalf of it")));
+            for _ in 0..2 {
+                assert_eq!(lines.next(), Some((NAME, "again\tQEMU\ta port")));
+            }
             assert_eq!(lines.next(), Some((NAME, "whole\tKVM\t0 of 1")));
         }
         assert_eq!(lines.next(), None);

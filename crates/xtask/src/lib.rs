@@ -4,6 +4,7 @@
 //! clone. What the commands then do lives in `alknet-tasks`, which this crate builds and starts.
 
 pub mod cache;
+mod cgroup;
 pub mod git;
 pub mod last_use;
 pub mod locks;

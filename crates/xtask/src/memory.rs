@@ -1,4 +1,4 @@
-//! How much of the machine's memory a command takes, from the front on.
+//! How much of the machine's memory a command takes, from the front on, and how many compilers there is memory for.
 
 use std::env;
 use std::fmt::Write as _;
@@ -8,12 +8,23 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use crate::cgroup;
+
 /// Memory in GiB that `up` and `test` promise to stay below: with 16 GiB in a machine, the rest is for
 /// the system and what else runs on it.
 const MEMORY_GIB_MAX: f64 = 12.0;
 
 /// How often memory is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Memory that a job of a compiler is counted with. A round number: few units take more, and not all at the same time.
+const JOB_KIB: u64 = 1 << 20;
+
+/// Jobs of a build, however little memory there is.
+const JOBS_MIN: usize = 2;
+
+/// What the system says of its memory.
+const MEMINFO: &str = "/proc/meminfo";
 
 /// Environment variable through which the front tells `alknet-tasks` what it saw: KiB that were in use before the
 /// command, a colon, and the most KiB beyond that.
@@ -119,13 +130,39 @@ fn beyond_kib(before: Option<u64>, now: Option<u64>) -> u64 {
 }
 
 fn read_in_use_kib() -> Option<u64> {
-    in_use_kib(&fs::read_to_string("/proc/meminfo").ok()?)
+    in_use_kib(&fs::read_to_string(MEMINFO).ok()?, cgroup::left_kib())
 }
 
-/// Memory that programs could not have, in KiB: all but what proc_meminfo(5) calls available.
-fn in_use_kib(meminfo: &str) -> Option<u64> {
-    let [total, available] = ["MemTotal:", "MemAvailable:"].map(|name| field(meminfo, name));
-    Some(total?.saturating_sub(available?))
+/// Memory that programs could not have, in KiB: all but what is [available](available_of).
+fn in_use_kib(meminfo: &str, left_kib: Option<u64>) -> Option<u64> {
+    let total = field(meminfo, "MemTotal:")?;
+    Some(total.saturating_sub(available_of(meminfo, left_kib)?))
+}
+
+/// Memory that programs could have without swapping, in KiB; nothing where the system does not say it.
+#[must_use]
+pub fn available_kib() -> Option<u64> {
+    available_of(&fs::read_to_string(MEMINFO).ok()?, cgroup::left_kib())
+}
+
+/// What proc_meminfo(5) calls available, and no more than control groups leave, where they have a limit.
+fn available_of(meminfo: &str, left_kib: Option<u64>) -> Option<u64> {
+    let available = field(meminfo, "MemAvailable:")?;
+    Some(left_kib.map_or(available, |left| left.min(available)))
+}
+
+/// How many jobs each of `builds` starts that compile at the same time: one for each processor, and not more of all together
+/// than there are GiB of memory. Each has two in any case, which is what two processors always had.
+#[must_use]
+pub fn jobs(builds: usize) -> usize {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    jobs_of(processors, available_kib(), builds)
+}
+
+fn jobs_of(processors: usize, available_kib: Option<u64>, builds: usize) -> usize {
+    let jobs = available_kib.map_or(u64::MAX, |kib| kib / JOB_KIB);
+    let jobs = usize::try_from(jobs).unwrap_or(usize::MAX);
+    processors.min((jobs / builds.max(1)).max(JOBS_MIN))
 }
 
 fn field(text: &str, name: &str) -> Option<u64> {
@@ -140,15 +177,35 @@ mod tests {
     #[test]
     fn memory_in_use_is_all_that_is_not_available() {
         let text = "MemTotal:       24 kB\nMemFree: 3 kB\nMemAvailable:   20 kB\n";
-        assert_eq!(in_use_kib(text), Some(4));
-        assert_eq!(in_use_kib("MemTotal: 24 kB\nMemFree: 3 kB\n"), None);
-        assert_eq!(in_use_kib(""), None);
+        assert_eq!(in_use_kib(text, None), Some(4));
+        assert_eq!(in_use_kib("MemTotal: 24 kB\nMemFree: 3 kB\n", None), None);
+        assert_eq!(in_use_kib("", None), None);
+        // What a container may not have is in use, whoever has it.
+        assert_eq!(in_use_kib(text, Some(5)), Some(19));
+        assert_eq!(in_use_kib(text, Some(500)), Some(4));
         assert_eq!(beyond_kib(Some(4), Some(9)), 5);
         assert_eq!(beyond_kib(Some(9), Some(4)), 0);
         // What others use must not count as this command's.
         assert_eq!(beyond_kib(None, Some(9)), 0);
         assert_eq!(beyond_kib(Some(4), None), 0);
         assert!(read_in_use_kib().is_some(), "this system's file is read");
+        assert!(available_kib().is_some());
+    }
+
+    #[test]
+    fn builds_share_memory_and_each_has_two_jobs() {
+        let gib = |gib: u64| Some(gib << 20);
+        // A machine with two processors, whatever its memory.
+        for memory in [Some(0), gib(5), gib(13), None] {
+            assert_eq!(jobs_of(2, memory, 3), 2);
+        }
+        assert_eq!(jobs_of(1, gib(13), 3), 1);
+        assert_eq!(jobs_of(16, gib(13), 3), 4);
+        assert_eq!(jobs_of(16, gib(13), 1), 13);
+        assert_eq!(jobs_of(16, gib(60), 3), 16);
+        assert_eq!(jobs_of(64, gib(3), 3), 2);
+        assert_eq!(jobs_of(64, None, 3), 64);
+        assert!(jobs(1) >= 1);
     }
 
     #[test]

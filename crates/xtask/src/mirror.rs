@@ -87,7 +87,7 @@ impl Mark {
 }
 
 /// Makes `mirror` hold what `clone` holds: tracked files and untracked ones that git does not ignore,
-/// except what lies below `cache`. Files with the same content are not touched; the others are dated
+/// except what lies below `cache` or below a symbolic link. Files with the same content are not touched; the others are dated
 /// later than `newest`, the time of the newest artefact.
 pub fn sync(clone: &Path, mirror: &Path, cache: &Path, newest: SystemTime) -> io::Result<Synced> {
     let mut synced = Synced::default();
@@ -98,6 +98,10 @@ pub fn sync(clone: &Path, mirror: &Path, cache: &Path, newest: SystemTime) -> io
     let date = date_after(newest);
     for (file, data) in files {
         let (from, to) = (clone.join(&file), mirror.join(&file));
+        if is_below_link(mirror, &file) {
+            let error = io::Error::other("a folder above it is a symbolic link");
+            return Err(named(&to, &error));
+        }
         let copied = copy(&from, &to, Some(date)).map_err(|error| named(&from, &error))?;
         synced.changes.written += usize::from(copied);
         let there = fs::symlink_metadata(&to)?;
@@ -151,6 +155,11 @@ fn files_of(
         if inner.as_ref().is_some_and(|inner| file.starts_with(inner)) {
             continue;
         }
+        // Git goes on listing the files of a tracked folder whose place a link has taken. What the link leads to is
+        // not the clone's.
+        if is_below_link(clone, &file) {
+            continue;
+        }
         // Git also lists files that were deleted and not yet committed as such.
         let Ok(data) = fs::symlink_metadata(clone.join(&file)) else {
             continue;
@@ -166,6 +175,15 @@ fn files_of(
         files.insert(file, data);
     }
     Ok(files)
+}
+
+/// Whether a folder above `file`, which is relative to `root`, is a symbolic link.
+fn is_below_link(root: &Path, file: &Path) -> bool {
+    let mut above = file.ancestors().skip(1);
+    above.any(|folder| {
+        let named = !folder.as_os_str().is_empty();
+        named && fs::symlink_metadata(root.join(folder)).is_ok_and(|data| data.is_symlink())
+    })
 }
 
 /// Where the cache lies in the clone, if it does.
@@ -251,9 +269,11 @@ fn remove_others(mirror: &Path, folder: &Path, files: &BTreeSet<&Path>) -> io::R
         let path = entry.path();
         let relative = path.strip_prefix(mirror).unwrap_or(&path);
         if entry.file_type()?.is_dir() {
-            // A file of the clone may have taken the folder's name.
             removed += remove_others(mirror, &path, files)?;
-            if fs::read_dir(&path)?.next().is_none() {
+            // A file or a link of the clone may have taken the folder's name: what the build generated in it goes, too.
+            if files.contains(relative) {
+                fs::remove_dir_all(&path)?;
+            } else if fs::read_dir(&path)?.next().is_none() {
                 fs::remove_dir(&path)?;
             }
         } else if !files.contains(relative)

@@ -6,6 +6,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::env;
 use std::ffi::c_int;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, IsTerminal, Seek, SeekFrom, Write};
@@ -21,6 +22,7 @@ use crate::cache;
 use crate::git::git;
 use crate::last_use::{BuildSet, LastUse};
 use crate::locks::{self, Sharing};
+use crate::memory;
 use crate::mirror::{self, BroughtBack, Changes, Record};
 use crate::progress::Row;
 use crate::rustc;
@@ -31,6 +33,8 @@ pub struct Workspace {
     root: PathBuf,
     cache: PathBuf,
     triple: String,
+    /// Builds that compile at the same time, cargo's included.
+    builds: usize,
     /// The lock as long as it is held: every cargo inherits it.
     held: Arc<Mutex<Weak<File>>>,
 }
@@ -72,6 +76,9 @@ impl Drop for BuildLock {
 /// by as much.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 
+/// What cargo reads the number of its jobs from, unless its arguments say it.
+const JOBS_VARIABLE: &str = "CARGO_BUILD_JOBS";
+
 /// `F_SETFD` of `fcntl(2)`.
 const SET_DESCRIPTOR_FLAGS: c_int = 2;
 
@@ -91,6 +98,7 @@ impl Workspace {
             root,
             cache: cache.to_owned(),
             triple: host_triple()?,
+            builds: 1,
             held: Arc::default(),
         })
     }
@@ -125,6 +133,17 @@ impl Workspace {
         &self.triple
     }
 
+    /// From now on so many builds compile at the same time: cargo's, and those of other programs.
+    pub fn compile_beside(&mut self, builds: usize) {
+        self.builds = builds;
+    }
+
+    /// How many jobs one of these builds starts, by the memory that there is now.
+    #[must_use]
+    pub fn jobs(&self) -> usize {
+        memory::jobs(self.builds)
+    }
+
     /// A built executable.
     #[must_use]
     pub fn executable(&self, name: &str) -> PathBuf {
@@ -136,13 +155,18 @@ impl Workspace {
     /// the folder is free only when they have ended.
     #[must_use]
     pub fn cargo(&self, subcommand: &str) -> Command {
-        let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         command
             .current_dir(self.mirror())
             .arg(subcommand)
             .env("CARGO_TARGET_DIR", self.target())
             .env("RUSTC_WORKSPACE_WRAPPER", rustc::path(&self.cache))
             .env_remove("CARGO_BUILD_TARGET_DIR");
+        let (jobs, processors) = (self.jobs(), thread::available_parallelism());
+        let is_less = processors.is_ok_and(|processors| jobs < processors.get());
+        if is_less && env::var_os(JOBS_VARIABLE).is_none() {
+            command.env(JOBS_VARIABLE, jobs.to_string());
+        }
         if let Some(day) = self.commit_day() {
             command.env("ALKNET_BUILD_TIME", day);
         }
@@ -369,7 +393,7 @@ fn package_in(line: &str) -> Option<String> {
 }
 
 fn host_triple() -> Result<String, String> {
-    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let output = Command::new(rustc)
         .arg("-vV")
         .output()

@@ -226,9 +226,10 @@ async fn scenario(admin: &Path, served: &Served) {
 
 #[test]
 fn a_host_with_thousands_of_addresses_keeps_no_administrator_out() {
-    let bench = Bench::new();
-    let lab = Lab::new('c').crowded();
-    let served = lab.serve(&bench, "::", CONFIG);
-    let admin = bench.admin().state().to_owned();
-    among(&lab, scenario(&admin, &served));
+    if let Some(lab) = Lab::new('c').map(Lab::crowded) {
+        let bench = Bench::new();
+        let served = lab.serve(&bench, "::", CONFIG);
+        let admin = bench.admin().state().to_owned();
+        among(&lab, scenario(&admin, &served));
+    }
 }

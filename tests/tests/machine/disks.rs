@@ -22,6 +22,8 @@ const CLOSED_WITHIN: Duration = Duration::from_secs(30);
 const SMALL_BYTES: u64 = 128 << 20;
 /// What is left free on a disk filled by a test; less than 4 MiB is full.
 const LEFT_BYTES: usize = 1 << 20;
+/// Where ext4 has its superblock, of as many bytes.
+const SUPER_AT: u64 = 1024;
 /// Block 1: the group descriptors of a file system with blocks of 4 KiB.
 const GROUPS_AT: u64 = 4096;
 /// A partition table and its backup: 34 sectors at the front, 33 at the end.
@@ -242,19 +244,20 @@ fn debugfs_overfull(image: &Path, filler: &Path) {
     tool_says("debugfs", &arguments);
 }
 
-/// Its own file system with damaged group descriptors, under somebody else's, and data where only a disk that is not blank
-/// has any.
+/// Its own file system with damaged group descriptors, with a damaged superblock and under somebody else's, and data
+/// where only a disk that is not blank has any.
 #[test]
 fn what_is_no_file_system_of_its_own_is_refused_and_never_formatted() {
     let bench = Bench::new();
     small_off(&bench);
     let own = bench.data();
-    let [descriptors, fat] = ["descriptors", "fat"].map(|name| {
+    let [descriptors, superblock, fat] = ["descriptors", "superblock", "fat"].map(|name| {
         let image = bench.path().join(format!("{name}.raw"));
         alknet_qemu::copy(&own, &image).unwrap_or_else(|error| panic!("{error}"));
         image
     });
     overwrite(&descriptors, &[0xa5; 1024], GROUPS_AT);
+    overwrite(&superblock, &[0xa5; 1024], SUPER_AT);
     let name = fat.display().to_string();
     tool_says(
         "mformat",
@@ -266,6 +269,7 @@ fn what_is_no_file_system_of_its_own_is_refused_and_never_formatted() {
     overwrite(&text, b"a diary", (1 << 20) - 512);
     for (image, why) in [
         (descriptors, "data disk vdb cannot be mounted"),
+        (superblock, "neither blank nor a file system"),
         (fat, "neither blank nor a file system"),
         (text, "neither blank nor a file system"),
     ] {

@@ -500,6 +500,33 @@ impl Node {
         tokio::time::timeout(hung(), work).await.expect("it hangs")
     }
 
+    /// Says `begin`, and then `piece` again and again until the node ends the connection; what it heard then. The node
+    /// has to end it before it was sent so many bytes.
+    pub(crate) async fn floods(
+        &self,
+        alpn: &'static [u8],
+        begin: &[u8],
+        piece: &[u8],
+        most: usize,
+    ) -> Vec<u8> {
+        let (dialled, served) = self.dial(alpn);
+        let work = async {
+            let (mut send, mut recv) = dialled.open_bi().await.expect("a stream");
+            send.write_all(begin).await.expect("it reads");
+            let mut sent = begin.len();
+            while send.write_all(piece).await.is_ok() {
+                sent += piece.len();
+                assert!(sent < most, "the node reads on");
+            }
+            Served(served).ended().await;
+            let mut heard = Vec::new();
+            // How it ends says nothing more.
+            let _ = recv.read_to_end(&mut heard).await;
+            heard
+        };
+        tokio::time::timeout(hung(), work).await.expect("it hangs")
+    }
+
     /// Says each of these over one connection of HTTP/1.1, waits for `pause` in between, and hears what comes
     /// until the node ends it.
     pub(crate) async fn says(&self, texts: &[&str], pause: Duration) -> String {

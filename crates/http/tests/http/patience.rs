@@ -22,6 +22,16 @@ fn enough() -> Duration {
 
 const LONG: Duration = Duration::from_secs(3600);
 
+/// More than what the node takes of a head and what may be on its way to it.
+const FLOOD_BYTES_MAX: usize = 4 << 20;
+
+/// Kinds of frames of HTTP/2 (RFC 9113 section 6), and the bytes before a payload.
+const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
+const GOAWAY: u8 = 7;
+const CONTINUATION: u8 = 9;
+const FRAME_HEAD_BYTES: usize = 9;
+
 /// What is sent when there is no event.
 const PING: &str = ": ping\n\n";
 
@@ -107,6 +117,65 @@ async fn heads_that_do_not_end_are_given_up() {
     let slowly = [whole, begun, goes_on, begun, goes_on, whole, begun];
     let told = node.says(&slowly, pause).await;
     assert_eq!(told.matches("\r\n\r\nok\n").count(), 4, "{told}");
+}
+
+/// Nothing has a limit of time here: what the node takes of a head is all that can end it.
+#[tokio::test]
+async fn heads_without_end_are_ended_by_what_is_taken_of_them() {
+    let node = Node::patient(Patience {
+        head: LONG,
+        keep_alive: LONG,
+        ..Patience::default()
+    });
+    let begin = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n";
+    let long = format!("X-A: {}\r\n", "a".repeat(1000)).repeat(4);
+    let short = "A: b\r\n".repeat(700);
+    let endless = "a".repeat(4096);
+    for piece in [long, short, endless] {
+        let heard = node.floods(b"http/1.1", begin, piece.as_bytes(), FLOOD_BYTES_MAX);
+        let told = String::from_utf8_lossy(&heard.await).into_owned();
+        let name = &piece[..8];
+        assert!(told.starts_with("HTTP/1.1 431 "), "{name:?}: {told}");
+    }
+
+    // CONTINUATION that never ends (CVE-2024-27316): a literal header each, after a head without END_HEADERS.
+    let mut block = vec![0x82, 0x87, 0x84, 0x41, 9];
+    block.extend(b"localhost");
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let begin = [
+        &preface[..],
+        &frame(SETTINGS, 0, &[]),
+        &frame(HEADERS, 1, &block),
+    ]
+    .concat();
+    let mut more = vec![0x00, 1, b'a', 0x7f, 0xe1, 0x1e];
+    more.extend([b'a'; 4000]);
+    let piece = frame(CONTINUATION, 1, &more);
+    let heard = node.floods(b"h2", &begin, &piece, FLOOD_BYTES_MAX).await;
+    // The error, and not NO_ERROR, with which a clock would say goodbye.
+    let goodbye = frames(&heard).find(|(kind, _)| *kind == GOAWAY);
+    let (_, goodbye) = goodbye.unwrap_or_else(|| panic!("{heard:?}"));
+    assert_ne!(goodbye[4..8], [0; 4], "{goodbye:?}");
+}
+
+/// A frame of HTTP/2 without flags (RFC 9113 section 4.1).
+fn frame(kind: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+    frame.extend([kind, 0]);
+    frame.extend(stream.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+/// The frames that were heard, with their payloads.
+fn frames(mut heard: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+    std::iter::from_fn(move || {
+        let (head, rest) = heard.split_at_checked(FRAME_HEAD_BYTES)?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        let (payload, rest) = rest.split_at_checked(length)?;
+        heard = rest;
+        Some((head[3], payload))
+    })
 }
 
 /// What is answered before its body has come is read on, and that is no head of the next request.

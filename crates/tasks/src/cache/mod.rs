@@ -19,6 +19,7 @@ mod usage;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::json;
@@ -36,11 +37,11 @@ const LIMIT_BYTES: u64 = 15 * GIB;
 
 const GIB: u64 = 1 << 30;
 
-/// Longest time for the line at the end of a command. 200,000 files whose metadata is in memory take
+/// Longest time for counting at the end of a command. 200,000 files whose metadata is in memory take
 /// 0.6 s on two busy cores, and three times that when it has to be read from disk.
-const HINT_WITHIN: Duration = Duration::from_millis(800);
+const AFTER_WITHIN: Duration = Duration::from_millis(800);
 
-/// How long a size is good enough where counting takes longer than that.
+/// How long a size is good enough for the hint where counting takes longer than that.
 const REMEMBERED_FOR: Duration = Duration::from_secs(7 * 86_400);
 
 /// The file that remembers how large the cache was.
@@ -113,31 +114,74 @@ pub fn in_use(cx: &Context) -> Result<CommandLock> {
     CommandLock::beside_others(cx.cache()).map_err(Failure::io("lock the cache"))
 }
 
-/// A line for the end of a command, when the cache has passed the usual limit. Takes less than a second,
-/// or, once a week, as long as counting takes.
-pub fn hint(cx: &Context) -> Option<String> {
-    let bytes = bytes_within(cx.cache(), HINT_WITHIN)?;
-    (bytes > LIMIT_BYTES).then(|| {
-        format!(
-            "the cache has grown to {}: `cargo xtask cache --prune` brings it below {LIMIT_GIB} GiB",
-            size(bytes)
-        )
-    })
+/// How large the cache was when a command began, which is counted beside its first steps.
+#[derive(Debug)]
+pub struct SizeBefore {
+    cache: PathBuf,
+    counting: JoinHandle<Option<u64>>,
 }
 
-/// What the cache holds; what it held within the last week where counting takes too long. None where it
-/// cannot be read.
+impl SizeBefore {
+    /// Begins to count.
+    pub fn count(cx: &Context) -> Self {
+        Self::of(cx.cache())
+    }
+
+    fn of(cache: &Path) -> Self {
+        let all = [vec![cache.to_owned()]];
+        let counting = thread::spawn(move || Some(usage::measure(&all).ok()?.first()?.bytes));
+        Self {
+            cache: cache.to_owned(),
+            counting,
+        }
+    }
+
+    /// For the end of a command: how large the cache was and is, and how to make it smaller when it has passed the usual
+    /// limit. Takes less than a second: where counting takes longer, only the size before is known.
+    pub fn report(self) -> String {
+        self.report_within(AFTER_WITHIN)
+    }
+
+    fn report_within(self, within: Duration) -> String {
+        // A command that failed at once does not wait for it.
+        let is_counted = self.counting.is_finished();
+        let before = is_counted.then(|| self.counting.join().ok()?).flatten();
+        let after = bytes_within(&self.cache, within);
+        if let Some(bytes) = after.or(before) {
+            remember(&self.cache, bytes);
+        }
+        sizes(before, after) + &hint(after.or_else(|| remembered(&self.cache)))
+    }
+}
+
+/// A line, if anything is known.
+fn sizes(before: Option<u64>, after: Option<u64>) -> String {
+    match (before.map(size), after.map(size)) {
+        (Some(before), Some(after)) => format!("  cache: {before} before, {after} now\n"),
+        (Some(before), None) => {
+            format!("  cache: {before} before; `cargo xtask cache` counts it again\n")
+        }
+        (None, Some(after)) => format!("  cache: {after} now\n"),
+        (None, None) => String::new(),
+    }
+}
+
+/// A line, when the cache has passed the usual limit.
+fn hint(bytes: Option<u64>) -> String {
+    let Some(bytes) = bytes.filter(|bytes| *bytes > LIMIT_BYTES) else {
+        return String::new();
+    };
+    format!(
+        "  the cache has grown to {}: `cargo xtask cache --prune` brings it below {LIMIT_GIB} GiB\n",
+        size(bytes)
+    )
+}
+
+/// What the cache holds; none where counting takes too long, or it cannot be read.
 fn bytes_within(cache: &Path, within: Duration) -> Option<u64> {
     let all: [Vec<PathBuf>; 1] = [vec![cache.to_owned()]];
-    let counted = usage::measure_until(&all, Some(Instant::now() + within)).ok()?;
-    let usage = match (counted, remembered(cache)) {
-        (Some(usage), _) => usage,
-        (None, Some(bytes)) => return Some(bytes),
-        (None, None) => usage::measure(&all).ok()?,
-    };
-    let bytes = usage.first()?.bytes;
-    remember(cache, bytes);
-    Some(bytes)
+    let counted = usage::measure_until(&all, Some(Instant::now() + within)).ok()??;
+    Some(counted.first()?.bytes)
 }
 
 fn remember(cache: &Path, bytes: u64) {

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -90,7 +92,8 @@ pub(super) fn prune(
 }
 
 /// Moves each path aside before it is deleted, so that a command that is killed meanwhile leaves no half
-/// of a folder where the next one looks for a whole one.
+/// of a folder where the next one looks for a whole one. An error where a path is a mount point or lies behind one: that
+/// was put there by somebody else.
 pub(super) fn remove(cache: &Path, candidates: &[Candidate]) -> Result<()> {
     let aside = Scratch::new(cache, "removed-")?;
     let paths = candidates.iter().flat_map(|one| &one.paths);
@@ -98,13 +101,47 @@ pub(super) fn remove(cache: &Path, candidates: &[Candidate]) -> Result<()> {
         let moved = aside.path().join(n.to_string());
         let removed = match fs::rename(path, &moved) {
             Ok(()) => delete(&moved),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            // It is a mount, or lies on another file system.
-            Err(_) => delete(path),
+            Err(error) => match error.kind() {
+                io::ErrorKind::NotFound => Ok(()),
+                // Overlayfs moves no folder that a lower layer has (its documentation, "Renaming directories").
+                io::ErrorKind::CrossesDevices if is_same_mount(path, aside.path()) => delete(path),
+                io::ErrorKind::CrossesDevices | io::ErrorKind::ResourceBusy => {
+                    return Err(mounted(path));
+                }
+                // For want of room for one more name, in the moment when room is to be made.
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => delete(path),
+                _ => Err(error),
+            },
         };
         removed.map_err(Failure::io(format!("remove {}", path.display())))?;
     }
     Ok(())
+}
+
+/// Who mounted something in the cache put it there for a reason that this command does not know.
+fn mounted(path: &Path) -> Failure {
+    Failure::Arguments(format!(
+        "{} is not removed: it is a mount point, or lies on another file system than the rest of the cache; unmount \
+         that, or delete by hand what is in it",
+        path.display()
+    ))
+}
+
+/// Whether both are found through the same mount.
+fn is_same_mount(one: &Path, other: &Path) -> bool {
+    let ids = (mount_id(one), mount_id(other));
+    matches!(ids, (Ok(Some(one)), Ok(Some(other))) if one == other)
+}
+
+/// What the kernel calls the mount through which `path` is found, from proc_pid_fdinfo(5).
+fn mount_id(path: &Path) -> io::Result<Option<String>> {
+    let opened = File::options()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_NOFOLLOW)
+        .open(path)?;
+    let about = fs::read_to_string(format!("/proc/self/fdinfo/{}", opened.as_raw_fd()))?;
+    let id = about.lines().find_map(|line| line.strip_prefix("mnt_id:"));
+    Ok(id.map(|id| id.trim().to_owned()))
 }
 
 /// Deletes a file, a folder, or a symbolic link and not what it leads to.

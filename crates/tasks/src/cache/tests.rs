@@ -1,7 +1,7 @@
 //! Made-up caches, counted and pruned.
 
 use std::fs::{self, File, FileTimes};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -384,6 +384,31 @@ fn what_vanishes_before_its_turn_is_no_error() {
     prune::remove(cache.path(), &candidates).expect("nothing is left to remove");
 }
 
+/// A link leads to what a mount in the cache would show.
+#[test]
+fn what_lies_on_another_file_system_is_named_and_stays() {
+    let cache = MadeUp::new();
+    let kernel = "kernel/aaaaaaaaaaaaaaaa";
+    cache.file(&format!("{kernel}/bzImage"), MIB, 300);
+    let candidates = list(cache.path(), &needs(&cache, &[], &[])).expect("readable");
+    let other = tempfile::tempdir_in("/dev/shm").expect("every system has it");
+    let device = |path: &Path| fs::metadata(path).expect("it is there").dev();
+    if device(cache.path()) == device(other.path()) {
+        alknet_test_support::skip!("a second file system", "temporary files lie in /dev/shm");
+    }
+    let moved = other.path().join("kernel");
+    for folder in [&moved, &moved.join("aaaaaaaaaaaaaaaa")] {
+        fs::create_dir(folder).expect("writable");
+    }
+    fs::remove_dir_all(cache.at("kernel")).expect("ours");
+    symlink(&moved, cache.at("kernel")).expect("links");
+    let refused = prune::remove(cache.path(), &candidates);
+    let refused = refused.expect_err("it is not ours").to_string();
+    assert!(refused.contains(kernel), "{refused}");
+    assert!(refused.contains("another file system"), "{refused}");
+    assert!(cache.has(kernel));
+}
+
 #[test]
 fn a_program_with_two_names_goes_with_both() {
     let cache = MadeUp::new();
@@ -443,22 +468,38 @@ fn the_table_has_a_row_for_each_folder_and_the_parts_of_target() {
 }
 
 #[test]
-fn what_was_counted_is_remembered_where_counting_takes_too_long() {
+fn a_command_says_how_large_the_cache_was_and_is() {
     let cache = MadeUp::new();
-    cache.file("kernel/aaaaaaaaaaaaaaaa/bzImage", MIB, 3);
-    // Nothing is remembered: however long it takes.
-    let counted = bytes_within(cache.path(), Duration::ZERO).expect("counted");
-    assert!(counted >= MIB as u64);
-    cache.file("kernel/bbbbbbbbbbbbbbbb/bzImage", MIB, 3);
-    assert_eq!(bytes_within(cache.path(), Duration::ZERO), Some(counted));
-    let later = bytes_within(cache.path(), Duration::from_secs(60)).expect("counted");
-    assert!(later >= 2 * MIB as u64);
-    assert_eq!(bytes_within(cache.path(), Duration::ZERO), Some(later));
-    // What was remembered for too long is counted again.
-    cache.file("kernel/cccccccccccccccc/bzImage", MIB, 3);
+    let report = |within| {
+        let before = SizeBefore::of(cache.path());
+        let counted = || before.counting.is_finished();
+        alknet_test_support::eventually("it was counted", Duration::from_secs(60), counted);
+        before.report_within(within)
+    };
+    cache.file("kernel/aaaaaaaaaaaaaaaa/bzImage", 2 * MIB, 3);
+    let text = report(Duration::from_secs(60));
+    assert_eq!(text, "  cache: 2.0 MiB before, 2.0 MiB now\n");
+    assert!(remembered(cache.path()).expect("just counted") >= 2 * MIB as u64);
+    // Where counting takes too long, what it was is known.
+    let text = report(Duration::ZERO);
+    let line = "  cache: 2.0 MiB before; `cargo xtask cache` counts it again\n";
+    assert_eq!(text, line);
+    // What was remembered for too long is not.
     date(&cache.at(REMEMBERED), 8);
-    let again = bytes_within(cache.path(), Duration::ZERO).expect("counted");
-    assert!(again >= 3 * MIB as u64);
+    assert_eq!(remembered(cache.path()), None);
+    assert_eq!(sizes(None, Some(GIB)), "  cache: 1.0 GiB now\n");
+    assert_eq!(sizes(None, None), "");
+}
+
+#[test]
+fn the_hint_comes_beyond_the_limit() {
+    assert_eq!(hint(None), "");
+    assert_eq!(hint(Some(LIMIT_BYTES)), "");
+    let text = hint(Some(LIMIT_BYTES + GIB));
+    assert!(
+        text.contains("grown to 16.0 GiB") && text.contains("--prune"),
+        "{text}"
+    );
 }
 
 #[test]

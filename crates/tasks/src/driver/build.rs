@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
 
 use super::ninja::Parts;
 use super::recipe::{Recipe, Recipes};
@@ -134,11 +133,10 @@ impl<'a> Build<'a> {
     }
 
     fn ninja(&self, build: &str) -> Command {
-        let jobs = thread::available_parallelism().map_or(1, usize::from);
         let mut ninja = Command::new("nice");
         // Cargo, beside which this runs, has the longer way to go.
         ninja.args(["-n", "5", "ninja"]);
-        ninja.args(["-j", &jobs.to_string(), "-C"]);
+        ninja.args(["-j", &self.cx.jobs().to_string(), "-C"]);
         ninja.arg(self.folder(build));
         self.clean(&mut ninja);
         ninja

@@ -10,7 +10,6 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
 
 use crate::context::Context;
 use crate::digest;
@@ -169,9 +168,9 @@ impl<'a> Build<'a> {
     fn run(&self, source: &Path, kernel: &Kernel) -> Result<()> {
         self.unpack(source)?;
         self.configure()?;
-        let jobs = thread::available_parallelism().map_or(1, usize::from);
         let mut make = self.make();
-        make.args([&format!("-j{jobs}"), "bzImage", "vmlinux"]);
+        let jobs = format!("-j{}", self.cx.jobs());
+        make.args([&*jobs, "bzImage", "vmlinux"]);
         self.cx.run(&mut make, "kernel", "kernel-build")?;
         self.publish(kernel)
     }

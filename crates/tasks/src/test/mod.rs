@@ -31,10 +31,12 @@ pub(crate) use self::load::Surroundings;
 use self::needs::Needs;
 use self::null::NullDevice;
 use self::plan::Plan;
-use self::programs::{Built, WORKSPACE};
+use self::programs::{Built, Program, WORKSPACE};
+use self::since::Choice;
+use crate::cache::SizeBefore;
 use crate::context::Context;
+use crate::driver;
 use crate::failure::{Failure, Result};
-use crate::{cache, driver};
 
 /// Tests and the harness multiply their deadlines by this decimal number; set by hand, it is not measured.
 const SLOWDOWN_VARIABLE: &str = "ALKNET_TEST_SLOWDOWN";
@@ -147,6 +149,7 @@ pub fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let slowdown = Slowdown::set_or_measured()?;
     let memory = Memory::go_on();
+    let cache = SizeBefore::count(cx);
     let null = NullDevice::new();
     let result = all(cx, arguments, processors, slowdown, &null);
     eprint!("{}", cx.table());
@@ -156,9 +159,7 @@ pub fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
     );
     eprint!("{}", memory.report());
     eprint!("{}", null.report());
-    if let Some(hint) = cache::hint(cx) {
-        eprintln!("  {hint}");
-    }
+    eprint!("{}", cache.report());
     if arguments.are_whole() && result.is_ok() {
         cx.board().remember_rest(Command::Test);
     }
@@ -203,7 +204,8 @@ fn all(
         jobs.push((
             "build tests",
             Box::new(|cx| {
-                built = Built::ensure(cx, selection)?;
+                built = Built::ensure(cx, &selection.cargo)?;
+                built.programs.retain(|program| selection.takes(program));
                 Ok(())
             }),
         ));
@@ -238,22 +240,45 @@ fn all(
         eprint!("{warning}");
     }
     result?;
-    if scope.checks && !built.warnings.is_empty() {
-        return Err(Failure::Step {
-            what: "lints".to_owned(),
-            how: format!("{} warnings", built.warnings.len()),
-            log: None,
-        });
-    }
-    Ok(())
+    judge_lints(scope, built.warnings.len())
 }
 
-/// What cargo is to build; nothing when no package is concerned.
-fn selection(cx: &Context, arguments: &Arguments) -> Result<Option<Vec<String>>> {
+/// Warnings of the compiler and of the lints fail a run with checks, whose tests have all passed.
+fn judge_lints(scope: Scope, warnings: usize) -> Result<()> {
+    if !scope.checks || warnings == 0 {
+        return Ok(());
+    }
+    Err(Failure::Step {
+        what: "lints".to_owned(),
+        how: format!("{warnings} warnings"),
+        log: None,
+    })
+}
+
+/// What is built and run.
+struct Selection {
+    /// Arguments of cargo.
+    cargo: Vec<String>,
+    /// With `--since`, which of the programs run.
+    choice: Option<Choice>,
+}
+
+impl Selection {
+    fn takes(&self, program: &Program) -> bool {
+        let choice = self.choice.as_ref();
+        choice.is_none_or(|choice| choice.takes(&program.package, &program.target))
+    }
+}
+
+/// What is to be built and run; nothing when no package is concerned.
+fn selection(cx: &Context, arguments: &Arguments) -> Result<Option<Selection>> {
+    // The whole workspace, so that libraries keep the features they were compiled with.
+    let whole = iter::once(WORKSPACE.to_owned());
     let Some(reference) = &arguments.since else {
-        // The whole workspace, so that libraries keep the features they were compiled with.
-        let whole = iter::once(WORKSPACE.to_owned());
-        return Ok(Some(whole.chain(arguments.cargo.iter().cloned()).collect()));
+        return Ok(Some(Selection {
+            cargo: whole.chain(arguments.cargo.iter().cloned()).collect(),
+            choice: None,
+        }));
     };
     let choice = since::choose(cx, reference)?;
     let list = |names: &std::collections::BTreeSet<String>| {
@@ -280,6 +305,12 @@ fn selection(cx: &Context, arguments: &Arguments) -> Result<Option<Vec<String>>>
         .left_out
         .iter()
         .flat_map(|name| ["--exclude".to_owned(), name.clone()]);
-    let whole = iter::once(WORKSPACE.to_owned()).chain(excluded);
-    Ok(Some(whole.chain(arguments.cargo.iter().cloned()).collect()))
+    let cargo = whole
+        .chain(excluded)
+        .chain(arguments.cargo.iter().cloned())
+        .collect();
+    Ok(Some(Selection {
+        cargo,
+        choice: Some(choice),
+    }))
 }

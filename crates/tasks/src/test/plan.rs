@@ -77,7 +77,8 @@ impl Plan<'_> {
             let why = ran.outcome.broken.as_ref()?;
             Some(format!("FAILED: {}: {why}\n{}", ran.part, ran.outcome.said))
         });
-        let broken: Vec<String> = broken.collect();
+        let refused = report::refused(&ran, nix::unistd::geteuid().is_root());
+        let broken: Vec<String> = broken.chain(refused).collect();
         for text in failed
             .iter()
             .map(Failed::text)
@@ -86,6 +87,7 @@ impl Plan<'_> {
             eprint!("{text}");
         }
         eprint!("{}", report::skipped(&ran));
+        eprint!("{}", report::again(&ran));
         eprintln!("{}", report::summary(&ran));
         if arguments.times {
             println!("{}", report::times(&ran));

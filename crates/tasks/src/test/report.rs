@@ -19,16 +19,40 @@ pub(super) struct Ran {
     pub(super) skips: Vec<Skip>,
 }
 
-/// What a test left out, because the machine lacks something.
+/// What a test left out because the machine lacks something, or did once more.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Skip {
     /// Name of the test, or the place in the source where it has none.
     test: String,
-    /// Whether the test checked nothing.
-    whole: bool,
+    extent: Extent,
+    /// What is lacking, or what was started once more.
     need: String,
     why: String,
 }
+
+/// How much of a test a line of it is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extent {
+    /// The test checked nothing.
+    Whole,
+    /// One of several checks was left out.
+    Part,
+    /// Nothing was left out: a program or a machine that the test needs was started once more.
+    Again,
+}
+
+impl Extent {
+    fn parse(word: &str) -> Self {
+        match word {
+            "whole" => Self::Whole,
+            "again" => Self::Again,
+            _ => Self::Part,
+        }
+    }
+}
+
+/// What tests call the privilege of making network namespaces, files of other users and the like.
+const ROOT: &str = "root";
 
 impl Ran {
     /// A part whose program could not be run, or not be read.
@@ -52,7 +76,7 @@ impl Ran {
     /// Whether a test that passed skipped itself. A place in the source stands for a part of some test.
     fn is_whole(&self, skip: &Skip) -> bool {
         let passed = |test: &Test| test.name == skip.test && test.verdict == Verdict::Passed;
-        skip.whole && self.outcome.tests.iter().any(passed)
+        skip.extent == Extent::Whole && self.outcome.tests.iter().any(passed)
     }
 }
 
@@ -90,14 +114,14 @@ impl Failed {
     }
 }
 
-/// The lines that tests of one process wrote about what they left out: test, `whole` or `part`, need and
-/// reason, divided by tabs (`crates/test-support/src/skip.rs`).
+/// The lines that tests of one process wrote about what they left out or started once more: test, `whole`, `part` or
+/// `again`, need and reason, divided by tabs (`crates/test-support/src/skip.rs`).
 pub(super) fn skips(text: &str) -> Vec<Skip> {
     let skip = |line: &str| {
         let mut fields = line.splitn(4, '\t').map(str::to_owned);
         Some(Skip {
             test: fields.next()?,
-            whole: fields.next()? == "whole",
+            extent: Extent::parse(&fields.next()?),
             need: fields.next()?,
             why: fields.next()?,
         })
@@ -107,18 +131,21 @@ pub(super) fn skips(text: &str) -> Vec<Skip> {
 
 /// How many tests checked nothing, each once however often it said so.
 pub(super) fn whole(skips: &[Skip]) -> usize {
-    let whole = skips.iter().filter(|skip| skip.whole);
+    let whole = skips.iter().filter(|skip| skip.extent == Extent::Whole);
     whole.map(|skip| &skip.test).collect::<BTreeSet<_>>().len()
 }
 
 /// Skips of tests whose outcomes are not known here, a line each; empty without any.
 pub(super) fn noted(skips: &[Skip]) -> String {
     let line = |skip: &Skip| {
-        let extent = if skip.whole { "skipped" } else { "ran in part" };
         let Skip {
             test, need, why, ..
         } = skip;
-        format!("{test} {extent} for lack of {need}: {why}\n")
+        match skip.extent {
+            Extent::Whole => format!("{test} skipped for lack of {need}: {why}\n"),
+            Extent::Part => format!("{test} ran in part for lack of {need}: {why}\n"),
+            Extent::Again => format!("{test} started {need} again: {why}\n"),
+        }
     };
     let lines: BTreeSet<String> = skips.iter().map(line).collect();
     lines.into_iter().collect()
@@ -132,7 +159,8 @@ pub(super) fn skipped(ran: &[Ran]) -> String {
         let mut tests = BTreeSet::new();
         let mut needs: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
         for ran in ran {
-            for skip in ran.skips.iter().filter(|skip| ran.is_whole(skip) == whole) {
+            let skips = ran.skips.iter().filter(|it| it.extent != Extent::Again);
+            for skip in skips.filter(|skip| ran.is_whole(skip) == whole) {
                 tests.insert((&ran.part, &skip.test));
                 let line = format!("{}: {}: {}", ran.part, skip.test, skip.why);
                 needs.entry(&skip.need).or_default().insert(line);
@@ -149,6 +177,35 @@ pub(super) fn skipped(ran: &[Ran]) -> String {
         }
     }
     text
+}
+
+/// What tests started once more, a line each below their number; empty without any. It fails no run: what is tried
+/// again, and for which reason alone, stands in docs/testing.md.
+pub(super) fn again(ran: &[Ran]) -> String {
+    let mut lines = Vec::new();
+    for Ran { part, skips, .. } in ran {
+        let again = skips.iter().filter(|it| it.extent == Extent::Again);
+        lines.extend(again.map(|it| format!("  {part}: {}: {}: {}\n", it.test, it.need, it.why)));
+    }
+    if lines.is_empty() {
+        return String::new();
+    }
+    format!("started again: {}\n{}", lines.len(), lines.concat())
+}
+
+/// Skips for lack of root in a run as root, a line each: such a test has what it says that it lacks, and checked less
+/// than it could.
+pub(super) fn refused(ran: &[Ran], is_root: bool) -> Vec<String> {
+    let line = |part: &str, skip: &Skip| {
+        let Skip { test, why, .. } = skip;
+        format!("FAILED: {part}: {test} skips for lack of {ROOT}, which this run has: {why}\n")
+    };
+    let lacks = |skip: &&Skip| is_root && skip.extent != Extent::Again && skip.need == ROOT;
+    let mut refused = Vec::new();
+    for Ran { part, skips, .. } in ran {
+        refused.extend(skips.iter().filter(lacks).map(|skip| line(part, skip)));
+    }
+    refused
 }
 
 /// How many tests passed and so on, over all processes.
@@ -186,7 +243,40 @@ pub(super) fn nothing_ran(ran: &[Ran], filter: Option<&str>) -> Option<String> {
     })
 }
 
-/// Markdown: programs and their modules by the time they took, and the slowest tests.
+/// What all tests of a part of the project may take (docs/adding-tests.md).
+const BUDGET_SECONDS: f64 = 60.0;
+
+/// The package whose programs test the whole: each module of them is of the part that it tests.
+const TESTS_OF_ALL: &str = "alknet-tests";
+
+/// Markdown: processors' seconds of each package, and of each module of [`TESTS_OF_ALL`], with a mark where they are
+/// beyond the budget.
+fn times_by_part(ran: &[Ran]) -> String {
+    let mut sums: BTreeMap<&str, f64> = BTreeMap::new();
+    for Ran { part, outcome, .. } in ran {
+        let package = part.split(' ').next().unwrap_or(part);
+        let name = if package == TESTS_OF_ALL {
+            part
+        } else {
+            package
+        };
+        *sums.entry(name).or_default() += outcome.cpu_seconds;
+    }
+    let mut sums: Vec<(&str, f64)> = sums.into_iter().collect();
+    sums.sort_by(|one, other| other.1.total_cmp(&one.1));
+    let mut text = String::from("| package, or module | processors | |\n|---|---|---|\n");
+    for (name, seconds) in sums {
+        let mark = if seconds > BUDGET_SECONDS {
+            format!("over {BUDGET_SECONDS} s")
+        } else {
+            String::new()
+        };
+        let _ = writeln!(text, "| {name} | {seconds:.1} s | {mark} |");
+    }
+    text
+}
+
+/// Markdown: programs and their modules by the time they took, what each part of the project takes, and the slowest tests.
 pub(super) fn times(ran: &[Ran]) -> String {
     let mut parts: Vec<&Ran> = ran.iter().collect();
     parts.sort_by(|one, other| {
@@ -215,6 +305,8 @@ pub(super) fn times(ran: &[Ran]) -> String {
         );
     }
     tests.sort_by(|one, other| other.1.seconds.total_cmp(&one.1.seconds));
+    text += "\n";
+    text += &times_by_part(ran);
     text += "\n| test | program | clock |\n|---|---|---|\n";
     for (part, test) in tests.iter().take(SLOWEST) {
         let _ = writeln!(text, "| `{}` | {part} | {:.1} s |", test.name, test.seconds);
@@ -290,6 +382,34 @@ mod tests {
     }
 
     #[test]
+    fn packages_and_modules_beyond_the_budget_are_marked() {
+        let ran = |part: &str, cpu_seconds| Ran {
+            part: part.to_owned(),
+            outcome: Outcome {
+                cpu_seconds,
+                ..Outcome::default()
+            },
+            skips: Vec::new(),
+        };
+        let text = times_by_part(&[
+            ran("a lib", 35.0),
+            ran("a a", 25.5),
+            ran("b lib", 60.0),
+            ran("alknet-tests http judges", 61.0),
+            ran("alknet-tests http page", 1.0),
+        ]);
+        let rows: Vec<&str> = text.lines().skip(2).collect();
+        let expected = [
+            "| alknet-tests http judges | 61.0 s | over 60 s |",
+            "| a | 60.5 s | over 60 s |",
+            "| b | 60.0 s |  |",
+            "| alknet-tests http page | 1.0 s |  |",
+        ];
+        assert_eq!(rows, expected);
+        assert!(times(&self::ran()).contains("| a | 0.5 s |  |"));
+    }
+
+    #[test]
     fn a_failure_is_told_from_its_end_with_how_it_does_alone() {
         let mut test = test("bad", Verdict::Failed, 1.0);
         test.said = (0..100).map(|n| format!("line {n}\n")).collect();
@@ -356,6 +476,36 @@ mod tests {
                     AVX-512: 1\n    a lib: slow: the other way only\n  root: 3\n";
         assert!(text[whole.len()..].starts_with(part), "{text}");
         assert!(skipped(&self::ran()).is_empty());
+    }
+
+    #[test]
+    fn what_was_started_again_is_counted_and_is_no_skip() {
+        let mut ran = ran();
+        let line = "slow\tagain\tQEMU\tanother process took a port\n";
+        ran[0].skips = skips(&line.repeat(2));
+        let line = "  a lib: slow: QEMU: another process took a port\n";
+        assert_eq!(again(&ran), format!("started again: 2\n{}", line.repeat(2)));
+        assert_eq!(skipped(&ran), "");
+        assert_eq!(whole(&ran[0].skips), 0);
+        assert!(summary(&ran).starts_with("2 tests passed, "));
+        let noted = noted(&ran[0].skips);
+        assert_eq!(
+            noted,
+            "slow started QEMU again: another process took a port\n"
+        );
+        assert_eq!(again(&self::ran()), "");
+    }
+
+    #[test]
+    fn root_skips_nothing_for_lack_of_root() {
+        let mut ran = ran();
+        ran[0].skips = skips("quick\twhole\troot\tno\nslow\tpart\tKVM\tno device\n");
+        ran[1].skips = skips("a.rs:7\tpart\troot\tno\n");
+        assert_eq!(refused(&ran, false), [""; 0]);
+        let refused = refused(&ran, true);
+        assert_eq!(refused.len(), 2);
+        let first = "FAILED: a lib: quick skips for lack of root, which this run has: no\n";
+        assert_eq!(refused[0], first);
     }
 
     #[test]

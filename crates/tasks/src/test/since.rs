@@ -1,7 +1,7 @@
 //! `--since REF`: the packages that a change can have broken.
 //!
 //! Those with changed files, and all that depend on them. A file that is in no package touches every package
-//! whose source names it; a page of the docs touches their tests alone. Tests that start the binary or boot an
+//! whose source names it; a page of the docs touches their tests alone, and the program that reads all pages. Tests that start the binary or boot an
 //! image depend on everything that is in it, and those that use a third party's program on the commands that
 //! fetch it: cargo does not know either.
 
@@ -32,7 +32,7 @@ const STARTS_THE_BINARY: [&str; 3] = ["ALKNET_TEST_BIN", "ALKNET_TEST_IMAGE_DIR"
 const TEST_VARIABLES: &str = "ALKNET_TEST_";
 const NO_PROGRAM: [&str; 5] = ["SKIPS", "SLOWDOWN", "MACHINES_", "SUPPORT_", "GROUP_"];
 
-/// The folder of pages and of examples, which no test reads as a whole.
+/// The folder of pages and of examples. All pages are read by [`HOUSE`]; what else reads a file of it names that.
 const DOCUMENTATION: &str = "docs";
 
 /// How a page of the docs ends. Tests read pages; no library contains one.
@@ -55,9 +55,12 @@ const COMMANDS: &str = "alknet-tasks";
 /// The folder of the kernel's configuration. It is in no package; [`COMMANDS`] reads it.
 const KERNEL_CONFIGURATION: &str = "kernel-config";
 
-/// The package whose program `house` reads every package's sources and manifest. A change to a package
+/// The package whose program [`HOUSE`] reads every package's sources and manifest. A change to a package
 /// that is not in the image does not select it: it would bring the machines' tests with it.
 const READS_EVERY_PACKAGE: &str = "alknet-tests";
+
+/// Its program that reads the tree, and all pages of the docs. It starts no machine.
+const HOUSE: &str = "house";
 
 /// A package of the workspace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -74,14 +77,23 @@ struct Package {
 pub(super) struct Choice {
     pub(super) taken: BTreeSet<String>,
     pub(super) left_out: BTreeSet<String>,
+    /// Of [`READS_EVERY_PACKAGE`] only [`HOUSE`] runs: a page has changed, and nothing that its other programs test.
+    house_alone: bool,
 }
 
 impl Choice {
+    /// Whether the tests of a program run, where its package is taken.
+    pub(super) fn takes(&self, package: &str, target: &str) -> bool {
+        !self.house_alone || package != READS_EVERY_PACKAGE || target == HOUSE
+    }
+
     /// A line that says what does not run besides the packages that are left out.
     fn beyond_packages(&self) -> String {
         let mut text = "left out: examples in the documentation".to_owned();
         if self.left_out.contains(READS_EVERY_PACKAGE) {
             text += ", and what `alknet-tests house` holds of the sources and manifests of all packages";
+        } else if self.house_alone {
+            text += ", and every program of `alknet-tests` but `house`, which reads the pages of the docs";
         }
         text
     }
@@ -201,7 +213,7 @@ fn choice(packages: &BTreeMap<String, Package>, changed: &[String]) -> Choice {
         if Path::new(file).starts_with(KERNEL_CONFIGURATION) {
             taken.insert(COMMANDS.to_owned());
         }
-        if Path::new(file).extension().is_some_and(|end| end == PAGE) {
+        if is_page(file) {
             read_pages.extend(naming(packages, file_name(file)));
         } else {
             taken.extend(touched(packages, file));
@@ -209,11 +221,22 @@ fn choice(packages: &BTreeMap<String, Package>, changed: &[String]) -> Choice {
     }
     spread(packages, &mut taken);
     taken.extend(read_pages);
+    let is_of_docs = |file: &String| Path::new(file).starts_with(DOCUMENTATION) && is_page(file);
+    // Where its other programs name a page, all of them run.
+    let house_alone = changed.iter().any(is_of_docs)
+        && packages.contains_key(READS_EVERY_PACKAGE)
+        && taken.insert(READS_EVERY_PACKAGE.to_owned());
     let left_out = packages.keys().filter(|name| !taken.contains(*name));
     Choice {
         left_out: left_out.cloned().collect(),
         taken,
+        house_alone,
     }
+}
+
+/// Whether a file is a page, in whatever folder.
+fn is_page(file: &str) -> bool {
+    Path::new(file).extension().is_some_and(|end| end == PAGE)
 }
 
 /// The package that contains a file; if none does, the packages whose source names it.
@@ -361,6 +384,31 @@ mod tests {
         }
         assert!(said("tensor/src/lib.rs").contains("alknet-tests house"));
         assert!(!said("appliance/src/main.rs").contains("alknet-tests house"));
+        assert!(said("docs/tensor.md").contains("every program of `alknet-tests` but `house`"));
+    }
+
+    #[test]
+    fn a_page_that_no_source_names_is_read_by_one_program() {
+        let of = |files: &[&str]| {
+            let files = files.iter().map(|file| (*file).to_owned());
+            choice(&workspace(), &files.collect::<Vec<_>>())
+        };
+        let choice = of(&["docs/tensor.md"]);
+        assert_eq!(choice.taken, BTreeSet::from(["alknet-tests".to_owned()]));
+        assert!(choice.takes("alknet-tests", "house") && choice.takes("tensor", "lib"));
+        assert!(!choice.takes("alknet-tests", "machine"));
+        // What selects the package selects all of its programs.
+        for files in [
+            &["docs/testing.md"][..],
+            &["docs/tensor.md", "appliance/src/main.rs"],
+        ] {
+            assert!(of(files).takes("alknet-tests", "machine"), "{files:?}");
+        }
+        assert!(
+            of(&["README.md", "docs/examples/alknet.js"])
+                .taken
+                .is_empty()
+        );
     }
 
     fn root() -> PathBuf {
@@ -434,6 +482,32 @@ mod tests {
                 assert!(!choice.taken.contains(other), "{page}: {choice:?}");
             }
         }
+    }
+
+    #[test]
+    fn in_this_workspace_every_page_selects_the_program_that_reads_all() {
+        let packages = of_this_workspace();
+        let mut folders = vec![root().join(DOCUMENTATION)];
+        let mut pages = 0;
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).expect("a folder of this repository") {
+                let path = entry.expect("readable").path();
+                let file = path.strip_prefix(root()).expect("it lies there");
+                let file = file.to_str().expect("a plain name").to_owned();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if is_page(&file) {
+                    pages += 1;
+                    let choice = choice(&packages, std::slice::from_ref(&file));
+                    let is_read = choice.taken.contains(READS_EVERY_PACKAGE)
+                        && choice.takes(READS_EVERY_PACKAGE, HOUSE);
+                    assert!(is_read, "{file}: {choice:?}");
+                }
+            }
+        }
+        assert!(pages > 30, "{pages} pages");
+        let house = root().join("tests/tests").join(HOUSE);
+        assert!(house.join("main.rs").exists(), "it has another name now");
     }
 
     /// A repository with one commit, in which `before` lies.

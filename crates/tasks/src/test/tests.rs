@@ -7,7 +7,6 @@ use std::sync::OnceLock;
 use clap::Parser as _;
 
 use super::harness::Limits;
-use super::programs::Program;
 use super::*;
 
 #[derive(Debug, clap::Parser)]
@@ -251,6 +250,54 @@ fn a_test_gets_the_memory_for_machines_that_its_manifest_says() {
         let ran = plan.run_all(&cx, &parts, &variables);
         assert!(ran[0].outcome.passed() && ran[0].outcome.tests.len() == 1);
     }
+}
+
+/// The variable with the factor of deadlines that this test has to have, when it is run by itself.
+const SLOWED_CHILD: &str = "ALKNET_TEST_MOD_SLOWED_CHILD";
+
+#[test]
+fn tests_get_the_factor_of_the_runs_deadlines() {
+    let own = alknet_test_support::slowdown();
+    if let Ok(wanted) = std::env::var(SLOWED_CHILD) {
+        assert_eq!(format!("{own:.2}"), wanted);
+    } else {
+        // Another one than this process has: the child would inherit that.
+        let (deadlines, wanted) = if own < 7.5 {
+            (8.0, "8.00")
+        } else {
+            (7.0, "7.00")
+        };
+        let name = "test::tests::tests_get_the_factor_of_the_runs_deadlines";
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let cx = Context::in_folder(folder.path());
+        let variables: Variables = vec![(SLOWED_CHILD, wanted.into())];
+        let null = NullDevice::new();
+        let plan = Plan {
+            deadlines,
+            ..plan(Some(name), &null)
+        };
+        // Not whole: the examples in the documentation would be run.
+        let arguments = arguments(&["filter"]);
+        let ran = plan.run(&cx, vec![this()], &variables, &arguments);
+        ran.expect("the child has the factor");
+    }
+}
+
+#[test]
+fn a_warning_fails_a_run_with_checks_alone() {
+    let judge = |words: &[&str], warnings| {
+        let scope = Scope::of(&arguments(words), true);
+        judge_lints(scope, warnings).map_err(|failure| failure.to_string())
+    };
+    for words in [&[] as &[&str], &["--since", "main"]] {
+        assert_eq!(judge(words, 0), Ok(()));
+        let failure = judge(words, 2).expect_err("two warnings");
+        assert!(
+            failure.contains("lints") && failure.contains("2 warnings"),
+            "{failure}"
+        );
+    }
+    assert_eq!(judge(&["vault"], 2), Ok(()));
 }
 
 /// A machine that waits for others starts before the program that waits for it is ended. The limit of a boot is longer

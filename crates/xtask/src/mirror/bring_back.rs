@@ -12,7 +12,9 @@ use std::thread;
 
 use crate::git::git;
 
-use super::{GENERATED, LARGEST_UNTRACKED, Mark, Record, copy, is_same, named, paths_in, walk};
+use super::{
+    GENERATED, LARGEST_UNTRACKED, Mark, Record, copy, is_below_link, is_same, named, paths_in, walk,
+};
 
 /// Folders of this name hold what cargo builds.
 const TARGET: &str = "target";
@@ -81,6 +83,11 @@ pub fn bring_back(clone: &Path, mirror: &Path, record: &mut Record) -> io::Resul
     for file in changed {
         let (from, to) = (mirror.join(&file), clone.join(&file));
         let data = fs::symlink_metadata(&from)?;
+        // A link that has taken the folder's place since leads to files that are not the clone's.
+        if is_below_link(clone, &file) {
+            brought.conflicts.push(file);
+            continue;
+        }
         if is_same(&from, &data, &to)? {
             continue;
         }

@@ -1,6 +1,8 @@
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
+use alknet_test_support::deadline;
+
 use super::*;
 
 struct Folders(PathBuf);
@@ -149,6 +151,69 @@ fn a_link_stays_a_link_and_a_program_a_program() {
     assert_eq!(mode.expect("it is there") & 0o777, 0o755);
 }
 
+/// In the clone a link to a folder outside of it takes the place of a folder.
+fn replace_by_link(folders: &Folders, folder: &str) -> PathBuf {
+    let elsewhere = folders.0.join("elsewhere");
+    fs::create_dir_all(elsewhere.join("driver")).expect("ours");
+    for file in ["a.rs", "driver/a.rs"] {
+        fs::write(elsewhere.join(file), "of others").expect("ours");
+    }
+    fs::remove_dir_all(folders.clone().join(folder)).expect("ours");
+    symlink(&elsewhere, folders.clone().join(folder)).expect("ours");
+    elsewhere
+}
+
+fn content_of_others(elsewhere: &Path) -> [String; 2] {
+    ["a.rs", "driver/a.rs"].map(|file| fs::read_to_string(elsewhere.join(file)).expect("there"))
+}
+
+/// Git still lists the files of the folder, and they are found through the link. In the mirror the folder holds what the
+/// build generated.
+#[test]
+fn a_tracked_folder_may_become_a_link() {
+    let folders = Folders::new();
+    folders.git(&["init", "--quiet"]);
+    folders.write("src/a.rs", "a");
+    fs::create_dir_all(folders.clone().join("compute/driver")).expect("ours");
+    folders.write("compute/driver/a.rs", "a");
+    folders.git(&["add", "."]);
+    assert_eq!(folders.sync().written, 2);
+    folders.in_mirror(GENERATED[0], "llvmpipe=/x");
+    for (folder, file) in [("src", "a.rs"), ("compute", "driver/a.rs")] {
+        let elsewhere = replace_by_link(&folders, folder);
+        for (written, removed) in [(1, 1), (0, 0)] {
+            assert_eq!(folders.sync(), Changes { written, removed }, "{folder}");
+            let link = fs::read_link(folders.mirror().join(folder));
+            assert_eq!(link.expect("it is a link"), elsewhere);
+        }
+        assert_eq!(content_of_others(&elsewhere), ["of others"; 2]);
+        // And a folder again.
+        fs::remove_file(folders.clone().join(folder)).expect("ours");
+        let path = folders.clone().join(folder).join(file);
+        fs::create_dir_all(path.parent().expect("it lies in a folder")).expect("ours");
+        fs::write(path, "b").expect("ours");
+        let (written, removed) = (1, 1);
+        assert_eq!(folders.sync(), Changes { written, removed }, "{folder}");
+        assert_eq!(content_of_others(&elsewhere), ["of others"; 2]);
+    }
+}
+
+#[test]
+fn nothing_comes_back_through_a_link() {
+    let folders = Folders::new();
+    folders.write("src/a.rs", "a");
+    let mut record = folders.synced().record;
+    folders.in_mirror("src/a.rs", "of cargo");
+    folders.in_mirror("src/new.rs", "of cargo");
+    let elsewhere = replace_by_link(&folders, "src");
+    let brought = folders.bring_back(&mut record);
+    assert_eq!(brought.files, [] as [PathBuf; 0]);
+    let conflicts = ["src/a.rs", "src/new.rs"].map(PathBuf::from);
+    assert_eq!(brought.conflicts, conflicts);
+    assert_eq!(content_of_others(&elsewhere), ["of others"; 2]);
+    assert!(!elsewhere.join("new.rs").exists());
+}
+
 #[test]
 fn what_git_ignores_is_not_copied_and_what_is_new_is() {
     let folders = Folders::new();
@@ -281,7 +346,7 @@ fn a_pipe_in_the_clone_holds_no_command_up() {
         // The test may have given up.
         let _ = done.send(synced.map(|synced| synced.changes.written));
     });
-    let written = waited.recv_timeout(Duration::from_secs(120));
+    let written = waited.recv_timeout(deadline(Duration::from_secs(120)));
     let written = written.expect("it opens no pipe").expect("both are ours");
     assert_eq!(written, 1);
 }

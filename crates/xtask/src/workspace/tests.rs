@@ -3,13 +3,15 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Child;
 use std::sync::mpsc::{self, Receiver};
 
+use alknet_test_support::deadline;
+
 use super::*;
 use crate::progress::Board;
 
 /// Names the folder of a test to the process that [`Claiming::start`] starts.
 const HELPER: &str = "XTASK_TEST_FOLDER";
 
-/// How long a process may take to say something; the machine may be busy.
+/// How long a process may take to say something on a machine at rest.
 const DEADLINE: Duration = Duration::from_secs(300);
 
 /// The tests start programs from there: no other user may have made the folder.
@@ -133,7 +135,7 @@ impl Claiming {
     fn line(&self, text: &str) -> String {
         let mut said = Vec::new();
         loop {
-            match self.lines.recv_timeout(DEADLINE) {
+            match self.lines.recv_timeout(deadline(DEADLINE)) {
                 Ok(line) if line.contains(text) => return line,
                 Ok(line) => said.push(line),
                 Err(error) => panic!("{error}: no line with {text:?}, only {said:?}"),
