@@ -21,7 +21,8 @@ use alknet_vault::audit::{Event, Exported, SlotName};
 use alknet_vault::slots::{Alkv, Consent, OpenAlkv, SeedKey, Slot, SlotError, SlotId};
 use alknet_vault::{Reason, SecretArr, SecretStr, VaultError};
 
-use super::{Keeper, by_tpm, newest};
+use super::newest::Ledger;
+use super::{Keeper, by_tpm};
 use crate::{data, log::Log, tpm};
 
 pub(crate) use command::{COMMANDS, Command};
@@ -50,6 +51,17 @@ pub(crate) struct Place<'a> {
     /// Where the node's state is kept.
     pub(crate) state_dir: &'a Path,
     pub(crate) sources: &'a dyn Sources,
+}
+
+impl Place<'_> {
+    fn ledger(&self) -> Ledger<'_> {
+        Ledger {
+            device: self.device,
+            keeper: self.keeper,
+            log: self.log,
+            state_dir: self.state_dir,
+        }
+    }
 }
 
 /// What only somebody at the console can give.
@@ -317,7 +329,7 @@ fn save(place: &Place<'_>, open: &OpenAlkv) -> Attempt<()> {
     data::copies(place.device).save(open)?;
     place.keeper.note(open.alkv());
     place.keeper.is_at(open.alkv());
-    newest::note(place.state_dir, open.alkv(), place.log);
+    place.ledger().note(open.alkv());
     Ok(())
 }
 
