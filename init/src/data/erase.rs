@@ -73,8 +73,9 @@ pub(crate) fn reset_uncounted(why: &str) -> Problem {
     super::problem(
         "reset-uncounted",
         format!("this machine was reset, and its TPM did not count that: {why}"),
-        "a copy of the disk from before may still open by the TPM: destroy such copies, or clear the TPM in the \
-         firmware's setup before the new vault has a slot of it",
+        "each start with that TPM has it count; until then a copy of the disk from before may open by it: destroy such \
+         copies, or clear the TPM in the firmware's setup before the new vault has a slot of it, and have 'tpm forget' \
+         at the console (v) end this",
     )
 }
 

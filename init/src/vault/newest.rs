@@ -137,6 +137,32 @@ impl Ledger<'_> {
         self.tell(problems);
     }
 
+    /// TPMs that have not counted, and of which the vault has no slot.
+    pub(crate) fn owed_without_slot(&self, alkv: &Alkv) -> Vec<String> {
+        let tpms = tpms_of(alkv);
+        let note = note::read(self.state_dir, self.log);
+        let owed = note.into_iter().flat_map(|note| note.owed);
+        let owed = owed.map(|owed| owed.tpm);
+        owed.filter(|tpm| !tpms.contains(tpm)).collect()
+    }
+
+    /// Forgets these: neither a later start nor a factory reset expects that they count.
+    ///
+    /// # Errors
+    /// That cannot be noted.
+    pub(crate) fn forget_owed(&self, alkv: &Alkv) -> Result<(), String> {
+        let tpms = tpms_of(alkv);
+        let former = note::read(self.state_dir, self.log);
+        let Some(mut note) = former.clone() else {
+            return Ok(());
+        };
+        note.owed.retain(|owed| tpms.contains(&owed.tpm));
+        let kept = self.keep(&note, former.as_ref());
+        kept.map_err(|problem| problem.text)?;
+        self.tell(owing(&note));
+        Ok(())
+    }
+
     fn tell(&self, problems: Vec<Problem>) {
         for Problem { code, text, .. } in &problems {
             self.log.error(format_args!("{code}: {text}"));
@@ -432,7 +458,8 @@ fn unknown(error: &TpmError) -> Waiting {
 
 /// What to do where a TPM counts late.
 const HINT_LATER: &str = "restart this machine with that TPM switched on; until it has counted, a copy of the disk from \
-                          before opens by it: if it is gone for good, destroy such copies";
+                          before opens by it. If it is gone for good, destroy such copies, and 'tpm forget' at the \
+                          console (v) ends this";
 /// What to do where the note is not written.
 const HINT_NOTE: &str =
     "look for what keeps the data disk from being written, and restart this machine";

@@ -8,6 +8,7 @@
 mod audit;
 mod command;
 mod opening;
+mod owed;
 mod proof;
 mod rekey;
 mod slots;
@@ -255,6 +256,7 @@ impl Session {
             Command::SlotTest(id) => self.slot_test(place, id),
             Command::Slots => list(place),
             Command::Status => status(place),
+            Command::TpmForget => self.tpm_forget(place),
             Command::Words => return self.words(place).unwrap_or_else(Outcome::from),
             // The machine does these itself.
             Command::FactoryReset | Command::Lock { .. } => Ok(Vec::new()),
