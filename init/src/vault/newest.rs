@@ -211,6 +211,13 @@ impl Ledger<'_> {
         };
         let mut due = former.map_or_else(|| self.of_erased(), |former| former.owed.clone());
         let counted = former.and_then(|former| former.counted.clone());
+        if let Presence::Away(error) = presence
+            && is_changed
+        {
+            self.log.warn(format_args!(
+                "no TPM of the vault counts a change of it: {error}"
+            ));
+        }
         let mut begun = None;
         match presence {
             Presence::Here(counter) => {
@@ -234,13 +241,6 @@ impl Ledger<'_> {
                 }
                 counted => due.extend(counted.map(Owed::from)),
             },
-        }
-        if let Presence::Away(error) = presence
-            && is_changed
-        {
-            self.log.warn(format_args!(
-                "no TPM of the vault counts a change of it: {error}"
-            ));
         }
         for one in due {
             if tpms.contains(&one.tpm) {
