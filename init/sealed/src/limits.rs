@@ -25,6 +25,12 @@ pub const VAULT_A_AT: u64 = DATA_AT - 2 * VAULT_AREA_BYTES;
 /// Where the vault's second area begins.
 pub const VAULT_B_AT: u64 = DATA_AT - VAULT_AREA_BYTES;
 
+/// Where the memo of whoever uses the partition lies, in the clear: the last block of the room for key slots, which no
+/// area reaches. Erasing leaves it until it is over.
+pub const MEMO_AT: u64 = VAULT_A_AT - 4096;
+/// Bytes of the memo: a disk writes all of it or nothing.
+pub const MEMO_BYTES: usize = 512;
+
 /// Where the data begin.
 pub const DATA_AT: u64 = 16 << 20;
 /// Bytes of a sector of the data. Its number still counts in 512 bytes.

@@ -1,7 +1,7 @@
 //! What a power cut leaves: after every write, within every write, and with any part of what was
 //! written since the last flush lost.
 
-use crate::limits::{DATA_AT, VAULT_A_AT, VAULT_B_AT};
+use crate::limits::{DATA_AT, MEMO_AT, MEMO_BYTES, VAULT_A_AT, VAULT_B_AT};
 use crate::luks2::{Header, NewHeader};
 use crate::sealed::{Content, Sealed};
 use crate::testing::{BYTES, Dice, ONE, Op, SECTOR, TWO, TestDisk, new_header};
@@ -257,6 +257,60 @@ fn an_erasure_that_is_unsettled_leaves_its_mark_and_no_key() {
     Sealed::erase(&disk, BYTES).expect("a disk that works");
     assert!(disk.image()[..DATA_AT as usize].iter().all(|b| *b == 0));
     assert!(!Sealed::is_unsettled(&disk).expect("readable"));
+}
+
+/// It says what the vault that is erased knew. The next start needs it whenever the power goes, and the one after as
+/// well where the memo stays.
+#[test]
+fn a_memo_outlives_an_erasure_until_it_is_over() {
+    let memo: [u8; MEMO_BYTES] = std::array::from_fn(|at| at as u8);
+    for stays in [false, true] {
+        let disk = formatted();
+        assert_eq!(Sealed::memo(&disk).expect("readable"), [0; MEMO_BYTES]);
+        Sealed::set_memo(&disk, &memo).expect("a disk that works");
+        Sealed::load(&disk, BYTES).expect("it is none of the header's");
+        assert!(matches!(disk.take_ops().last(), Some(Op::Flush)));
+        let image = disk.image().clone();
+        let erased = match stays {
+            true => Sealed::erase_all_but_memo(&disk, BYTES),
+            false => Sealed::erase(&disk, BYTES),
+        };
+        erased.expect("a disk that works");
+        at_every_cut(image, &disk.take_ops(), |cut| {
+            let is_whole = Sealed::memo(cut).expect("readable") == memo;
+            match Sealed::probe(cut, BYTES).expect("readable") {
+                Content::Sealed(_) => assert!(is_whole),
+                Content::Unsealed => assert_eq!(is_whole, stays),
+                // Without it everything else is gone: it went after that.
+                Content::Erasing if !is_whole && !stays => {
+                    let keys = &cut.image()[512..DATA_AT as usize];
+                    let left = keys.iter().enumerate().filter(|(_, byte)| **byte != 0);
+                    let memo = MEMO_AT as usize - 512..MEMO_AT as usize - 512 + MEMO_BYTES;
+                    assert!(left.into_iter().all(|(at, _)| memo.contains(&at)));
+                }
+                Content::Erasing => assert!(is_whole),
+                other => panic!("{other:?}"),
+            }
+        });
+        let mut head = disk.image()[..DATA_AT as usize].to_vec();
+        let at = MEMO_AT as usize;
+        let kept = head.splice(at..at + MEMO_BYTES, [0; MEMO_BYTES]);
+        let kept: Vec<_> = kept.collect();
+        assert_eq!(kept == memo, stays);
+        assert!(head.iter().all(|byte| *byte == 0));
+    }
+}
+
+/// The mark alone is what a factory reset leaves when the console says that it has begun.
+#[test]
+fn a_mark_of_an_erasing_is_flushed_before_it_counts() {
+    let disk = formatted();
+    Sealed::begin_erasing(&disk).expect("a disk that works");
+    let ops = disk.take_ops();
+    assert!(
+        matches!(ops[..], [Op::Write { at: 0, .. }, Op::Flush]),
+        "{ops:?}"
+    );
 }
 
 #[test]

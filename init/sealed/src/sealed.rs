@@ -4,7 +4,7 @@ use std::{fs::File, io};
 
 use crate::disk::{Disk, noise};
 use crate::error::SealedError;
-use crate::limits::{DATA_AT, KEYSLOTS_AT, PARTITION_BYTES_MIN, SECTOR_BYTES};
+use crate::limits::{DATA_AT, KEYSLOTS_AT, MEMO_AT, MEMO_BYTES, PARTITION_BYTES_MIN, SECTOR_BYTES};
 use crate::luks2::{CopyId, Header, Mark, NewHeader, Segment, Slot, TEAR_BYTES, mark, read_mark};
 use crate::secret::VolumeKey;
 use crate::volume::{self, OpenOptions, Volume};
@@ -259,6 +259,23 @@ impl<D: Disk> Sealed<D> {
         mark(disk, Mark::Erasing)
     }
 
+    /// The memo that [`set_memo`](Self::set_memo) wrote; zeroes where there is none. A partition that is formatted
+    /// has none.
+    pub fn memo(disk: &D) -> Result<[u8; MEMO_BYTES], SealedError> {
+        let mut memo = [0; MEMO_BYTES];
+        disk.read(&mut memo, MEMO_AT)
+            .map_err(SealedError::io("read"))?;
+        Ok(memo)
+    }
+
+    /// Writes a memo for whoever uses the partition, in the clear and authenticated by nobody, and returns when it is
+    /// on the disk. A volume may be in use.
+    pub fn set_memo(disk: &D, memo: &[u8; MEMO_BYTES]) -> Result<(), SealedError> {
+        disk.write(memo, MEMO_AT)
+            .and_then(|()| disk.flush())
+            .map_err(SealedError::io("write the memo of"))
+    }
+
     /// Destroys every key: overwrites header, key slots and vault, then gives the device its blocks
     /// back where it takes them. What is left is blank. A power cut leaves a partition that says that
     /// it is being erased, whatever else is still readable, and this is called again. So does a place
@@ -267,14 +284,22 @@ impl<D: Disk> Sealed<D> {
     /// The volume is closed before; a mapping that is still there keeps the volume key in the kernel.
     pub fn erase(disk: &D, bytes: u64) -> Result<Erased, SealedError> {
         let erased = Self::destroy(disk, bytes, Mark::Erasing)?;
+        if bytes >= DATA_AT {
+            Self::set_memo(disk, &[0; MEMO_BYTES])?;
+        }
         // The mark goes last.
-        disk.write(&[0; TEAR_BYTES], 0)
-            .and_then(|()| disk.flush())
-            .map_err(SealedError::io("clear"))?;
+        Self::unmark(disk)?;
         Ok(erased)
     }
 
-    /// The same, but for a mark that stays: what is found there is [`Content::Erasing`], and that it
+    /// The same, but for the memo, which stays beside a blank head.
+    pub fn erase_all_but_memo(disk: &D, bytes: u64) -> Result<Erased, SealedError> {
+        let erased = Self::destroy(disk, bytes, Mark::Erasing)?;
+        Self::unmark(disk)?;
+        Ok(erased)
+    }
+
+    /// [`erase`](Self::erase), but for the memo and a mark, which stay: what is found there is [`Content::Erasing`], and that it
     /// [is unsettled](Self::is_unsettled). For an erasure of which the machine could not do everything that belongs to
     /// it: the next start tries again, by [`erase`](Self::erase).
     pub fn erase_unsettled(disk: &D, bytes: u64) -> Result<Erased, SealedError> {
@@ -286,7 +311,13 @@ impl<D: Disk> Sealed<D> {
         Ok(read_mark(disk)? == Some(Mark::Unsettled))
     }
 
-    /// Destroys every key, and leaves the mark.
+    fn unmark(disk: &D) -> Result<(), SealedError> {
+        disk.write(&[0; TEAR_BYTES], 0)
+            .and_then(|()| disk.flush())
+            .map_err(SealedError::io("clear"))
+    }
+
+    /// Destroys every key, and leaves the mark and the memo.
     fn destroy(disk: &D, bytes: u64, with: Mark) -> Result<Erased, SealedError> {
         let failed = |what| SealedError::io(what);
         let rest = TEAR_BYTES as u64;
@@ -297,10 +328,14 @@ impl<D: Disk> Sealed<D> {
         // A sector that cannot be written must not save the keys behind it.
         let marked = mark(disk, with);
         let mut first = Ok(());
-        for at in (rest..overwritten).step_by(ERASE_BYTES) {
-            let length = (overwritten - at).min(ERASE_BYTES as u64);
-            let outcome = noise(disk, at, length);
-            first = first.and(outcome);
+        let after_memo = MEMO_AT + MEMO_BYTES as u64;
+        let parts = [rest..overwritten.min(MEMO_AT), after_memo..overwritten];
+        for part in &parts {
+            for at in part.clone().step_by(ERASE_BYTES) {
+                let length = (part.end - at).min(ERASE_BYTES as u64);
+                let outcome = noise(disk, at, length);
+                first = first.and(outcome);
+            }
         }
         let flushed = disk.flush();
         let first = first.and(flushed);
@@ -312,7 +347,10 @@ impl<D: Disk> Sealed<D> {
         };
         marked?;
         first.map_err(failed("overwrite the keys of"))?;
-        disk.zero(rest, overwritten - rest)
+        parts
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .try_for_each(|part| disk.zero(part.start, part.end - part.start))
             .and_then(|()| disk.flush())
             .map_err(failed("clear"))?;
         Ok(Erased {

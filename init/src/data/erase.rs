@@ -1,21 +1,25 @@
 //! A partition is erased: the mark first, then the TPM counts it, then everything that opens the data goes. Wherever
 //! the power fails after the mark, the next start does all of it again; and so it does where the TPM did not count.
+//! Which TPMs have to count is in the vault and in the memo of the partition: the vault goes, and the memo stays until
+//! they have.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use alknet_sealed::Sealed;
 use alknet_tpm::TpmError;
 use alknet_vault::slots::{Alkv, SlotType};
 
 use super::copies;
+use super::counted_by::{counted_by, set_counted_by};
 use crate::control::Problem;
 use crate::vault::newest;
 
-/// Why this machine's TPM has not counted a reset that this start ended. It is told until the next one: the vault
-/// that knew it is gone, and where the first boot waits for an administrator, it is tried more than once.
+/// Why this machine's TPM has not counted a reset that this start ended, or that one before it did. It is told until
+/// the note beside the new data has it, or else until the next start: where the first boot waits for an administrator,
+/// it is tried more than once.
 static UNCOUNTED: Mutex<Option<String>> = Mutex::new(None);
 
 /// Writes the mark that a factory reset has begun, and returns when it is on the disk: whatever happens after
@@ -30,28 +34,48 @@ pub(crate) fn erase(device: &Path) -> io::Result<()> {
     erase_counted(device, newest::outdate, Last::No).map(drop)
 }
 
-/// The same at a start that found the mark: no later start tries again, so that it is told where the TPM did not
-/// count.
+/// The same at a start that found the mark, which goes: where the TPM did not count, it is told, and the memo stays.
 pub(super) fn end_erasing(device: &Path) -> io::Result<()> {
     if let Some(error) = erase_counted(device, newest::outdate, Last::Yes)? {
-        let mut told = UNCOUNTED.lock().unwrap_or_else(PoisonError::into_inner);
-        *told = Some(error.to_string());
+        *told() = Some(error.to_string());
     }
     Ok(())
 }
 
-/// What is wrong after a reset that this start ended.
-pub(super) fn uncounted() -> Option<Problem> {
-    let told = UNCOUNTED.lock().unwrap_or_else(PoisonError::into_inner);
-    told.as_deref().map(reset_uncounted)
+/// Has the TPMs that a blank disk names count the reset that an earlier start ended, once in each start.
+pub(super) fn recall(device: &Path) {
+    let by = counted_by(device);
+    if by.is_empty() || told().is_some() {
+        return;
+    }
+    let counted = newest::outdate(&by, true).map_err(|error| error.to_string());
+    let forgotten = counted.and_then(|()| {
+        set_counted_by(device, &[]).map_err(|error| format!("the disk cannot be written: {error}"))
+    });
+    *told() = forgotten.err();
 }
 
-fn reset_uncounted(error: &str) -> Problem {
+/// The note beside the new data has what the TPMs have not counted, and tells it from now on.
+pub(super) fn noted_uncounted() {
+    *told() = None;
+}
+
+/// What is wrong after a reset that this start ended, or that one before it did.
+pub(super) fn uncounted() -> Option<Problem> {
+    told().as_deref().map(reset_uncounted)
+}
+
+fn told() -> MutexGuard<'static, Option<String>> {
+    UNCOUNTED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(crate) fn reset_uncounted(why: &str) -> Problem {
     super::problem(
         "reset-uncounted",
-        format!("this machine was reset, and its TPM did not count that: {error}"),
-        "a copy of the disk from before may still open by the TPM: destroy such copies, or clear the TPM in the \
-         firmware's setup before the new vault has a slot of it",
+        format!("this machine was reset, and its TPM did not count that: {why}"),
+        "each start with that TPM has it count; until then a copy of the disk from before may open by it: destroy such \
+         copies, or clear the TPM in the firmware's setup before the new vault has a slot of it, and have 'tpm forget' \
+         at the console (v) end this",
     )
 }
 
@@ -62,23 +86,35 @@ enum Last {
     Yes,
 }
 
-/// The same with what has the TPM count, which is told whether a TPM has to. Answers why it did not.
+/// The same with what has the TPM count, which is told by which TPMs the disk was counted, and whether one has to.
+/// Answers why it did not.
 fn erase_counted(
     device: &Path,
-    outdate: impl FnOnce(bool) -> Result<(), TpmError>,
+    outdate: impl FnOnce(&[String], bool) -> Result<(), TpmError>,
     last: Last,
 ) -> io::Result<Option<TpmError>> {
     let file = opened(device)?;
     let unsettled = Sealed::is_unsettled(&file).unwrap_or(false);
-    // The vault may be gone already, but not what it was opened by.
-    let has_to = unsettled || opens_by_tpm(device);
+    // The vault may be gone already, but not what it was opened by. One without a slot of a TPM may have had one whose
+    // removal was not counted.
+    let mut by = counted_by(device);
+    let (of_slots, opens_by_tpm) = tpms_of_slots(device);
+    by.extend(of_slots);
+    by.sort();
+    by.dedup();
+    let has_to = unsettled || opens_by_tpm || !by.is_empty();
     if !unsettled {
         // The mark first: without it a power cut in between would leave a disk that its own machine takes for an old
         // one. Where the mark cannot be written, the erasure below says so.
         let _ = Sealed::begin_erasing(&file);
     }
-    let uncounted = outdate(has_to).err();
+    let uncounted = outdate(&by, has_to).err();
     if let Some(error) = &uncounted {
+        if !by.is_empty()
+            && let Err(error) = set_counted_by(device, &by)
+        {
+            tracing::error!(%error, "which TPMs have to count is not on the disk");
+        }
         // The keys go all the same.
         tracing::error!(
             %error,
@@ -86,9 +122,10 @@ fn erase_counted(
         );
     }
     let bytes = super::size(&file)?;
-    let erased = match uncounted.is_some() && last == Last::No {
-        true => Sealed::erase_unsettled(&file, bytes),
-        false => Sealed::erase(&file, bytes),
+    let erased = match (&uncounted, last) {
+        (None, _) => Sealed::erase(&file, bytes),
+        (Some(_), Last::No) => Sealed::erase_unsettled(&file, bytes),
+        (Some(_), Last::Yes) => Sealed::erase_all_but_memo(&file, bytes),
     };
     let erased = erased.map_err(io::Error::other)?;
     if let Err(error) = erased.discarded {
@@ -97,18 +134,20 @@ fn erase_counted(
     Ok(uncounted)
 }
 
-/// Whether the vault of a device, as far as it can be read, has a slot of a TPM.
-fn opens_by_tpm(device: &Path) -> bool {
+/// Of which TPMs the vault of a device, as far as it can be read, has slots, and whether it has any: what a slot was
+/// sealed under may be damaged.
+fn tpms_of_slots(device: &Path) -> (Vec<String>, bool) {
     let has_one = |alkv: &Alkv| {
         let mut slots = alkv.slots().iter();
         slots.any(|slot| slot.kind() == SlotType::Tpm2)
     };
-    let found = copies(device).load();
-    found.is_ok_and(|found| {
-        found.is_some_and(|found| {
-            has_one(&found.newest) || found.other.as_ref().is_some_and(has_one)
-        })
-    })
+    let Ok(Some(found)) = copies(device).load() else {
+        return (Vec::new(), false);
+    };
+    let both = [Some(&found.newest), found.other.as_ref()];
+    let mut both = both.into_iter().flatten();
+    let tpms = both.clone().flat_map(newest::tpms_of).collect();
+    (tpms, both.any(has_one))
 }
 
 fn opened(device: &Path) -> io::Result<File> {
@@ -118,9 +157,10 @@ fn opened(device: &Path) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
+    use std::os::unix::fs::FileExt;
 
     use alknet_sealed::Content;
-    use alknet_sealed::limits::DATA_AT;
+    use alknet_sealed::limits::{DATA_AT, MEMO_AT};
 
     use super::*;
     use crate::data::keyslot_tests;
@@ -143,8 +183,11 @@ mod tests {
         assert!(has_vault() && !is_marked());
         // A power cut at any step before the last: the mark is there, and so a later start does the rest.
         let counted = Cell::new(0);
-        let count = |has_to: bool| {
-            assert!(!has_to, "no slot of this vault is of a TPM");
+        let count = |by: &[String], has_to: bool| {
+            assert!(
+                by.is_empty() && !has_to,
+                "no slot of this vault is of a TPM"
+            );
             assert!(has_vault() && is_marked(), "the mark, the TPM, the vault");
             counted.set(counted.get() + 1);
             Ok(())
@@ -164,12 +207,12 @@ mod tests {
 
         // A TPM that does not answer keeps no key alive, and is asked again by the next start.
         copies(&disk).create(&made).expect("written");
-        let silent = |_| Err(TpmError::Transport(io::ErrorKind::TimedOut.into()));
+        let silent = |_: &[String], _| Err(TpmError::Transport(io::ErrorKind::TimedOut.into()));
         let uncounted = erase_counted(&disk, silent, Last::No).expect("a disk that works");
         assert!(matches!(uncounted, Some(TpmError::Transport(_))));
         assert!(!has_vault() && is_marked());
         // It is not there any more. The vault cannot say that it had counted, and the mark does.
-        let absent = |has_to: bool| {
+        let absent = |_: &[String], has_to: bool| {
             assert!(has_to && is_marked());
             Err(TpmError::Absent)
         };
@@ -185,7 +228,7 @@ mod tests {
         // One that answers then has counted, and nothing is told.
         copies(&disk).create(&made).expect("written");
         erase_counted(&disk, silent, Last::No).expect("a disk that works");
-        let answers = |has_to: bool| has_to.then_some(()).ok_or(TpmError::Absent);
+        let answers = |_: &[String], has_to: bool| has_to.then_some(()).ok_or(TpmError::Absent);
         let uncounted = erase_counted(&disk, answers, Last::Yes).expect("a disk that works");
         assert!(uncounted.is_none() && !has_vault() && !is_marked());
     }
@@ -203,5 +246,70 @@ mod tests {
         let told = uncounted().expect("it is told");
         assert_eq!(told.code, "reset-uncounted");
         assert!(!Sealed::is_unsettled(&file).expect("readable"));
+
+        // Where the disk names the TPM, it is told over restarts until the new data have a note of it.
+        let tpm = ["ab".repeat(32)];
+        set_counted_by(&disk, &tpm).expect("writable");
+        Sealed::erase_unsettled(&file, DATA_AT).expect("a disk that works");
+        for start in [
+            end_erasing as fn(&Path) -> io::Result<()>,
+            recalled,
+            recalled,
+        ] {
+            noted_uncounted();
+            start(&disk).expect("a disk that works");
+            assert!(uncounted().is_some());
+            let content = Sealed::probe(&file, DATA_AT).expect("readable");
+            assert!(matches!(content, Content::Unsealed), "{content:?}");
+            assert_eq!(counted_by(&disk), tpm);
+        }
+        noted_uncounted();
+        set_counted_by(&disk, &[]).expect("writable");
+        recall(&disk);
+        assert_eq!(uncounted(), None);
+    }
+
+    fn recalled(disk: &Path) -> io::Result<()> {
+        recall(disk);
+        Ok(())
+    }
+
+    /// An attacker switches the TPM off, or another one on in its place, while its last slot is removed and when the
+    /// machine is reset after that. The vault that is erased has no slot of it any more.
+    #[test]
+    fn a_reset_knows_of_a_removal_that_was_not_counted() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let disk = dir.path().join("disk");
+        let file = File::create_new(&disk).expect("a new file");
+        file.set_len(DATA_AT).expect("a sparse file");
+        copies(&disk)
+            .create(&keyslot_tests::vault())
+            .expect("written");
+        let tpm = "ab".repeat(32);
+        set_counted_by(&disk, std::slice::from_ref(&tpm)).expect("writable");
+        let absent = |by: &[String], has_to: bool| {
+            assert!(has_to);
+            assert_eq!(by, [tpm.as_str()]);
+            Err(TpmError::Absent)
+        };
+        for last in [Last::No, Last::Yes] {
+            let uncounted = erase_counted(&disk, absent, last).expect("a disk that works");
+            assert!(matches!(uncounted, Some(TpmError::Absent)));
+            assert_eq!(
+                Sealed::is_unsettled(&file).expect("readable"),
+                last == Last::No
+            );
+            assert!(copies(&disk).load().expect("readable").is_none());
+            assert_eq!(counted_by(&disk), [tpm.as_str()]);
+        }
+        let counts = |by: &[String], has_to: bool| {
+            assert!(has_to && by.len() == 1);
+            Ok(())
+        };
+        let uncounted = erase_counted(&disk, counts, Last::No).expect("a disk that works");
+        assert!(uncounted.is_none());
+        let mut memo = [1; 512];
+        file.read_exact_at(&mut memo, MEMO_AT).expect("readable");
+        assert_eq!(memo, [0; 512], "it is over");
     }
 }

@@ -3,6 +3,7 @@
 //! node that is configured to be stateless serves from memory.
 
 mod conclude;
+mod counted_by;
 mod erase;
 mod ext4;
 mod find;
@@ -26,7 +27,7 @@ use crate::{
     control::Problem,
     log::Log,
     media::Media,
-    vault::{Keeper, Offer, Waiting},
+    vault::{Keeper, Offer, Waiting, newest::Ledger},
 };
 use ext4::Content;
 use find::Found;
@@ -34,7 +35,8 @@ use prepared::{locked, make_tree, stateless};
 use volume::{Volume, mount_data};
 
 pub(crate) use conclude::{conclude, contradiction, note_key};
-pub(crate) use erase::{erase, mark_erasing};
+pub(crate) use counted_by::{TPMS_MAX, counted_by, set_counted_by};
+pub(crate) use erase::{erase, mark_erasing, reset_uncounted};
 pub(crate) use keyslots::DataKeys;
 #[cfg(test)]
 pub(crate) use keyslots::tests as keyslot_tests;
@@ -57,6 +59,18 @@ pub(crate) struct Access<'a> {
     pub(crate) keeper: &'a Keeper,
     pub(crate) offer: &'a Offer,
     pub(crate) log: &'a Log,
+}
+
+impl<'a> Access<'a> {
+    /// Where the vault of a device is noted whose data is at `state_dir`.
+    fn ledger(&self, device: &'a Path, state_dir: &'a Path) -> Ledger<'a> {
+        Ledger {
+            device,
+            keeper: self.keeper,
+            log: self.log,
+            state_dir,
+        }
+    }
 }
 
 /// Why there is no data.

@@ -23,16 +23,17 @@ use alknet_vault::slots::{
     Copies, FileArea, Found as VaultFound, OpenAlkv, Pending, SlotError, luks_phrase,
 };
 
-use super::erase::end_erasing;
+use super::counted_by::{counted_by, set_counted_by};
+use super::erase::{end_erasing, noted_uncounted, recall};
 use super::ext4::{self, Content};
 use super::find::Found;
 use super::keyslots::{BY_VAULT, BY_WORDS, DataKeys, unlock_with};
 use super::prepared::stateless;
 use super::volume::{Volume, mount_data, repair};
 use super::{Access, Prepared, Stop, device, refuse, unreadable};
-use crate::control::Problem;
 use crate::log::Log;
 use crate::media::{Media, SystemSources};
+use crate::vault::newest::Ledger;
 use crate::vault::{self, Ask, First, Keeper, Offer, Sources, Waiting};
 
 /// The device that holds the data.
@@ -100,7 +101,13 @@ pub(crate) fn conclude(
     vault::conclude(&found, ended, keeper, &media, |open| {
         copies.save(open)?;
         // A copy from before permits more.
-        vault::newest::note(state_dir, open.alkv(), log);
+        let ledger = Ledger {
+            device,
+            keeper,
+            log,
+            state_dir,
+        };
+        ledger.note(open.alkv());
         Ok(())
     })
 }
@@ -200,8 +207,7 @@ fn open_sealed(disk: &Disk<'_>, access: Access<'_>) -> Result<Prepared, Stop> {
     let options = fresh_mapping();
     let mapped = sealed.map(&key, &options).map_err(failed)?;
     let mut prepared = mount(disk, &mapped, access)?;
-    let uncounted = newest(disk, &prepared.state_dir, &found, &open, access)?;
-    prepared.problems.extend(uncounted);
+    newest(disk, &prepared.state_dir, &found, &open, access)?;
     cover(disk, &prepared.state_dir, &mut open, access);
     prepared.vault = Some(open);
     Ok(prepared)
@@ -215,7 +221,7 @@ fn cover(disk: &Disk<'_>, state_dir: &Path, open: &mut OpenAlkv, access: Access<
         return;
     }
     match disk.copies().save(open) {
-        Ok(()) => vault::newest::note(state_dir, open.alkv(), log),
+        Ok(()) => access.ledger(&disk.path(), state_dir).note(open.alkv()),
         Err(error) => log.error(format_args!("the vault cannot be written: {error}")),
     }
 }
@@ -227,7 +233,7 @@ fn newest(
     found: &VaultFound,
     open: &OpenAlkv,
     access: Access<'_>,
-) -> Result<Option<Problem>, Stop> {
+) -> Result<(), Stop> {
     let Access { keeper, offer, log } = access;
     let medium_has_words = || {
         let secrets = SystemSources.secrets();
@@ -235,7 +241,8 @@ fn newest(
         words.any(|words| words.entropy == *open.entropy())
     };
     let proof = || vault::newest::is_proven(found, open, offer, keeper, medium_has_words);
-    let checked = vault::newest::check(state_dir, open, false, proof, log);
+    let device = disk.path();
+    let checked = access.ledger(&device, state_dir).check(open, false, proof);
     checked.map_err(|mut waiting| {
         keeper.lock();
         if offer.passphrase.is_some() || offer.pin.is_some() {
@@ -295,6 +302,7 @@ fn volume_key(
 
 /// The first boot; `None` where the configuration wants no vault.
 pub(super) fn first(disk: &Disk<'_>, access: Access<'_>) -> Result<Option<Prepared>, Stop> {
+    recall(&disk.path());
     let pasted = access.offer.pasted.as_ref();
     let media = Media::read(pasted).map_err(|waiting| waits(disk, waiting))?;
     if media.stateless {
@@ -373,7 +381,13 @@ fn make(disk: &Disk<'_>, open: OpenAlkv, access: Access<'_>) -> Result<Prepared,
         cipher,
         phrases: &[own.expose().as_bytes(), words.expose().as_bytes()],
     };
+    // Formatting takes the memo of the disk before, which was erased.
+    let (device, uncounted) = (disk.path(), counted_by(&disk.path()));
     let prepared = Sealed::prepare(disk.file()?, disk.bytes, &new).map_err(failed)?;
+    if !uncounted.is_empty() {
+        let kept = set_counted_by(&device, &uncounted);
+        kept.or_else(|error| unreadable(disk.found, &error))?;
+    }
     let mapped = prepared.map(&fresh_mapping()).map_err(failed)?;
     let formatted = FileOptions::new()
         .read(true)
@@ -386,9 +400,12 @@ fn make(disk: &Disk<'_>, open: OpenAlkv, access: Access<'_>) -> Result<Prepared,
     formatted.or_else(|error| unreadable(disk.found, &error))?;
     prepared.finish().map_err(failed)?;
     let mut prepared = mount(disk, &mapped, access)?;
-    let made = vault::newest::check(&prepared.state_dir, &open, true, || true, access.log);
-    let uncounted = made.map_err(|waiting| waits(disk, waiting))?;
-    prepared.problems.extend(uncounted);
+    let ledger = access.ledger(&device, &prepared.state_dir);
+    let made = ledger.check(&open, true, || true);
+    made.map_err(|waiting| waits(disk, waiting))?;
+    if !uncounted.is_empty() {
+        noted_uncounted();
+    }
     prepared.vault = Some(open);
     Ok(prepared)
 }

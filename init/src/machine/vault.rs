@@ -351,6 +351,7 @@ impl Machine {
         problems.retain(|problem| !self.facts.problems.data.contains(problem));
         problems.extend(self.reminder());
         problems.extend(self.tpm_problem());
+        problems.extend(self.keeper.uncounted());
         self.facts.problems.vault = problems;
         let busy = self.opening || self.working;
         let question = self.asking.question().filter(|_| !busy);

@@ -125,6 +125,8 @@ impl Machine {
                 "that the first boot has ended is noted in the vault at the next start: {why}"
             )),
         }
+        // Its change may not be counted.
+        self.vault_changed();
         // What was typed before the question was taken back waited.
         if let Some(session) = self.session.take() {
             self.try_command(session);

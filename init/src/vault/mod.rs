@@ -180,6 +180,8 @@ struct State {
     attempts: alknet_vault::slots::Attempts,
     /// Slots whose refusal was written down.
     refused: Vec<SlotName>,
+    /// What no TPM has counted.
+    uncounted: Vec<Problem>,
 }
 
 /// The words, encrypted to the recipients that the configuration names.
@@ -368,6 +370,15 @@ impl Keeper {
         let state = self.state();
         let pin = state.tpm2.iter().any(|slot| slot.pin);
         if pin { Ask::Pin } else { Ask::Passphrase }
+    }
+
+    /// What no TPM has counted of the vault's changes, to be told until one has.
+    pub(crate) fn uncounted(&self) -> Vec<Problem> {
+        self.state().uncounted.clone()
+    }
+
+    fn set_uncounted(&self, problems: Vec<Problem>) {
+        self.state().uncounted = problems;
     }
 
     /// Which slot opened it.

@@ -2,53 +2,27 @@
 //!
 //! The encrypted data notes the generation of the vault, so that older copies of the vault that are put back
 //! beside it are noticed; and the TPM counts the changes, so that an older disk is noticed that is put back
-//! whole. What is older opens only for a person who shows that it is theirs.
+//! whole. What is older opens only for a person who shows that it is theirs. What a TPM did not count is owed: it is
+//! told, and tried again by each later start.
 
-use std::fs;
-use std::io;
+mod chip;
+mod note;
+
+use std::fs::File;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
-use std::thread;
-use std::time::Duration;
 
 use alknet_tpm::{StorageKey, Tpm, TpmError};
 use alknet_vault::slots::{Alkv, Found, OpenAlkv, SlotParams, SlotType};
-use serde::{Deserialize, Serialize};
 
 use super::open::by_passphrase;
 use super::{Ask, Keeper, Offer, Waiting, by_tpm, opening_slot};
 use crate::control::Problem;
+use crate::data;
 use crate::log::Log;
-use crate::tpm;
+use chip::{chip, is_absent, retire};
+use note::{Counted, Note, Owed};
 
-/// The note, in the configuration's folder, which is root's.
-const NOTE: &str = "vault-newest.json";
-/// Bytes of it: three fields of fixed length, and some room.
-const NOTE_BYTES_MAX: u64 = 1024;
-
-/// How long the erasure of a disk waits for the TPM: a machine that goes down ends after 25 s, erased or not.
-const OUTDATE_MAX: Duration = Duration::from_secs(5);
-
-/// What the newest vault was.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Note {
-    vault: String,
-    generation: u64,
-    /// How often it was changed, by a TPM.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    counted: Option<Counted>,
-}
-
-/// A TPM's counter.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Counted {
-    /// Of the TPM with this storage key.
-    tpm: String,
-    count: u64,
-}
+pub(crate) use chip::outdate;
 
 /// What is at the handle of the TPM's counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,277 +60,288 @@ impl Fit {
     }
 }
 
-/// Looks whether the vault of a disk whose data is at `state_dir` is the newest. `made` just now, it is. Answers with
-/// the problem where its changes are not counted.
-///
-/// # Errors
-/// It is older, and nothing shows that its owner wants it; what would.
-pub(crate) fn check(
-    state_dir: &Path,
-    open: &OpenAlkv,
-    made: bool,
-    proof: impl Fn() -> bool,
-    log: &Log,
-) -> Result<Option<Problem>, Waiting> {
-    let alkv = open.alkv();
-    let noted = read(state_dir, log).filter(|note| note.vault == alkv.uuid().to_string());
-    // The power may have gone in the first boot, between the counter and the first note.
-    let made = made || noted.is_none() && open.pending().partition;
-    let (mut counter, unread) = match Counter::of(alkv) {
-        Ok(counter) => (counter, None),
-        Err(error) if made || proof() => {
-            let problem = uncounted(&error);
-            log.error(&problem.text);
-            (None, Some(problem))
-        }
-        Err(error) => return Err(unknown(&error)),
-    };
-    let why = match (&noted, &mut counter) {
-        (_, _) if made => None,
-        (Some(noted), _) if noted.generation > alkv.generation() => {
-            Some("the vault is older than the data beside it")
-        }
-        (noted, Some(counter)) => counter
-            .is_old(noted.as_ref())
-            .map_err(|error| unknown(&error))?,
-        (_, None) => None,
-    };
-    if let Some(why) = why {
-        if !proof() {
-            return Err(old(alkv, why));
-        }
-        log.warn(format_args!(
-            "{why}; this copy counts from now on, as its owner wants it"
-        ));
-    }
-    let is_noted = noted.as_ref().is_some_and(|noted| {
-        let by = counter.as_ref().map(|counter| counter.key.to_string());
-        let counted = noted.counted.as_ref();
-        let counts = counted.map(|counted| counted.tpm.clone()) == by;
-        counts && noted.generation == alkv.generation()
-    });
-    if made || why.is_some() || !is_noted {
-        // A TPM that cannot be read may have a slot.
-        let former = noted.as_ref().filter(|_| unread.is_none());
-        let problem = write(state_dir, alkv, counter.as_mut(), former, retire, log);
-        return Ok(problem.or(unread));
-    }
-    Ok(unread)
+/// Where the newest vault of a disk is noted, and counted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ledger<'a> {
+    /// The device of the sealed partition.
+    pub(crate) device: &'a Path,
+    /// Tells what is not counted.
+    pub(crate) keeper: &'a Keeper,
+    pub(crate) log: &'a Log,
+    /// Where its data is mounted.
+    pub(crate) state_dir: &'a Path,
 }
 
-/// Notes a vault that was changed, and has the TPM count it.
-pub(crate) fn note(state_dir: &Path, alkv: &Alkv, log: &Log) {
-    match Counter::of(alkv) {
-        // It is in the log, and a problem from the next start on.
-        Ok(mut counter) => {
-            let former = read(state_dir, log);
-            drop(write(
-                state_dir,
-                alkv,
-                counter.as_mut(),
-                former.as_ref(),
-                retire,
-                log,
+impl Ledger<'_> {
+    /// Looks whether the vault of a disk is the newest. `made` just now, it is.
+    ///
+    /// # Errors
+    /// It is older, and nothing shows that its owner wants it; what would.
+    pub(crate) fn check(
+        &self,
+        open: &OpenAlkv,
+        made: bool,
+        proof: impl Fn() -> bool,
+    ) -> Result<(), Waiting> {
+        let alkv = open.alkv();
+        let former = note::read(self.state_dir, self.log);
+        let of_vault = |note: &&Note| note.vault == alkv.uuid().to_string();
+        let noted = former.as_ref().filter(of_vault);
+        // The power may have gone in the first boot, between the counter and the first note.
+        let made = made || noted.is_none() && open.pending().partition;
+        let tpms = tpms_of(alkv);
+        let (mut presence, unread) = match Presence::of(&tpms) {
+            Ok(presence) => (presence, None),
+            Err(error) if made || proof() => {
+                let problem = uncounted(&error);
+                (Presence::Away(error), Some(problem))
+            }
+            Err(error) => return Err(unknown(&error)),
+        };
+        let why = match (noted, &mut presence) {
+            (_, _) if made => None,
+            (Some(noted), _) if noted.generation > alkv.generation() => {
+                Some("the vault is older than the data beside it")
+            }
+            (noted, Presence::Here(counter)) => {
+                counter.is_old(noted).map_err(|error| unknown(&error))?
+            }
+            (_, Presence::Away(_) | Presence::Unbound) => None,
+        };
+        if let Some(why) = why {
+            if !proof() {
+                return Err(old(alkv, why));
+            }
+            self.log.warn(format_args!(
+                "{why}; this copy counts from now on, as its owner wants it"
             ));
         }
-        Err(error) => log.error(format_args!(
-            "the TPM did not count a change of the vault: {error}"
-        )),
+        let settled = noted.filter(|noted| {
+            !made && why.is_none() && self.is_settled(noted, alkv, &tpms, &presence)
+        });
+        let mut problems: Vec<_> = unread.into_iter().collect();
+        problems.extend(match settled {
+            Some(noted) => owing(noted),
+            None => self.write(alkv, &tpms, &mut presence, former.as_ref(), retire),
+        });
+        self.tell(problems);
+        Ok(())
     }
-}
 
-/// The note first: where the power goes before the TPM has counted, the next start does it. Answers with the problem
-/// where the TPM cannot count. The TPM of the `former` note, of which the vault has no slot any more, counts for the
-/// last time, by `retire`: it would open a disk from before.
-fn write(
-    state_dir: &Path,
-    alkv: &Alkv,
-    counter: Option<&mut Counter>,
-    former: Option<&Note>,
-    retire: impl FnOnce(&Counted) -> Result<(), TpmError>,
-    log: &Log,
-) -> Option<Problem> {
-    let counts = counter.is_some();
-    let counted = counter.map(Counter::begin);
-    let (counted, problem) = match counted.transpose() {
-        Ok(counted) => (counted, None),
-        Err(error) => {
-            let problem = uncounted(&error);
-            log.error(&problem.text);
-            (None, Some(problem))
+    /// Notes a vault that was changed, and has the TPM count it.
+    pub(crate) fn note(&self, alkv: &Alkv) {
+        let tpms = tpms_of(alkv);
+        let mut presence = Presence::of(&tpms).unwrap_or_else(Presence::Away);
+        let former = note::read(self.state_dir, self.log);
+        let problems = self.write(alkv, &tpms, &mut presence, former.as_ref(), retire);
+        self.tell(problems);
+    }
+
+    /// TPMs that have not counted, and of which the vault has no slot.
+    pub(crate) fn owed_without_slot(&self, alkv: &Alkv) -> Vec<String> {
+        let tpms = tpms_of(alkv);
+        let note = note::read(self.state_dir, self.log);
+        let owed = note.into_iter().flat_map(|note| note.owed);
+        let owed = owed.map(|owed| owed.tpm);
+        owed.filter(|tpm| !tpms.contains(tpm)).collect()
+    }
+
+    /// Forgets these: neither a later start nor a factory reset expects that they count.
+    ///
+    /// # Errors
+    /// That cannot be noted.
+    pub(crate) fn forget_owed(&self, alkv: &Alkv) -> Result<(), String> {
+        let tpms = tpms_of(alkv);
+        let former = note::read(self.state_dir, self.log);
+        let Some(mut note) = former.clone() else {
+            return Ok(());
+        };
+        note.owed.retain(|owed| tpms.contains(&owed.tpm));
+        let kept = self.keep(&note, former.as_ref());
+        kept.map_err(|problem| problem.text)?;
+        self.tell(owing(&note));
+        Ok(())
+    }
+
+    fn tell(&self, problems: Vec<Problem>) {
+        for Problem { code, text, .. } in &problems {
+            self.log.error(format_args!("{code}: {text}"));
         }
-    };
-    let mut note = Note {
-        vault: alkv.uuid().to_string(),
-        generation: alkv.generation(),
-        counted: counted.as_ref().map(|(_, counted)| counted.clone()),
-    };
-    if !counts
-        && let Some(former) = former.and_then(|former| former.counted.as_ref())
-        && let Err(error) = retire(former)
-    {
-        log.error(format_args!(
-            "the TPM did not count that its last slot was removed; the next start tries again: {error}"
-        ));
-        note.counted = Some(former.clone());
+        self.keeper.set_uncounted(problems);
     }
-    let written = serde_json::to_vec(&note).map_err(io::Error::other);
-    let folder = state_dir.join("config");
-    let path = folder.join(NOTE);
-    // At a first boot this is the first file.
-    let written = written.and_then(|text| {
-        fs::create_dir_all(&folder)?;
-        alknet_durable::replace(&path, &text, 0o600)
-    });
-    if let Err(error) = written {
-        log.error(format_args!("{}: {error}", path.display()));
-        return problem;
+
+    /// Whether a note says of a vault with slots of these TPMs what it would say if it were written again.
+    fn is_settled(&self, noted: &Note, alkv: &Alkv, tpms: &[String], presence: &Presence) -> bool {
+        let own = match presence {
+            Presence::Here(counter) => Some(counter.key.to_string()),
+            Presence::Away(_) | Presence::Unbound => None,
+        };
+        let counted = noted.counted.as_ref().map(|counted| &counted.tpm);
+        let counts = match &own {
+            Some(own) => counted == Some(own),
+            None => counted.is_none_or(|tpm| tpms.contains(tpm)),
+        };
+        let mut owed = noted.owed.iter().map(|owed| &owed.tpm);
+        counts
+            && noted.generation == alkv.generation()
+            && owed.all(|tpm| tpms.contains(tpm) && own.as_ref() != Some(tpm))
+            && data::counted_by(self.device) == noted.tpms()
     }
-    if let Some((counter, _)) = counted
-        && let Err(error) = counter.advance()
-    {
-        log.error(format_args!(
-            "the TPM did not count a change of the vault: {error}"
-        ));
+
+    /// The note first: where the power goes before the TPM has counted, the next start does it. Answers with what is
+    /// not counted. A TPM of the `former` note of which the vault has no slot any more counts for the last time, by
+    /// `retire`: it would open a disk from before. One that has a slot, and is not in the machine, is owed a change.
+    fn write(
+        &self,
+        alkv: &Alkv,
+        tpms: &[String],
+        presence: &mut Presence,
+        former: Option<&Note>,
+        retire: impl Fn(&str) -> Result<(), TpmError>,
+    ) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let vault = alkv.uuid().to_string();
+        let is_changed = former
+            .is_none_or(|former| (&former.vault, former.generation) != (&vault, alkv.generation()));
+        let mut note = Note {
+            vault,
+            generation: alkv.generation(),
+            counted: None,
+            owed: Vec::new(),
+        };
+        let mut due = former.map_or_else(|| self.of_erased(), |former| former.owed.clone());
+        let counted = former.and_then(|former| former.counted.clone());
+        if let Presence::Away(error) = presence
+            && is_changed
+        {
+            self.log.warn(format_args!(
+                "no TPM of the vault counts a change of it: {error}"
+            ));
+        }
+        let mut begun = None;
+        match presence {
+            Presence::Here(counter) => {
+                let key = counter.key.to_string();
+                due.extend(counted.map(Owed::from));
+                let own: Vec<_> = due.extract_if(.., |one| one.tpm == key).collect();
+                match counter.begin(&own) {
+                    Ok(counted) => {
+                        note.counted = Some(counted);
+                        begun = Some(counter);
+                    }
+                    Err(error) => {
+                        problems.push(uncounted(&error));
+                        note.owed = own;
+                    }
+                }
+            }
+            Presence::Away(_) | Presence::Unbound => match counted {
+                Some(counted) if !is_changed && tpms.contains(&counted.tpm) => {
+                    note.counted = Some(counted);
+                }
+                counted => due.extend(counted.map(Owed::from)),
+            },
+        }
+        for one in due {
+            if tpms.contains(&one.tpm) {
+                note.owed.push(one);
+            } else if let Err(error) = retire(&one.tpm) {
+                self.log.error(format_args!(
+                    "TPM {} did not count that its last slot was removed; the next start tries again: {error}",
+                    short(&one.tpm)
+                ));
+                note.owed.push(one);
+            }
+        }
+        note.bound();
+        match self.keep(&note, former) {
+            Ok(()) => {
+                let counted = begun.map_or(Ok(()), Counter::advance);
+                problems.extend(counted.err().map(|error| missed(&error)));
+            }
+            Err(problem) => problems.push(problem),
+        }
+        problems.extend(owing(&note));
+        problems
     }
-    problem
+
+    /// TPMs that did not count that the disk before this one was erased: no note names them yet.
+    fn of_erased(&self) -> Vec<Owed> {
+        let tpms = data::counted_by(self.device).into_iter();
+        tpms.map(|tpm| Owed { tpm, count: None }).collect()
+    }
+
+    /// Has the note and the memo of the partition say the same; the memo never less than a note.
+    fn keep(&self, note: &Note, former: Option<&Note>) -> Result<(), Problem> {
+        let memo = data::counted_by(self.device);
+        let tpms = note.tpms();
+        let mut both = tpms.clone();
+        both.extend(memo.iter().filter(|one| !tpms.contains(one)).cloned());
+        let set = |from: &[String], to: &[String]| {
+            if from != to
+                && let Err(error) = data::set_counted_by(self.device, to)
+            {
+                self.log.error(format_args!(
+                    "{}: which TPMs count is not on the disk: {error}",
+                    self.device.display()
+                ));
+            }
+        };
+        set(&memo, &both);
+        if former != Some(note)
+            && let Err(error) = note::write(self.state_dir, note)
+        {
+            let path = note::path(self.state_dir);
+            let text = format!(
+                "a change of the vault is not counted, since it cannot be noted: {}: {error}",
+                path.display()
+            );
+            return Err(problem("vault-uncounted", text, HINT_NOTE));
+        }
+        set(&both, &tpms);
+        Ok(())
+    }
 }
 
-fn read(state_dir: &Path, log: &Log) -> Option<Note> {
-    let path = state_dir.join("config").join(NOTE);
-    let read = || -> io::Result<Option<Note>> {
-        let length = match fs::symlink_metadata(&path) {
-            Ok(metadata) => metadata.len(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+/// The storage keys of the TPMs that a vault has slots of, each once.
+pub(crate) fn tpms_of(alkv: &Alkv) -> Vec<String> {
+    let mut tpms = Vec::new();
+    for slot in alkv.slots() {
+        if let SlotParams::Tpm2(params) = slot.params()
+            && let Ok(key) = StorageKey::of(params)
+        {
+            let key = key.to_string();
+            if !tpms.contains(&key) {
+                tpms.push(key);
+            }
+        }
+    }
+    tpms
+}
+
+/// What this machine's TPM is to a vault.
+enum Presence {
+    /// The vault has slots of TPMs, and this machine has none of these now; why.
+    Away(TpmError),
+    /// It has a slot, and counts.
+    Here(Counter),
+    /// No slot of the vault is of a TPM.
+    Unbound,
+}
+
+impl Presence {
+    /// For a vault with slots of these TPMs.
+    fn of(tpms: &[String]) -> Result<Self, TpmError> {
+        if tpms.is_empty() {
+            return Ok(Self::Unbound);
+        }
+        let (tpm, key) = match chip() {
+            Ok(found) => found,
+            Err(error) if is_absent(&error) => return Ok(Self::Away(error)),
             Err(error) => return Err(error),
         };
-        if length > NOTE_BYTES_MAX {
-            return Err(io::Error::other("it is too long"));
-        }
-        Ok(Some(serde_json::from_slice(&fs::read(&path)?)?))
-    };
-    // Without it the TPM's counter says that the disk is an older one.
-    read().unwrap_or_else(|error| {
-        log.error(format_args!("{}: {error}", path.display()));
-        None
-    })
-}
-
-/// Whether the TPM was asked to count and has not answered. It may do so at any moment: a counter that a new vault began
-/// meanwhile would be ahead of its note then, and the machine would take its own disk for an old one.
-static UNANSWERED: AtomicBool = AtomicBool::new(false);
-
-/// Refuses to ask the TPM for its counter while another question about it is open.
-fn answered(unanswered: &AtomicBool) -> Result<(), TpmError> {
-    match unanswered.load(Ordering::SeqCst) {
-        true => Err(TpmError::Transport(io::ErrorKind::TimedOut.into())),
-        false => Ok(()),
-    }
-}
-
-/// The TPM of this machine with its storage key; none where what it says counts for nothing.
-fn chip() -> Result<Option<(Tpm<fs::File>, StorageKey)>, TpmError> {
-    answered(&UNANSWERED)?;
-    let mut tpm = match tpm::connect() {
-        Ok(tpm) => tpm,
-        Err(TpmError::Absent | TpmError::Unsupported(_)) => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    match tpm.storage_key() {
-        Ok(key) => Ok(Some((tpm, key))),
-        // The image is for another machine.
-        Err(TpmError::ForeignStorageKey) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// Has this machine's TPM count once more, if it is the one that did.
-fn retire(counted: &Counted) -> Result<(), TpmError> {
-    let Some((tpm, key)) = chip()? else {
-        return Ok(());
-    };
-    if key.to_string() != counted.tpm {
-        return Ok(());
-    }
-    tpm.require(key).outrun_notes()
-}
-
-/// Has this machine's TPM count on, if it counts, without a disk that notes it: each copy of a disk from before is an
-/// older one. `has_to`, where a slot of the vault was of a TPM.
-///
-/// # Errors
-/// The TPM cannot, or does not answer within [`OUTDATE_MAX`].
-pub(crate) fn outdate(has_to: bool) -> Result<(), TpmError> {
-    within(OUTDATE_MAX, &UNANSWERED, move || {
-        let counted = tpm::connect().and_then(|mut tpm| tpm.outrun_notes());
-        unless_none_has_to(counted, has_to)
-    })
-}
-
-/// A machine without a TPM, or with one that the image is not for, counts nothing: there is nothing to count where no
-/// slot was of a TPM.
-fn unless_none_has_to(counted: Result<(), TpmError>, has_to: bool) -> Result<(), TpmError> {
-    match counted {
-        Err(TpmError::Absent | TpmError::Unsupported(_) | TpmError::ForeignStorageKey)
-            if !has_to =>
-        {
-            Ok(())
-        }
-        counted => counted,
-    }
-}
-
-/// Asks a TPM on a thread of its own: the kernel waits minutes for one that hangs. `unanswered` until it has answered,
-/// or the machine restarts.
-fn within(
-    most: Duration,
-    unanswered: &'static AtomicBool,
-    ask: impl FnOnce() -> Result<(), TpmError> + Send + 'static,
-) -> Result<(), TpmError> {
-    if unanswered.swap(true, Ordering::SeqCst) {
-        return Err(TpmError::Transport(io::ErrorKind::TimedOut.into()));
-    }
-    let (say, heard) = mpsc::channel();
-    let spawned = thread::Builder::new()
-        .name("tpm".to_owned())
-        .spawn(move || {
-            let answer = ask();
-            unanswered.store(false, Ordering::SeqCst);
-            // Nobody may wait any more.
-            drop(say.send(answer));
-        });
-    if let Err(error) = spawned {
-        unanswered.store(false, Ordering::SeqCst);
-        return Err(TpmError::Transport(error));
-    }
-    heard
-        .recv_timeout(most)
-        .unwrap_or_else(|_| Err(TpmError::Transport(io::ErrorKind::TimedOut.into())))
-}
-
-/// The counter of this machine's TPM, for a vault that has a slot of it.
-struct Counter {
-    tpm: Tpm<fs::File>,
-    key: StorageKey,
-    index: Index,
-}
-
-impl Counter {
-    /// `None` for a vault without such a slot: of another machine's disk nothing was counted here.
-    fn of(alkv: &Alkv) -> Result<Option<Self>, TpmError> {
-        let slots = alkv.slots().iter();
-        let mut of_tpms = slots.filter_map(|slot| match slot.params() {
-            SlotParams::Tpm2(params) => StorageKey::of(params).ok(),
-            _ => None,
-        });
-        let Some(first) = of_tpms.next() else {
-            return Ok(None);
-        };
-        let Some((tpm, key)) = chip()? else {
-            return Ok(None);
-        };
-        if key != first && !of_tpms.any(|other| other == key) {
-            return Ok(None);
+        if !tpms.contains(&key.to_string()) {
+            return Ok(Self::Away(TpmError::OtherTpm));
         }
         // What answers from here on has that key.
         let mut tpm = tpm.require(key);
@@ -367,14 +352,21 @@ impl Counter {
             Err(TpmError::CounterForeign(_)) => Index::Foreign,
             Err(error) => return Err(error),
         };
-        Ok(Some(Self { tpm, key, index }))
+        Ok(Self::Here(Counter { tpm, key, index }))
     }
+}
 
+/// The counter of this machine's TPM, for a vault that has a slot of it.
+struct Counter {
+    tpm: Tpm<File>,
+    key: StorageKey,
+    index: Index,
+}
+
+impl Counter {
     /// Why a disk with this note is an older one.
     fn is_old(&mut self, noted: Option<&Note>) -> Result<Option<&'static str>, TpmError> {
-        let counted = noted.and_then(|noted| noted.counted.as_ref());
-        let own = counted.filter(|counted| counted.tpm == self.key.to_string());
-        let noted = own.map(|counted| counted.count);
+        let noted = noted.and_then(|noted| noted.count_of(&self.key.to_string()));
         match Fit::of(noted, self.index) {
             Fit::Same => Ok(None),
             Fit::Behind => {
@@ -390,18 +382,21 @@ impl Counter {
         }
     }
 
-    /// What the counter will be.
-    fn begin(&mut self) -> Result<(&mut Self, Counted), TpmError> {
+    /// What the counter will be. It rises at once where it was not noted: a copy of a disk that was erased may be one
+    /// ahead.
+    fn begin(&mut self, owed: &[Owed]) -> Result<Counted, TpmError> {
         let count = match self.index {
+            Index::Count(_) if owed.iter().any(|one| one.count.is_none()) => {
+                self.tpm.advance_counter()?
+            }
             Index::Count(count) => count,
             Index::Absent | Index::Foreign => self.tpm.make_counter()?,
         };
         self.index = Index::Count(count);
-        let counted = Counted {
+        Ok(Counted {
             tpm: self.key.to_string(),
             count: count + 1,
-        };
-        Ok((self, counted))
+        })
     }
 
     fn advance(&mut self) -> Result<(), TpmError> {
@@ -461,6 +456,14 @@ fn unknown(error: &TpmError) -> Waiting {
     Waiting::new(Ask::Nothing, "vault-old", text, "it is tried again")
 }
 
+/// What to do where a TPM counts late.
+const HINT_LATER: &str = "restart this machine with that TPM switched on; until it has counted, a copy of the disk from \
+                          before opens by it. If it is gone for good, destroy such copies, and 'tpm forget' at the \
+                          console (v) ends this";
+/// What to do where the note is not written.
+const HINT_NOTE: &str =
+    "look for what keeps the data disk from being written, and restart this machine";
+
 /// The TPM takes no counter: each later start asks for the owner.
 fn uncounted(error: &TpmError) -> Problem {
     let hint = match error {
@@ -470,148 +473,44 @@ fn uncounted(error: &TpmError) -> Problem {
         }
         _ => "until the TPM takes a counter each start asks for what only the owner has",
     };
+    let text = format!("the TPM counts no changes of the vault: {error}");
+    problem("vault-uncounted", text, hint)
+}
+
+/// The TPM, which is there, did not count a change that is noted.
+fn missed(error: &TpmError) -> Problem {
+    let text = format!("the TPM did not count a change of the vault: {error}");
+    problem("vault-uncounted", text, HINT_LATER)
+}
+
+/// What is to be told of TPMs that have not counted.
+fn owing(note: &Note) -> Vec<Problem> {
+    let of = |owed: &Owed| {
+        let tpm = short(&owed.tpm);
+        match owed.count {
+            Some(_) => problem(
+                "vault-uncounted",
+                format!("the TPM with storage key {tpm}… has not counted the vault's last change"),
+                HINT_LATER,
+            ),
+            None => data::reset_uncounted(&format!("the TPM with storage key {tpm}… has yet to")),
+        }
+    };
+    note.owed.iter().map(of).collect()
+}
+
+/// Enough of a storage key to tell it from others.
+fn short(tpm: &str) -> &str {
+    tpm.get(..16).unwrap_or(tpm)
+}
+
+fn problem(code: &str, text: String, hint: &str) -> Problem {
     Problem {
-        code: "vault-uncounted".to_owned(),
-        text: format!("the TPM counts no changes of the vault: {error}"),
+        code: code.to_owned(),
+        text,
         hint: hint.to_owned(),
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_count_that_the_disk_does_not_have_makes_it_old() {
-        for (noted, index, fit) in [
-            (Some(7), Index::Count(7), Fit::Same),
-            (Some(8), Index::Count(7), Fit::Behind),
-            (Some(6), Index::Count(7), Fit::Old),
-            (None, Index::Count(7), Fit::Old),
-            (Some(7), Index::Absent, Fit::Old),
-        ] {
-            assert_eq!(Fit::of(noted, index), fit, "{noted:?} {index:?}");
-        }
-    }
-
-    /// An attacker needs no secret to undefine the index of the counter and to define another at its handle.
-    #[test]
-    fn without_a_counter_no_disk_is_the_newest() {
-        for (noted, index, fit) in [
-            (None, Index::Absent, Fit::Old),
-            (None, Index::Foreign, Fit::Unknown),
-            (Some(7), Index::Foreign, Fit::Unknown),
-        ] {
-            assert_eq!(Fit::of(noted, index), fit, "{noted:?} {index:?}");
-        }
-    }
-
-    /// The owner removes the last slot of the TPM, and an attacker puts a copy of the disk from before back.
-    #[test]
-    fn a_removal_of_the_last_slot_of_the_tpm_is_counted() {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let log = Log::default();
-        let vault = crate::data::keyslot_tests::vault();
-        let counter = std::cell::Cell::new(7);
-        let before = Note {
-            vault: vault.alkv().uuid().to_string(),
-            generation: vault.alkv().generation(),
-            counted: Some(Counted {
-                tpm: "ab".repeat(32),
-                count: counter.get(),
-            }),
-        };
-        let noted = |former: &Note, answers: bool| {
-            let retire = |_: &Counted| {
-                counter.set(counter.get() + u64::from(answers));
-                answers.then_some(()).ok_or(TpmError::Absent)
-            };
-            let problem = write(dir.path(), vault.alkv(), None, Some(former), retire, &log);
-            assert_eq!(problem, None);
-            read(dir.path(), &log).expect("it was written")
-        };
-        // As long as the TPM has not counted it, the next start tries.
-        let unanswered = noted(&before, false);
-        assert_eq!(unanswered.counted, before.counted);
-        let after = noted(&unanswered, true);
-        assert_eq!(after.counted, None);
-        let of_copy = before.counted.as_ref().map(|counted| counted.count);
-        let index = Index::Count(counter.get());
-        assert_eq!(Fit::of(of_copy, index), Fit::Old);
-        noted(&after, true);
-        assert_eq!(counter.get(), 8, "once");
-    }
-
-    /// The power may have gone between the note of a copy and the counter: it says one more than the TPM did then.
-    #[test]
-    fn a_copy_from_before_a_reset_is_old_even_where_it_is_one_ahead() {
-        let (before, after) = (7, 7 + 2);
-        for noted in [before, before + 1] {
-            assert_eq!(Fit::of(Some(noted), Index::Count(after)), Fit::Old);
-        }
-    }
-
-    /// And nothing counts beside it: a new vault's counter would rise behind the back of its note when it answers.
-    #[test]
-    fn a_tpm_that_hangs_holds_no_erasure_up() {
-        static UNANSWERED: AtomicBool = AtomicBool::new(false);
-        let (end, ended) = mpsc::channel::<()>();
-        let hangs = move || {
-            let _ = ended.recv();
-            Ok(())
-        };
-        let asked = within(Duration::from_millis(1), &UNANSWERED, hangs);
-        assert!(matches!(asked, Err(TpmError::Transport(_))), "{asked:?}");
-        let most = alknet_test_support::deadline(Duration::from_secs(60));
-        let again = within(most, &UNANSWERED, || unreachable!("one question at a time"));
-        assert!(matches!(again, Err(TpmError::Transport(_))), "{again:?}");
-        assert!(answered(&UNANSWERED).is_err());
-        drop(end);
-        alknet_test_support::eventually("the TPM answers", most, || answered(&UNANSWERED).is_ok());
-        assert!(within(most, &UNANSWERED, || Ok(())).is_ok());
-        assert!(answered(&UNANSWERED).is_ok());
-    }
-
-    /// An attacker with a copy of the disk takes the TPM away for the time of the reset.
-    #[test]
-    fn a_tpm_that_is_absent_has_not_counted_a_vault_that_it_opened() {
-        for none in [
-            || TpmError::Absent,
-            || TpmError::Unsupported("1.2"),
-            || TpmError::ForeignStorageKey,
-        ] as [fn() -> TpmError; 3]
-        {
-            assert!(unless_none_has_to(Err(none()), false).is_ok());
-            assert!(unless_none_has_to(Err(none()), true).is_err());
-        }
-        let silent = || Err(TpmError::Transport(io::ErrorKind::TimedOut.into()));
-        assert!(unless_none_has_to(silent(), false).is_err());
-        assert!(unless_none_has_to(Ok(()), true).is_ok());
-    }
-
-    #[test]
-    fn a_note_is_read_as_it_was_written_and_anything_else_is_none() {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let log = Log::default();
-        assert_eq!(read(dir.path(), &log), None);
-        let note = Note {
-            vault: "of this".to_owned(),
-            generation: 7,
-            counted: Some(Counted {
-                tpm: "ab".repeat(32),
-                count: u64::MAX,
-            }),
-        };
-        let path = dir.path().join("config").join(NOTE);
-        fs::create_dir(dir.path().join("config")).expect("writable");
-        let text = serde_json::to_vec(&note).expect("plain values");
-        assert!(text.len() as u64 <= NOTE_BYTES_MAX);
-        fs::write(&path, &text).expect("writable");
-        assert_eq!(read(dir.path(), &log), Some(note));
-        let long = vec![b' '; NOTE_BYTES_MAX as usize + 1];
-        for bad in [&text[1..], b"", &long] {
-            fs::write(&path, bad).expect("writable");
-            assert_eq!(read(dir.path(), &log), None);
-        }
-    }
-}
+mod tests;

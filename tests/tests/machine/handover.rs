@@ -2,9 +2,12 @@
 
 use std::process::Command;
 
+use alknet_qemu::{Disk, Recorder};
 use alknet_tests::tools::{age, tool, tool_says};
 use alknet_tests::{Bench, Boot, Cli, Node, binary, run_with_input};
 use serde_json::{Value, json};
+
+use crate::power::cut_now;
 
 /// The file of age is the only copy of the words that anybody can have: it is on the disk before the node says that
 /// they are kept, whatever happens to the power then.
@@ -14,9 +17,15 @@ fn words_that_a_machine_makes_outlive_a_power_cut_open_with_age_and_are_its_own(
     let (recipient, key) = age_key(&bench, "far-away.key");
     let (_, stranger) = age_key(&bench, "stranger.key");
     let config = format!("[vault]\nwords_to = [\"{recipient}\"]");
-    let machine = || bench.machine(Boot::MicrovmErofs).configured(&config);
-    let mut node = machine().boot();
+    let machine = |disk: Disk| {
+        let machine = bench.machine(Boot::MicrovmErofs).configured(&config);
+        machine.data(Some(disk.data()))
+    };
+    // What this disk has not flushed when the power goes it may lose.
+    let recorder = Recorder::serve(&bench.data()).unwrap_or_else(|error| panic!("{error}"));
+    let mut node = machine(Disk::recorded(&recorder)).boot();
     let status = node.call("vault/status", &Value::Null);
+    let recording = recorder.recording();
     let cut = node.vm_mut().cut_power();
     cut.unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(status["words_kept"], true, "{status:#}");
@@ -54,7 +63,9 @@ fn words_that_a_machine_makes_outlive_a_power_cut_open_with_age_and_are_its_own(
     drop(node);
 
     // They are told at later starts too, and shown at the console no more.
-    let node = machine().boot();
+    let cut = bench.path().join("cut.raw");
+    cut_now(&recording, &cut);
+    let node = machine(Disk::file(&cut)).boot();
     assert_eq!(node.identity(), identity);
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["words_age"], sealed, "{status:#}");

@@ -445,6 +445,19 @@ fn a_disk_that_was_not_unmounted_says_so_and_is_whole() {
     assert_clean(&bench.data(), 0);
 }
 
+/// Makes at `image` what the disk of a recording may hold where the power goes now, and the disk loses as much as any of
+/// a few seeds has it lose of what was not flushed.
+pub(super) fn cut_now(recording: &Recording, image: &Path) {
+    const SEEDS: u64 = 12;
+    let cut = |seed| {
+        let cut = recording.cut(recording.len(), seed, image);
+        cut.unwrap_or_else(|error| panic!("{error}"))
+    };
+    let most = (0..SEEDS).min_by_key(|seed| cut(*seed).kept);
+    let cut = cut(most.expect("there are some"));
+    eprintln!("the power goes at {}: {cut:?}", recording.len());
+}
+
 /// The image of a cut. It is kept beside the logs of failed machines when the test fails.
 struct Evidence(PathBuf);
 

@@ -26,11 +26,13 @@ pub(crate) enum Command {
     SlotTest(SlotId),
     Slots,
     Status,
+    /// TPMs that have not counted, and never will.
+    TpmForget,
     Words,
 }
 
 /// What the console lists.
-pub(crate) const COMMANDS: [&str; 16] = [
+pub(crate) const COMMANDS: [&str; 17] = [
     "status              how the vault is",
     "slots               what opens it",
     "slot add TYPE       one more: passphrase, provisioning, tpm2 or none",
@@ -39,6 +41,7 @@ pub(crate) const COMMANDS: [&str; 16] = [
     "slot renew N        one of the TPM for what runs, in the place of another",
     "slot rm N           one less",
     "slot test N         try one",
+    "tpm forget          expect nothing more of TPMs that are gone",
     "passwd              another passphrase",
     "words               show the recovery words",
     "rekey               a new master key: old copies open nothing new",
@@ -68,6 +71,7 @@ impl Command {
             ["rekey"] => Self::Rekey,
             ["slots"] => Self::Slots,
             ["status"] => Self::Status,
+            ["tpm", "forget"] => Self::TpmForget,
             ["words"] => Self::Words,
             ["slot", "add", "tpm2", "next"] => Self::SlotAddNext,
             ["slot", "add", "tpm2", "pin"] => Self::SlotAddPin,
@@ -124,6 +128,7 @@ mod tests {
             ("slot renew 2", Command::SlotRenew(SlotId::new(2))),
             ("slot rm 3", Command::SlotRemove(SlotId::new(3))),
             ("slot test 0", Command::SlotTest(SlotId::new(0))),
+            ("tpm forget", Command::TpmForget),
             ("words", Command::Words),
         ] {
             assert_eq!(Command::parse(line), Ok(command), "{line}");

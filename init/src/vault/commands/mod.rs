@@ -8,6 +8,7 @@
 mod audit;
 mod command;
 mod opening;
+mod owed;
 mod proof;
 mod rekey;
 mod slots;
@@ -21,7 +22,8 @@ use alknet_vault::audit::{Event, Exported, SlotName};
 use alknet_vault::slots::{Alkv, Consent, OpenAlkv, SeedKey, Slot, SlotError, SlotId};
 use alknet_vault::{Reason, SecretArr, SecretStr, VaultError};
 
-use super::{Keeper, by_tpm, newest};
+use super::newest::Ledger;
+use super::{Keeper, by_tpm};
 use crate::{data, log::Log, tpm};
 
 pub(crate) use command::{COMMANDS, Command};
@@ -50,6 +52,17 @@ pub(crate) struct Place<'a> {
     /// Where the node's state is kept.
     pub(crate) state_dir: &'a Path,
     pub(crate) sources: &'a dyn Sources,
+}
+
+impl Place<'_> {
+    fn ledger(&self) -> Ledger<'_> {
+        Ledger {
+            device: self.device,
+            keeper: self.keeper,
+            log: self.log,
+            state_dir: self.state_dir,
+        }
+    }
 }
 
 /// What only somebody at the console can give.
@@ -243,6 +256,7 @@ impl Session {
             Command::SlotTest(id) => self.slot_test(place, id),
             Command::Slots => list(place),
             Command::Status => status(place),
+            Command::TpmForget => self.tpm_forget(place),
             Command::Words => return self.words(place).unwrap_or_else(Outcome::from),
             // The machine does these itself.
             Command::FactoryReset | Command::Lock { .. } => Ok(Vec::new()),
@@ -317,7 +331,7 @@ fn save(place: &Place<'_>, open: &OpenAlkv) -> Attempt<()> {
     data::copies(place.device).save(open)?;
     place.keeper.note(open.alkv());
     place.keeper.is_at(open.alkv());
-    newest::note(place.state_dir, open.alkv(), place.log);
+    place.ledger().note(open.alkv());
     Ok(())
 }
 

@@ -16,7 +16,7 @@ use super::{Attempt, Halt, Place, Session, Want, name, on_disk};
 use crate::data::{self, DataKeys};
 use crate::tpm;
 use crate::vault::open::memory_kib;
-use crate::vault::{by_tpm, newest};
+use crate::vault::by_tpm;
 
 /// What opens the slots that stay.
 struct Keys {
@@ -69,7 +69,7 @@ impl Session {
         change(place, old, &next)?;
         place.keeper.note(next.alkv());
         place.keeper.is_at(next.alkv());
-        newest::note(place.state_dir, next.alkv(), place.log);
+        place.ledger().note(next.alkv());
         let events = place.keeper.events();
         events.add(Event::Rekeyed);
         let gone = alkv.slots().iter().filter(|slot| is_lost(slot.id()));

@@ -644,6 +644,31 @@ fn nothing_that_was_typed_is_shown_by_accident() {
     assert!(!shown.contains("hunter"), "{shown}");
 }
 
+/// The board of the machine was replaced, and its TPM with it.
+#[test]
+fn a_tpm_that_never_comes_back_is_told_until_the_owner_forgets_it() {
+    let machine = Machine::new();
+    let refused = machine.refused("tpm forget", Vec::new());
+    assert!(refused.contains("no TPM without a slot"), "{refused}");
+    let gone = ["ab".repeat(32)];
+    data::set_counted_by(&machine.device(), &gone).expect("writable");
+    machine.done("slot add none", vec![Given::Confirmed]);
+    let told = || machine.keeper.uncounted().len();
+    assert_eq!(told(), 1);
+    let mut session = Session::new(Command::TpmForget);
+    let wants = machine.run(&mut session);
+    let Outcome::Wants(Want::Confirmation { lines, .. }, _) = &wants else {
+        panic!("{wants:?}");
+    };
+    assert_eq!(lines[1], gone[0]);
+    assert_eq!(data::counted_by(&machine.device()), gone);
+    machine.done("tpm forget", vec![Given::Confirmed]);
+    assert_eq!(told(), 0);
+    assert_eq!(data::counted_by(&machine.device()), [""; 0]);
+    machine.done("slot add none", vec![Given::Confirmed]);
+    assert_eq!(told(), 0, "for good");
+}
+
 /// A thief attaches a medium while the owner updates the machine, or exchanges it after the owner read the digest.
 #[test]
 fn the_next_program_is_shown_and_is_the_one_that_was_shown() {

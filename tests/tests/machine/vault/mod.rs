@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use alknet_qemu::{Disk, Mark, Scratch, Vm};
+use alknet_qemu::{Disk, Mark, Recorder, Scratch, Vm};
 use alknet_tests::tools::{fat_volume, tool, tool_says};
 use alknet_tests::{Bench, Boot, Node};
 use alknet_vault::{Entropy, Purpose, Reason, SecretStr, Vault};
@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use crate::configuration::NO_VAULT;
 use crate::console::{commands, typed};
 use crate::disks::small;
+use crate::power::cut_now;
 use crate::rescue;
 
 /// From power-on until the console asks for something.
@@ -172,7 +173,10 @@ fn new_words_are_shown_once_and_a_factory_reset_makes_another_node_also_after_a_
     let exit = exit.unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(exit.reason(), Some("guest-reset"), "{exit}");
     drop(node);
-    let mut node = bench.machine(Boot::MicrovmErofs).boot();
+    // What this disk has not flushed when the power goes it may lose.
+    let recorder = Recorder::serve(&bench.data()).unwrap_or_else(|error| panic!("{error}"));
+    let machine = |disk: Disk| bench.machine(Boot::MicrovmErofs).data(Some(disk.data()));
+    let mut node = machine(Disk::recorded(&recorder)).boot();
     let second = node.identity().to_owned();
     assert_ne!(second, identity);
     let info = node.info();
@@ -185,13 +189,16 @@ fn new_words_are_shown_once_and_a_factory_reset_makes_another_node_also_after_a_
     let mark = node.vm().console().mark();
     let line = "alknet: going down (Reboot) because of a factory reset";
     typed(node.vm(), "RESET", line);
+    let recording = recorder.recording();
     let said = node.vm().console().since(mark);
     assert!(!said.contains("These words are this node"), "{said}");
     node.vm_mut()
         .cut_power()
         .unwrap_or_else(|error| panic!("{error}"));
     drop(node);
-    let node = bench.machine(Boot::MicrovmErofs).boot();
+    let cut = bench.path().join("cut.raw");
+    cut_now(&recording, &cut);
+    let node = machine(Disk::file(&cut)).boot();
     assert_ne!(node.identity(), second, "it is the node that was reset");
     let info = node.info();
     assert_eq!(info["problems"], json!([]), "{info:#}");
