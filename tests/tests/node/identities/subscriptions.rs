@@ -131,8 +131,14 @@ async fn a_narrower_token_of_a_connection_ends_what_runs_on_it() {
         let client = lab.connect(&stranger, carriage).await;
         client.client.authenticate(&token).await.expect("known");
         let mut narrowed = follow(&client, None).await;
+        let began = Instant::now();
         lab.apply(&api_key(&token, "less"));
         assert_eq!(end(&mut narrowed).await.code.name(), "FORBIDDEN");
+        took(
+            "a subscription ends with the right of its connection's token",
+            AT_ONCE,
+            began.elapsed(),
+        );
         let refused = client.work().await.expect_err("narrowed");
         assert_eq!(refused.code.name(), "FORBIDDEN");
     }
