@@ -324,8 +324,8 @@ fn schemas_of_proposals_cost_the_node_little_time() {
         (numbers, "new Array(40000).fill(7)", "takes more than"),
         (unevaluated, nested, "more values than a schema may"),
     ];
-    for (n, (schema, answer, reason)) in bombs.iter().enumerate() {
-        let refused = proposed(n + 1, schema, answer);
+    for (n, (schema, answer, reason)) in bombs.into_iter().enumerate() {
+        let refused = proposed(n + 1, &schema, answer);
         assert_eq!(refused.code(), "TESTS_FAILED", "{refused:?}");
         assert!(refused.errors.contains(reason), "{reason}: {refused:?}");
     }

@@ -41,7 +41,8 @@ async fn streams_of_events_that_nobody_reads_cost_little() {
     let lines = |count: usize| {
         let paths = vec![&*path; count];
         let statuses = block_in_place(|| web.at_once(&bench, &paths, 32, "http2\n").statuses());
-        assert_eq!(statuses, vec![200; count]);
+        let served = statuses.iter().filter(|status| **status == 200).count();
+        assert_eq!(served, count);
     };
     // The first of them make what stays: threads, tables, the buffers of connections.
     lines(100);
