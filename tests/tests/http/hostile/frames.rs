@@ -71,7 +71,7 @@ async fn resets(raw: &mut Raw, most: u32, at_once: u32) -> u32 {
 const TAKEN_BYTES_MAX: usize = 100 << 20;
 
 /// How long a node takes nothing that is believed to wait until it is read.
-const QUIET: Duration = Duration::from_secs(5);
+const QUIET: Duration = Duration::from_secs(1);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pings_and_settings_without_end_are_answered_or_refused() {
