@@ -48,4 +48,4 @@ pub use relay::Relay;
 pub use server::Server;
 pub use snapshot::{Point, Snapshot};
 pub use wait::{eventually, is_busy, whole_seconds};
-pub use web::{AtOnce, Events, Told, Web, curl};
+pub use web::{AtOnce, Events, Told, Web, curl, health};

@@ -375,6 +375,15 @@ pub fn curl(url: &str, arguments: &[&str]) -> Told {
     try_curl(url, arguments).unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// The answer to a request for `/healthz` of the node at this target, which is as the command line takes it.
+///
+/// # Panics
+/// It gets no answer.
+pub fn health(target: &str) -> Told {
+    let target: Target = target.parse().expect("the node's own target");
+    curl(&format!("https://{}/healthz", target.address()), &[])
+}
+
 /// The same, or what curl says where it gets no answer.
 fn try_curl(url: &str, arguments: &[&str]) -> Result<Told, String> {
     let mut command = Command::new("curl");

@@ -153,9 +153,23 @@ mod tests {
         }
     }
 
+    /// The codes are written out: a code that is missing from the list would not be looked at.
     #[test]
     fn what_has_time_or_is_the_fault_of_others_does_not() {
-        for code in HARMLESS {
+        for code in [
+            "clock-insane",
+            "credential-unused",
+            "failed-logins",
+            "hub-refuses",
+            "import-failed",
+            "nocloud-ignored",
+            "node-key-waits",
+            "provisioning-ignored",
+            "reset-uncounted",
+            "secrets-left",
+            "vault-uncounted",
+            "words-unconfirmed",
+        ] {
             assert_eq!(said(&[code], &[], &[code]), None);
         }
     }

@@ -462,6 +462,8 @@ fn secret(line: &Zeroizing<String>) -> SecretStr {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn line(text: &str) -> Answer {
@@ -627,6 +629,8 @@ mod tests {
         });
         assert_eq!(drawn.len(), CHECKED);
         assert!(drawn.iter().all(|place| (1..=24).contains(place)));
+        let different: BTreeSet<_> = drawn.iter().collect();
+        assert_eq!(different.len(), CHECKED, "{drawn:?}");
         let words: Vec<String> = (1..=24).map(|n| format!("w{n}")).collect();
         let table = table(&SecretStr::from(words.join(" ").as_str()));
         assert_eq!(table.len(), 6);

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Child;
 
-use alknet_tests::{Answer, Bench, Cli, HUB, eventually, serve};
+use alknet_tests::{Answer, Bench, Cli, HUB, eventually, health, serve};
 use serde_json::{Value, json};
 
 /// The roles of a hub beside its workers'.
@@ -186,6 +186,9 @@ fn a_worker_that_dialled_out_is_called_through_the_hub() {
         );
         Some(())
     });
+    // A watcher of `/healthz` would restart the worker in vain.
+    let well = health(&worker.target);
+    assert_eq!((well.status, &*well.text()), (200, "ok\n"));
 }
 
 #[test]

@@ -305,17 +305,42 @@ fn schemas_of_proposals_cost_the_node_little_time() {
         json!({ "anyOf": vec![json!({}); 9_000] }),
     );
     let long_name = json!({ "properties": properties });
-    let proposed = |n: usize, schema: &Value| propose(&bench, &node, &author[0].1, n, schema);
-    assert_eq!(proposed(0, &json!({ "type": "number" })).status, 0);
-    for (n, schema) in [(1, chain), (2, long_name)] {
-        let refused = proposed(n, &schema);
+    let numbers: Vec<f64> = (0..9_000).map(|n| f64::from(n) + 0.5).collect();
+    let numbers = json!({ "items": { "enum": numbers } });
+    let unevaluated = (0..30).fold(
+        json!({ "type": "number" }),
+        |schema, _| json!({ "unevaluatedProperties": schema }),
+    );
+    let nested = "(() => { let v = 1; for (let i = 0; i < 30; i++) v = { v }; return v; })()";
+    let asking = Asking::begin(node.target(), bench.admin());
+    let proposed = |n: usize, schema: &Value, answer: &str| {
+        propose(&bench, &node, &author[0].1, (n, schema, answer))
+    };
+    assert_eq!(proposed(0, &json!({ "type": "number" }), "1").status, 0);
+    // Each is refused for what it would take, and not because its test has another answer.
+    let bombs = [
+        (chain, "1", "takes more steps than a check may"),
+        (long_name, "1", "names are too long"),
+        (numbers, "new Array(40000).fill(7)", "takes more than"),
+        (unevaluated, nested, "more values than a schema may"),
+    ];
+    for (n, (schema, answer, reason)) in bombs.into_iter().enumerate() {
+        let refused = proposed(n + 1, &schema, answer);
         assert_eq!(refused.code(), "TESTS_FAILED", "{refused:?}");
+        assert!(refused.errors.contains(reason), "{reason}: {refused:?}");
     }
+    let what = "an answer beside hostile schemas of proposals";
+    took(what, ANSWER_WITHIN, asking.end());
     assert_eq!(node.call("node/info", &Value::Null)["problems"], json!([]));
 }
 
 /// Proposes an operation whose test has a schema for its answer.
-fn propose(bench: &Bench, node: &HostNode, author: &Cli, n: usize, schema: &Value) -> Answer {
+fn propose(
+    bench: &Bench,
+    node: &HostNode,
+    author: &Cli,
+    (n, schema, answer): (usize, &Value, &str),
+) -> Answer {
     let operation = json!({
         "spec": { "name": format!("bomb{n}"), "kind": "query" }, "entry": "./main.js", "export": "run",
         "tests": [{ "input": 1, "expect": { "schema": schema } }],
@@ -323,7 +348,8 @@ fn propose(bench: &Bench, node: &HostNode, author: &Cli, n: usize, schema: &Valu
     let folder = bench.path().join(format!("bomb{n}"));
     fs::create_dir_all(&folder).expect("the folder is ours");
     fs::write(folder.join("operation.json"), operation.to_string()).expect("room");
-    fs::write(folder.join("main.js"), "export const run = (n) => n;").expect("room");
+    let source = format!("export const run = () => {answer};");
+    fs::write(folder.join("main.js"), source).expect("room");
     let mut command = author.command(&["ops", "propose", node.target(), "--as", "author"]);
     command.arg(&folder);
     author.run(command)

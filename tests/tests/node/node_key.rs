@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use alknet_tests::{Bench, HostNode, eventually};
+use alknet_tests::{Bench, HostNode, eventually, health};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -89,6 +89,8 @@ fn a_node_changes_its_key_and_stays_the_same_peer() {
     assert!(done["hubs"][0]["old_key_ends"].is_string(), "{done:#}");
     let problems = worker.call("node/info", &Value::Null)["problems"].to_string();
     assert!(problems.contains("node-key-waits"), "{problems}");
+    let well = health(worker.target());
+    assert_eq!((well.status, &*well.text()), (200, "ok\n"));
     pair.ready(&worker);
     drop(worker);
     let worker = pair.worker();

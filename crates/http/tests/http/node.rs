@@ -78,7 +78,7 @@ impl StreamSource for Placed {
 }
 
 /// How long anything may take before a test calls it hung.
-fn hung() -> Duration {
+pub(crate) fn hung() -> Duration {
     deadline(Duration::from_secs(60))
 }
 

@@ -45,6 +45,7 @@ fn native_loops_and_sleeps_are_killed_at_their_limit() {
         // It has its time, and the grace to answer an abort.
         assert!(answered >= MS_300 + ABORT_GRACE, "{answered:?}: {act:?}");
         let late = dead.saturating_sub(MS_300);
+        // Beside the end itself this has the way of the call to its worker and the pauses between looks at the process.
         took(
             "a worker that does not stop is dead after its limit",
             2 * DEATH_WITHIN,
@@ -62,7 +63,7 @@ fn native_loops_and_sleeps_are_killed_at_their_limit() {
     assert!(deaths.longest >= ABORT_GRACE, "{deaths:?}");
     took(
         "the longest of these ends, as the node counts it",
-        2 * DEATH_WITHIN,
+        DEATH_WITHIN,
         deaths.longest,
     );
 }

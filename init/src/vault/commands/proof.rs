@@ -132,15 +132,25 @@ fn note(folder: &Path, wrong: u32) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
     fn a_vault_always_asks_for_the_same_three_words() {
         let phrase = SecretStr::from(&*["word"; 24].join(" "));
-        let vaults = ["27209049-2f6c-46bf-a462-c718ee429cc0"; 2].map(str::parse::<VaultId>);
-        let [first, second] = vaults.map(|vault| asked(&phrase, vault.expect("an identifier")));
+        let id = "27209049-2f6c-46bf-a462-c718ee429cc0";
+        let other = "b6a1f3d0-97c4-4a3e-8d55-0f2e6c7b9a18";
+        let [first, second, others] = [id, id, other].map(|vault| {
+            let vault: VaultId = vault.parse().expect("an identifier");
+            asked(&phrase, vault)
+        });
         assert_eq!(first, second);
-        assert_eq!(first.len(), 3);
-        assert!(first.iter().all(|at| (1..=24).contains(at)), "{first:?}");
+        assert_ne!(first, others, "places of every vault would be known");
+        for places in [first, others] {
+            let different: BTreeSet<_> = places.iter().collect();
+            assert_eq!((places.len(), different.len()), (3, 3), "{places:?}");
+            assert!(places.iter().all(|at| (1..=24).contains(at)), "{places:?}");
+        }
     }
 }

@@ -11,32 +11,108 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::block_in_place;
 
-use super::{GROWTH_BYTES, H1, H2, Raw, hung, resident, survives, within};
+use super::{GROWTH_BYTES, H2, Raw, hung, resident, survives, within};
 
+/// Streams of events of the test below: one identity may have 64.
+const READERS: u32 = 60;
+
+/// Lines of the access log that all of them are to get, each of them an event of more than 400 bytes: together four
+/// times what the node may grow by.
+const LINES: usize = 4_000;
+
+/// What the log and the streams may cost: the log keeps 1 MiB, and each stream an event and its buffers.
+const EVENTS_GROWTH_BYTES: u64 = 24 << 20;
+
+/// The clients take one byte of each answer. That is over HTTP/2: over HTTP/1.1 the kernel would take megabytes of each
+/// before anything waits in the node.
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_of_events_that_nobody_reads_cost_little() {
     let bench = Bench::new();
-    let web = Web::start(&bench, "");
+    let folder = bench.path().join("www");
+    std::fs::create_dir(&folder).expect("room");
+    // A line of the access log has 256 characters of a path.
+    let name = "x".repeat(250);
+    std::fs::write(folder.join(&name), "x").expect("room");
+    let web = Web::start(
+        &bench,
+        &format!("[http]\nsite = \"{}\"\n", folder.display()),
+    );
+    let path = format!("/{name}");
+    let lines = |count: usize| {
+        let paths = vec![&*path; count];
+        let statuses = block_in_place(|| web.at_once(&bench, &paths, 32, "http2\n").statuses());
+        let served = statuses.iter().filter(|status| **status == 200).count();
+        assert_eq!(served, count);
+    };
+    // The first of them make what stays: threads, tables, the buffers of connections.
+    lines(100);
     let before = resident(&web);
-    let mut readers = Vec::new();
-    for _ in 0..30 {
-        let mut raw = Raw::open(&web, H1).await;
-        let body = r#"{"operation":"/node/log","input":{"follow":true,"last":100000}}"#;
-        let head = format!(
-            "POST /subscribe HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\n\
-Accept: text/event-stream\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-            web.admin,
-            body.len()
-        );
-        raw.say(head.as_bytes()).await;
-        readers.push(raw);
+    let mut raw = left_alone(&web).await;
+    for n in 0..READERS {
+        raw.frame(1, 4, n * 2 + 1, &follows(&web.admin)).await;
+        let body = r#"{"operation":"/node/log","input":{"follow":true,"last":0}}"#;
+        raw.frame(0, 1, n * 2 + 1, body.as_bytes()).await;
     }
-    // Every request is a line of the log, which all of them are to get.
-    for _ in 0..20 {
-        assert_eq!(block_in_place(|| web.curl("/healthz", &[])).status, 200);
-    }
+    until_begun(&mut raw, READERS).await;
+    lines(LINES);
+    let grown = resident(&web).saturating_sub(before);
+    println!("figure {READERS} streams of events: {} KiB", grown >> 10);
+    assert!(grown < EVENTS_GROWTH_BYTES, "{grown} bytes are held");
     survives(&web, before);
-    drop(readers);
+    drop(raw);
+}
+
+/// A connection of HTTP/2 that takes one byte of each answer: SETTINGS_INITIAL_WINDOW_SIZE (RFC 9113 section 6.5.2).
+async fn left_alone(web: &Web) -> Raw {
+    let mut raw = Raw::open(web, H2).await;
+    raw.say(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+    raw.frame(4, 0, 0, &[0, 4, 0, 0, 0, 1]).await;
+    raw
+}
+
+/// Fields of a request for a stream of events, as literals that are not kept (RFC 7541 section 6.2.2).
+fn follows(token: &str) -> Vec<u8> {
+    let bearer = format!("Bearer {token}");
+    let fields = [
+        (":method", "POST"),
+        (":scheme", "https"),
+        (":authority", "localhost"),
+        (":path", "/subscribe"),
+        ("authorization", &bearer),
+        ("accept", "text/event-stream"),
+        ("content-type", "application/json"),
+    ];
+    let mut block = Vec::new();
+    for (name, value) in fields {
+        block.push(0);
+        for text in [name, value] {
+            assert!(text.len() < 127, "a length of one byte");
+            block.push(text.len() as u8);
+            block.extend(text.as_bytes());
+        }
+    }
+    block
+}
+
+/// Waits until so many answers have begun, each with the status 200, which is a field of the static table
+/// (RFC 7541 appendix A).
+async fn until_begun(raw: &mut Raw, answers: u32) {
+    let mut heard = Vec::new();
+    let mut piece = vec![0; 64 << 10];
+    let mut begun = 0;
+    while begun < answers {
+        let read = within(raw.recv.read(&mut piece)).await;
+        let read = read.expect("the connection goes on");
+        assert!(read > 0, "it ended after {begun} answers");
+        heard.extend(&piece[..read]);
+        while let Some((kind, rest)) = next_frame(&heard) {
+            if kind == 1 {
+                assert_eq!(heard[9], 0x88, "{:?}", &heard[9..rest]);
+                begun += 1;
+            }
+            heard.drain(..rest);
+        }
+    }
 }
 
 /// Bytes that the node has read of files and sockets.
@@ -219,10 +295,7 @@ async fn answers_that_are_not_taken_end_and_cost_little() {
     }
     let mut all = Vec::new();
     for _ in 0..CONNECTIONS {
-        let mut raw = Raw::open(&web, H2).await;
-        raw.say(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
-        // A window of one byte for each stream: SETTINGS_INITIAL_WINDOW_SIZE (RFC 9113 section 6.5.2).
-        raw.frame(4, 0, 0, &[0, 4, 0, 0, 0, 1]).await;
+        let mut raw = left_alone(&web).await;
         for n in 0..STREAMS {
             raw.frame(1, 5, n * 2 + 1, &asks("/two.bin")).await;
         }

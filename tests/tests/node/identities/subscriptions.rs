@@ -131,9 +131,26 @@ async fn a_narrower_token_of_a_connection_ends_what_runs_on_it() {
         let client = lab.connect(&stranger, carriage).await;
         client.client.authenticate(&token).await.expect("known");
         let mut narrowed = follow(&client, None).await;
+        let began = Instant::now();
         lab.apply(&api_key(&token, "less"));
         assert_eq!(end(&mut narrowed).await.code.name(), "FORBIDDEN");
-        let refused = client.work().await.expect_err("narrowed");
+        took(
+            "a subscription ends with the right of its connection's token",
+            AT_ONCE,
+            began.elapsed(),
+        );
+        // Two watches see the change, in no order: the subscription's, and that of the connection, whose identity
+        // is what calls are let in by.
+        let refused = async {
+            loop {
+                match client.work().await {
+                    Ok(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+                    Err(refused) => return refused,
+                }
+            }
+        };
+        let refused = timeout(deadline(BEFORE_A_LOOK), refused).await;
+        let refused = refused.expect("the connection has less as well");
         assert_eq!(refused.code.name(), "FORBIDDEN");
     }
 }
