@@ -112,7 +112,7 @@ fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
         .wait_for_after(mark, "the TPM opens nothing", DONE_WITHIN);
     let mark = closed.unwrap_or_else(|error| panic!("{error}"));
     // That is what PID 1 says, whoever has broken into it. The chip opens no slot either: the register is another one.
-    eventually("the TPM is closed", || {
+    alknet_test_support::eventually("the TPM is closed", DONE_WITHIN, || {
         (extends.count() > before).then_some(())
     });
     type_line(node.vm(), PASSPHRASE);

@@ -207,5 +207,5 @@ fn mount(kind: &str, at: &str) -> Result<(), String> {
     if mounted == 0 {
         return Ok(());
     }
-    Err(format!("mount {at}: {}", std::io::Error::last_os_error()))
+    Err(format!("mount {at}: {}", io::Error::last_os_error()))
 }
