@@ -72,7 +72,7 @@ async fn inject(node: &NodeContext, kind: &str) -> Result<Value, CallError> {
             Ok(json!({ "injected": kind }))
         }
         "worker-kill" => kill_workers()
-            .map(|killed| json!({ "injected": kind, "killed": killed }))
+            .map(|(killed, walled)| json!({ "injected": kind, "killed": killed, "walled": walled }))
             .map_err(|error| CallError::internal(format!("cannot end workers: {error}"))),
         _ => ask_init(node, kind).await,
     }
@@ -85,9 +85,9 @@ fn signal(signal: Signal) -> Result<Value, CallError> {
 }
 
 /// Ends every worker at once, as a crash would: to a process that is the first of its namespace no other
-/// signal comes through. Returns how many there were.
-fn kill_workers() -> io::Result<usize> {
-    let mut killed = 0;
+/// signal comes through. Returns how many there were, and of how many the kernel says that they were walled in.
+fn kill_workers() -> io::Result<(usize, usize)> {
+    let (mut killed, mut walled) = (0, 0);
     for group in fs::read_dir(WORKERS_CGROUP)? {
         let processes = group?.path().join("cgroup.procs");
         if !processes.exists() {
@@ -96,12 +96,21 @@ fn kill_workers() -> io::Result<usize> {
         }
         for process in fs::read_to_string(processes)?.lines() {
             if let Ok(number) = process.parse() {
+                walled += usize::from(is_walled_in(process));
                 kill(Pid::from_raw(number), Signal::SIGKILL)?;
                 killed += 1;
             }
         }
     }
-    Ok(killed)
+    Ok((killed, walled))
+}
+
+/// Whether a process has a filter of its system calls, and no program gives it more rights: as the kernel says, not
+/// the worker.
+fn is_walled_in(process: &str) -> bool {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let has = |wall: &str| status.lines().any(|line| line == wall);
+    has("NoNewPrivs:\t1") && has("Seccomp:\t2")
 }
 
 async fn ask_init(node: &NodeContext, kind: &str) -> Result<Value, CallError> {

@@ -33,6 +33,8 @@ pub(crate) const HUB_REFUSES: &str = "hub-refuses";
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
 /// Longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Between one end and the next dial.
+const PAUSES: Backoff = Backoff::new(PAUSE_FIRST, PAUSE_MAX);
 /// A connection that lasted this long was a good one.
 const HEALTHY: Duration = Duration::from_secs(60);
 /// How long a hub that does not want this node is left alone.
@@ -155,7 +157,7 @@ async fn supervise(context: Arc<JoinContext>, mut stopped: watch::Receiver<bool>
         for hub in wanted {
             let (context, stopped) = (Arc::clone(&context), stopped.clone());
             kept.entry(hub.clone())
-                .or_insert_with(|| tokio::spawn(keep(context, hub, stopped)));
+                .or_insert_with(|| tokio::spawn(keep(context, hub, PAUSES, stopped)));
         }
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
@@ -242,8 +244,12 @@ enum Ended {
     Unwanted(Duration),
 }
 
-async fn keep(context: Arc<JoinContext>, hub: HubPlace, mut stopped: watch::Receiver<bool>) {
-    let mut pauses = Backoff::new(PAUSE_FIRST, PAUSE_MAX);
+async fn keep(
+    context: Arc<JoinContext>,
+    hub: HubPlace,
+    mut pauses: Backoff,
+    mut stopped: watch::Receiver<bool>,
+) {
     loop {
         let began = Instant::now();
         let ended = once(&context, &hub).await;
@@ -451,18 +457,27 @@ mod tests {
         assert!(place.token().is_none());
     }
 
-    /// The pauses double: no moment, however long it gets on a busy machine, has many dials.
+    /// From a thousandth of the usual pause they double: half a second has about ten dials, and a moment that gets long
+    /// on a busy machine a few more. Without that it has hundreds.
     #[tokio::test]
-    async fn a_hub_that_is_not_there_is_dialled_with_pauses() {
+    async fn a_hub_that_is_not_there_is_dialled_with_pauses_that_double() {
         let joined = config(&format!("[[join]]\ncode = \"{}\"", code()));
         let place = HubPlace::of(&joined.join[0]).expect("a place");
         let dialer = Arc::new(NoWay::default());
         let context = Arc::new(context(Arc::clone(&dialer) as _));
         let (_stop, stopped) = watch::channel(false);
-        let kept = tokio::spawn(keep(context, place, stopped));
+        let pauses = Backoff::new(PAUSE_FIRST / 1000, PAUSE_MAX);
+        let kept = tokio::spawn(keep(context, place, pauses, stopped));
         sleep(Duration::from_millis(500)).await;
         kept.abort();
         let dials = dialer.0.load(Ordering::SeqCst);
         assert!((1..30).contains(&dials), "{dials} dials");
+    }
+
+    #[test]
+    fn pauses_double_from_a_second_to_a_minute() {
+        let mut pauses = PAUSES;
+        let bounds: Vec<_> = (0..8).map(|_| pauses.next(u32::MAX).as_secs()).collect();
+        assert_eq!(bounds, [1, 2, 4, 8, 16, 32, 60, 60]);
     }
 }

@@ -18,6 +18,9 @@ use crate::limits::{BACKOFF_FIRST, BACKOFF_MAX, BACKOFF_RESET, RETRIES_MAX};
 use crate::outbound::Event;
 use crate::retry::{Repeat, Retries, left, random};
 
+/// Between one end and the next dial.
+const PAUSES: Backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_MAX);
+
 /// Runs with each new connection before anybody uses it: imports its operations again, subscribes
 /// again. A connection for which it fails is closed and made again later.
 pub type OnConnect =
@@ -61,7 +64,11 @@ impl Reconnecting {
             on_connect,
             state: sender,
         };
-        let task = tokio::spawn(worker.run());
+        Self::begin(worker, state, PAUSES)
+    }
+
+    fn begin(worker: Worker, state: watch::Receiver<State>, pauses: Backoff) -> Self {
+        let task = tokio::spawn(worker.run(pauses));
         Self {
             state,
             _worker: Arc::new(AbortOnDrop(task.abort_handle())),
@@ -326,8 +333,7 @@ struct Worker {
 }
 
 impl Worker {
-    async fn run(self) {
-        let mut backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_MAX);
+    async fn run(self, mut backoff: Backoff) {
         loop {
             match self.once(&mut backoff).await {
                 Ok(at_least) => tokio::time::sleep(backoff.next(random()).max(at_least)).await,
@@ -379,5 +385,58 @@ impl Worker {
             return Err(ConnectError::Prepare(error));
         }
         Ok(connection)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use alknet_core::{DialError, DialErrorKind, DialRequest, Dialer, Dialled};
+
+    use super::*;
+
+    /// Reaches nobody, and counts who tries.
+    #[derive(Debug, Default)]
+    struct NoWay(AtomicUsize);
+
+    impl Dialer for NoWay {
+        fn connect(&self, _request: DialRequest) -> BoxFuture<'_, Result<Dialled, DialError>> {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            Box::pin(async {
+                // As where there is a network: nobody who dials without a pause keeps the thread.
+                tokio::task::yield_now().await;
+                Err(DialError::new(DialErrorKind::Unreachable, "no route"))
+            })
+        }
+    }
+
+    /// From a few thousandths of the usual pause they double: half a second has about ten dials, and a moment that gets
+    /// long on a busy machine a few more. Without that it has hundreds.
+    #[tokio::test]
+    async fn a_peer_that_is_not_there_is_dialled_with_pauses_that_double() {
+        let dialer = Arc::new(NoWay::default());
+        let (sender, state) = watch::channel(State::Connecting(None));
+        let worker = Worker {
+            client: CallClient::without_operations().with_dialer(Arc::clone(&dialer) as _),
+            addr: "node.test".parse().expect("an address"),
+            credentials: Credentials::default(),
+            on_connect: None,
+            state: sender,
+        };
+        let pauses = Backoff::new(BACKOFF_FIRST / 200, BACKOFF_MAX);
+        let _peer = Reconnecting::begin(worker, state, pauses);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let dials = dialer.0.load(Ordering::SeqCst);
+        assert!((1..30).contains(&dials), "{dials} dials");
+    }
+
+    #[test]
+    fn pauses_double_up_to_half_a_minute() {
+        let mut pauses = PAUSES;
+        let bounds: Vec<_> = (0..10).map(|_| pauses.next(u32::MAX).as_millis()).collect();
+        let doubled = [200, 400, 800, 1_600, 3_200, 6_400, 12_800, 25_600];
+        assert_eq!(bounds[..8], doubled);
+        assert_eq!(bounds[8..], [30_000, 30_000]);
     }
 }

@@ -56,6 +56,8 @@ const CALLS_EACH: usize = 20;
 /// Where the node is, and where everybody else.
 const NODE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 const OTHERS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
+/// An address of nobody (RFC 5737): the node's resolver, as far as it knows, and where a relay or a clock could be.
+const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 /// The card towards the node.
 const OTHERS_MAC: &str = "02:00:00:00:00:02";
 
@@ -100,6 +102,11 @@ impl Lab {
             others: format!("alk{letter}{id}o"),
         };
         let Self { node, others } = &lab;
+        // Of this host's resolver the node could ask without a packet that leaves: it may be behind `lo`.
+        let resolver = format!("nameserver {ELSEWHERE}\n");
+        let written = std::fs::create_dir_all(lab.etc())
+            .and_then(|()| std::fs::write(format!("{}/resolv.conf", lab.etc()), resolver));
+        written.expect("root may");
         ip(&format!("netns add {node}"));
         ip(&format!("netns add {others}"));
         ip(&format!(
@@ -116,6 +123,11 @@ impl Lab {
             "-n {node} neigh replace {OTHERS} lladdr {OTHERS_MAC} dev eth0 nud permanent"
         ));
         Some(lab)
+    }
+
+    /// What `ip netns exec` puts in the place of files of `/etc`.
+    fn etc(&self) -> String {
+        format!("/etc/netns/{}", self.node)
     }
 
     /// The calling thread is among the others from now on.
@@ -162,6 +174,7 @@ impl Drop for Lab {
                 .args(["netns", "del", namespace])
                 .status();
         }
+        let _ = std::fs::remove_dir_all(self.etc());
     }
 }
 

@@ -1,22 +1,19 @@
 //! A node that serves iroh as well, and that nobody asks for anything elsewhere: nothing of it leaves for anybody
 //! but those who called it. Its way out leads to the others, who are nobody that it might look for.
 
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 
-use super::{Honest, Lab, NODE, Served, among, call};
+use super::{ELSEWHERE, Honest, Lab, NODE, Served, among, call};
 
 /// Serves iroh, and names no relay.
 const CONFIG: &str = "[iroh]\nenabled = true\n";
 
 /// How long the node is left alone once it has answered: what it does by itself it begins at its start.
 const LEFT_ALONE: Duration = Duration::from_secs(5);
-
-/// An address of nobody (RFC 5737), to which a resolver, a relay or a clock could be asked to be.
-const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
 /// Packets that came to the others, among whom the calling thread is, and were for somebody else.
 fn strayed() -> u64 {

@@ -328,21 +328,54 @@ fn promotion_starts_no_process_and_opens_no_connection() {
         "hyper",
     ];
     Graph::load().forbid("alknet-promotion", &banned);
-    // The parser of scripts is for workers.
-    let folder = "crates/runtime/promotion/src/";
-    let files = sources().iter().filter(|it| it.path.starts_with(folder));
-    let mut seen = 0;
-    for file in files {
-        let found = parser_of_scripts(&file.text);
-        assert!(found.is_none(), "{}: {found:?}", file.path);
-        seen += 1;
+}
+
+/// The parser of scripts is linked into the node, whose program its workers run as well: which source has it is looked at.
+#[test]
+fn the_node_parses_no_script() {
+    // Looks of its own, for other nodes; it has nothing of the runtime.
+    let looks = "appliance/src/node/self_probe";
+    let node = [
+        "appliance/src/node/",
+        "crates/runtime/promotion/src/",
+        "crates/runtime/sessions/src/host/",
+        "crates/runtime/sessions/src/ops",
+        "crates/runtime/sessions/src/wire",
+    ];
+    for part in node {
+        let mut seen = 0;
+        for file in sources().iter().filter(|it| it.path.starts_with(part)) {
+            let found = match file.path.starts_with(looks) {
+                true => parser_by_name(&file.text),
+                false => parser_of_scripts(&file.text),
+            };
+            assert!(found.is_none(), "{}: {found:?}", file.path);
+            seen += 1;
+        }
+        assert!(seen > 1, "{part} moved");
     }
-    assert!(seen > 0, "{folder} moved");
+}
+
+/// What else had the engine would need no parser of the runtime's.
+#[test]
+fn only_the_runtime_has_the_engine_of_scripts() {
+    let graph = Graph::load();
+    let engine = ["rquickjs", "rquickjs-core", "rquickjs-sys"];
+    let has = |package: &&String| engine.iter().any(|it| graph.normal[*package].contains(*it));
+    let with: Vec<_> = graph.members.iter().filter(has).collect();
+    // The benchmark compares with the engine alone.
+    assert_eq!(with, ["alknet-bench", "alknet-runtime"]);
 }
 
 /// What a source uses that parses or runs a script: of what it imports from the runtime, and of the methods of a
 /// set of modules.
 fn parser_of_scripts(source: &str) -> Option<&str> {
+    let methods = [".look(", ".source(", "ModuleSet::look", "ModuleSet::source"];
+    parser_by_name(source).or_else(|| methods.into_iter().find(|it| source.contains(*it)))
+}
+
+/// The same of what it imports alone.
+fn parser_by_name(source: &str) -> Option<&str> {
     fn is_part(c: char) -> bool {
         c.is_ascii_alphanumeric() || c == '_'
     }
@@ -359,9 +392,7 @@ fn parser_of_scripts(source: &str) -> Option<&str> {
         words.chain(whole)
     });
     let banned = ["look", "Isolate", "self", "*", name];
-    let by_name = taken.find(|word| banned.contains(word));
-    let methods = [".look(", ".source(", "ModuleSet::look", "ModuleSet::source"];
-    by_name.or_else(|| methods.into_iter().find(|it| source.contains(*it)))
+    taken.find(|word| banned.contains(word))
 }
 
 #[test]

@@ -10,7 +10,7 @@ use alknet_call::{ALPN, Body, CallClient, CallError, CallOptions};
 use alknet_core::AuthToken;
 use alknet_endpoint::{Dialer, Target};
 use alknet_test_support::eventually;
-use alknet_tests::{Bench, Cli, curl, serve};
+use alknet_tests::{Bench, Cli, assert_known_labels, curl, serve};
 use alknet_tls::NodeKey;
 use data_encoding::{BASE64, HEXLOWER};
 use serde_json::{Value, json};
@@ -178,6 +178,9 @@ async fn log_metrics_and_problems_of_a_node_hold_no_secret() {
     let values = &told["values"];
     let end = values["alknet_cert_expiry_seconds{name=\"good.test\"}"].as_f64();
     assert!(end > Some(1.7e9), "{values:#}");
+    for series in values.as_object().expect("by series").keys() {
+        assert_known_labels(series, &[("name", "good.test")]);
+    }
     assert_eq!(values["alknet_config_generation"], json!(1.0));
     assert_eq!(
         values["alknet_auth_total{method=\"token\",result=\"refused\"}"],

@@ -349,17 +349,6 @@ async fn calls_wait_for_a_connection_and_others_are_not_repeated() {
     assert_eq!(error.expect_err("nobody").code, ErrorCode::Unavailable);
 }
 
-/// The pauses double: no moment, however long it gets on a busy machine, has many dials.
-#[tokio::test]
-async fn a_peer_that_is_not_there_is_dialled_with_pauses() {
-    let dialer = TestDialer::new(Carriage::Memory, None);
-    dialer.failing.store(usize::MAX, Ordering::SeqCst);
-    let _peer = dialer.reconnecting(None);
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    let dials = dialer.dials.load(Ordering::SeqCst);
-    assert!((1..30).contains(&dials), "{dials} dials");
-}
-
 #[tokio::test]
 async fn every_connection_is_prepared_before_it_is_used() {
     let dialer = TestDialer::new(Carriage::Memory, None);

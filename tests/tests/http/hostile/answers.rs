@@ -131,12 +131,28 @@ fn a_large_file_is_not_read_before_it_is_sent() {
     let bench = Bench::new();
     let folder = bench.path().join("www");
     std::fs::create_dir(&folder).expect("room");
-    let large = std::fs::File::create(folder.join("large.bin")).expect("room");
-    large.set_len(300 << 20).expect("a file with holes");
+    for name in ["fresh.bin", "large.bin"] {
+        let large = std::fs::File::create(folder.join(name)).expect("room");
+        large.set_len(300 << 20).expect("a file with holes");
+    }
     let web = Web::start(
         &bench,
         &format!("[http]\nsite = \"{}\"\n", folder.display()),
     );
+    // A file that nobody has asked for: what is read of it once, to know it, is read now. The request before it shows
+    // what a connection takes.
+    let before = read(&web);
+    assert_eq!(web.curl("/healthz", &[]).status, 200);
+    let connection = read(&web) - before;
+    let first = web.curl("/fresh.bin", &["--range", "0-9"]);
+    assert_eq!(first.status, 206, "{first:?}");
+    let read_once = read(&web) - before - connection;
+    let most = connection + (64 << 10);
+    assert!(
+        read_once < most,
+        "{read_once} bytes, {connection} of them for a connection"
+    );
+
     let options = "http2\nrange = \"0-9\"\n";
     let before = read(&web);
     let mut attack = web.at_once(&bench, &["/large.bin"; 480], 48, options);

@@ -1,7 +1,7 @@
 //! Scripts in isolates, each on a thread of its own: what sessions do in workers.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use alknet_call::{BoxStream, Env, ErrorCode};
@@ -13,13 +13,17 @@ use alknet_runtime::{
 };
 use futures_util::stream;
 use serde_json::Value;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// Runs everything.
 #[derive(Default)]
 pub(crate) struct Isolates {
     /// Calls whose worker is said to be lost from now on.
     pub(crate) lose: AtomicUsize,
+    /// Whether calls do not end.
+    pub(crate) hang: AtomicBool,
+    /// How many of those have begun.
+    pub(crate) hanging: watch::Sender<usize>,
     /// The services that were last said to be in place.
     pub(crate) services: Mutex<BTreeMap<String, InPlace>>,
 }
@@ -47,6 +51,10 @@ impl Invoker for Isolates {
         if lost.is_ok() {
             let failure = Failure::new(Code::WorkerLost, "the worker ended");
             return Box::pin(std::future::ready(Err(failure)));
+        }
+        if self.hang.load(Ordering::SeqCst) {
+            self.hanging.send_modify(|n| *n += 1);
+            return Box::pin(std::future::pending());
         }
         let done = begin(call, None);
         Box::pin(async move { done.end().await.result })

@@ -7,6 +7,7 @@ use alknet_call::{ErrorCode, Schema};
 use alknet_promotion::limits::CALLS_AT_ONCE;
 use alknet_promotion::{State, Store};
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use crate::support::*;
 
@@ -116,6 +117,38 @@ async fn from_a_draft_to_an_operation_and_back() {
         node.code("eve", "ops/rollback", &again).await,
         ErrorCode::Conflict
     );
+}
+
+/// All operations of one author have the same bound together, and one caller has half of that: ten callers take all of
+/// it. The operation's own bound is asked first, and its refusal says whose it is.
+#[tokio::test]
+async fn one_more_call_than_an_operation_may_have_is_refused() {
+    let folder = folder();
+    let node = Node::start(folder.path(), live()).await;
+    node.promote(&says("hang", &json!(1))).await;
+    node.isolates.hang.store(true, Ordering::SeqCst);
+    let mut hanging = node.isolates.hanging.subscribe();
+    let mut calls = JoinSet::new();
+    let mut begun = 0;
+    let shares = [64, 32].into_iter().chain([4; 8]);
+    for (n, share) in shares.enumerate() {
+        let name = format!("caller-{n}");
+        node.people.set(&name, &["call:*"]);
+        let client = node.client(&name);
+        for _ in 0..share {
+            let client = client.clone();
+            calls.spawn(async move { client.call("js/hang", &json!({})).await });
+        }
+        begun += share;
+        let all = soon(hanging.wait_for(|n| *n == begun)).await;
+        all.expect("the node runs");
+    }
+    assert_eq!(begun, 128);
+    let refused = node.call("cal", "js/hang", &json!({})).await;
+    let refused = refused.expect_err("one more");
+    assert_eq!(refused.code, ErrorCode::Overloaded);
+    let whose = "calls of this operation at once";
+    assert!(refused.message.contains(whose), "{refused}");
 }
 
 #[tokio::test]

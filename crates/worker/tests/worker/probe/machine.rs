@@ -4,6 +4,7 @@
 //! As its last line it prints `worker machine: all is well`, or what was not.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -77,6 +78,7 @@ fn memory(workers: &Workers) -> Result<(), String> {
         if sandbox.level != Level::Full {
             return Err(format!("{role}: {} {:?}", sandbox.level, sandbox.gaps));
         }
+        walled_in(session.pid()).map_err(|error| format!("{role}: {error}"))?;
         ask(&session, &Act::Share(LESS)).map_err(|error| format!("{role}, little: {error}"))?;
         match ask(&session, &Act::Share(MORE)) {
             Err(CallError::Lost(loss)) if loss.reason == Reason::Memory => {}
@@ -84,6 +86,22 @@ fn memory(workers: &Workers) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// What the kernel says of a worker's walls, beside what it says of them itself.
+fn walled_in(pid: i32) -> Result<(), String> {
+    let told = |error: io::Error| format!("process {pid}: {error}");
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).map_err(told)?;
+    for wall in ["CapEff:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
+        if !status.lines().any(|line| line == wall) {
+            return Err(format!("no {wall:?}"));
+        }
+    }
+    let mut root = fs::read_dir(format!("/proc/{pid}/root")).map_err(told)?;
+    match root.next() {
+        None => Ok(()),
+        Some(entry) => Err(format!("in its root: {entry:?}")),
+    }
 }
 
 /// Of a role that may have threads.
@@ -189,5 +207,5 @@ fn mount(kind: &str, at: &str) -> Result<(), String> {
     if mounted == 0 {
         return Ok(());
     }
-    Err(format!("mount {at}: {}", std::io::Error::last_os_error()))
+    Err(format!("mount {at}: {}", io::Error::last_os_error()))
 }

@@ -1,0 +1,97 @@
+//! The labels of a node's metrics.
+
+/// Each label with every value that the program itself gives it: nothing that a peer sent, and nothing about who
+/// it is.
+const LABELS: &[(&str, &[&str])] = &[
+    (
+        "alpn",
+        &["alknet/call", "alknet/tensor", "h2", "h3", "http/1.1"],
+    ),
+    ("carriage", &["iroh", "quic", "tcp"]),
+    ("dir", &["rx", "tx"]),
+    (
+        "limit",
+        &[
+            "connections",
+            "connections_per_address",
+            "connections_per_peer",
+            "failed_logins",
+            "handshake_rate",
+            "handshakes",
+            "handshakes_unproven",
+            "operation",
+            "request_bytes",
+            "requests",
+            "retries",
+            "subscriptions",
+        ],
+    ),
+    ("method", &["key", "token"]),
+    // How sessions of scripts end, and how workers do.
+    (
+        "reason",
+        &[
+            "abort",
+            "closed-channel",
+            "cpu",
+            "crash",
+            "done",
+            "drain",
+            "exit",
+            "flood",
+            "fuel",
+            "gpu",
+            "idle",
+            "killed",
+            "memory",
+            "policy",
+            "protocol",
+            "quota",
+            "shutdown",
+            "silent",
+            "stack",
+            "start",
+            "timeout",
+            "violation",
+            "wall",
+            "worker-lost",
+        ],
+    ),
+    (
+        "result",
+        &[
+            "evicted", "failed", "ignored", "ok", "refused", "retried", "timeout", "unknown",
+        ],
+    ),
+    ("role", &["git", "gpu", "js", "js+gpu"]),
+    ("state", &["draining", "known", "stranger"]),
+    ("version", &[env!("CARGO_PKG_VERSION")]),
+];
+
+/// Holds the labels of one series against the list and `own`, what the node's configuration names. Bounds of buckets
+/// are numbers, and so are TLS alerts, of one byte.
+///
+/// # Panics
+/// A label or a value is in neither.
+#[track_caller]
+pub fn assert_known_labels(series: &str, own: &[(&str, &str)]) {
+    let labels = series.split_once('{').map_or("", |(_, labels)| labels);
+    let pairs = labels.trim_end_matches('}').split(',');
+    for pair in pairs.filter(|pair| !pair.is_empty()) {
+        let (label, value) = pair.split_once('=').expect("a name and a value");
+        let value = value.strip_prefix('"').and_then(|it| it.strip_suffix('"'));
+        let value = value.unwrap_or_else(|| panic!("{series}: no quotes about {label}"));
+        let alert = value.strip_prefix("alert_");
+        let known = match label {
+            "le" => value == "+Inf" || value.parse::<f64>().is_ok(),
+            "result" if alert.is_some() => alert.is_some_and(|it| it.parse::<u8>().is_ok()),
+            _ => {
+                own.contains(&(label, value))
+                    || LABELS
+                        .iter()
+                        .any(|(name, values)| *name == label && values.contains(&value))
+            }
+        };
+        assert!(known, "{label}={value:?} in {series}");
+    }
+}
