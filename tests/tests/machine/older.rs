@@ -8,8 +8,8 @@ use std::path::Path;
 
 use alknet_qemu::{Vm, VmBuilder};
 use alknet_sealed::limits::{VAULT_A_AT, VAULT_B_AT};
-use alknet_tests::{Boot, Machine, READY};
 use alknet_tests::tools::RAW_DATA_AT;
+use alknet_tests::{Boot, Machine, READY};
 use serde_json::{Value, json};
 
 use crate::chip::with_chip;
@@ -100,8 +100,8 @@ fn an_older_copy_that_is_put_back_opens_only_for_its_owner() {
         &format!("slot {slot} (tpm2) was removed"),
     );
     alknet_tests::eventually("that no TPM counted it is told", || {
-        let problem = node.info()["problems"][0].take();
-        (problem["code"] == "vault-uncounted").then_some(())
+        let info = node.info();
+        (info["problems"][0]["code"] == "vault-uncounted").then_some(())
     });
     node.end();
     let node = by_passphrase(machine());

@@ -15,8 +15,8 @@ use alknet_vault::{SecretArr, SecretStr};
 use super::{Attempt, Halt, Place, Session, Want, name, on_disk};
 use crate::data::{self, DataKeys};
 use crate::tpm;
-use crate::vault::open::memory_kib;
 use crate::vault::by_tpm;
+use crate::vault::open::memory_kib;
 
 /// What opens the slots that stay.
 struct Keys {
