@@ -469,6 +469,7 @@ const LABELS: &[(&str, &[&str])] = &[
             "requests",
             "retries",
             "subscriptions",
+            "unread_bytes",
         ],
     ),
     ("method", &["key", "token"]),
