@@ -24,6 +24,7 @@ const LABELS: &[(&str, &[&str])] = &[
             "requests",
             "retries",
             "subscriptions",
+            "unread_bytes",
         ],
     ),
     ("method", &["key", "token"]),

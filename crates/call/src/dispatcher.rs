@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use alknet_core::metrics::{AUTH, Histogram, LIMIT_HITS};
-use alknet_core::{AuthToken, ConnId, Identity, IdentityProvider, Metrics, PeerId, PeerKey};
+use alknet_core::{
+    AuthToken, ConnId, Connection, Identity, IdentityProvider, Metrics, PeerId, PeerKey,
+};
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -22,6 +24,7 @@ use crate::registry::{Registration, Registry};
 use crate::request_bytes::RequestBytes;
 use crate::rules::RegistryError;
 use crate::sync::lock;
+use crate::unread::Unread;
 use crate::watch::Announcer;
 
 /// Serves the operations of a registry on any number of connections.
@@ -37,6 +40,10 @@ pub struct Dispatcher {
     pub(crate) request_bytes: Arc<RequestBytes>,
     /// Of requests whose frames are not complete.
     pub(crate) unfinished_bytes: Arc<RequestBytes>,
+    /// Of answers and events that wait to be read.
+    pub(crate) unread_bytes: Arc<RequestBytes>,
+    /// What is unread in each connection that carries others, for all of those.
+    carriers: Mutex<HashMap<ConnId, Weak<Unread>>>,
     announcer: Announcer,
     pub(crate) peers: Arc<Peers>,
     /// Whether callers may name the peer their request goes to.
@@ -57,6 +64,8 @@ impl Dispatcher {
             keyed: KeyedCalls::default(),
             request_bytes: Arc::default(),
             unfinished_bytes: Arc::default(),
+            unread_bytes: Arc::default(),
+            carriers: Mutex::default(),
             announcer: Announcer::new(&registry),
             registry: Arc::new(registry),
             ownership: None,
@@ -97,12 +106,14 @@ impl Dispatcher {
     }
 
     /// On a machine with so much memory: requests in frames may have an eighth of it, as far as
-    /// [`BYTES_PER_NODE`](crate::limits::BYTES_PER_NODE) goes, and frames that are not complete as much.
+    /// [`BYTES_PER_NODE`](crate::limits::BYTES_PER_NODE) goes; frames that are not complete as much, and unread
+    /// answers as much.
     #[must_use]
     pub fn with_memory(mut self, memory_bytes: u64) -> Self {
         let node = bytes_for_memory(memory_bytes);
         self.request_bytes = Arc::new(RequestBytes::new(node));
         self.unfinished_bytes = Arc::new(RequestBytes::new(node));
+        self.unread_bytes = Arc::new(RequestBytes::new(node));
         self
     }
 
@@ -229,6 +240,19 @@ impl Dispatcher {
             &[],
             most as f64,
         );
+        let (unread, most) = self.unread_bytes.kept();
+        into.gauge(
+            "alknet_call_unread_bytes",
+            "Bytes of answers and events that wait to be read, of connections with more than a few.",
+            &[],
+            unread as f64,
+        );
+        into.gauge(
+            "alknet_call_unread_bytes_max",
+            "How many there may be at once.",
+            &[],
+            most as f64,
+        );
     }
 
     /// What happened so far.
@@ -284,6 +308,20 @@ impl Dispatcher {
         self.identities
             .as_ref()
             .map(|identities| identities.watch())
+    }
+
+    /// Where the unread bytes of a connection count that another one carries: for the outermost, so that it has no
+    /// more however many it carries.
+    pub(crate) fn carried(&self, connection: &Connection) -> Option<Arc<Unread>> {
+        let outermost = connection.carriers().last()?;
+        let mut carriers = lock(&self.carriers);
+        carriers.retain(|_, unread| unread.strong_count() > 0);
+        let known = carriers.get(&outermost.id()).and_then(Weak::upgrade);
+        Some(known.unwrap_or_else(|| {
+            let unread = Arc::default();
+            carriers.insert(outermost.id(), Arc::downgrade(&unread));
+            unread
+        }))
     }
 
     pub(crate) fn add_link(&self, link: &Arc<Link>) {
@@ -361,6 +399,7 @@ pub(crate) struct Counters {
     pub(crate) tokens_refused: AtomicU64,
     pub(crate) requests_full: AtomicU64,
     pub(crate) request_bytes_full: AtomicU64,
+    pub(crate) unread_bytes_full: AtomicU64,
     pub(crate) subscriptions_full: AtomicU64,
     pub(crate) operation_full: AtomicU64,
 }
@@ -382,6 +421,7 @@ impl Counters {
             tokens_refused: read(&self.tokens_refused),
             requests_full: read(&self.requests_full),
             request_bytes_full: read(&self.request_bytes_full),
+            unread_bytes_full: read(&self.unread_bytes_full),
             subscriptions_full: read(&self.subscriptions_full),
             operation_full: read(&self.operation_full),
         }
@@ -410,6 +450,8 @@ pub struct Stats {
     pub requests_full: u64,
     /// Requests refused because those of their requester, or all, had as many bytes as they may.
     pub request_bytes_full: u64,
+    /// Answers refused because those of their requester, or all, that wait to be read had as many bytes as they may.
+    pub unread_bytes_full: u64,
     /// Subscriptions refused for the same reason.
     pub subscriptions_full: u64,
     /// Requests refused because as many calls of their operation ran as may.
@@ -459,6 +501,7 @@ impl Stats {
             ("request_bytes", self.request_bytes_full),
             ("requests", self.requests_full),
             ("subscriptions", self.subscriptions_full),
+            ("unread_bytes", self.unread_bytes_full),
         ];
         for (limit, value) in limits {
             into.counter(LIMIT_HITS.0, LIMIT_HITS.1, &[("limit", limit)], value);

@@ -10,6 +10,7 @@ use crate::dispatcher::Dispatcher;
 use crate::limits::GUEST_RECHECK;
 use crate::link::{Link, UNKNOWN};
 use crate::session;
+use crate::unfinished::GuestHandle;
 
 impl Dispatcher {
     /// Serves a guest until its connection ends, which another protocol carries. Dropping the future
@@ -20,7 +21,8 @@ impl Dispatcher {
     /// only. It is whom `token` stands for, which was checked where the connection came in and is
     /// looked up again as long as it lasts; without one whom `auth` says; else nobody, who may
     /// authenticate within [`Patience::guest_login`](crate::limits::Patience) or has to ask something, and
-    /// is ended after [`Patience::stranger_connection`](crate::limits::Patience) whatever it asks.
+    /// is ended after [`Patience::stranger_connection`](crate::limits::Patience) whatever it asks. `guest` stands for it
+    /// where its carriage [counts](crate::Assembly) messages in the making.
     ///
     /// # Errors
     /// As a [`ProtocolHandler`](alknet_core::ProtocolHandler).
@@ -29,8 +31,10 @@ impl Dispatcher {
         connection: Connection,
         auth: AuthContext,
         token: Option<Arc<AuthToken>>,
+        guest: GuestHandle,
     ) -> Result<(), HandlerError> {
         let link = Link::guest(connection, self, &auth);
+        guest.set(&link);
         if let Some(token) = token {
             if !session::begin(&link, token) {
                 link.connection.close(CloseCode::Policy, session::REVOKED);

@@ -7,14 +7,11 @@ use alknet_core::{CloseCode, RecvStream, SendStream, StreamCode, StreamError};
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 
-use crate::dispatcher::{Counters, Dispatcher};
 use crate::frame::{FrameError, FrameReader};
-use crate::limits::{
-    FRAMES_PER_TURN, OVERFULL_TIMEOUT, READ_STEP_BYTES, REQUEST_BYTES_FREE, WRITE_STEP_BYTES,
-};
+use crate::limits::{FRAMES_PER_TURN, OVERFULL_TIMEOUT, READ_STEP_BYTES, WRITE_STEP_BYTES};
 use crate::link::Link;
 use crate::outlet::{Outlet, Work};
-use crate::request_bytes::{Kept, RequestClaim, Requester};
+use crate::unfinished::{Overfull, Unfinished};
 
 /// A bidirectional stream in use.
 #[derive(Debug, Default)]
@@ -57,6 +54,12 @@ impl From<FrameError> for End {
             FrameError::Id => "invalid id",
             _ => "malformed frame",
         })
+    }
+}
+
+impl From<Overfull> for End {
+    fn from(_: Overfull) -> Self {
+        Self::Overload("too many bytes of requests that are not finished")
     }
 }
 
@@ -233,39 +236,6 @@ async fn read_loop(link: &Arc<Link>, lane: &Arc<Lane>, recv: &mut RecvStream) ->
     Ok(())
 }
 
-/// A frame in the making, counted for the peer until its request is: on every stream that it may open a peer could
-/// have one that lacks its last byte.
-#[derive(Default)]
-struct Unfinished {
-    bytes: usize,
-    claim: Option<Arc<RequestClaim>>,
-}
-
-impl Unfinished {
-    /// Counts it with so many bytes.
-    fn count(&mut self, link: &Link, bytes: usize) -> Result<(), End> {
-        if bytes <= self.bytes.max(REQUEST_BYTES_FREE) {
-            return Ok(());
-        }
-        let Dispatcher {
-            unfinished_bytes,
-            counters,
-            ..
-        } = &*link.dispatcher;
-        let peer = Requester::of(link.identity().as_deref(), link.info.remote_addr);
-        // Not beside the same bytes.
-        self.claim = None;
-        let claimed = unfinished_bytes
-            .claim(peer, bytes, Kept::Once)
-            .map_err(|_| {
-                Counters::add(&counters.request_bytes_full);
-                End::Overload("too many bytes of requests that are not finished")
-            });
-        (self.claim, self.bytes) = (claimed?, bytes);
-        Ok(())
-    }
-}
-
 /// The next bytes, within the time a begun frame or a silent stranger has.
 async fn next_chunk(
     link: &Link,
@@ -361,7 +331,8 @@ async fn write_step(
             biased;
             written = &mut written => return Ok(written?),
             () = tokio::time::sleep(link.dispatcher.patience.blocked_lane) => {
-                if !lane.may_pause() {
+                // Where its requester has no room left, what is paused keeps others of its own from being answered.
+                if !lane.may_pause() || link.unread.is_spent() {
                     return Err(End::Timeout("blocked"));
                 }
             }

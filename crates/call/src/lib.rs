@@ -78,6 +78,7 @@ mod standing;
 mod sync;
 mod tape;
 mod text;
+mod unfinished;
 mod unread;
 mod watch;
 
@@ -116,4 +117,5 @@ pub use services::{Listing, OperationSummary, Protocol};
 pub use spec::{
     ErrorDef, Idempotence, OperationSpec, OperationType, Visibility, is_operation_name,
 };
+pub use unfinished::{Assembly, GuestHandle, Overfull};
 pub use watch::{Announcer, Change};

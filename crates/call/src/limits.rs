@@ -96,6 +96,15 @@ pub const BYTES_LEAST: usize = 32;
 /// Bytes of the longest request that is not counted while it runs: [`PeerLimits::requests`] and
 /// [`IDEMPOTENCY_ENTRIES`] bound how many there are.
 pub const REQUEST_BYTES_FREE: usize = 8 << 10;
+/// Bytes of answers and events that a connection may leave unread before they count for its requester: small answers
+/// that are read as they come cost no look at what others have.
+pub const UNREAD_BYTES_FREE: usize = 8 << 10;
+/// Bytes by which its share of the node's room for unread answers grows.
+pub const UNREAD_STEP_BYTES: usize = 16 << 10;
+/// Bytes that it keeps of that share when it needs less of it, for the next answer.
+pub const UNREAD_SLACK_BYTES: usize = 64 << 10;
+/// How often a connection looks whether there is room again for its requester's unread answers.
+pub const UNREAD_ROOM_EVERY: Duration = Duration::from_millis(100);
 
 /// Calls of operations by operations, one below the other: deeper is a circle.
 pub const COMPOSITION_DEPTH_MAX: usize = 16;

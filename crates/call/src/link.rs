@@ -28,10 +28,11 @@ use crate::layers::Overlay;
 use crate::limits::{FRAME_BYTES_DEFAULT, LANES};
 use crate::outbound::Outbound;
 use crate::peers::{self, Life, PeerEvent, PeerState};
+use crate::request_bytes::Requester;
 use crate::retry::Known;
 use crate::session::Session;
 use crate::sync::lock;
-use crate::unread::Unread;
+use crate::unread::{Share, Unread, Whose};
 use ending::{ENDED, EndOnDrop, SUPERSEDED};
 pub(crate) use limits::{Claim, UNKNOWN};
 
@@ -43,7 +44,7 @@ pub(crate) struct Link {
     /// The peer's requests in flight here.
     pub(crate) inbound: Inbound,
     pub(crate) outbound: Outbound,
-    pub(crate) session: Session,
+    pub(crate) session: Arc<Session>,
     /// What the peer has yet to take of what it asked for.
     pub(crate) unread: Arc<Unread>,
     /// Events of all its subscriptions that were read for it and that it does not take yet.
@@ -130,14 +131,18 @@ impl Link {
         auth: Option<&AuthContext>,
         kind: Kind,
     ) -> Self {
+        let session: Arc<Session> = Arc::default();
+        let whose = whose(&connection, &session);
+        let share = || Share::new(&dispatcher.unread_bytes, &whose);
+        let carrier = dispatcher.carried(&connection);
         Self {
             info: ConnInfo::new(&connection, auth),
             inbound: Inbound::default(),
             outbound: Outbound::new(connection.info().dialled),
+            unread: Arc::new(Unread::shared(share(), carrier)),
+            ahead: Arc::new(Unread::shared(share(), None)),
             connection,
-            session: Session::default(),
-            unread: Arc::default(),
-            ahead: Arc::default(),
+            session,
             unsent: Arc::default(),
             asked: Mutex::new(Instant::now()),
             known: Known::default(),
@@ -350,8 +355,12 @@ impl Link {
 
     /// Whom the peer acts as: what it authenticated as, else what its key says.
     pub(crate) fn identity(&self) -> Option<Arc<Identity>> {
-        let session = self.session.identity();
-        session.or_else(|| self.connection.identity())
+        identity(&self.connection, &self.session)
+    }
+
+    /// Whom its bytes count for.
+    pub(crate) fn requester(&self) -> Requester {
+        Requester::of(self.identity().as_deref(), self.info.remote_addr)
     }
 
     /// Whom a token stands for. One that stands for nobody is a guess, and counted; where too many came
@@ -470,6 +479,19 @@ impl Link {
     pub(crate) fn is_over(&self) -> bool {
         self.goodbye.get().is_some() || self.cancel.is_cancelled()
     }
+}
+
+fn identity(connection: &Connection, session: &Session) -> Option<Arc<Identity>> {
+    session.identity().or_else(|| connection.identity())
+}
+
+/// Says whom unread bytes count for, however the peer came to be known.
+fn whose(connection: &Connection, session: &Arc<Session>) -> Arc<Whose> {
+    let (connection, session) = (connection.clone(), Arc::clone(session));
+    Arc::new(move || {
+        let identity = identity(&connection, &session);
+        Requester::of(identity.as_deref(), connection.remote_addr())
+    })
 }
 
 impl std::fmt::Debug for Link {

@@ -165,8 +165,8 @@ impl Outlet {
         }
         let bytes = state.queued() - before;
         state.pushed += bytes as u64;
-        unread.add(bytes);
-        unread.taken(claimed);
+        unread.add(bytes.saturating_sub(claimed));
+        unread.taken(claimed.saturating_sub(bytes));
         if let Some(meter) = meter {
             meter.fetch_add(bytes, Ordering::AcqRel);
         }
@@ -330,6 +330,8 @@ impl Outlet {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::request_bytes::Fit;
+    use crate::unread::NoRoom;
 
     async fn take(outlet: &Outlet) -> Bytes {
         match outlet.next_work(|| false).await {
@@ -387,8 +389,9 @@ mod tests {
         let push = |head: &'static [u8], tail: &Bytes| {
             let unread = Arc::<Unread>::default();
             let claimed = head.len() + tail.len();
-            assert_eq!(unread.claim(claimed, |waiting| waiting == 0), Ok(()));
-            assert_eq!(unread.claim(1, |waiting| waiting == 0), Err(claimed));
+            let claim = |bytes| unread.claim(bytes, Fit::Wholly, |waiting| waiting == 0);
+            assert_eq!(claim(claimed), Ok(()));
+            assert_eq!(claim(1), Err(NoRoom::Here(claimed)));
             outlet.push_counted(&unread, None, |out| {
                 out.extend_from_slice(head);
                 Appended {

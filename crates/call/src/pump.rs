@@ -230,7 +230,8 @@ async fn next(
 impl Reader for Request {
     fn is_open(&self) -> bool {
         let credit = self.credit.as_ref();
-        credit.is_none_or(CreditWindow::is_open) && has_room(self) && self.link().is_read()
+        let is_read = self.link().is_read() && !self.is_starved();
+        credit.is_none_or(CreditWindow::is_open) && has_room(self) && is_read
     }
 
     async fn wait_open(&self) {
@@ -239,6 +240,7 @@ impl Reader for Request {
         }
         self.lane().out.wait_room(|_| has_room(self)).await;
         self.link().wait_until_read().await;
+        self.wait_fed().await;
     }
 
     fn is_gone(&self) -> bool {

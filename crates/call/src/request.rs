@@ -31,6 +31,7 @@ use crate::request_bytes::RequestClaim;
 use crate::schema::Share;
 use crate::spec::OperationType;
 use crate::standing::Standing;
+use crate::unread::NoRoom;
 
 /// A request that was admitted.
 pub(crate) struct Request {
@@ -41,6 +42,8 @@ pub(crate) struct Request {
     /// Bytes of its events that are queued and not yet written; of a subscription.
     queued: Option<Arc<AtomicUsize>>,
     pub(crate) credit: Option<CreditWindow>,
+    /// Whether its last event found no room, for which its length is not known before it is made.
+    starved: AtomicBool,
     /// Calls between operations that run below it.
     pub(crate) children: AtomicUsize,
     children_ever: AtomicU64,
@@ -85,6 +88,7 @@ impl Request {
             link: Arc::clone(link),
             lane: Arc::clone(lane),
             queued: (operation.spec.op_type == OperationType::Subscription).then(Arc::default),
+            starved: AtomicBool::new(false),
             children: AtomicUsize::new(0),
             children_ever: AtomicU64::new(0),
             operation,
@@ -211,8 +215,14 @@ impl Request {
             }
         }
         match self.push_output(&item, dropped) {
-            Pushed::NoRoom => Given::Not(item),
-            Pushed::Queued => Given::Taken,
+            Pushed::NoRoom => {
+                self.starved.store(true, Ordering::Release);
+                Given::Not(item)
+            }
+            Pushed::Queued => {
+                self.starved.store(false, Ordering::Release);
+                Given::Taken
+            }
             Pushed::Refused => Given::Over,
         }
     }
@@ -263,7 +273,7 @@ impl Request {
                 Err(too_large(len, most))
             } else {
                 let claimed = self.link.claim_unread(self.is_subscription(), len);
-                claimed.map_err(|waiting| self.too_much_unread(waiting))
+                claimed.map_err(|no_room| self.too_much_unread(no_room))
             };
             let Err(refused) = claimed else {
                 return Appended {
@@ -293,15 +303,39 @@ impl Request {
     }
 
     /// The answer is there, and the peer does not read those before it.
-    fn too_much_unread(&self, waiting: usize) -> CallError {
-        let message = format!(
-            "{waiting} bytes of answers wait to be read on this connection: read them, and ask for less at a time"
-        );
+    fn too_much_unread(&self, no_room: NoRoom) -> CallError {
+        let counters = &self.link.dispatcher.counters;
+        let message = match no_room {
+            NoRoom::Here(waiting) => format!(
+                "{waiting} bytes of answers wait to be read on this connection: read them, and ask for less at a time"
+            ),
+            NoRoom::Share => {
+                if !self.is_subscription() {
+                    Counters::add(&counters.unread_bytes_full);
+                }
+                "too many bytes of answers wait to be read on all connections of the caller, or of all callers: \
+                 read them, and ask for less at a time"
+                    .to_owned()
+            }
+        };
         let error = CallError::new(ErrorCode::Overloaded, message);
         let mut error = error.with_retry_after_ms(OVERLOAD_RETRY_MS);
         // A mutation has run.
         error.retryable = self.operation.spec.op_type == OperationType::Query;
         error
+    }
+
+    /// Whether an event that found no room has to wait for more.
+    pub(crate) fn is_starved(&self) -> bool {
+        self.starved.load(Ordering::Acquire) && !self.link.unread.has_share()
+    }
+
+    /// Waits until it has not.
+    pub(crate) async fn wait_fed(&self) {
+        if self.starved.load(Ordering::Acquire) {
+            self.link.unread.wait_share().await;
+            self.starved.store(false, Ordering::Release);
+        }
     }
 
     pub(crate) fn is_subscription(&self) -> bool {

@@ -1,7 +1,9 @@
-//! Bytes of requests that run.
+//! Bytes of requests that run, of frames that are not complete, and of answers that wait to be read: each of the
+//! three has an account of its own, with the same shares.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use alknet_core::{Identity, Network, PeerId};
@@ -21,6 +23,8 @@ use crate::sync::lock;
 pub(crate) struct RequestBytes {
     bounds: Bounds,
     counted: Mutex<Counted>,
+    /// [`Counted::node`], for [`has_room`](Self::has_room), which is asked for every event.
+    node: AtomicUsize,
 }
 
 /// The most at once.
@@ -59,6 +63,18 @@ pub(crate) enum Kept {
     Subscribed,
 }
 
+/// What a claim that [grows](RequestBytes::grow) has to fit into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fit {
+    /// Nothing: the bytes are there already.
+    Anyway,
+    /// What is left before it grows has to be something. It may then be exceeded once, because how long an event is
+    /// shows when it is made, and one that never fitted would be waited for without end.
+    Begins,
+    /// What is left has to be as much.
+    Wholly,
+}
+
 /// Whose requests are counted together.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Requester {
@@ -83,7 +99,38 @@ impl Requester {
     }
 }
 
+/// What there is no room for, and how much there may be.
+type Full = (&'static str, usize);
+
 impl Bounds {
+    /// What one requester may have.
+    fn own(&self, requester: &Requester) -> Full {
+        match requester.is_known() {
+            true => ("bytes of requests of one identity at once", self.each),
+            false => (
+                "bytes of requests of one network's unknown peers at once",
+                self.strangers_each,
+            ),
+        }
+    }
+
+    /// Whether a requester may have `bytes` more. One request, or what follows, may be longer than everything where
+    /// there is nothing else.
+    fn fits(&self, counted: &Counted, requester: &Requester, bytes: usize) -> Result<(), Full> {
+        let own = counted.of(requester).bytes + bytes;
+        let node = counted.node + bytes;
+        let (whose, each) = self.own(requester);
+        if own > each && own > bytes {
+            return Err((whose, each));
+        }
+        let strangers = counted.strangers + if requester.is_known() { 0 } else { bytes };
+        let others = node > bytes && !leaves_room(own, node, self.node);
+        if others || strangers > self.strangers {
+            return Err(("bytes of requests of all requesters at once", self.node));
+        }
+        Ok(())
+    }
+
     /// Whether a requester may have subscriptions with `own` bytes where those of all have `all`, the new one of
     /// `bytes` included. They may run for ever: what they keep is no other request's.
     fn subscribe(&self, own: usize, all: usize, bytes: usize) -> Result<(), CallError> {
@@ -96,6 +143,38 @@ impl Bounds {
             return Err(CallError::overloaded(what, self.subscriptions));
         }
         Ok(())
+    }
+}
+
+impl Counted {
+    fn of(&self, requester: &Requester) -> Own {
+        self.each.get(requester).copied().unwrap_or_default()
+    }
+
+    fn add(&mut self, requester: &Requester, bytes: usize, subscribed: usize) {
+        self.node += bytes;
+        self.subscriptions += subscribed;
+        if !requester.is_known() {
+            self.strangers += bytes;
+        }
+        let own = self.each.entry(requester.clone()).or_default();
+        own.bytes += bytes;
+        own.subscriptions += subscribed;
+    }
+
+    fn take(&mut self, requester: &Requester, bytes: usize, subscribed: usize) {
+        self.node -= bytes;
+        self.subscriptions -= subscribed;
+        if !requester.is_known() {
+            self.strangers -= bytes;
+        }
+        if let Some(own) = self.each.get_mut(requester) {
+            own.bytes -= bytes;
+            own.subscriptions -= subscribed;
+            if own.bytes == 0 {
+                self.each.remove(requester);
+            }
+        }
     }
 }
 
@@ -120,6 +199,7 @@ impl RequestBytes {
                 subscriptions_each: subscriptions / BYTES_SUBSCRIPTIONS_SHARE,
             },
             counted: Mutex::default(),
+            node: AtomicUsize::new(0),
         }
     }
 
@@ -144,40 +224,16 @@ impl RequestBytes {
             return Ok(None);
         }
         let mut counted = lock(&self.counted);
-        let before = counted.each.get(&requester).copied().unwrap_or_default();
-        let own = before.bytes + bytes;
+        let fits = self.bounds.fits(&counted, &requester, bytes);
+        fits.map_err(|(what, most)| CallError::overloaded(what, most))?;
         let subscribed = if kept == Kept::Subscribed { bytes } else { 0 };
-        let node = counted.node + bytes;
-        let known = requester.is_known();
-        let strangers = counted.strangers + if known { 0 } else { bytes };
-        let bounds = &self.bounds;
-        let (each, whose) = match known {
-            true => (bounds.each, "bytes of requests of one identity at once"),
-            false => (
-                bounds.strangers_each,
-                "bytes of requests of one network's unknown peers at once",
-            ),
-        };
-        if own > each && own > bytes {
-            return Err(CallError::overloaded(whose, each));
-        }
-        let others = node > bytes && !leaves_room(own, node, bounds.node);
-        if others || strangers > bounds.strangers {
-            let what = "bytes of requests of all requesters at once";
-            return Err(CallError::overloaded(what, bounds.node));
-        }
-        let own = Own {
-            bytes: own,
-            subscriptions: before.subscriptions + subscribed,
-        };
-        let subscriptions = counted.subscriptions + subscribed;
         if kept == Kept::Subscribed {
-            bounds.subscribe(own.subscriptions, subscriptions, bytes)?;
+            let own = counted.of(&requester).subscriptions + bytes;
+            let all = counted.subscriptions + bytes;
+            self.bounds.subscribe(own, all, bytes)?;
         }
-        counted.node = node;
-        counted.strangers = strangers;
-        counted.subscriptions = subscriptions;
-        counted.each.insert(requester.clone(), own);
+        counted.add(&requester, bytes, subscribed);
+        self.node.store(counted.node, Ordering::Release);
         drop(counted);
         Ok(Some(Arc::new(RequestClaim {
             all: Arc::clone(self),
@@ -187,26 +243,46 @@ impl RequestBytes {
         })))
     }
 
-    fn give_back(&self, claim: &RequestClaim) {
-        let RequestClaim {
-            requester,
-            bytes,
-            subscribed,
-            ..
-        } = claim;
+    /// Counts `bytes` more for a requester, where they fit; the caller gives them back by
+    /// [`shrink`](Self::shrink).
+    pub(crate) fn grow(&self, requester: &Requester, bytes: usize, fit: Fit) -> bool {
         let mut counted = lock(&self.counted);
-        counted.node -= bytes;
-        counted.subscriptions -= subscribed;
-        if !requester.is_known() {
-            counted.strangers -= bytes;
+        let asked = match fit {
+            Fit::Anyway => None,
+            Fit::Begins => Some(1),
+            Fit::Wholly => Some(bytes),
+        };
+        let fits = |asked| self.bounds.fits(&counted, requester, asked).is_ok();
+        if !asked.is_none_or(fits) {
+            return false;
         }
-        if let Some(own) = counted.each.get_mut(requester) {
-            own.bytes -= bytes;
-            own.subscriptions -= subscribed;
-            if own.bytes == 0 {
-                counted.each.remove(requester);
-            }
+        counted.add(requester, bytes, 0);
+        self.node.store(counted.node, Ordering::Release);
+        true
+    }
+
+    /// Gives back what [`grow`](Self::grow) counted.
+    pub(crate) fn shrink(&self, requester: &Requester, bytes: usize) {
+        let mut counted = lock(&self.counted);
+        counted.take(requester, bytes, 0);
+        self.node.store(counted.node, Ordering::Release);
+    }
+
+    /// Whether there is room for more of a requester's, whoever that is. While all have less than the smallest share
+    /// nobody needs to be looked up for that.
+    pub(crate) fn has_room(&self, requester: impl FnOnce() -> Requester) -> bool {
+        if self.node.load(Ordering::Acquire) < self.bounds.strangers_each {
+            return true;
         }
+        let requester = requester();
+        let counted = lock(&self.counted);
+        self.bounds.fits(&counted, &requester, 1).is_ok()
+    }
+
+    /// Whether a requester has all that one may have, whatever others have.
+    pub(crate) fn is_spent(&self, requester: &Requester) -> bool {
+        let (_, each) = self.bounds.own(requester);
+        lock(&self.counted).of(requester).bytes >= each
     }
 }
 
@@ -222,7 +298,9 @@ pub(crate) struct RequestClaim {
 
 impl Drop for RequestClaim {
     fn drop(&mut self) {
-        self.all.give_back(self);
+        let mut counted = lock(&self.all.counted);
+        counted.take(&self.requester, self.bytes, self.subscribed);
+        self.all.node.store(counted.node, Ordering::Release);
     }
 }
 

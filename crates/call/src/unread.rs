@@ -1,9 +1,16 @@
 //! Bytes that the peer of a connection has yet to take, on all of its streams: of answers and events, or of
 //! requests.
 
+mod share;
+
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
+
+use crate::limits::UNREAD_BYTES_FREE;
+use crate::request_bytes::Fit;
+pub(crate) use share::{Share, Whose};
 
 /// How many there are. Requests of the peer are not begun while too many bytes of answers wait: what they would
 /// be answered with had to be kept, too.
@@ -12,37 +19,113 @@ pub(crate) struct Unread {
     bytes: AtomicUsize,
     /// There are fewer.
     room: Notify,
+    /// What it counts for beyond the connection.
+    share: Option<Share>,
+    /// Those of everything that is carried in the same connection, these included.
+    carrier: Option<Arc<Self>>,
+}
+
+/// Why bytes cannot wait, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoRoom {
+    /// So many wait on the connection, or in what carries it.
+    Here(usize),
+    /// Those of its requester, or of all, are as many as may be.
+    Share,
 }
 
 impl Unread {
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn add(&self, bytes: usize) {
-        self.bytes.fetch_add(bytes, Ordering::AcqRel);
-    }
-
-    /// Adds `bytes` where `may` holds for those that wait already, in one step: answers that are ready at the
-    /// same time on several streams do not all find room for themselves. Returns how many wait where it does
-    /// not hold.
-    pub(crate) fn claim(&self, bytes: usize, may: impl Fn(usize) -> bool) -> Result<(), usize> {
-        let add = |waiting: usize| may(waiting).then(|| waiting.saturating_add(bytes));
-        let added = self
-            .bytes
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
-        added.map(drop)
-    }
-
-    pub(crate) fn taken(&self, bytes: usize) {
-        if bytes > 0 {
-            self.bytes.fetch_sub(bytes, Ordering::AcqRel);
-            self.room.notify_waiters();
+    /// Counted for a requester, and with what else its carrier carries.
+    pub(crate) fn shared(share: Share, carrier: Option<Arc<Self>>) -> Self {
+        Self {
+            bytes: AtomicUsize::new(0),
+            room: Notify::new(),
+            share: Some(share),
+            carrier,
         }
     }
 
-    /// Waits until there are fewer than `most`.
+    /// How many wait on the connection.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::SeqCst)
+    }
+
+    /// What the bound of a connection holds for: all that one carries is one.
+    fn bounded(&self) -> &Self {
+        self.carrier.as_deref().unwrap_or(self)
+    }
+
+    /// Whether fewer wait than `most`, with all that the same connection carries.
+    pub(crate) fn is_below(&self, most: usize) -> bool {
+        self.bounded().bytes() < most
+    }
+
+    /// Adds bytes that are there already.
+    pub(crate) fn add(&self, bytes: usize) {
+        if bytes == 0 {
+            return;
+        }
+        if let Some(carrier) = &self.carrier {
+            carrier.add(bytes);
+        }
+        self.bytes.fetch_add(bytes, Ordering::SeqCst);
+        if let Some(share) = &self.share {
+            share.cover(&self.bytes, Fit::Anyway);
+        }
+    }
+
+    /// Adds `bytes` where `may` holds for those that wait already, in one step: answers that are ready at the
+    /// same time on several streams do not all find room for themselves. They have to [fit](Fit) into the requester's
+    /// share as well.
+    pub(crate) fn claim(
+        &self,
+        bytes: usize,
+        fit: Fit,
+        may: impl Fn(usize) -> bool,
+    ) -> Result<(), NoRoom> {
+        let add = |waiting: usize| may(waiting).then(|| waiting.saturating_add(bytes));
+        let added = self
+            .bounded()
+            .bytes
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, add);
+        added.map_err(NoRoom::Here)?;
+        if self.carrier.is_some() {
+            self.bytes.fetch_add(bytes, Ordering::SeqCst);
+        }
+        let fits = self
+            .share
+            .as_ref()
+            .is_none_or(|share| share.cover(&self.bytes, fit));
+        if !fits {
+            self.taken(bytes);
+            return Err(NoRoom::Share);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn taken(&self, bytes: usize) {
+        if bytes == 0 {
+            return;
+        }
+        self.bytes.fetch_sub(bytes, Ordering::SeqCst);
+        if let Some(share) = &self.share {
+            share.release(&self.bytes);
+        }
+        if let Some(carrier) = &self.carrier {
+            carrier.taken(bytes);
+        }
+        self.room.notify_waiters();
+    }
+
+    /// Waits until there are fewer than `most`, with all that the same connection carries.
     pub(crate) async fn wait_below(&self, most: usize) {
+        self.bounded().wait_own_below(most).await;
+    }
+
+    async fn wait_own_below(&self, most: usize) {
+        if self.bytes() < most {
+            return;
+        }
         loop {
             let fewer = self.room.notified();
             tokio::pin!(fewer);
@@ -53,4 +136,52 @@ impl Unread {
             fewer.await;
         }
     }
+
+    /// Whether more may be added: so little waits that it counts for nobody, or there is room for more of its
+    /// requester's.
+    pub(crate) fn may_grow(&self) -> bool {
+        self.bytes() < UNREAD_BYTES_FREE || self.has_share()
+    }
+
+    /// Whether there is room for more of its requester's.
+    pub(crate) fn has_share(&self) -> bool {
+        self.share.as_ref().is_none_or(Share::has_room)
+    }
+
+    /// Whether its requester has all that one may have, whatever others have.
+    pub(crate) fn is_spent(&self) -> bool {
+        self.share.as_ref().is_some_and(Share::is_spent)
+    }
+
+    /// Waits until fewer than `most` wait, and more may be added.
+    pub(crate) async fn wait_room(&self, most: usize) {
+        loop {
+            self.wait_below(most).await;
+            if self.may_grow() {
+                return;
+            }
+            tokio::select! {
+                () = self.wait_own_below(UNREAD_BYTES_FREE) => {}
+                () = self.wait_share() => {}
+            }
+        }
+    }
+
+    /// Waits until there is room for more of its requester's.
+    pub(crate) async fn wait_share(&self) {
+        if let Some(share) = &self.share {
+            share.wait_room().await;
+        }
+    }
 }
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        if let Some(carrier) = &self.carrier {
+            carrier.taken(*self.bytes.get_mut());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -8,8 +8,9 @@ use tokio::time::Instant;
 use super::Link;
 use crate::error::{CallError, ErrorCode};
 use crate::limits::{OVERLOAD_RETRY_MS, PeerLimits};
+use crate::request_bytes::Fit;
 use crate::sync::lock;
-use crate::unread::Unread;
+use crate::unread::{NoRoom, Unread};
 
 /// Why a connection ends over which nobody said in time who they are.
 pub(crate) const UNKNOWN: &str = "nobody for too long";
@@ -39,35 +40,36 @@ impl Drop for Claim {
 }
 
 impl Link {
-    /// Waits until the peer has taken so much of what it asked for that it may ask for more.
+    /// Waits until the peer has taken so much of what it asked for that it may ask for more. Where its requester has
+    /// no room left, a peer that reads may ask all the same: what is short is answered.
     pub(crate) async fn wait_until_read(&self) {
-        self.unread.wait_below(self.limits().queued_bytes).await;
+        self.unread.wait_room(self.limits().queued_bytes).await;
     }
 
     /// Whether further events may be kept for the peer until it takes some.
     pub(crate) fn may_keep(&self) -> bool {
-        self.ahead.bytes() < self.limits().queued_bytes
+        self.ahead.is_below(self.limits().queued_bytes) && self.ahead.may_grow()
     }
 
     /// Waits until that is so.
     pub(crate) async fn wait_keep(&self) {
-        self.ahead.wait_below(self.limits().queued_bytes).await;
+        self.ahead.wait_room(self.limits().queued_bytes).await;
     }
 
     /// Whether the peer has taken so much of what it asked for that events may follow.
     pub(crate) fn is_read(&self) -> bool {
-        self.unread.bytes() < self.limits().queued_bytes
+        self.unread.is_below(self.limits().queued_bytes) && self.unread.may_grow()
     }
 
-    /// Counts `len` bytes as bytes that the peer has yet to take, or returns how many wait where there are too
-    /// many. An event may follow while there are fewer than [`is_read`](Self::is_read) says. The requests that
+    /// Counts `len` bytes as bytes that the peer has yet to take, unless too many wait. An event may follow while there are fewer than [`is_read`](Self::is_read) says. The requests that
     /// were begun before there were too many may still fill as much again with their answers, or one frame more
-    /// where frames are longer; one answer alone always may.
-    pub(crate) fn claim_unread(&self, event: bool, len: usize) -> Result<(), usize> {
+    /// where frames are longer; one answer alone always may. What its requester has on all connections bounds both.
+    pub(crate) fn claim_unread(&self, event: bool, len: usize) -> Result<(), NoRoom> {
         let limits = self.limits();
         let more = limits.queued_bytes.max(limits.frame_bytes);
         let most = limits.queued_bytes.saturating_add(more);
-        self.unread.claim(len, |waiting| {
+        let fit = if event { Fit::Begins } else { Fit::Wholly };
+        self.unread.claim(len, fit, |waiting| {
             waiting == 0
                 || if event {
                     waiting < limits.queued_bytes
@@ -83,8 +85,9 @@ impl Link {
     pub(crate) fn claim_unsent(&self, len: usize) -> Result<Claim, CallError> {
         let most = self.dispatcher.limits.queued_bytes;
         let may = |waiting: usize| waiting == 0 || waiting.saturating_add(len) <= most;
-        let claimed = self.unsent.claim(len, may);
-        claimed.map_err(|waiting| {
+        let claimed = self.unsent.claim(len, Fit::Wholly, may);
+        claimed.map_err(|_| {
+            let waiting = self.unsent.bytes();
             let message = format!("{waiting} bytes of requests wait to be read by the peer");
             let error = CallError::new(ErrorCode::Overloaded, message);
             error.with_retry_after_ms(OVERLOAD_RETRY_MS)

@@ -18,3 +18,4 @@ mod peers;
 mod repeat;
 mod request_bytes;
 mod session;
+mod unread;

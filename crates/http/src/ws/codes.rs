@@ -13,6 +13,12 @@ pub(super) const LATE: Fault = Fault {
     reason: "partial message",
 };
 
+/// What began would be too much beside what else its sender has begun.
+pub(super) const OVERFULL: Fault = Fault {
+    code: 1013,
+    reason: "overloaded",
+};
+
 /// No ping was answered.
 pub(super) const SILENT: Fault = Fault {
     code: 4408,

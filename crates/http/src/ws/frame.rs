@@ -1,8 +1,8 @@
 //! Frames of RFC 6455 as a server reads them. Knows neither sockets nor clocks.
 //!
 //! A message becomes what every other carriage of the call protocol has: its length, and then its
-//! bytes. One that comes in a single binary frame is passed on as its bytes arrive; one in pieces, or
-//! of text, once it is whole.
+//! bytes. One that comes in a single frame is passed on as its bytes arrive, text as well; one in pieces
+//! once it is whole.
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -64,6 +64,8 @@ pub(super) struct Reader {
     message: Option<Message>,
     /// Whether the first message was one of text.
     text: Option<bool>,
+    /// Whether nobody takes messages any more.
+    forgets: bool,
 }
 
 /// A frame whose head was read.
@@ -80,11 +82,19 @@ struct Frame {
 /// A message that is not whole.
 #[derive(Debug)]
 struct Message {
-    is_text: bool,
+    /// Of one that is text.
+    text: Option<Utf8>,
     fragments: u32,
-    /// What came of it; nothing of one that is passed on as it arrives.
-    whole: BytesMut,
+    /// Room for its length, and what came of it; nothing of one that is passed on as it arrives.
+    whole: Vec<u8>,
     passes: bool,
+}
+
+/// Text of which a part was seen: the bytes at the end of that which begin a character.
+#[derive(Debug, Default)]
+struct Utf8 {
+    begun: [u8; 4],
+    len: usize,
 }
 
 /// The head of a frame as it stands at the front of the buffer.
@@ -124,7 +134,7 @@ impl Reader {
             let mut bytes = self.buffer.split_to(take);
             unmask(&mut bytes, frame.mask, frame.done);
             frame.done += take;
-            if let Some(got) = self.take(bytes)? {
+            if let Some(got) = self.take(bytes, most)? {
                 return Ok(Some(got));
             }
         }
@@ -135,6 +145,20 @@ impl Reader {
         let in_control = self.frame.is_some_and(|frame| frame.opcode >= CLOSE);
         let joined = self.message.as_ref().is_some_and(|message| !message.passes);
         joined || in_control || (self.frame.is_none() && !self.buffer.is_empty())
+    }
+
+    /// Bytes that are held of a message in pieces.
+    pub(super) fn held_bytes(&self) -> usize {
+        let message = self.message.as_ref();
+        message.map_or(0, |message| message.whole.capacity())
+    }
+
+    /// Messages are thrown away from now on: only what is said between them still counts.
+    pub(super) fn forget_messages(&mut self) {
+        self.forgets = true;
+        if let Some(message) = &mut self.message {
+            message.whole = Vec::new();
+        }
     }
 
     /// Whether the other side began with a message of text.
@@ -160,13 +184,13 @@ impl Reader {
         }
         self.check(&frame, most)?;
         let begins = frame.opcode != CONTINUATION;
-        let passes = begins && frame.is_last && frame.opcode == BINARY;
+        let passes = begins && frame.is_last;
         if begins {
             self.text.get_or_insert(frame.opcode == TEXT);
             self.message = Some(Message {
-                is_text: frame.opcode == TEXT,
+                text: (frame.opcode == TEXT).then(Utf8::default),
                 fragments: 0,
-                whole: BytesMut::new(),
+                whole: Vec::new(),
                 passes,
             });
         }
@@ -184,7 +208,11 @@ impl Reader {
         let mut bytes = self.buffer.split_to(PREFIX_BYTES + take);
         bytes[..PREFIX_BYTES].copy_from_slice(&prefix(frame.len));
         unmask(&mut bytes[PREFIX_BYTES..], frame.mask, 0);
-        if take == frame.len {
+        let ends = take == frame.len;
+        if let Some(message) = &mut self.message {
+            message.check_text(&bytes[PREFIX_BYTES..], ends)?;
+        }
+        if ends {
             self.message = None;
         } else {
             self.frame = Some(Frame {
@@ -207,14 +235,14 @@ impl Reader {
         if before.fragments >= FRAGMENTS_MAX {
             return Err(too_big("too many fragments"));
         }
-        if frame.len > most.saturating_sub(before.whole.len()) {
+        if frame.len > most.saturating_sub(before.len()) {
             return Err(too_big("message too long"));
         }
         Ok(())
     }
 
     /// Takes bytes of the frame that is being read; what is to be passed on now.
-    fn take(&mut self, bytes: BytesMut) -> Result<Option<Got>, Fault> {
+    fn take(&mut self, bytes: BytesMut, most: usize) -> Result<Option<Got>, Fault> {
         let (Some(frame), Some(message)) = (self.frame, &mut self.message) else {
             return Ok(None);
         };
@@ -222,26 +250,87 @@ impl Reader {
         if ends {
             self.frame = None;
         }
-        if message.passes {
-            if ends {
-                self.message = None;
-            }
-            return Ok(Some(Got::Data(bytes.freeze())));
+        let is_whole = ends && frame.is_last;
+        message.check_text(&bytes, is_whole)?;
+        if !message.passes && !self.forgets {
+            message.append(&bytes, most);
         }
-        message.whole.extend_from_slice(&bytes);
-        if !(ends && frame.is_last) {
-            return Ok(None);
-        }
-        let Some(message) = self.message.take() else {
-            return Ok(None);
+        let passes = message.passes;
+        let message = if is_whole { self.message.take() } else { None };
+        Ok(match message {
+            _ if passes => Some(Got::Data(bytes.freeze())),
+            Some(message) if !self.forgets => Some(Got::Data(message.joined())),
+            _ => None,
+        })
+    }
+}
+
+impl Message {
+    /// Bytes that came of one in pieces.
+    fn len(&self) -> usize {
+        self.whole.len().saturating_sub(PREFIX_BYTES)
+    }
+
+    /// Refuses what is text and is not UTF-8.
+    fn check_text(&mut self, bytes: &[u8], ends: bool) -> Result<(), Fault> {
+        let Some(text) = &mut self.text else {
+            return Ok(());
         };
-        if message.is_text && std::str::from_utf8(&message.whole).is_err() {
-            return Err(NOT_UTF8);
+        let is_text = text.take(bytes) && !(ends && text.len > 0);
+        if is_text { Ok(()) } else { Err(NOT_UTF8) }
+    }
+
+    /// Grows to no more than a message of `most` bytes needs: all that is held is counted.
+    fn append(&mut self, bytes: &[u8], most: usize) {
+        let whole = &mut self.whole;
+        if whole.is_empty() {
+            whole.reserve_exact(PREFIX_BYTES + bytes.len());
+            whole.extend_from_slice(&[0; PREFIX_BYTES]);
         }
-        let mut bytes = BytesMut::with_capacity(PREFIX_BYTES + message.whole.len());
-        bytes.extend_from_slice(&prefix(message.whole.len()));
-        bytes.extend_from_slice(&message.whole);
-        Ok(Some(Got::Data(bytes.freeze())))
+        let needed = whole.len() + bytes.len();
+        if needed > whole.capacity() {
+            let twice = (2 * whole.capacity()).min(PREFIX_BYTES + most);
+            whole.reserve_exact(twice.max(needed) - whole.len());
+        }
+        whole.extend_from_slice(bytes);
+    }
+
+    /// All of it, behind its length.
+    fn joined(mut self) -> Bytes {
+        let prefix = prefix(self.len());
+        if let Some(room) = self.whole.first_chunk_mut() {
+            *room = prefix;
+        }
+        self.whole.into()
+    }
+}
+
+impl Utf8 {
+    /// Whether what came before and `bytes` may be text.
+    fn take(&mut self, mut bytes: &[u8]) -> bool {
+        while self.len > 0 {
+            let Some((first, rest)) = bytes.split_first() else {
+                return true;
+            };
+            bytes = rest;
+            self.begun[self.len] = *first;
+            self.len += 1;
+            match std::str::from_utf8(&self.begun[..self.len]) {
+                Ok(_) => self.len = 0,
+                Err(error) if error.error_len().is_some() => return false,
+                Err(_) => {}
+            }
+        }
+        let Err(error) = std::str::from_utf8(bytes) else {
+            return true;
+        };
+        let begun = &bytes[error.valid_up_to()..];
+        if error.error_len().is_some() || begun.len() >= self.begun.len() {
+            return false;
+        }
+        self.begun[..begun.len()].copy_from_slice(begun);
+        self.len = begun.len();
+        true
     }
 }
 

@@ -38,8 +38,9 @@ pub(super) const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 /// What is thrown away of the other side's bytes meanwhile.
 pub(super) const GOODBYE_BYTES_MAX: usize = 4 << 20;
 
-/// Bytes of the longest frame sent: pings and the end find their place between two.
-pub(super) const FRAME_SENT_BYTES: usize = 64 << 10;
+/// Bytes of the longest frame sent: pings and the end find their place between two. Each WebSocket holds as many, beside
+/// what is counted for its reader, while nothing of them is taken; a frame of HTTP/2 and a record of TLS have no more.
+pub(super) const FRAME_SENT_BYTES: usize = 16 << 10;
 
 /// Control frames that are looked at before somebody else has a turn.
 pub(super) const CONTROLS_PER_TURN: u32 = 32;

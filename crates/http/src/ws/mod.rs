@@ -5,9 +5,10 @@
 //! before it and this one does not. Behind it is a guest of the dispatcher, who is somebody and never a
 //! peer.
 //!
-//! The frames are read and written here and not by a library: how many pieces a message is in, and
-//! how long they take, is bounded before they are joined; a message of somebody unknown is refused by
-//! its head; and a connection that says nothing holds no buffer.
+//! The frames are read and written here and not by a library: how many pieces a message is in, how
+//! long they take, and how many bytes they have beside others of the same sender, is bounded before they
+//! are joined; a message of somebody unknown is refused by its head; and a connection that says nothing
+//! holds no buffer.
 
 mod codes;
 mod frame;
@@ -22,7 +23,7 @@ mod tests;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use alknet_call::{ALPN, Dispatcher};
+use alknet_call::{ALPN, Assembly, Dispatcher, GuestHandle};
 use alknet_core::{AuthContext, AuthToken, CloseCode, Connection, HandlerError};
 use alknet_gateway::ApiError;
 use futures_util::FutureExt;
@@ -82,7 +83,9 @@ pub(crate) fn add_headers(headers: &mut HeaderMap, status: StatusCode) {
 
 /// Serves a WebSocket to its end.
 async fn serve<S: Io>(stream: S, visitor: Visitor, dispatcher: Arc<Dispatcher>, pace: Pace) {
-    let (source, pulse) = WebSocket::new(stream, dispatcher.limits().frame_bytes, pace);
+    let guest = GuestHandle::default();
+    let known_bytes = dispatcher.limits().frame_bytes;
+    let (source, pulse) = WebSocket::new(stream, known_bytes, pace, Assembly::of(&guest));
     let connection = visitor.carrier.nested(Box::new(source), ALPN);
     let auth = AuthContext {
         // Whoever the carrier has found out meanwhile counts.
@@ -92,7 +95,7 @@ async fn serve<S: Io>(stream: S, visitor: Visitor, dispatcher: Arc<Dispatcher>, 
         ..visitor.auth
     };
     tracing::debug!(conn = %connection.id(), "a WebSocket begins");
-    let served = dispatcher.serve_guest(connection.clone(), auth, visitor.token);
+    let served = dispatcher.serve_guest(connection.clone(), auth, visitor.token, guest);
     let served = AssertUnwindSafe(served).catch_unwind();
     tokio::select! {
         ended = served => match ended {

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker, ready};
 
+use alknet_call::Assembly;
 use alknet_call::limits::FRAME_BYTES_UNAUTHENTICATED;
 use alknet_core::{
     BoxFuture, CloseCode, CloseReason, RecvHalf, RecvStream, SendHalf, SendStream, StreamBudget,
@@ -42,11 +43,17 @@ pub(super) struct Pulse<S>(Arc<Shared<S>>);
 
 impl<S: Io> WebSocket<S> {
     /// `known_bytes` are those of the longest message of somebody known.
-    pub(super) fn new(stream: S, known_bytes: usize, pace: Pace) -> (Self, Pulse<S>) {
+    pub(super) fn new(
+        stream: S,
+        known_bytes: usize,
+        pace: Pace,
+        assembly: Assembly,
+    ) -> (Self, Pulse<S>) {
         let wakers = Arc::new(Wakers::default());
         let state = State {
             stream: Some(stream),
             reader: Reader::default(),
+            assembly,
             out: Out::default(),
             unflushed: false,
             rest: Bytes::new(),
@@ -155,6 +162,8 @@ struct State<S> {
     /// `None` once closed.
     stream: Option<S>,
     reader: Reader,
+    /// Counts what the reader holds of a message in pieces.
+    assembly: Assembly,
     out: Out,
     unflushed: bool,
     /// Read, and more than was asked for.
@@ -255,7 +264,10 @@ impl<S: Io> Shared<S> {
         let (stream, out, reader) = {
             let mut state = self.lock();
             let out = std::mem::take(&mut state.out);
-            (state.stream.take(), out, std::mem::take(&mut state.reader))
+            let mut reader = std::mem::take(&mut state.reader);
+            reader.forget_messages();
+            state.assembly.clear();
+            (state.stream.take(), out, reader)
         };
         self.set_ended(reason);
         if let Some(stream) = stream {
@@ -312,6 +324,8 @@ impl<S: Io> Shared<S> {
                 Ok(Some(Got::Data(bytes))) => {
                     state.out.text = state.reader.speaks_text();
                     state.rest = bytes;
+                    // From here on the frame counts that is made of it.
+                    state.assembly.clear();
                 }
                 Ok(Some(Got::Ping(payload))) => state.out.pong(payload),
                 Ok(Some(Got::Pong)) => {}
@@ -321,6 +335,13 @@ impl<S: Io> Shared<S> {
                     self.end(reason, codes::answer(code));
                 }
                 Ok(None) => {
+                    // Whoever reads has a share in the guest, so that this gives up none.
+                    let held = state.reader.held_bytes();
+                    if state.assembly.count(held).is_err() {
+                        drop(state);
+                        self.end(CloseReason::Local, codes::OVERFULL);
+                        continue;
+                    }
                     if state.is_late(cx) {
                         drop(state);
                         self.end(CloseReason::Local, codes::LATE);

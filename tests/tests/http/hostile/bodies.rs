@@ -3,21 +3,10 @@
 use alknet_tests::{Bench, Web};
 use tokio::task::block_in_place;
 
-use super::{GROWTH_BYTES, H1, Raw, peak};
+use super::{GROWTH_BYTES, H1, Raw, peak, share};
 
 /// Bytes of the longest body.
 const BODY_BYTES: usize = 8 << 20;
-
-/// Bytes of requests that one identity may have under way, as docs/http.md has it.
-fn share() -> u64 {
-    let meminfo = std::fs::read_to_string("/proc/meminfo").expect("the kernel says");
-    let total = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemTotal:"));
-    let kib = total.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    let part = (kib.expect("a number") << 10) / 8;
-    part.clamp(4 << 20, 256 << 20) / 2
-}
 
 #[test]
 fn two_hundred_bodies_at_once_cost_little_and_others_are_served() {

@@ -5,6 +5,7 @@ mod bodies;
 mod frames;
 mod guesses;
 mod heads;
+mod sockets;
 
 use std::time::Duration;
 
@@ -95,6 +96,12 @@ fn resident(web: &Web) -> u64 {
         << 10
 }
 
+/// From now on the [`peak`] is a new one.
+fn forget_peak(web: &Web) {
+    let file = format!("/proc/{}/clear_refs", web.node.pid());
+    std::fs::write(file, "5").expect("it is our process");
+}
+
 /// The most that the node had of memory until now.
 fn peak(web: &Web) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{}/status", web.node.pid()));
@@ -112,6 +119,18 @@ fn survives(web: &Web, before: u64) {
     assert_eq!(told.status, 200);
     let now = resident(web);
     assert!(now < before + GROWTH_BYTES, "{before} became {now}");
+}
+
+/// Bytes of requests that one identity may have under way, as docs/http.md has it, and of frames that are not complete
+/// and of unread answers, as docs/protocol.md has it.
+fn share() -> u64 {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").expect("the kernel says");
+    let total = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = total.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    let part = (kib.expect("a number") << 10) / 8;
+    part.clamp(4 << 20, 256 << 20) / 2
 }
 
 /// `/healthz` with the indices of the static table (RFC 7541 appendix A), the rest as it is.

@@ -79,6 +79,15 @@ pub(super) fn dispatcher(tokens: &Arc<OneToken>) -> Arc<Dispatcher> {
 }
 
 fn patient_dispatcher(tokens: &Arc<OneToken>, patience: Patience) -> Arc<Dispatcher> {
+    Arc::new(open_dispatcher(tokens).with_patience(patience))
+}
+
+/// Of a node on a machine with the least memory.
+pub(super) fn small_dispatcher(tokens: &Arc<OneToken>) -> Arc<Dispatcher> {
+    Arc::new(open_dispatcher(tokens).with_memory(0))
+}
+
+fn open_dispatcher(tokens: &Arc<OneToken>) -> Dispatcher {
     let open = |name: &str, handler| {
         let spec = OperationSpec::query(name, "For tests.");
         Registration::new(spec, handler).open()
@@ -107,8 +116,7 @@ fn patient_dispatcher(tokens: &Arc<OneToken>, patience: Patience) -> Arc<Dispatc
         ))
         .build()
         .expect("correct operations");
-    let dispatcher = Dispatcher::new(registry).with_identities(Arc::clone(tokens) as _);
-    Arc::new(dispatcher.with_patience(patience))
+    Dispatcher::new(registry).with_identities(Arc::clone(tokens) as _)
 }
 
 /// One client and the session it has.
@@ -146,8 +154,16 @@ impl Client {
         patience: Patience,
         pace: Pace,
     ) -> Self {
+        Self::served(patient_dispatcher(tokens, patience), token, pace)
+    }
+
+    /// A client of a node that others are clients of.
+    pub(super) fn of(node: &Arc<Dispatcher>, token: Option<&str>) -> Self {
+        Self::served(Arc::clone(node), token, Pace::default())
+    }
+
+    fn served(dispatcher: Arc<Dispatcher>, token: Option<&str>, pace: Pace) -> Self {
         let (io, theirs) = duplex(256 << 10);
-        let dispatcher = patient_dispatcher(tokens, patience);
         tokio::spawn(serve(theirs, visitor(token), dispatcher, pace));
         Self {
             io,

@@ -3,10 +3,13 @@
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::super::frame::{BINARY, CLOSE, Fault, Got, PING, Reader, TEXT};
+use super::super::frame::{BINARY, CLOSE, Fault, Got, PING, Reader, TEXT, unmask};
 use super::super::limits::{FRAGMENTS_MAX, FRAME_SENT_BYTES};
 use super::super::out::Out;
 use super::{MASK, announcing, frame, split};
+
+/// Bytes of the length before each message.
+const PREFIX_BYTES: usize = 4;
 
 fn prefixed(payload: &[u8]) -> Vec<u8> {
     [&(payload.len() as u32).to_be_bytes()[..], payload].concat()
@@ -104,15 +107,63 @@ fn what_is_against_the_rules_has_its_code() {
 
 #[test]
 fn a_head_costs_nothing_until_bytes_arrive() {
+    for opcode in [BINARY, TEXT] {
+        let mut reader = Reader::default();
+        reader
+            .buffer
+            .extend_from_slice(&announcing(opcode, 1 << 20));
+        let got = reader.next(1 << 20).expect("within the limit");
+        assert_eq!(got, Some(Got::Data(Bytes::from_static(&[0, 0x10, 0, 0]))));
+        assert_eq!(reader.next(1 << 20), Ok(None));
+        assert!(reader.buffer.is_empty() && !reader.is_partial());
+        assert_eq!(reader.missing(), 1 << 20);
+    }
+}
+
+/// A message in pieces is all that a reader keeps, and it is told to the byte how much that is.
+#[test]
+fn what_is_held_of_pieces_is_said_and_forgotten() {
+    const MOST: usize = 100_000;
     let mut reader = Reader::default();
-    reader
-        .buffer
-        .extend_from_slice(&announcing(BINARY, 1 << 20));
-    let got = reader.next(1 << 20).expect("within the limit");
-    assert_eq!(got, Some(Got::Data(Bytes::from_static(&[0, 0x10, 0, 0]))));
-    assert_eq!(reader.next(1 << 20), Ok(None));
-    assert!(reader.buffer.is_empty() && !reader.is_partial());
-    assert_eq!(reader.missing(), 1 << 20);
+    let give = |reader: &mut Reader, bytes: &[u8]| {
+        reader.buffer.extend_from_slice(bytes);
+        reader.next(MOST)
+    };
+    // Of one that is whole nothing is held, text or not.
+    let announced = announcing(TEXT, 70_000);
+    assert!(matches!(
+        give(&mut reader, &announced),
+        Ok(Some(Got::Data(_)))
+    ));
+    let mut text = [b'x'; 69_999];
+    unmask(&mut text, MASK, 0);
+    assert!(matches!(give(&mut reader, &text), Ok(Some(Got::Data(_)))));
+    assert_eq!(reader.held_bytes(), 0);
+    let mut reader = Reader::default();
+    for n in 0..9_usize {
+        let opcode = if n == 0 { TEXT } else { 0 };
+        let piece = frame(opcode, false, &[b'x'; 10_000]);
+        assert_eq!(give(&mut reader, &piece), Ok(None));
+        let held = reader.held_bytes();
+        let had = (n + 1) * 10_000;
+        assert!((had..=(2 * had).min(MOST) + 4).contains(&held), "{held}");
+    }
+    let whole = give(&mut reader, &frame(0, true, &[b'x'; 10_000]));
+    assert_eq!(
+        whole,
+        Ok(Some(Got::Data(prefixed(&[b'x'; MOST]).into()))),
+        "at the limit"
+    );
+    assert_eq!(reader.held_bytes(), 0);
+    // Nobody takes messages any more, and what is said between them is heard.
+    let begun = frame(BINARY, false, &[0; 10_000]);
+    assert_eq!(give(&mut reader, &begun), Ok(None));
+    reader.forget_messages();
+    assert_eq!(give(&mut reader, &frame(0, false, &[0; 10_000])), Ok(None));
+    assert_eq!(give(&mut reader, &frame(0, true, &[0; 10_000])), Ok(None));
+    assert_eq!(reader.held_bytes(), 0);
+    let goodbye = give(&mut reader, &frame(CLOSE, true, b""));
+    assert_eq!(goodbye, Ok(Some(Got::Close(None, String::new()))));
 }
 
 proptest! {
@@ -143,6 +194,38 @@ proptest! {
         prop_assert_eq!(&read(&[head, tail], 1000), &whole);
         let steps: Vec<_> = bytes.chunks(step).collect();
         prop_assert_eq!(&read(&steps, 1000), &whole);
+    }
+
+    /// Wherever a character is cut, in one frame or in pieces.
+    #[test]
+    fn text_is_looked_at_as_it_comes(
+        text in "[aä€😀]{0,12}",
+        spoiled in prop::option::of((0usize..40, any::<u8>())),
+        cut in 0usize..40,
+        step in 1usize..9,
+        pieces in any::<bool>(),
+    ) {
+        let mut bytes = text.into_bytes();
+        if let Some((at, byte)) = spoiled && let Some(place) = bytes.get_mut(at) {
+            *place = byte;
+        }
+        let message = match pieces {
+            false => frame(TEXT, true, &bytes),
+            true => {
+                let (head, tail) = bytes.split_at(cut.min(bytes.len()));
+                [frame(TEXT, false, head), frame(0, true, tail)].concat()
+            }
+        };
+        let steps: Vec<_> = message.chunks(step).collect();
+        let (data, _, fault) = read(&steps, 1000);
+        match std::str::from_utf8(&bytes) {
+            Ok(_) => prop_assert_eq!((data, fault), (prefixed(&bytes), None)),
+            Err(_) => {
+                prop_assert_eq!(fault.map(|fault| fault.code), Some(1007));
+                // What passed on is no whole message.
+                prop_assert!(data.len() < PREFIX_BYTES + bytes.len());
+            }
+        }
     }
 
     #[test]

@@ -6,10 +6,11 @@ use alknet_call::limits::{FRAME_BYTES_DEFAULT, FRAME_BYTES_UNAUTHENTICATED, Pati
 use alknet_test_support::deadline;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
 
 use super::super::frame::{BINARY, CLOSE, PING, PONG, TEXT};
 use super::super::limits::Pace;
-use super::client::{Client, OneToken};
+use super::client::{Client, OneToken, small_dispatcher};
 use super::{TOKEN, announcing, frame};
 
 #[tokio::test]
@@ -199,6 +200,72 @@ async fn broken_messages_end_in_1002() {
         }
         assert_eq!(client.closed().await, 1002, "{message}");
     }
+}
+
+/// Sends the first `count` pieces of 64 KiB of a message of text; whether the node took them.
+async fn send_pieces(client: &mut Client, count: usize) -> bool {
+    for n in 0..count {
+        let opcode = if n == 0 { TEXT } else { 0 };
+        let piece = frame(opcode, false, &vec![b'x'; 64 << 10]);
+        if client.io.write_all(&piece).await.is_err() {
+            return false;
+        }
+    }
+    true
+}
+
+/// Sessions of one token, each with a message of which the end is missing.
+#[tokio::test]
+async fn messages_in_the_making_count_for_who_sends_them() {
+    let tokens = OneToken::new(None);
+    // 4 MiB for the node, and half of that for an identity.
+    let node = small_dispatcher(&tokens);
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let mut client = Client::of(&node, Some(TOKEN));
+        assert!(send_pieces(&mut client, 7).await);
+        // The answer comes when what is before it was looked at.
+        client.send(&frame(PING, true, b"")).await;
+        assert_eq!(client.next().await.0, PONG);
+        clients.push(client);
+    }
+    let mut text = frame(TEXT, true, &vec![b'x'; FRAME_BYTES_DEFAULT]);
+    text.pop();
+    for whole in [true, false] {
+        let mut client = Client::of(&node, Some(TOKEN));
+        // It may be refused before it has said all.
+        match whole {
+            true => drop(client.io.write_all(&text).await),
+            false => drop(send_pieces(&mut client, 15).await),
+        }
+        assert_eq!(client.closed().await, 1013, "whole: {whole}");
+    }
+    assert_eq!(node.stats().request_bytes_full, 2);
+    // Somebody else has room, though unknown.
+    let mut nobody = Client::of(&node, None);
+    let long = "y".repeat(FRAME_BYTES_UNAUTHENTICATED - 200);
+    nobody.request("1", "demo/echo", &json!(long)).await;
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"}}") {
+        answer.extend(nobody.next().await.1);
+    }
+    let answer: Value = serde_json::from_slice(&answer).expect("an event");
+    assert_eq!(answer["payload"]["output"], json!(long));
+    // What ends gives its room back.
+    drop(clients);
+    let again = async {
+        loop {
+            let mut client = Client::of(&node, Some(TOKEN));
+            let sent = send_pieces(&mut client, 15).await
+                && client.io.write_all(&frame(0, true, b"x")).await.is_ok();
+            // All of it is no JSON.
+            if client.closed().await == 1002 && sent {
+                break;
+            }
+        }
+    };
+    let again = timeout(deadline(Duration::from_secs(60)), again).await;
+    again.expect("there is room");
 }
 
 /// Answers that nobody reads end the session before they fill the node.

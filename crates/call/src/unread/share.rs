@@ -1,0 +1,145 @@
+//! What the unread bytes of a connection count for: its requester, and the node.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use tokio::time::sleep;
+
+use crate::limits::{UNREAD_BYTES_FREE, UNREAD_ROOM_EVERY, UNREAD_SLACK_BYTES, UNREAD_STEP_BYTES};
+use crate::request_bytes::{Fit, RequestBytes, Requester};
+use crate::sync::lock;
+
+/// A part of the node's room, which grows and shrinks in steps with what a connection has unread, and is given back
+/// when this is dropped. A connection that has little unread has none, so that most answers take no lock.
+pub(crate) struct Share {
+    all: Arc<RequestBytes>,
+    /// Who is at the other end now: a connection may come to have an identity.
+    requester: Arc<Whose>,
+    held: Mutex<Held>,
+    /// Whether `held` may be more than nothing.
+    holds: AtomicBool,
+    /// One at a time looks for room, however many streams wait for it.
+    turn: tokio::sync::Mutex<()>,
+}
+
+/// Says whom the bytes of a connection count for.
+pub(crate) type Whose = dyn Fn() -> Requester + Send + Sync;
+
+/// What it has, and for whom that is counted.
+#[derive(Debug, Default)]
+struct Held {
+    whose: Option<Requester>,
+    bytes: usize,
+}
+
+impl Share {
+    /// Has nothing yet of `all`.
+    pub(crate) fn new(all: &Arc<RequestBytes>, requester: &Arc<Whose>) -> Self {
+        Self {
+            all: Arc::clone(all),
+            requester: Arc::clone(requester),
+            held: Mutex::default(),
+            holds: AtomicBool::new(false),
+            turn: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Makes it as large as what waits needs, as far as that fits. `false` where it does not: then it stays as it is.
+    pub(super) fn cover(&self, waiting: &AtomicUsize, fit: Fit) -> bool {
+        if waiting.load(Ordering::SeqCst) <= UNREAD_BYTES_FREE {
+            return true;
+        }
+        let mut held = lock(&self.held);
+        // Before what waits is looked at: who takes some of it meanwhile sees this, and looks in turn.
+        self.holds.store(true, Ordering::SeqCst);
+        let needed = needed(waiting.load(Ordering::SeqCst));
+        let covered = needed <= held.bytes || self.grow(&mut held, needed, fit);
+        self.holds.store(held.bytes > 0, Ordering::SeqCst);
+        covered
+    }
+
+    fn grow(&self, held: &mut Held, needed: usize, fit: Fit) -> bool {
+        let requester = (self.requester)();
+        if held.whose.as_ref() != Some(&requester) {
+            self.hand_over(held, &requester);
+        }
+        let grown = self.all.grow(&requester, needed - held.bytes, fit);
+        if grown {
+            held.bytes = needed;
+        }
+        grown
+    }
+
+    /// From now on it is counted for somebody else.
+    fn hand_over(&self, held: &mut Held, to: &Requester) {
+        let before = held.whose.replace(to.clone());
+        if let Some(before) = before.filter(|_| held.bytes > 0) {
+            self.all.shrink(&before, held.bytes);
+            self.all.grow(to, held.bytes, Fit::Anyway);
+        }
+    }
+
+    /// Gives back what is not needed any more.
+    pub(super) fn release(&self, waiting: &AtomicUsize) {
+        if !self.holds.load(Ordering::SeqCst) {
+            return;
+        }
+        let mut held = lock(&self.held);
+        let needed = needed(waiting.load(Ordering::SeqCst));
+        let surplus = held.bytes.saturating_sub(needed);
+        if surplus > 0 && (needed == 0 || surplus >= UNREAD_SLACK_BYTES) {
+            self.give_back(&mut held, surplus);
+        }
+        self.holds.store(held.bytes > 0, Ordering::SeqCst);
+    }
+
+    fn give_back(&self, held: &mut Held, bytes: usize) {
+        held.bytes -= bytes;
+        if let Some(whose) = &held.whose {
+            self.all.shrink(whose, bytes);
+        }
+    }
+
+    /// Whether it may grow at all.
+    pub(super) fn has_room(&self) -> bool {
+        self.all.has_room(|| (self.requester)())
+    }
+
+    /// Whether its requester has all that one may have, whatever others have.
+    pub(super) fn is_spent(&self) -> bool {
+        self.all.is_spent(&(self.requester)())
+    }
+
+    /// Waits until it may grow.
+    pub(super) async fn wait_room(&self) {
+        let _turn = self.turn.lock().await;
+        while !self.has_room() {
+            sleep(UNREAD_ROOM_EVERY).await;
+        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut held = std::mem::take(&mut *lock(&self.held));
+        let all = held.bytes;
+        if all > 0 {
+            self.give_back(&mut held, all);
+        }
+    }
+}
+
+impl fmt::Debug for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Share")
+            .field("held", &self.held)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Bytes of a share for so many that wait.
+fn needed(waiting: usize) -> usize {
+    let counted = waiting.saturating_sub(UNREAD_BYTES_FREE);
+    counted.next_multiple_of(UNREAD_STEP_BYTES)
+}

@@ -1,0 +1,141 @@
+//! What connections have of a node's room, and of that of what carries them.
+
+use std::pin::pin;
+use std::sync::Mutex;
+
+use futures_util::poll;
+
+use super::*;
+use crate::limits::UNREAD_SLACK_BYTES;
+use crate::request_bytes::{RequestBytes, Requester};
+use crate::sync::lock;
+
+const KIB: usize = 1 << 10;
+
+fn known(id: &str) -> Requester {
+    Requester::Known(id.parse().expect("a peer id"))
+}
+
+/// A connection of somebody who is told of later.
+fn connection(all: &Arc<RequestBytes>, who: &Arc<Mutex<Requester>>) -> Unread {
+    let who = Arc::clone(who);
+    let whose: Arc<Whose> = Arc::new(move || lock(&who).clone());
+    Unread::shared(Share::new(all, &whose), None)
+}
+
+fn of(all: &Arc<RequestBytes>, id: &str) -> Unread {
+    connection(all, &Arc::new(Mutex::new(known(id))))
+}
+
+/// With the room of a connection alone.
+fn claim(unread: &Unread, bytes: usize, fit: Fit) -> Result<(), NoRoom> {
+    unread.claim(bytes, fit, |_| true)
+}
+
+#[test]
+fn connections_of_one_identity_share_half_and_leave_others_room() {
+    let all = Arc::new(RequestBytes::new(1 << 20));
+    let eve = [(); 64].map(|()| of(&all, "eve"));
+    for unread in &eve {
+        claim(unread, UNREAD_BYTES_FREE, Fit::Wholly).expect("it counts for nobody");
+    }
+    assert_eq!(all.kept().0, 0);
+    let fitted = eve
+        .iter()
+        .filter(|unread| claim(unread, 64 * KIB, Fit::Wholly).is_ok());
+    assert_eq!(fitted.count(), 8);
+    assert_eq!(all.kept().0, 512 * KIB);
+    let refused = &eve[63];
+    assert_eq!(claim(refused, 1, Fit::Wholly), Err(NoRoom::Share));
+    assert_eq!(claim(refused, 1, Fit::Begins), Err(NoRoom::Share));
+    assert_eq!(refused.bytes(), UNREAD_BYTES_FREE);
+    assert!(refused.is_spent() && !refused.may_grow());
+    let ada = of(&all, "ada");
+    assert!(ada.may_grow() && ada.has_share() && !ada.is_spent());
+    claim(&ada, 200 * KIB, Fit::Wholly).expect("half of all is left");
+    ada.taken(200 * KIB);
+    assert_eq!(ada.bytes(), 0);
+    drop((eve, ada));
+    assert_eq!(all.kept().0, 0);
+}
+
+#[test]
+fn what_is_taken_is_given_back_and_what_is_there_is_counted() {
+    let all = Arc::new(RequestBytes::new(1 << 20));
+    let unread = of(&all, "eve");
+    claim(&unread, 200 * KIB, Fit::Wholly).expect("room");
+    let most = all.kept().0;
+    assert!((192 * KIB..208 * KIB).contains(&most), "{most}");
+    unread.taken(UNREAD_SLACK_BYTES / 2);
+    assert_eq!(all.kept().0, most, "it is kept for the next");
+    unread.taken(UNREAD_SLACK_BYTES);
+    assert!(all.kept().0 < most);
+    unread.add(2 << 20);
+    assert!(all.kept().0 > 2 << 20, "it is there");
+    unread.taken(unread.bytes());
+    assert_eq!(all.kept().0, 0);
+    // Of an event it shows afterwards how long it is.
+    claim(&unread, 700 * KIB, Fit::Begins).expect("nothing waits");
+    assert_eq!(claim(&unread, 700 * KIB, Fit::Begins), Err(NoRoom::Share));
+}
+
+#[test]
+fn bytes_count_for_whom_a_connection_came_to_be() {
+    let all = Arc::new(RequestBytes::new(1 << 20));
+    let who = Arc::new(Mutex::new(Requester::Nowhere));
+    let unread = connection(&all, &who);
+    claim(&unread, 40 * KIB, Fit::Wholly).expect("room");
+    *lock(&who) = known("eve");
+    claim(&unread, 400 * KIB, Fit::Wholly).expect("more than an unknown peer has");
+    let nobody = connection(&all, &Arc::new(Mutex::new(Requester::Nowhere)));
+    claim(&nobody, 60 * KIB, Fit::Wholly).expect("none of an unknown peer's is taken");
+    drop((unread, nobody));
+    assert_eq!(all.kept().0, 0);
+}
+
+#[test]
+fn all_that_a_connection_carries_is_bounded_as_one() {
+    let all = Arc::new(RequestBytes::new(1 << 30));
+    let whose: Arc<Whose> = Arc::new(|| known("eve"));
+    let carrier: Arc<Unread> = Arc::default();
+    let carried = || Unread::shared(Share::new(&all, &whose), Some(Arc::clone(&carrier)));
+    let sockets = [(); 16].map(|()| carried());
+    let may = |waiting: usize| waiting < 256 * KIB;
+    let fitted = sockets
+        .iter()
+        .filter(|socket| socket.claim(100 * KIB, Fit::Begins, may).is_ok());
+    assert_eq!(fitted.count(), 3);
+    let last = &sockets[15];
+    assert_eq!(
+        last.claim(1, Fit::Begins, may),
+        Err(NoRoom::Here(300 * KIB))
+    );
+    assert!(last.bytes() == 0 && !last.is_below(256 * KIB));
+    sockets[0].taken(100 * KIB);
+    assert!(last.is_below(256 * KIB));
+    last.add(KIB);
+    drop(sockets);
+    assert_eq!(carrier.bytes(), 0, "what ends is not waited for");
+}
+
+#[tokio::test]
+async fn who_reads_waits_for_nobody_else_and_who_does_not_until_there_is_room() {
+    let all = Arc::new(RequestBytes::new(1 << 20));
+    let (full, slow, quick) = (of(&all, "eve"), of(&all, "eve"), of(&all, "eve"));
+    claim(&slow, 64 * KIB, Fit::Wholly).expect("room");
+    full.add(1 << 20);
+    quick.wait_room(4 << 20).await;
+    let mut waits = pin!(slow.wait_room(4 << 20));
+    assert!(poll!(waits.as_mut()).is_pending());
+    full.taken(1 << 20);
+    waits.await;
+    full.add(1 << 20);
+    let mut waits = pin!(slow.wait_room(4 << 20));
+    assert!(poll!(waits.as_mut()).is_pending());
+    slow.taken(60 * KIB);
+    waits.await;
+    let mut share = pin!(slow.wait_share());
+    assert!(poll!(share.as_mut()).is_pending());
+    full.taken(1 << 20);
+    share.await;
+}

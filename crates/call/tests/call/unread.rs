@@ -1,0 +1,190 @@
+//! Peers that read nothing of what they are answered, over many connections.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use alknet_call::limits::Patience;
+use alknet_call::*;
+use alknet_core::{Carriage, CloseCode, Connection, Metrics, StreamError};
+use alknet_test_support::deadline;
+use futures_util::stream;
+use serde_json::{Value, json};
+use tokio::time::{sleep, timeout};
+
+use crate::common::*;
+
+const MIB: f64 = (1 << 20) as f64;
+
+/// Bytes of a long answer, and of an event.
+const ANSWER_BYTES: usize = 900 << 10;
+const EVENT_BYTES: usize = 100 << 10;
+
+/// A node on a machine with so much memory, with long answers and events without end.
+fn node(memory_bytes: u64, patience: Patience) -> Node {
+    let long = HandlerKind::once(|_, _| async { Ok(json!("x".repeat(ANSWER_BYTES))) });
+    let echo =
+        HandlerKind::once(|input: Body, _| async move { Ok(Output::Raw(input.raw().clone())) });
+    let follow = HandlerKind::stream(|_, _| {
+        stream::repeat_with(|| Ok::<_, CallError>(json!("x".repeat(EVENT_BYTES))))
+    });
+    let query = |name| OperationSpec::query(name, "For tests.");
+    let events = OperationSpec::subscription("test/follow", "For tests.");
+    let registry = Registry::builder()
+        .with(Registration::new(query("test/long"), long).open())
+        .with(Registration::new(query("test/echo"), echo).open())
+        .with(Registration::new(events, follow).open());
+    let registry = registry.build().expect("every rule is kept");
+    let dispatcher = Dispatcher::new(registry)
+        .with_memory(memory_bytes)
+        .with_patience(patience);
+    Node::of(dispatcher, Arc::default())
+}
+
+fn unread(node: &Node) -> f64 {
+    let mut metrics = Metrics::default();
+    node.dispatcher.collect(&mut metrics);
+    metrics.values()["alknet_call_unread_bytes"]
+}
+
+/// Resolves once as many bytes are unread as `are` says.
+async fn until(node: &Node, are: impl Fn(f64) -> bool) {
+    let all = async {
+        while !are(unread(node)) {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon(all).await;
+}
+
+/// Asks on so many streams, each for one request.
+async fn ask(connection: &Connection, operation: &str, streams: usize) -> Vec<RawPeer> {
+    let mut peers = Vec::new();
+    for n in 0..streams {
+        let mut peer = RawPeer::new(connection.clone()).await;
+        peer.request(&n.to_string(), operation, Value::Null).await;
+        peer.send.finish().expect("open");
+        peers.push(peer);
+    }
+    peers
+}
+
+#[tokio::test]
+async fn answers_unread_on_many_connections_are_bounded_for_their_identity() {
+    // 8 MiB for the node, and half of that for an identity. Each connection alone may have 8 MiB.
+    let node = node(64 << 20, Patience::default());
+    let (mut connections, mut peers) = (Vec::new(), Vec::new());
+    for _ in 0..8 {
+        let (dialled, _) = node.serve(Carriage::Memory, Some(identity("peer", &[])));
+        peers.extend(ask(&dialled, "/test/long", 4).await);
+        connections.push(dialled);
+    }
+    let refused = async {
+        while node.dispatcher.stats().unread_bytes_full < 24 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon(refused).await;
+    let counted = unread(&node);
+    assert!((2.0 * MIB..=4.0 * MIB).contains(&counted), "{counted}");
+    // Another identity is answered, and the same one in short.
+    let other = node.client(Carriage::Memory, Some(identity("other", &[])));
+    let answer = soon(other.call("test/long", &Value::Null)).await;
+    let answer = answer.expect("there is room for others");
+    assert_eq!(answer.raw().len(), ANSWER_BYTES + 2);
+    let same = node.client(Carriage::Memory, Some(identity("peer", &[])));
+    let short = soon(same.call("test/echo", &json!(1))).await;
+    assert_eq!(short.expect("short").value(), &json!(1));
+    let refused = soon(same.call("test/long", &Value::Null)).await;
+    let refused = refused.expect_err("its room is taken");
+    assert_eq!(refused.code, ErrorCode::Overloaded);
+    assert!(refused.retryable && refused.retry_after_ms.is_some());
+    // Whatever was not refused is read to its end.
+    let mut answered = 0;
+    for peer in &mut peers {
+        let (kind, _, payload) = peer.event().await;
+        match kind {
+            EventKind::Responded => answered += 1,
+            _ => assert_eq!(payload["code"], "OVERLOADED"),
+        }
+    }
+    assert!((3..=8).contains(&answered), "{answered}");
+    until(&node, |bytes| bytes == 0.0).await;
+    let answer = soon(same.call("test/long", &Value::Null)).await;
+    answer.expect("all of it was read");
+}
+
+/// How long its event is shows when it is there: it waits, and what is short does not.
+#[tokio::test]
+async fn an_event_that_finds_no_room_comes_when_there_is_some() {
+    // The least there is: 4 MiB for the node, and half of that for an identity.
+    let node = node(0, Patience::default());
+    let who = || Some(identity("peer", &[]));
+    let (dialled, _) = node.serve(Carriage::Memory, who());
+    let paused = ask(&dialled, "/test/follow", 40).await;
+    until(&node, |bytes| bytes >= 2.0 * MIB).await;
+    let same = node.client(Carriage::Memory, who());
+    let mut late = soon(same.subscribe("test/follow", &Value::Null))
+        .await
+        .expect("it is sent");
+    // Nothing tells that nothing comes: it has the time in which it would.
+    let moment = deadline(Duration::from_millis(300));
+    assert!(timeout(moment, late.next()).await.is_err());
+    let counted = unread(&node);
+    assert!(counted <= 2.0 * MIB + 2.0 * EVENT_BYTES as f64, "{counted}");
+    let short = soon(same.call("test/echo", &json!(1))).await;
+    assert_eq!(short.expect("short").value(), &json!(1));
+    let other = node.client(Carriage::Memory, Some(identity("other", &[])));
+    let mut events = soon(other.subscribe("test/follow", &Value::Null))
+        .await
+        .expect("it is sent");
+    for _ in 0..10 {
+        let event = soon(events.next()).await.expect("an event");
+        event.expect("there is room for others");
+    }
+    drop(paused);
+    dialled.close(CloseCode::Normal, "");
+    let event = soon(late.next()).await.expect("an event");
+    event.expect("there is room again");
+}
+
+/// A subscription on a stream of its own may wait for its reader, as long as its identity has room.
+#[tokio::test]
+async fn who_pauses_without_room_loses_streams_and_nobody_else_does() {
+    let moment = deadline(Duration::from_millis(30));
+    let patience = Patience {
+        blocked_lane: moment,
+        ..Patience::default()
+    };
+    let node = node(0, patience);
+    let serve = |id: &str| node.serve(Carriage::Memory, Some(identity(id, &[]))).0;
+    let (honest, greedy) = (serve("honest"), serve("greedy"));
+    let mut patient = ask(&honest, "/test/follow", 2).await;
+    sleep(3 * moment).await;
+    let mut paused = ask(&greedy, "/test/follow", 40).await;
+    until(&node, |bytes| bytes >= 2.0 * MIB).await;
+    let end = async {
+        let ends = paused.iter_mut().map(|peer| {
+            Box::pin(async move {
+                // It reads nothing until it is too late, and then what is under way.
+                sleep(4 * moment).await;
+                for _ in 0..4 {
+                    let end = peer.recv.read_chunk(1 << 20).await;
+                    if !matches!(end, Ok(Some(_))) {
+                        return end;
+                    }
+                }
+                // Its stream goes on: those of others made room.
+                std::future::pending().await
+            })
+        });
+        futures_util::future::select_all(ends).await.0
+    };
+    let end = soon(end).await;
+    assert!(matches!(end, Err(StreamError::Reset(8))), "{end:?}");
+    for peer in &mut patient {
+        for _ in 0..10 {
+            let (kind, ..) = peer.event().await;
+            assert_eq!(kind, EventKind::Responded);
+        }
+    }
+}
