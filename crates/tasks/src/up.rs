@@ -11,7 +11,7 @@ use alknet_qemu::{Disk, Vm};
 use xtask::memory::Memory;
 use xtask::progress::Command;
 
-use crate::cache::SizeBefore;
+use crate::cache::SizeWatch;
 use crate::context::Context;
 use crate::driver;
 use crate::failure::{Failure, Result};
@@ -58,8 +58,8 @@ impl Arguments {
 pub(crate) fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
     // Until the console is the user's: what else the user starts meanwhile is not this command's.
     let memory = Memory::go_on();
-    let cache = SizeBefore::count(cx);
-    let started = Started::new(cx, arguments);
+    let mut cache = SizeWatch::begin(cx);
+    let started = Started::new(cx, arguments, &mut cache);
     eprint!("{}", memory.report());
     drop(memory);
     eprint!("{}", cache.report());
@@ -83,12 +83,13 @@ struct Started {
 }
 
 impl Started {
-    fn new(cx: &mut Context, arguments: &Arguments) -> Result<Self> {
+    fn new(cx: &mut Context, arguments: &Arguments, cache: &mut SizeWatch) -> Result<Self> {
         cx.board().announce(&["image", "boot"]);
         let Parts { kernel, binary } = Parts::ensure(cx, &arguments.drivers.vulkan)?;
         let image = cx.step("image", |cx| {
             image::ensure(cx, &kernel, &binary, &[arguments.form])
         })?;
+        cache.built();
         let cli = Cli::new(&binary, None);
         let admin = cli.identity()?;
         let disk = DataDisk::open(cx, &image, arguments)?;

@@ -40,7 +40,13 @@ mod tests {
     fn the_maker_is_read_between_the_prefix_and_a_letter() {
         assert_eq!(maker("alkf4711n", "alkf"), Some(4711));
         assert_eq!(maker("alkt17n3c", "alkt"), Some(17));
-        for name in ["alku4711n", "alkfn", "alkf4711", "alkf99999999999n", "other"] {
+        for name in [
+            "alku4711n",
+            "alkfn",
+            "alkf4711",
+            "alkf99999999999n",
+            "other",
+        ] {
             assert_eq!(maker(name, "alkf"), None, "{name}");
         }
     }

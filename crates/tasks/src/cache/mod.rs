@@ -114,44 +114,63 @@ pub fn in_use(cx: &Context) -> Result<CommandLock> {
     CommandLock::beside_others(cx.cache()).map_err(Failure::io("lock the cache"))
 }
 
-/// How large the cache was when a command began, which is counted beside its first steps.
+/// How large the cache is while a command runs, counted on threads beside its steps.
 #[derive(Debug)]
-pub struct SizeBefore {
+pub struct SizeWatch {
     cache: PathBuf,
-    counting: JoinHandle<Option<u64>>,
+    before: Counting,
+    /// Of what is built. It stands in for the count at the end, where that takes too long.
+    built: Option<Counting>,
 }
 
-impl SizeBefore {
-    /// Begins to count.
-    pub fn count(cx: &Context) -> Self {
+/// A count under way.
+type Counting = JoinHandle<Option<u64>>;
+
+impl SizeWatch {
+    /// Begins to count what a command finds.
+    pub fn begin(cx: &Context) -> Self {
         Self::of(cx.cache())
     }
 
     fn of(cache: &Path) -> Self {
-        let all = [vec![cache.to_owned()]];
-        let counting = thread::spawn(move || Some(usage::measure(&all).ok()?.first()?.bytes));
         Self {
             cache: cache.to_owned(),
-            counting,
+            before: count(cache),
+            built: None,
         }
     }
 
+    /// Begins to count again: everything is built, and what follows adds little.
+    pub fn built(&mut self) {
+        self.built = Some(count(&self.cache));
+    }
+
     /// For the end of a command: how large the cache was and is, and how to make it smaller when it has passed the usual
-    /// limit. Takes less than a second: where counting takes longer, only the size before is known.
+    /// limit. Takes less than a second.
     pub fn report(self) -> String {
         self.report_within(AFTER_WITHIN)
     }
 
     fn report_within(self, within: Duration) -> String {
-        // A command that failed at once does not wait for it.
-        let is_counted = self.counting.is_finished();
-        let before = is_counted.then(|| self.counting.join().ok()?).flatten();
-        let after = bytes_within(&self.cache, within);
+        let now = bytes_within(&self.cache, within);
+        let (before, built) = (counted(self.before), self.built.and_then(counted));
+        let after = now.or(built);
         if let Some(bytes) = after.or(before) {
             remember(&self.cache, bytes);
         }
         sizes(before, after) + &hint(after.or_else(|| remembered(&self.cache)))
     }
+}
+
+fn count(cache: &Path) -> Counting {
+    let all = [vec![cache.to_owned()]];
+    thread::spawn(move || Some(usage::measure(&all).ok()?.first()?.bytes))
+}
+
+/// None where the count has not ended: a command that failed at once does not wait for it.
+fn counted(counting: Counting) -> Option<u64> {
+    let has_ended = counting.is_finished();
+    has_ended.then(|| counting.join().ok()?)?
 }
 
 /// A line, if anything is known.

@@ -470,19 +470,31 @@ fn the_table_has_a_row_for_each_folder_and_the_parts_of_target() {
 #[test]
 fn a_command_says_how_large_the_cache_was_and_is() {
     let cache = MadeUp::new();
-    let report = |within| {
-        let before = SizeBefore::of(cache.path());
-        let counted = || before.counting.is_finished();
+    let ended = |counting: &Counting| {
+        let counted = || counting.is_finished();
         alknet_test_support::eventually("it was counted", Duration::from_secs(60), counted);
-        before.report_within(within)
     };
+    let begin = || {
+        let watch = SizeWatch::of(cache.path());
+        ended(&watch.before);
+        watch
+    };
+    let (long, none) = (Duration::from_secs(60), Duration::ZERO);
     cache.file("kernel/aaaaaaaaaaaaaaaa/bzImage", 2 * MIB, 3);
-    let text = report(Duration::from_secs(60));
-    assert_eq!(text, "  cache: 2.0 MiB before, 2.0 MiB now\n");
-    assert!(remembered(cache.path()).expect("just counted") >= 2 * MIB as u64);
-    // Where counting takes too long, what it was is known.
-    let text = report(Duration::ZERO);
-    let line = "  cache: 2.0 MiB before; `cargo xtask cache` counts it again\n";
+    let watch = begin();
+    cache.file("kernel/bbbbbbbbbbbbbbbb/bzImage", 2 * MIB, 3);
+    let text = watch.report_within(long);
+    assert_eq!(text, "  cache: 2.0 MiB before, 4.0 MiB now\n");
+    assert!(remembered(cache.path()).expect("just counted") >= 4 * MIB as u64);
+    // Where counting takes too long, what it was when all was built is known, or when the command began.
+    let mut watch = begin();
+    cache.file("kernel/cccccccccccccccc/bzImage", 2 * MIB, 3);
+    watch.built();
+    watch.built.iter().for_each(ended);
+    let text = watch.report_within(none);
+    assert_eq!(text, "  cache: 4.0 MiB before, 6.0 MiB now\n");
+    let text = begin().report_within(none);
+    let line = "  cache: 6.0 MiB before; `cargo xtask cache` counts it again\n";
     assert_eq!(text, line);
     // What was remembered for too long is not.
     date(&cache.at(REMEMBERED), 8);

@@ -33,7 +33,7 @@ use self::null::NullDevice;
 use self::plan::Plan;
 use self::programs::{Built, Program, WORKSPACE};
 use self::since::Choice;
-use crate::cache::SizeBefore;
+use crate::cache::SizeWatch;
 use crate::context::Context;
 use crate::driver;
 use crate::failure::{Failure, Result};
@@ -149,9 +149,9 @@ pub fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let slowdown = Slowdown::set_or_measured()?;
     let memory = Memory::go_on();
-    let cache = SizeBefore::count(cx);
+    let mut cache = SizeWatch::begin(cx);
     let null = NullDevice::new();
-    let result = all(cx, arguments, processors, slowdown, &null);
+    let result = all(cx, arguments, processors, slowdown, &null, &mut cache);
     eprint!("{}", cx.table());
     eprintln!(
         "  {}",
@@ -172,6 +172,7 @@ fn all(
     processors: usize,
     slowdown: Slowdown,
     null: &NullDevice,
+    cache: &mut SizeWatch,
 ) -> Result<()> {
     cx.board().print(&format!(
         "this machine is {:.1} times slower than at rest",
@@ -215,6 +216,7 @@ fn all(
     }
     cx.parallel(jobs)?;
     null.look(cx, "after the tests were built");
+    cache.built();
     if !scope.tests {
         return Ok(());
     }
