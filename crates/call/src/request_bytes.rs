@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use alknet_core::{Identity, Network, PeerId};
+use alknet_core::{Identity, Network, PeerId, Site};
 
 use crate::error::CallError;
 use crate::limits::{
-    BYTES_PER_NODE, BYTES_SHARE, BYTES_STRANGERS, BYTES_STRANGERS_SHARE, BYTES_SUBSCRIPTIONS,
-    BYTES_SUBSCRIPTIONS_SHARE, REQUEST_BYTES_FREE, leaves_room,
+    BYTES_PER_NODE, BYTES_SHARE, BYTES_SITE_SHARE, BYTES_STRANGERS, BYTES_STRANGERS_SHARE,
+    BYTES_SUBSCRIPTIONS, BYTES_SUBSCRIPTIONS_SHARE, REQUEST_BYTES_FREE, leaves_room,
 };
 use crate::sync::lock;
 
@@ -30,6 +30,7 @@ struct Bounds {
     each: usize,
     strangers: usize,
     strangers_each: usize,
+    site: usize,
     subscriptions: usize,
     subscriptions_each: usize,
 }
@@ -37,12 +38,14 @@ struct Bounds {
 #[derive(Debug, Default)]
 struct Counted {
     node: usize,
-    strangers: usize,
+    strangers: Own,
     subscriptions: usize,
     each: HashMap<Requester, Own>,
+    /// Of the unknown peers of all networks of a site together.
+    sites: HashMap<Site, usize>,
 }
 
-/// Of one requester.
+/// Of one requester, or of all unknown peers.
 #[derive(Clone, Copy, Debug, Default)]
 struct Own {
     bytes: usize,
@@ -81,17 +84,38 @@ impl Requester {
     fn is_known(&self) -> bool {
         matches!(self, Self::Known(_))
     }
+
+    /// The site that it has other networks in.
+    fn site(&self) -> Option<Site> {
+        match self {
+            Self::Network(network) if network.has_neighbours() => Some(network.site()),
+            _ => None,
+        }
+    }
 }
 
 impl Bounds {
-    /// Whether a requester may have subscriptions with `own` bytes where those of all have `all`, the new one of
-    /// `bytes` included. They may run for ever: what they keep is no other request's.
-    fn subscribe(&self, own: usize, all: usize, bytes: usize) -> Result<(), CallError> {
-        if own > self.subscriptions_each && own > bytes {
+    /// Whether a requester may have subscriptions with `own` bytes where those of all have `all`, and those of unknown
+    /// peers `strangers` if it is one, the new one of `bytes` included. They may run for ever: what they keep is no
+    /// other request's, and what unknown peers keep is no known one's.
+    fn subscribe(
+        &self,
+        own: usize,
+        strangers: Option<usize>,
+        all: usize,
+        bytes: usize,
+    ) -> Result<(), CallError> {
+        let each = match strangers {
+            None => self.subscriptions_each,
+            Some(_) => self.subscriptions_each / BYTES_STRANGERS_SHARE,
+        };
+        if own > each && own > bytes {
             let what = "bytes of subscriptions of one requester at once";
-            return Err(CallError::overloaded(what, self.subscriptions_each));
+            return Err(CallError::overloaded(what, each));
         }
-        if all > bytes && !leaves_room(own, all, self.subscriptions) {
+        let strangers_too_many = strangers.is_some_and(|all| all > self.subscriptions_each);
+        let others = all > bytes && !leaves_room(own, all, self.subscriptions);
+        if strangers_too_many || others {
             let what = "bytes of subscriptions of all requesters at once";
             return Err(CallError::overloaded(what, self.subscriptions));
         }
@@ -116,6 +140,7 @@ impl RequestBytes {
                 each: node / BYTES_SHARE,
                 strangers,
                 strangers_each: strangers / BYTES_STRANGERS_SHARE,
+                site: strangers / BYTES_SITE_SHARE,
                 subscriptions,
                 subscriptions_each: subscriptions / BYTES_SUBSCRIPTIONS_SHARE,
             },
@@ -149,7 +174,15 @@ impl RequestBytes {
         let subscribed = if kept == Kept::Subscribed { bytes } else { 0 };
         let node = counted.node + bytes;
         let known = requester.is_known();
-        let strangers = counted.strangers + if known { 0 } else { bytes };
+        let mut strangers = counted.strangers;
+        if !known {
+            strangers.bytes += bytes;
+            strangers.subscriptions += subscribed;
+        }
+        let site = requester.site();
+        let of_site = site.map_or(0, |site| {
+            counted.sites.get(&site).copied().unwrap_or_default() + bytes
+        });
         let bounds = &self.bounds;
         let (each, whose) = match known {
             true => (bounds.each, "bytes of requests of one identity at once"),
@@ -162,7 +195,8 @@ impl RequestBytes {
             return Err(CallError::overloaded(whose, each));
         }
         let others = node > bytes && !leaves_room(own, node, bounds.node);
-        if others || strangers > bounds.strangers {
+        let strangers_full = strangers.bytes > bounds.strangers || of_site > bounds.site;
+        if others || !known && strangers_full {
             let what = "bytes of requests of all requesters at once";
             return Err(CallError::overloaded(what, bounds.node));
         }
@@ -172,7 +206,11 @@ impl RequestBytes {
         };
         let subscriptions = counted.subscriptions + subscribed;
         if kept == Kept::Subscribed {
-            bounds.subscribe(own.subscriptions, subscriptions, bytes)?;
+            let strangers = (!known).then_some(strangers.subscriptions);
+            bounds.subscribe(own.subscriptions, strangers, subscriptions, bytes)?;
+        }
+        if let Some(site) = site {
+            counted.sites.insert(site, of_site);
         }
         counted.node = node;
         counted.strangers = strangers;
@@ -198,7 +236,16 @@ impl RequestBytes {
         counted.node -= bytes;
         counted.subscriptions -= subscribed;
         if !requester.is_known() {
-            counted.strangers -= bytes;
+            counted.strangers.bytes -= bytes;
+            counted.strangers.subscriptions -= subscribed;
+        }
+        if let Some(site) = requester.site()
+            && let Some(of_site) = counted.sites.get_mut(&site)
+        {
+            *of_site -= bytes;
+            if *of_site == 0 {
+                counted.sites.remove(&site);
+            }
         }
         if let Some(own) = counted.each.get_mut(requester) {
             own.bytes -= bytes;
@@ -228,7 +275,7 @@ impl Drop for RequestClaim {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
     use super::*;
     use crate::error::ErrorCode;
@@ -241,8 +288,11 @@ mod tests {
     }
 
     fn stranger(network: u8) -> Requester {
-        let from = SocketAddr::from((Ipv4Addr::new(192, 0, network, 1), 1));
-        Requester::of(None, Some(from))
+        stranger_at(Ipv4Addr::new(192, 0, network, 1).into())
+    }
+
+    fn stranger_at(address: IpAddr) -> Requester {
+        Requester::of(None, Some(SocketAddr::from((address, 1))))
     }
 
     /// Claims as often as there is room.
@@ -299,7 +349,44 @@ mod tests {
         assert_eq!(held.len(), 64);
         assert_eq!(takes_all(&all, &known("ada"), bytes).len(), 128);
         drop(held);
-        assert_eq!(lock(&all.counted).strangers, 0);
+        assert_eq!(lock(&all.counted).strangers.bytes, 0);
+    }
+
+    #[test]
+    fn unknown_peers_of_one_site_have_half_of_what_unknown_peers_have() {
+        let all = Arc::new(RequestBytes::new(16 * MIB));
+        let bytes = 64 << 10;
+        let at = |site, network: u16| {
+            let address = Ipv6Addr::new(0x2001, 0xdb8, site, network << 8, 0, 0, 0, 1);
+            takes_all(&all, &stranger_at(address.into()), bytes)
+        };
+        let one: Vec<_> = (0..256).flat_map(|network| at(1, network)).collect();
+        assert_eq!(one.len(), 32);
+        let other: Vec<_> = (0..256).flat_map(|network| at(2, network)).collect();
+        assert_eq!(other.len(), 32);
+        drop((one, other));
+        assert!(lock(&all.counted).sites.is_empty());
+    }
+
+    /// Of operations that are open to everybody.
+    #[test]
+    fn subscriptions_of_unknown_peers_leave_known_ones_theirs() {
+        for memory in [128 << 20, 512 << 20, 2 << 30] {
+            let all = Arc::new(RequestBytes::new(bytes_for_memory(memory)));
+            let subscribe = |who: &Requester| takes_all_kept(&all, who, 16 << 10, Kept::Subscribed);
+            let of_one = all.bounds.subscriptions_each / 4 / (16 << 10);
+            let mut held = subscribe(&stranger(0));
+            assert_eq!(held.len(), of_one, "one network");
+            (1..100).for_each(|n| held.extend(subscribe(&stranger(n))));
+            assert_eq!(held.len(), 4 * of_one);
+            let due = all.bounds.subscriptions_each.min(MIB);
+            let ada = all.claim(known("ada"), due, Kept::Subscribed);
+            assert!(ada.is_ok(), "{memory}");
+            // Their requests that end have more.
+            assert!(!takes_all(&all, &stranger(0), 16 << 10).is_empty());
+            drop((held, ada));
+            assert_eq!(lock(&all.counted).strangers.subscriptions, 0);
+        }
     }
 
     /// Else it could never be made.
