@@ -17,7 +17,9 @@ use crate::frame::FrameBody;
 use crate::handler::HandlerKind;
 use crate::keyed::{self, Keyed};
 use crate::lane::{End, Lane};
-use crate::limits::{CALL_TIMEOUT_DEFAULT, IDEMPOTENCY_KEY_BYTES_MAX, OPERATION_BYTES_MAX};
+use crate::limits::{
+    CALL_TIMEOUT_DEFAULT, HASTE_PART, IDEMPOTENCY_KEY_BYTES_MAX, OPERATION_BYTES_MAX,
+};
 use crate::link::Link;
 use crate::pump;
 use crate::request::{self, Head, InFlight, Request};
@@ -181,6 +183,9 @@ pub(crate) fn passed<'a>(
         route,
     });
     let keyed = keyed::begin(link, &operation, identity.as_deref(), payload, &input)?;
+    let asked = timeout(payload.timeout_ms, payload.deadline)?;
+    let deadline = deadline(&link.dispatcher, &operation, asked, now);
+    let hurried = asked.is_some() && is_hurried(&link.dispatcher, &operation, deadline, now);
     let head = Head {
         key: keyed
             .as_ref()
@@ -189,12 +194,8 @@ pub(crate) fn passed<'a>(
         id: id.into(),
         forwarded_for: forwarded_for(link, payload.forwarded_for.clone()),
         trace: payload.trace.as_deref().map(Into::into),
-        deadline: deadline(
-            &link.dispatcher,
-            &operation,
-            timeout(payload.timeout_ms, payload.deadline)?,
-            now,
-        ),
+        deadline,
+        hurried,
         idle: payload.idle_ms.map(Duration::from_millis),
         window: payload.window,
         identity,
@@ -376,6 +377,19 @@ pub(crate) fn deadline(
     };
     // A deadline beyond what the clock can express is none.
     chosen.and_then(|timeout| now.checked_add(timeout))
+}
+
+/// Whether a deadline leaves clearly less time than the operation has where nobody asks for less.
+pub(crate) fn is_hurried(
+    dispatcher: &Dispatcher,
+    operation: &Compiled,
+    deadline: Option<Instant>,
+    now: Instant,
+) -> bool {
+    let left =
+        |at: Option<Instant>| at.map_or(Duration::MAX, |at| at.saturating_duration_since(now));
+    let own = left(self::deadline(dispatcher, operation, None, now));
+    left(deadline) < own - own / HASTE_PART
 }
 
 fn is_subscription(operation: &Compiled) -> bool {

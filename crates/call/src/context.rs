@@ -93,6 +93,29 @@ impl Ctx {
         self.root().id()
     }
 
+    /// A number of the node's for the request everything belongs to. Two requests may have one id: requesters choose
+    /// theirs, and all calls of a batch over HTTP have that of the batch.
+    #[must_use]
+    pub fn root_number(&self) -> u64 {
+        self.root().tree().number()
+    }
+
+    /// Whether something in the course of the request everything belongs to was refused for want of room, or ended
+    /// because a caller left it too little time. Who calls can bring that about: an operation that fails then need not
+    /// be to blame.
+    #[must_use]
+    pub fn is_excused(&self) -> bool {
+        self.root().tree().is_excused()
+    }
+
+    /// Whether who called left clearly less time than the operation has by itself.
+    pub(crate) fn is_hurried(&self) -> bool {
+        match &self.0 {
+            Kind::Request(request) => request.head.hurried,
+            Kind::Child(child) => child.hurried,
+        }
+    }
+
     /// Whether another operation of this node calls, and not somebody outside.
     #[must_use]
     pub fn internal(&self) -> bool {

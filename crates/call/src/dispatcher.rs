@@ -17,7 +17,7 @@ use crate::access::OwnershipProvider;
 use crate::generation::Generation;
 use crate::import::ImportOptions;
 use crate::keyed::KeyedCalls;
-use crate::limits::{CALL_TIMEOUT_MAX, Patience, PeerLimits, bytes_for_memory};
+use crate::limits::{CALL_TIMEOUT_MAX, Patience, PeerLimits, bytes_for_memory, results_for_memory};
 use crate::link::Link;
 use crate::peers::{self, PeerState, Peers};
 use crate::registry::{Registration, Registry};
@@ -107,13 +107,14 @@ impl Dispatcher {
 
     /// On a machine with so much memory: requests in frames may have an eighth of it, as far as
     /// [`BYTES_PER_NODE`](crate::limits::BYTES_PER_NODE) goes; frames that are not complete as much, and unread
-    /// answers as much.
+    /// answers as much; results that answer repeated mutations a sixteenth.
     #[must_use]
     pub fn with_memory(mut self, memory_bytes: u64) -> Self {
         let node = bytes_for_memory(memory_bytes);
         self.request_bytes = Arc::new(RequestBytes::new(node));
         self.unfinished_bytes = Arc::new(RequestBytes::new(node));
         self.unread_bytes = Arc::new(RequestBytes::new(node));
+        self.keyed = KeyedCalls::new(results_for_memory(memory_bytes));
         self
     }
 

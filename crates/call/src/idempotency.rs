@@ -1,6 +1,7 @@
 //! Results of keyed mutations: what a repeated request is answered with. Knows neither clocks nor
 //! tasks; the time is what the caller says, counted from any fixed point.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,7 +49,7 @@ pub(crate) struct Room {
     pub(crate) time: Duration,
     /// Results of one identity.
     pub(crate) entries: usize,
-    /// Results of everybody.
+    /// Results of everybody. Beyond them the identity that has most loses its oldest.
     pub(crate) bytes: usize,
 }
 
@@ -104,6 +105,8 @@ enum State<R, T> {
 struct Share {
     entries: usize,
     ended: BTreeSet<Serial>,
+    /// Of the results of the ended ones.
+    bytes: usize,
 }
 
 impl<R: Clone, T: Clone> Results<R, T> {
@@ -186,8 +189,10 @@ impl<R: Clone, T: Clone> Results<R, T> {
         self.bytes += bytes;
         self.ended.insert(serial, Arc::clone(name));
         let share = name.owner.share().cloned();
-        self.shares.entry(share).or_default().ended.insert(serial);
-        while self.bytes > self.room.bytes && self.forget_oldest() {}
+        let share = self.shares.entry(share).or_default();
+        share.ended.insert(serial);
+        share.bytes += bytes;
+        while self.bytes > self.room.bytes && self.forget_of_largest() {}
     }
 
     fn next_serial(&mut self) -> Serial {
@@ -226,6 +231,17 @@ impl<R: Clone, T: Clone> Results<R, T> {
         }
     }
 
+    /// Forgets the oldest result of the identity whose results take most: whoever has little keeps it.
+    fn forget_of_largest(&mut self) -> bool {
+        let with_oldest = |share: &Share| Some((share.bytes, Reverse(*share.ended.first()?)));
+        let largest = self.shares.values().filter_map(with_oldest).max();
+        let oldest = largest.and_then(|(_, Reverse(oldest))| self.ended.get(&oldest).cloned());
+        if let Some(oldest) = &oldest {
+            self.forget(oldest);
+        }
+        oldest.is_some()
+    }
+
     fn forget_oldest(&mut self) -> bool {
         let oldest = self.ended.values().next().cloned();
         if let Some(oldest) = &oldest {
@@ -239,12 +255,15 @@ impl<R: Clone, T: Clone> Results<R, T> {
             return;
         };
         self.ended.remove(&entry.serial);
-        if let State::Ended { bytes, .. } = entry.state {
-            self.bytes -= bytes;
-        }
+        let bytes = match entry.state {
+            State::Ended { bytes, .. } => bytes,
+            State::Running(_) => 0,
+        };
+        self.bytes -= bytes;
         let share = name.owner.share().cloned();
         if let Some(mine) = self.shares.get_mut(&share) {
             mine.entries -= 1;
+            mine.bytes -= bytes;
             mine.ended.remove(&entry.serial);
             if mine.entries == 0 {
                 self.shares.remove(&share);
@@ -380,6 +399,30 @@ mod tests {
         assert_eq!(results.begin(at(2), &b, [0; 32], 0), Begin::Ended(0));
     }
 
+    #[test]
+    fn who_has_most_results_makes_room_and_the_others_keep_theirs() {
+        let mut results = Tested::new(Room {
+            entries: 100,
+            ..ROOM
+        });
+        let ends = |results: &mut Tested, name: &Arc<Name>, bytes| {
+            let serial = run(results, 0, name);
+            results.end(at(1), name, serial, Some((7, bytes)));
+        };
+        let small = name("small", "k");
+        ends(&mut results, &small, 10);
+        for n in 0..50 {
+            ends(&mut results, &name("large", &n.to_string()), 20);
+            ends(&mut results, &name("other", &n.to_string()), 15);
+        }
+        assert_eq!(results.begin(at(2), &small, [0; 32], 0), Begin::Ended(7));
+        let newest = [("large", "49"), ("other", "49")].map(|(owner, key)| name(owner, key));
+        for name in &newest {
+            assert_eq!(results.begin(at(2), name, [0; 32], 0), Begin::Ended(7));
+        }
+        assert!(results.bytes <= ROOM.bytes && results.bytes > ROOM.bytes - 20);
+    }
+
     proptest! {
         /// Whatever happens in whatever order, the books agree with what is kept.
         #[test]
@@ -409,6 +452,8 @@ mod tests {
                 prop_assert!(results.bytes <= ROOM.bytes);
                 let shares: usize = results.shares.values().map(|share| share.entries).sum();
                 prop_assert_eq!(shares, results.entries.len());
+                let bytes: usize = results.shares.values().map(|share| share.bytes).sum();
+                prop_assert_eq!(bytes, results.bytes);
                 prop_assert!(results.shares.values().all(|s| s.entries <= ROOM.entries));
                 let ended: usize = results.shares.values().map(|share| share.ended.len()).sum();
                 prop_assert_eq!(ended, results.ended.len());

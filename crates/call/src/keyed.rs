@@ -49,10 +49,17 @@ pub(crate) struct KeyedCalls {
 
 impl Default for KeyedCalls {
     fn default() -> Self {
+        Self::new(IDEMPOTENCY_BYTES)
+    }
+}
+
+impl KeyedCalls {
+    /// For a node that has room for results of so many bytes.
+    pub(crate) fn new(bytes: usize) -> Self {
         let room = Room {
             time: IDEMPOTENCY_TIME,
             entries: IDEMPOTENCY_ENTRIES,
-            bytes: IDEMPOTENCY_BYTES,
+            bytes,
         };
         Self {
             results: Mutex::new(Results::new(room)),
@@ -60,9 +67,7 @@ impl Default for KeyedCalls {
             running: TaskTracker::new(),
         }
     }
-}
 
-impl KeyedCalls {
     /// Resolves once nothing runs any more.
     pub(crate) async fn drained(&self) {
         self.running.close();

@@ -35,6 +35,7 @@ mod access;
 mod admission;
 mod batch;
 mod body;
+mod call_tree;
 mod client;
 mod compiled;
 mod compose;

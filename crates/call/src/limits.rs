@@ -28,8 +28,13 @@ pub const IDEMPOTENCY_ENTRIES: usize = 1024;
 pub const IDEMPOTENCY_RESULT_BYTES: usize = 64 << 10;
 /// Bytes an entry counts for beside its result.
 pub const IDEMPOTENCY_ENTRY_BYTES: usize = 256;
-/// Bytes of results remembered for everybody together.
+/// Bytes of results remembered for everybody together, however much memory the machine has. Beyond them the identity
+/// that has most loses its oldest.
 pub const IDEMPOTENCY_BYTES: usize = 64 << 20;
+/// And however little.
+pub const IDEMPOTENCY_BYTES_MIN: usize = 1 << 20;
+/// Which part of the machine's memory they may have between these two: a sixteenth.
+pub const IDEMPOTENCY_MEMORY_PART: u64 = 16;
 /// How often the token behind an authenticated connection is looked up again, for those that
 /// expire. Revoked ones end at once.
 pub const SESSION_RECHECK: Duration = Duration::from_secs(30);
@@ -85,10 +90,12 @@ pub const BYTES_SHARE: usize = 2;
 pub const BYTES_STRANGERS: usize = 4;
 /// Which part of the unknown peers' one network may have: a quarter.
 pub const BYTES_STRANGERS_SHARE: usize = 4;
+/// Which part of the unknown peers' all networks of one IPv6 site together may have: a half.
+pub const BYTES_SITE_SHARE: usize = 2;
 /// Which part of them all subscriptions together may have: a quarter. They need not end, and the rest is kept for what
 /// has a deadline.
 pub const BYTES_SUBSCRIPTIONS: usize = 4;
-/// Which part of the subscriptions' one requester may have: a quarter.
+/// Which part of the subscriptions' one requester may have, and all unknown peers together: a quarter.
 pub const BYTES_SUBSCRIPTIONS_SHARE: usize = 4;
 /// Which part of what is left of the last quarter one identity may have: a thirty-second. Identities that have the
 /// least come first so, and one that has little finds room beside some hundred others that take all they may.
@@ -115,6 +122,8 @@ pub const HOP_MARGIN: Duration = Duration::from_millis(5);
 /// Times a request is passed on from node to node. More is a circle of nodes that forward to each other,
 /// which no node of it can see where forwarders are not disclosed.
 pub const FORWARDING_HOPS_MAX: u8 = 4;
+/// A call has too little time when it has less than what its operation allows by more than this part of it.
+pub const HASTE_PART: u32 = 16;
 /// Operations one session registers.
 pub const SESSION_OPERATIONS_MAX: usize = 256;
 
@@ -208,6 +217,13 @@ pub const KNOWN_OPERATIONS_MAX: usize = 1024;
 pub fn bytes_for_memory(memory_bytes: u64) -> usize {
     let part = usize::try_from(memory_bytes / MEMORY_PART).unwrap_or(usize::MAX);
     part.clamp(BYTES_PER_NODE_MIN, BYTES_PER_NODE)
+}
+
+/// Bytes that results of keyed mutations may have on a machine with so much memory.
+#[must_use]
+pub fn results_for_memory(memory_bytes: u64) -> usize {
+    let part = usize::try_from(memory_bytes / IDEMPOTENCY_MEMORY_PART).unwrap_or(usize::MAX);
+    part.clamp(IDEMPOTENCY_BYTES_MIN, IDEMPOTENCY_BYTES)
 }
 
 /// Whether somebody may have `own` bytes where `all` of `most` are taken, these included. Of the last quarter

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::body::{Body, Item, Output};
+use crate::call_tree::CallTree;
 use crate::compiled::Compiled;
 use crate::compose::{OperationEnv, PeerCompositeEnv};
 use crate::context::Ctx;
@@ -52,6 +53,7 @@ pub(crate) struct Request {
     answered: AtomicBool,
     token: OnceLock<CancellationToken>,
     task: OnceLock<AbortHandle>,
+    tree: OnceLock<Arc<CallTree>>,
 }
 
 /// What the requester said about it.
@@ -62,6 +64,8 @@ pub(crate) struct Head {
     pub(crate) forwarded_for: Option<ForwardedFor>,
     pub(crate) trace: Option<Box<str>>,
     pub(crate) deadline: Option<Instant>,
+    /// The requester asked for clearly less time than the operation has by itself.
+    pub(crate) hurried: bool,
     pub(crate) idle: Option<Duration>,
     pub(crate) window: Option<u32>,
     /// Its idempotency key, where that counts: the request then only waits for the run of the
@@ -97,6 +101,7 @@ impl Request {
             answered: AtomicBool::new(false),
             token: OnceLock::new(),
             task: OnceLock::new(),
+            tree: OnceLock::new(),
         }
     }
 
@@ -105,7 +110,9 @@ impl Request {
     pub(crate) fn detached(&self) -> Arc<Self> {
         let head = self.head.clone();
         let operation = Arc::clone(&self.operation);
-        Arc::new(Self::new(head, &self.link, &self.lane, operation))
+        let mut detached = Self::new(head, &self.link, &self.lane, operation);
+        detached.tree = OnceLock::from(Arc::clone(self.tree()));
+        Arc::new(detached)
     }
 
     pub(crate) fn id(&self) -> &str {
@@ -159,6 +166,11 @@ impl Request {
     pub(crate) fn next_child_id(&self) -> Box<str> {
         let n = self.children_ever.fetch_add(1, Ordering::Relaxed) + 1;
         format!("{}.{n}", self.id()).into()
+    }
+
+    /// What it shares with every call below it. It is made when somebody asks: most operations never do.
+    pub(crate) fn tree(&self) -> &Arc<CallTree> {
+        self.tree.get_or_init(|| Arc::new(CallTree::new()))
     }
 
     /// The token is made when somebody asks: most operations never do.

@@ -6,12 +6,12 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use alknet_core::{Identity, Network, PeerId};
+use alknet_core::{Identity, Network, PeerId, Site};
 
 use crate::error::CallError;
 use crate::limits::{
-    BYTES_PER_NODE, BYTES_SHARE, BYTES_STRANGERS, BYTES_STRANGERS_SHARE, BYTES_SUBSCRIPTIONS,
-    BYTES_SUBSCRIPTIONS_SHARE, REQUEST_BYTES_FREE, leaves_room,
+    BYTES_PER_NODE, BYTES_SHARE, BYTES_SITE_SHARE, BYTES_STRANGERS, BYTES_STRANGERS_SHARE,
+    BYTES_SUBSCRIPTIONS, BYTES_SUBSCRIPTIONS_SHARE, REQUEST_BYTES_FREE, leaves_room,
 };
 use crate::sync::lock;
 
@@ -34,6 +34,7 @@ struct Bounds {
     each: usize,
     strangers: usize,
     strangers_each: usize,
+    site: usize,
     subscriptions: usize,
     subscriptions_each: usize,
 }
@@ -41,12 +42,14 @@ struct Bounds {
 #[derive(Debug, Default)]
 struct Counted {
     node: usize,
-    strangers: usize,
+    strangers: Own,
     subscriptions: usize,
     each: HashMap<Requester, Own>,
+    /// Of the unknown peers of all networks of a site together.
+    sites: HashMap<Site, usize>,
 }
 
-/// Of one requester.
+/// Of one requester, or of all unknown peers.
 #[derive(Clone, Copy, Debug, Default)]
 struct Own {
     bytes: usize,
@@ -97,6 +100,14 @@ impl Requester {
     fn is_known(&self) -> bool {
         matches!(self, Self::Known(_))
     }
+
+    /// The site that it has other networks in.
+    fn site(&self) -> Option<Site> {
+        match self {
+            Self::Network(network) if network.has_neighbours() => Some(network.site()),
+            _ => None,
+        }
+    }
 }
 
 /// What there is no room for, and how much there may be.
@@ -123,22 +134,39 @@ impl Bounds {
         if own > each && own > bytes {
             return Err((whose, each));
         }
-        let strangers = counted.strangers + if requester.is_known() { 0 } else { bytes };
+        let of_site = requester.site().map_or(0, |site| {
+            counted.sites.get(&site).copied().unwrap_or_default() + bytes
+        });
+        let strangers_full =
+            counted.strangers.bytes + bytes > self.strangers || of_site > self.site;
         let others = node > bytes && !leaves_room(own, node, self.node);
-        if others || strangers > self.strangers {
+        if others || !requester.is_known() && strangers_full {
             return Err(("bytes of requests of all requesters at once", self.node));
         }
         Ok(())
     }
 
-    /// Whether a requester may have subscriptions with `own` bytes where those of all have `all`, the new one of
-    /// `bytes` included. They may run for ever: what they keep is no other request's.
-    fn subscribe(&self, own: usize, all: usize, bytes: usize) -> Result<(), CallError> {
-        if own > self.subscriptions_each && own > bytes {
+    /// Whether a requester may have subscriptions with `own` bytes where those of all have `all`, and those of unknown
+    /// peers `strangers` if it is one, the new one of `bytes` included. They may run for ever: what they keep is no
+    /// other request's, and what unknown peers keep is no known one's.
+    fn subscribe(
+        &self,
+        own: usize,
+        strangers: Option<usize>,
+        all: usize,
+        bytes: usize,
+    ) -> Result<(), CallError> {
+        let each = match strangers {
+            None => self.subscriptions_each,
+            Some(_) => self.subscriptions_each / BYTES_STRANGERS_SHARE,
+        };
+        if own > each && own > bytes {
             let what = "bytes of subscriptions of one requester at once";
-            return Err(CallError::overloaded(what, self.subscriptions_each));
+            return Err(CallError::overloaded(what, each));
         }
-        if all > bytes && !leaves_room(own, all, self.subscriptions) {
+        let strangers_too_many = strangers.is_some_and(|all| all > self.subscriptions_each);
+        let others = all > bytes && !leaves_room(own, all, self.subscriptions);
+        if strangers_too_many || others {
             let what = "bytes of subscriptions of all requesters at once";
             return Err(CallError::overloaded(what, self.subscriptions));
         }
@@ -155,7 +183,11 @@ impl Counted {
         self.node += bytes;
         self.subscriptions += subscribed;
         if !requester.is_known() {
-            self.strangers += bytes;
+            self.strangers.bytes += bytes;
+            self.strangers.subscriptions += subscribed;
+        }
+        if let Some(site) = requester.site() {
+            *self.sites.entry(site).or_default() += bytes;
         }
         let own = self.each.entry(requester.clone()).or_default();
         own.bytes += bytes;
@@ -166,7 +198,16 @@ impl Counted {
         self.node -= bytes;
         self.subscriptions -= subscribed;
         if !requester.is_known() {
-            self.strangers -= bytes;
+            self.strangers.bytes -= bytes;
+            self.strangers.subscriptions -= subscribed;
+        }
+        if let Some(site) = requester.site()
+            && let Some(of_site) = self.sites.get_mut(&site)
+        {
+            *of_site -= bytes;
+            if *of_site == 0 {
+                self.sites.remove(&site);
+            }
         }
         if let Some(own) = self.each.get_mut(requester) {
             own.bytes -= bytes;
@@ -195,6 +236,7 @@ impl RequestBytes {
                 each: node / BYTES_SHARE,
                 strangers,
                 strangers_each: strangers / BYTES_STRANGERS_SHARE,
+                site: strangers / BYTES_SITE_SHARE,
                 subscriptions,
                 subscriptions_each: subscriptions / BYTES_SUBSCRIPTIONS_SHARE,
             },
@@ -229,8 +271,10 @@ impl RequestBytes {
         let subscribed = if kept == Kept::Subscribed { bytes } else { 0 };
         if kept == Kept::Subscribed {
             let own = counted.of(&requester).subscriptions + bytes;
+            let strangers = counted.strangers.subscriptions + bytes;
+            let strangers = (!requester.is_known()).then_some(strangers);
             let all = counted.subscriptions + bytes;
-            self.bounds.subscribe(own, all, bytes)?;
+            self.bounds.subscribe(own, strangers, all, bytes)?;
         }
         counted.add(&requester, bytes, subscribed);
         self.node.store(counted.node, Ordering::Release);
@@ -306,7 +350,7 @@ impl Drop for RequestClaim {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
     use super::*;
     use crate::error::ErrorCode;
@@ -319,8 +363,11 @@ mod tests {
     }
 
     fn stranger(network: u8) -> Requester {
-        let from = SocketAddr::from((Ipv4Addr::new(192, 0, network, 1), 1));
-        Requester::of(None, Some(from))
+        stranger_at(Ipv4Addr::new(192, 0, network, 1).into())
+    }
+
+    fn stranger_at(address: IpAddr) -> Requester {
+        Requester::of(None, Some(SocketAddr::from((address, 1))))
     }
 
     /// Claims as often as there is room.
@@ -377,7 +424,44 @@ mod tests {
         assert_eq!(held.len(), 64);
         assert_eq!(takes_all(&all, &known("ada"), bytes).len(), 128);
         drop(held);
-        assert_eq!(lock(&all.counted).strangers, 0);
+        assert_eq!(lock(&all.counted).strangers.bytes, 0);
+    }
+
+    #[test]
+    fn unknown_peers_of_one_site_have_half_of_what_unknown_peers_have() {
+        let all = Arc::new(RequestBytes::new(16 * MIB));
+        let bytes = 64 << 10;
+        let at = |site, network: u16| {
+            let address = Ipv6Addr::new(0x2001, 0xdb8, site, network << 8, 0, 0, 0, 1);
+            takes_all(&all, &stranger_at(address.into()), bytes)
+        };
+        let one: Vec<_> = (0..256).flat_map(|network| at(1, network)).collect();
+        assert_eq!(one.len(), 32);
+        let other: Vec<_> = (0..256).flat_map(|network| at(2, network)).collect();
+        assert_eq!(other.len(), 32);
+        drop((one, other));
+        assert!(lock(&all.counted).sites.is_empty());
+    }
+
+    /// Of operations that are open to everybody.
+    #[test]
+    fn subscriptions_of_unknown_peers_leave_known_ones_theirs() {
+        for memory in [128 << 20, 512 << 20, 2 << 30] {
+            let all = Arc::new(RequestBytes::new(bytes_for_memory(memory)));
+            let subscribe = |who: &Requester| takes_all_kept(&all, who, 16 << 10, Kept::Subscribed);
+            let of_one = all.bounds.subscriptions_each / 4 / (16 << 10);
+            let mut held = subscribe(&stranger(0));
+            assert_eq!(held.len(), of_one, "one network");
+            (1..100).for_each(|n| held.extend(subscribe(&stranger(n))));
+            assert_eq!(held.len(), 4 * of_one);
+            let due = all.bounds.subscriptions_each.min(MIB);
+            let ada = all.claim(known("ada"), due, Kept::Subscribed);
+            assert!(ada.is_ok(), "{memory}");
+            // Their requests that end have more.
+            assert!(!takes_all(&all, &stranger(0), 16 << 10).is_empty());
+            drop((held, ada));
+            assert_eq!(lock(&all.counted).strangers.subscriptions, 0);
+        }
     }
 
     /// Else it could never be made.

@@ -2,11 +2,12 @@
 //! the border must cost the node little memory, and what they make it check little time.
 
 use std::fs;
+use std::process::{Child, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use alknet_test_support::took;
-use alknet_tests::{Answer, Asking, Bench, Cli, HostNode};
+use alknet_tests::{Answer, Asking, Bench, Cli, HostNode, eventually, whole_seconds};
 use serde_json::{Map, Value, json};
 
 /// What a script may cost the node, and what all scripts together may, in bytes: docs/sessions.md.
@@ -154,6 +155,81 @@ fn values_of_scripts_cost_the_node_little_memory() {
     let input = json!({ "source": "export default new Array(2e6)" });
     let answer = crowd[0].1.call(node.target(), "runtime/eval", &input, &[]);
     assert_eq!(answer.code(), "INVALID_OUTPUT");
+    assert_eq!(node.call("node/info", &Value::Null)["problems"], json!([]));
+}
+
+/// Sessions of each identity that keeps values.
+const KEEPERS_EACH: usize = 4;
+/// How long they are kept.
+const KEPT_MS: u64 = 250_000;
+
+/// Keeps as much as there is room for: inputs of calls of a slow operation of the script's own.
+fn keeper() -> Value {
+    let source = format!(
+        "await ops.register({{ name: 'slow', kind: 'query' }}, () =>
+             new Promise((done) => setTimeout(done, {KEPT_MS})));
+         for (let bytes = 1 << 20; bytes >= 1 << 10; bytes >>= 1) {{
+             for (;;) {{
+                 const ends = () => true;
+                 const call = ops.call('js/slow', 'x'.repeat(bytes), {{ timeoutMs: {KEPT_MS} }});
+                 const kept = new Promise((done) => setTimeout(done, 300));
+                 if (await Promise.race([call.then(ends, ends), kept])) break;
+             }}
+         }}
+         await new Promise((done) => setTimeout(done, {KEPT_MS}));"
+    );
+    json!({ "source": source, "limits": {
+        "wall_ms": KEPT_MS, "cpu_ms": 60_000, "fuel_ticks": 1_000_000,
+    } })
+}
+
+/// Commands that end with the test.
+struct Commands(Vec<Child>);
+
+impl Drop for Commands {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+#[test]
+fn two_identities_that_keep_values_leave_the_scripts_of_others_room() {
+    let bench = Bench::new();
+    let names = ["eve", "mallory", "ada"];
+    let three = names.map(|name| (name.to_owned(), bench.somebody(name)));
+    let node = bench.host_with(&people(&three, &["runtime:debug"]));
+    let [eve, mallory, (_, ada)] = &three;
+    let mut keepers = Commands(Vec::new());
+    let within = whole_seconds(Duration::from_millis(KEPT_MS));
+    for (_, who) in [eve, mallory] {
+        for _ in 0..KEEPERS_EACH {
+            let mut keeps = who.command(&["call", "--timeout", &within]);
+            keeps.args([node.target(), "runtime/eval", &keeper().to_string()]);
+            let keeps = keeps.stdout(Stdio::null()).stderr(Stdio::null());
+            keepers
+                .0
+                .push(keeps.spawn().expect("the binary can be started"));
+        }
+    }
+    let (mut before, mut since) = (0, Instant::now());
+    eventually("they keep what they may", || {
+        let told = node.call("node/metrics", &Value::Null);
+        let now = told["values"]["alknet_script_memory_bytes"].as_f64();
+        let now = now.expect("it is counted") as u64;
+        if now != before {
+            (before, since) = (now, Instant::now());
+        }
+        (before > ALL_BYTES / 3 * 2 && since.elapsed() > Duration::from_secs(4)).then_some(())
+    });
+    println!("figure kept by two: {} KiB", before >> 10);
+    let source = "await ops.register({ name: 'length', kind: 'query' }, (text) => text.length);
+         export default await ops.call('js/length', 'x'.repeat(1 << 16));";
+    let input = json!({ "source": source });
+    let ran = ada.call(node.target(), "runtime/eval", &input, &[]);
+    assert_eq!(ran.json()["value"], 1 << 16);
     assert_eq!(node.call("node/info", &Value::Null)["problems"], json!([]));
 }
 

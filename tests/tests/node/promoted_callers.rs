@@ -2,6 +2,7 @@
 //! other callers, what is theirs.
 
 use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -37,29 +38,57 @@ async fn dial(node: &HostNode, who: &Cli) -> (Dialer, CallConnection) {
     (dialer, client)
 }
 
-/// The folder of an operation that lasts as long as its caller says.
-fn draft(bench: &Bench, name: &str) -> PathBuf {
-    let at = bench.path().join(name);
-    std::fs::create_dir_all(&at).expect("the folder is ours");
-    let operation = json!({
-        "spec": { "name": name, "kind": "query", "input": { "type": "integer" } },
-        "entry": "./main.js", "export": "wait",
-        "tests": [{ "input": 0, "expect": { "output": "done" } }],
-    });
-    let source = "export const wait = (ms) =>
-        ms ? new Promise((done) => setTimeout(() => done('done'), ms)) : 'done';";
-    std::fs::write(at.join("operation.json"), operation.to_string()).expect("room");
-    std::fs::write(at.join("main.js"), source).expect("room");
-    at
+/// What is proposed.
+struct Draft<'a> {
+    name: &'a str,
+    uses: &'a [&'a str],
+    /// Its export `run` answers `'done'` to 0.
+    source: &'a str,
 }
 
-fn promote(bench: &Bench, at: &str, [ada, rev]: [&Cli; 2], name: &str) {
-    let mut propose = ada.command(&["ops", "propose", at, "--as", "ada"]);
-    propose.arg(draft(bench, name));
-    let proposed = ada.run(propose).json();
+impl<'a> Draft<'a> {
+    /// Lasts as long as its caller says.
+    fn waits(name: &'a str) -> Self {
+        Self {
+            name,
+            uses: &[],
+            source: "export const run = (ms) =>
+                ms ? new Promise((done) => setTimeout(() => done('done'), ms)) : 'done';",
+        }
+    }
+
+    fn write(&self, bench: &Bench) -> PathBuf {
+        let at = bench.path().join(self.name);
+        std::fs::create_dir_all(&at).expect("the folder is ours");
+        let input = json!({ "type": "integer" });
+        let operation = json!({
+            "spec": { "name": self.name, "kind": "query", "input": input, "uses": self.uses },
+            "entry": "./main.js", "export": "run",
+            "tests": [{ "input": 0, "expect": { "output": "done" } }],
+        });
+        std::fs::write(at.join("operation.json"), operation.to_string()).expect("room");
+        std::fs::write(at.join("main.js"), self.source).expect("room");
+        at
+    }
+}
+
+fn promote(bench: &Bench, at: &str, (name, author): (&str, &Cli), rev: &Cli, draft: &Draft<'_>) {
+    let mut propose = author.command(&["ops", "propose", at, "--as", name]);
+    propose.arg(draft.write(bench));
+    let proposed = author.run(propose).json();
     let id = proposed["id"].as_str().expect("an id");
     let promoted = rev.run(rev.command(&["ops", "promote", at, id, "--external"]));
     assert_eq!(promoted.json()["active"], true);
+}
+
+/// Who is known, and which settings of promotion there are.
+fn configuration(settings: &str, people: &[(&str, &Cli, &[&str])]) -> String {
+    let people = people.iter().map(|(name, who, scopes)| {
+        let key = who.identity();
+        format!("[[peers]]\npeer_id = \"{name}\"\nkeys = [\"{key}\"]\nscopes = {scopes:?}\n")
+    });
+    let people: String = people.collect();
+    format!("[promotion]\nactivate = \"live\"\n{settings}{people}")
 }
 
 /// Calls both operations again and again, as often as it is let, over as many connections as that takes.
@@ -142,20 +171,24 @@ async fn whoever_calls_without_end_leaves_the_author_and_others_theirs() {
     let [ada, rev, eve, bob] = ["ada", "rev", "eve", "bob"].map(|name| bench.somebody(name));
     let calls = NAMES.map(|name| format!("call:js:{name}"));
     let calls = calls.each_ref().map(String::as_str);
-    let people: [(&str, &Cli, &[&str]); 4] = [
-        ("ada", &ada, &["runtime:debug", "ops:propose"]),
-        ("rev", &rev, &["ops:promote"]),
-        ("eve", &eve, &calls),
-        ("bob", &bob, &calls),
-    ];
-    let people = people.map(|(name, who, scopes)| {
-        let key = who.identity();
-        format!("[[peers]]\npeer_id = \"{name}\"\nkeys = [\"{key}\"]\nscopes = {scopes:?}\n")
-    });
-    let config = format!("[promotion]\nactivate = \"live\"\n{}", people.concat());
+    let config = configuration(
+        "",
+        &[
+            ("ada", &ada, &["runtime:debug", "ops:propose"]),
+            ("rev", &rev, &["ops:promote"]),
+            ("eve", &eve, &calls),
+            ("bob", &bob, &calls),
+        ],
+    );
     let node = bench.host_with(&config);
     for name in NAMES {
-        promote(&bench, node.target(), [&ada, &rev], name);
+        promote(
+            &bench,
+            node.target(),
+            ("ada", &ada),
+            &rev,
+            &Draft::waits(name),
+        );
     }
 
     let (_admins, admin) = dial(&node, bench.admin()).await;
@@ -189,4 +222,155 @@ async fn whoever_calls_without_end_leaves_the_author_and_others_theirs() {
         .await
         .expect("answered");
     assert_eq!(problems.value()["problems"], json!([]));
+}
+
+/// Sends a batch over HTTP, and waits for nothing.
+fn post_batch(node: &HostNode, token: &str, calls: &Value) -> Child {
+    let (_, address) = node.target().rsplit_once('@').expect("key and address");
+    let batch = json!({ "calls": calls, "mode": "parallel" });
+    let mut curl = Command::new("curl");
+    curl.args(["--silent", "--insecure", "--max-time", "300"])
+        .args(["--header", &format!("Authorization: Bearer {token}")])
+        .args(["--json", &batch.to_string()])
+        .arg(format!("https://{address}/batch"))
+        .stdout(Stdio::null());
+    curl.spawn().expect("curl is installed by the set-up")
+}
+
+/// All calls of a batch have one id. The first is one of an author's operation; what the others call of the author's
+/// is no part of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_calls_of_a_batch_are_not_taken_for_one_another() {
+    let bench = Bench::new();
+    let [ada, rev, bob] = ["ada", "rev", "bob"].map(|name| bench.somebody(name));
+    let calls = NAMES.map(|name| format!("call:js:{name}"));
+    let calls = calls.each_ref().map(String::as_str);
+    let config = configuration(
+        "",
+        &[
+            ("ada", &ada, &["ops:propose"]),
+            ("rev", &rev, &["ops:promote"]),
+            ("bob", &bob, &calls),
+        ],
+    );
+    let node = bench.host_with(&config);
+    for name in NAMES {
+        promote(
+            &bench,
+            node.target(),
+            ("ada", &ada),
+            &rev,
+            &Draft::waits(name),
+        );
+    }
+    let eve = json!({ "scopes": ["runtime:debug", calls[0], calls[1]] });
+    let eve = node.call("token/make", &eve);
+    let eve = eve["token"].as_str().expect("a token");
+    // As many at once as a script may call, once the first call of the batch runs.
+    let source = format!(
+        "await new Promise((done) => setTimeout(done, 1000));
+         const calls = Array.from({{ length: 64 }}, (_, n) =>
+             ops.call(n % 2 ? 'js/first' : 'js/second', {LASTS_MS}));
+         await Promise.allSettled(calls);
+         export default calls.length;"
+    );
+    let script =
+        |id| json!({ "id": id, "operation": "/runtime/eval", "input": { "source": source } });
+    let first = json!({ "id": "first", "operation": "/js/first", "input": LASTS_MS });
+    let batch = json!([first, script("a"), script("b"), script("c")]);
+    let mut curl = post_batch(&node, eve, &batch);
+
+    let (_admins, admin) = dial(&node, bench.admin()).await;
+    let settled = async {
+        let (mut before, mut same) = (0, 0);
+        while before < CALLER_MAX || same < 10 {
+            tokio::time::sleep(AGAIN).await;
+            let now = sessions_of(&admin, "ada").await;
+            same = if now == before { same + 1 } else { 0 };
+            before = now;
+        }
+        before
+    };
+    let settled = tokio::time::timeout(deadline(Duration::from_secs(60)), settled).await;
+    let taken = settled.expect("the attacker has what it may have");
+    assert!(taken < 2 * CALLER_MAX, "{taken} sessions");
+    let (_bobs, bob) = dial(&node, &bob).await;
+    for name in NAMES {
+        let answer = bob.call(&format!("js/{name}"), &json!(0)).await;
+        assert_eq!(answer.expect("there is room").value(), &json!("done"));
+    }
+    curl.kill().expect("it is our child");
+    curl.wait().expect("it is our child");
+}
+
+/// Calls of a new version: more of them fail than may, if they speak against it.
+const FAILING: usize = 30;
+
+/// Ada's operation calls bob's, which has no room left for whoever calls both.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_who_takes_all_room_has_no_version_taken_back() {
+    let bench = Bench::new();
+    let [ada, bob, rev, eve] = ["ada", "bob", "rev", "eve"].map(|name| bench.somebody(name));
+    let config = configuration(
+        "rollback_on_errors = true\n",
+        &[
+            ("ada", &ada, &["ops:propose", "call:js:second"]),
+            ("bob", &bob, &["ops:propose"]),
+            ("rev", &rev, &["ops:promote"]),
+            ("eve", &eve, &["call:js:first", "call:js:second"]),
+        ],
+    );
+    let node = bench.host_with(&config);
+    promote(
+        &bench,
+        node.target(),
+        ("bob", &bob),
+        &rev,
+        &Draft::waits("second"),
+    );
+    for version in [1, 2] {
+        let source = format!(
+            "// {version}
+             export const run = async (n) => {{ if (n) await ops.call('js/second', 0); return 'done'; }};"
+        );
+        let draft = Draft {
+            name: "first",
+            uses: &["js/second"],
+            source: &source,
+        };
+        promote(&bench, node.target(), ("ada", &ada), &rev, &draft);
+    }
+    let (_admins, admin) = dial(&node, bench.admin()).await;
+    let (_eves, eve) = dial(&node, &eve).await;
+    let mut held = JoinSet::new();
+    for _ in 0..CALLER_MAX {
+        let eve = eve.clone();
+        held.spawn(async move { eve.call("js/second", &json!(LASTS_MS)).await });
+    }
+    let full = async {
+        while sessions_of(&admin, "bob").await < CALLER_MAX {
+            tokio::time::sleep(AGAIN).await;
+        }
+    };
+    let waited = tokio::time::timeout(deadline(Duration::from_secs(60)), full).await;
+    waited.expect("the attacker has what it may have");
+    for _ in 0..FAILING {
+        let refused = eve.call("js/first", &json!(1)).await;
+        let refused = refused.expect_err("there is no room below it");
+        let details = refused.details.expect("why");
+        assert_eq!(details["code"], "OVERLOADED", "{details}");
+    }
+    held.abort_all();
+    let told = admin
+        .call("ops/proposals", &json!({ "path": "js/first" }))
+        .await;
+    let told = told.expect("it is answered");
+    let told = told.value();
+    let newest = &told["versions"][0];
+    assert_eq!(
+        (&newest["version"], &newest["errors"]),
+        (&json!(2), &json!(0)),
+        "{told}"
+    );
+    assert_eq!(told["active"], 2, "{told}");
 }

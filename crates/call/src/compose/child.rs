@@ -29,6 +29,10 @@ pub(crate) struct Child {
     pub(crate) env: Arc<dyn OperationEnv>,
     pub(crate) tokens: Tokens,
     pub(crate) deadline: Option<Instant>,
+    /// The call that made it left clearly less time than the operation has by itself.
+    pub(crate) hurried: bool,
+    /// Its deadline is that of the call that made it, which is hurried.
+    pub(crate) hastened: bool,
     pub(crate) trace: Option<Box<str>>,
     /// Its idempotency key, where that counts: the call then only waits for the run of the key, which is
     /// counted instead.
@@ -47,8 +51,17 @@ impl Child {
             env: Arc::clone(&self.env),
             tokens: Tokens::root(&CancellationToken::new()),
             deadline: self.deadline,
+            hurried: self.hurried,
+            hastened: self.hastened,
             trace: self.trace.clone(),
             key: self.key.clone(),
+        }
+    }
+
+    /// Notes what it ended with where that says nothing about the call that made it.
+    pub(crate) fn note(&self, error: &CallError) {
+        if self.hastened && error.code == ErrorCode::Timeout {
+            self.root.tree().excuse();
         }
     }
 }
@@ -107,7 +120,10 @@ impl Running {
                 child.operation.checked(output, share)
             })
             .map(Body::from)
-            .map_err(|error| child.operation.visible(error))
+            .map_err(|error| {
+                child.note(&error);
+                child.operation.visible(error)
+            })
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::body::{Body, Item};
 use crate::compose::child::{Running, aborted};
 use crate::context::Ctx;
-use crate::error::CallError;
+use crate::error::{CallError, ErrorCode};
 use crate::handler::StreamHandler;
 use crate::request;
 use crate::schema::Share;
@@ -77,11 +77,13 @@ impl Following {
         let operation = &child.operation;
         let checked =
             event.and_then(|item| operation.checked(item.output, Share::of(child.root.identity())));
-        Some(
-            checked
-                .map(Body::from)
-                .map_err(|error| operation.visible(error)),
-        )
+        Some(checked.map(Body::from).map_err(|error| {
+            child.note(&error);
+            if error.code == ErrorCode::Overloaded {
+                child.root.tree().excuse();
+            }
+            operation.visible(error)
+        }))
     }
 }
 

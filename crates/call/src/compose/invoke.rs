@@ -114,6 +114,17 @@ impl Env {
         &self.resolver
     }
 
+    /// Something that belongs to this request was refused for want of room: see [`Ctx::is_excused`].
+    pub fn excuse(&self) {
+        self.ctx.root().tree().excuse();
+    }
+
+    fn excuse_refused(&self, error: &CallError) {
+        if error.code == ErrorCode::Overloaded {
+            self.excuse();
+        }
+    }
+
     /// How many calls of operations by operations lie above the one that calls through it.
     #[must_use]
     pub fn depth(&self) -> usize {
@@ -212,16 +223,26 @@ impl Env {
         // A subscription ends when it ends, unless somebody says otherwise.
         if options.timeout.is_none() {
             child.deadline = self.ctx.deadline();
+            child.hurried = child.deadline.is_some();
+            child.hastened = child.hurried && self.ctx.is_hurried();
         }
+        let running = self.enter(child, &input);
+        let running = running.inspect_err(|error| self.excuse_refused(error))?;
+        Ok(running.follow(Arc::clone(handler), input))
+    }
+
+    /// Takes a place for a call, and refuses an input that its operation does not take.
+    fn enter(&self, child: Child, input: &Body) -> Result<Running, CallError> {
         if child.tokens.gate().is_cancelled() {
             return Err(aborted());
         }
         let running = Running::new(child)?;
-        if operation.checks_input() {
-            let share = Share::of(running.child().root.identity());
-            operation.check_input(&input, share)?;
+        let child = running.child();
+        if child.operation.checks_input() {
+            let share = Share::of(child.root.identity());
+            child.operation.check_input(input, share)?;
         }
-        Ok(running.follow(Arc::clone(handler), input))
+        Ok(running)
     }
 
     /// What a call by this name reaches, wherever it is; `None` where it would be `NOT_FOUND`. Whether
@@ -283,18 +304,21 @@ impl Env {
         input: Body,
         options: &InvokeOptions,
     ) -> Result<Body, CallError> {
+        let outcome = self.try_start(found, input, options).await;
+        outcome.inspect_err(|error| self.excuse_refused(error))
+    }
+
+    async fn try_start(
+        &self,
+        found: &Resolved,
+        input: Body,
+        options: &InvokeOptions,
+    ) -> Result<Body, CallError> {
         let operation = &found.operation;
         self.check_access(operation, &input)?;
         let handler = once(operation)?;
         let child = self.child(operation, options)?;
-        if child.tokens.gate().is_cancelled() {
-            return Err(aborted());
-        }
-        let running = Running::new(child)?;
-        if operation.checks_input() {
-            let share = Share::of(running.child().root.identity());
-            operation.check_input(&input, share)?;
-        }
+        let running = self.enter(child, &input)?;
         let keyed = keyed::begin_child(running.child(), found.peer.as_ref(), &input)?;
         let handler = match keyed {
             Some(keyed) => keyed.handler(handler),
@@ -339,6 +363,11 @@ impl Env {
         }
         let tokens = parent.tokens();
         let root = parent.root();
+        let TimeLeft {
+            deadline,
+            hurried,
+            hastened,
+        } = self.time(operation, options)?;
         Ok(Child {
             id: root.next_child_id(),
             parent: parent.request_id().into(),
@@ -349,7 +378,9 @@ impl Env {
                 OnAbort::AbortDependents => tokens.dependent(),
                 OnAbort::ContinueRunning => tokens.detached(),
             },
-            deadline: self.deadline(operation, options)?,
+            deadline,
+            hurried,
+            hastened,
             trace: options.trace.as_deref().map(Into::into),
             key: self.key(operation, options)?,
             root: Arc::clone(root),
@@ -376,27 +407,40 @@ impl Env {
 
     /// The earliest of what is asked, what the operation and this node allow, and what the caller
     /// has left, less what it needs to answer in turn.
-    fn deadline(
-        &self,
-        operation: &Compiled,
-        options: &InvokeOptions,
-    ) -> Result<Option<Instant>, CallError> {
-        let own = admission::deadline(
-            self.ctx.dispatcher(),
-            operation,
-            options.timeout,
-            Instant::now(),
-        );
+    fn time(&self, operation: &Compiled, options: &InvokeOptions) -> Result<TimeLeft, CallError> {
+        let (dispatcher, now) = (self.ctx.dispatcher(), Instant::now());
+        let own = admission::deadline(dispatcher, operation, options.timeout, now);
         let Some(parents) = self.ctx.deadline() else {
-            return Ok(own);
+            return Ok(TimeLeft {
+                deadline: own,
+                hurried: admission::is_hurried(dispatcher, operation, own, now),
+                hastened: false,
+            });
         };
-        let left = parents
-            .checked_duration_since(Instant::now())
-            .and_then(|left| left.checked_sub(HOP_MARGIN))
-            .ok_or_else(CallError::timeout)?;
-        let inherited = Instant::now() + left;
-        Ok(Some(own.map_or(inherited, |own| own.min(inherited))))
+        let left = parents.checked_duration_since(now);
+        let Some(left) = left.and_then(|left| left.checked_sub(HOP_MARGIN)) else {
+            if self.ctx.is_hurried() {
+                self.excuse();
+            }
+            return Err(CallError::timeout());
+        };
+        let inherited = now + left;
+        let deadline = Some(own.map_or(inherited, |own| own.min(inherited)));
+        Ok(TimeLeft {
+            deadline,
+            hurried: admission::is_hurried(dispatcher, operation, deadline, now),
+            hastened: deadline == Some(inherited) && self.ctx.is_hurried(),
+        })
     }
+}
+
+/// How long a call may take, and by whose will.
+struct TimeLeft {
+    deadline: Option<Instant>,
+    /// [`Child::hurried`].
+    hurried: bool,
+    /// [`Child::hastened`].
+    hastened: bool,
 }
 
 impl fmt::Debug for Env {

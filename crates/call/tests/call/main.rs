@@ -7,6 +7,7 @@ mod common;
 mod composition;
 mod descendants;
 mod endings;
+mod excused;
 mod farm;
 mod forwarding;
 mod generations;

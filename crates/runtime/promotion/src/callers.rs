@@ -8,15 +8,15 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use alknet_call::{CallError, Ctx, ErrorCode};
-use alknet_core::{ConnId, PeerId};
+use alknet_core::PeerId;
 
 use crate::limits::{AUTHOR_CALLS_MAX, CALL_RETRY_MS, CALLER_CALLS_MAX, CALLER_CALLS_SPARE};
 
 /// Who calls; `None` is an unauthenticated peer.
 type Caller = Option<PeerId>;
 
-/// A request from outside, of all that run.
-type Root = (ConnId, String);
+/// A request from outside, by the node's number for it: its id is its sender's choice.
+type Root = u64;
 
 /// Whose call it is.
 #[derive(Clone, Debug)]
@@ -31,7 +31,7 @@ impl Origin {
     pub(crate) fn of(ctx: &Ctx) -> Self {
         Self {
             caller: ctx.identity().map(|who| who.id.clone()),
-            root: (ctx.conn().id, ctx.root_request_id().to_owned()),
+            root: ctx.root_number(),
             internal: ctx.internal(),
         }
     }
@@ -109,7 +109,7 @@ impl Callers {
         calls.all += 1;
         calls.each.insert(origin.caller.clone(), own + 1);
         if !origin.internal {
-            *calls.roots.entry(origin.root.clone()).or_default() += 1;
+            *calls.roots.entry(origin.root).or_default() += 1;
         }
         drop(all);
         Ok(Counted {
@@ -157,19 +157,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
-    fn origin(caller: Option<&str>, root: &str, internal: bool) -> Origin {
+    fn origin(caller: Option<&str>, root: Root, internal: bool) -> Origin {
         Origin {
             caller: caller.map(|name| name.parse().expect("a peer id")),
-            root: (ConnId(0), root.to_owned()),
+            root,
             internal,
         }
     }
 
     fn takes_all(callers: &Arc<Callers>, author: &str, caller: Option<&str>) -> Vec<Counted> {
-        let next = |n: usize| {
-            let root = format!("{caller:?} {n}");
-            callers.enter(author, origin(caller, &root, false)).ok()
-        };
+        let next = |root: Root| callers.enter(author, origin(caller, root, false)).ok();
         (0..).map_while(next).collect()
     }
 
@@ -178,7 +175,7 @@ mod tests {
         let callers = Arc::new(Callers::default());
         let eve = takes_all(&callers, "ada", Some("eve"));
         assert_eq!(eve.len(), 64);
-        let refused = callers.enter("ada", origin(Some("eve"), "one more", false));
+        let refused = callers.enter("ada", origin(Some("eve"), 64, false));
         let refused = refused.expect_err("half of them");
         assert_eq!(refused.code, ErrorCode::Overloaded);
         assert!(refused.retryable && refused.retry_after_ms.is_some());
@@ -199,21 +196,20 @@ mod tests {
     #[test]
     fn what_an_author_s_operation_calls_of_the_author_s_is_part_of_it() {
         let callers = Arc::new(Callers::default());
-        let calls = |author: &str, root: &str, internal| {
+        let calls = |author: &str, root: Root, internal| {
             callers.enter(author, origin(Some("cal"), root, internal))
         };
-        let whole: Vec<_> = (0..64)
-            .map(|n| calls("ada", &n.to_string(), false))
-            .collect();
+        let whole: Vec<_> = (0..64).map(|n| calls("ada", n, false)).collect();
         assert!(whole.iter().all(Result::is_ok));
-        assert!(calls("ada", "more", false).is_err());
-        let parts: Vec<_> = (0..100).map(|_| calls("ada", "7", true)).collect();
+        assert!(calls("ada", 64, false).is_err());
+        let parts: Vec<_> = (0..100).map(|_| calls("ada", 7, true)).collect();
         assert!(parts.iter().all(Result::is_ok));
-        let of_eve = calls("eve", "begun", false).expect("another author");
-        assert!(calls("ada", "begun", true).is_err(), "it counts for cal");
+        let begun = 65;
+        let of_eve = calls("eve", begun, false).expect("another author");
+        assert!(calls("ada", begun, true).is_err(), "it counts for cal");
         drop((whole, parts));
         let taken: Vec<_> = (0..200)
-            .map_while(|_| calls("ada", "begun", true).ok())
+            .map_while(|_| calls("ada", begun, true).ok())
             .collect();
         assert_eq!(taken.len(), 64, "no first one covers those that follow");
         drop((taken, of_eve));

@@ -98,20 +98,20 @@ impl Making {
     }
 
     async fn once(self: Arc<Self>, input: Body, ctx: Ctx) -> Result<Value, CallError> {
-        let (call, _counted) = self.begin(input, ctx)?;
+        let (call, _counted) = self.begin(input, ctx.clone())?;
         let answer = self.invoker.invoke(call).await;
-        self.ended(answer.as_ref().err());
+        self.ended(&ctx, answer.as_ref().err());
         answer.map_err(|failure| call_error(&self.code, failure))
     }
 
     fn stream(self: Arc<Self>, input: Body, ctx: Ctx) -> BoxStream<Result<Value, CallError>> {
-        let (call, counted) = match self.begin(input, ctx) {
+        let (call, counted) = match self.begin(input, ctx.clone()) {
             Ok(begun) => begun,
             Err(error) => return Box::pin(stream::iter([Err(error)])),
         };
         let items = self.invoker.subscribe(call);
-        let told = Arc::clone(&self);
-        let end = stream::once(future::lazy(move |_| told.ended(None)));
+        let (told, of) = (Arc::clone(&self), ctx.clone());
+        let end = stream::once(future::lazy(move |_| told.ended(&of, None)));
         let items = items.map(Some).chain(end.map(|()| None));
         // The end is counted once: as an error, or as what follows the last item.
         let items = items.scan(false, move |failed, item| {
@@ -121,7 +121,7 @@ impl Making {
                 Some(Ok(item)) => Some(Ok(item)),
                 Some(Err(failure)) if !*failed => {
                     *failed = true;
-                    self.ended(Some(&failure));
+                    self.ended(&ctx, Some(&failure));
                     Some(Err(call_error(&self.code, failure)))
                 }
                 _ => None,
@@ -156,7 +156,7 @@ impl Making {
         Ok((call, (counted, tree)))
     }
 
-    fn ended(&self, failure: Option<&Failure>) {
+    fn ended(&self, ctx: &Ctx, failure: Option<&Failure>) {
         let lost = failure.is_some_and(|it| it.code == RuntimeCode::WorkerLost);
         if lost && self.crashes.lost(self.code.id, Instant::now()) {
             tracing::error!(
@@ -165,6 +165,10 @@ impl Making {
             );
         }
         let failed = failure.is_some_and(|failure| is_fault(&self.code, failure));
+        // Who calls could bring that about, in as many calls as they like.
+        if failure.is_some_and(Failure::is_no_room) || failed && ctx.is_excused() {
+            return;
+        }
         if let Some(verdict) = self.tally.count(failed) {
             self.judge.told(&self.terms.path, self.version, verdict);
         }
@@ -185,7 +189,7 @@ fn is_fault(code: &Code, failure: &Failure) -> bool {
     let declared = failure.operation.as_ref();
     let declared = declared.is_some_and(|error| code.spec.errors.contains_key(&error.code));
     let vacant = failure.operation.as_deref().is_some_and(is_vacant);
-    !declared && !vacant && !failure.is_no_room() && failure.code != RuntimeCode::Abort
+    !declared && !vacant && failure.code != RuntimeCode::Abort
 }
 
 fn spec(code: &Code, terms: &Terms, version: u64) -> OperationSpec {

@@ -35,10 +35,16 @@ pub const VALUE_BYTES_MAX: u64 = 64 << 20;
 /// items and results until they are passed on, and the operations that it registered. One value of the
 /// largest size, and its text.
 pub const MEMORY_OF_SESSION_MAX: usize = 8 << 20;
-/// The same for all sessions of a tenant, so that no tenant takes what is there for all.
+/// The same for all sessions of a tenant: half of what is there for all.
 pub const MEMORY_OF_TENANT_MAX: usize = 32 << 20;
-/// The same for all sessions of the node.
+/// The same for all sessions of the node. Of the last quarter a tenant has a part of what is left of it only
+/// ([`leaves_room`](alknet_call::limits::leaves_room)): so two do not take all.
 pub const MEMORY_MAX: usize = 64 << 20;
+/// Of these, what registered operations of all sessions take: they stay for as long as their session, and values do
+/// not.
+pub const REGISTERED_MAX: usize = MEMORY_MAX / 4;
+/// The same for all sessions of a tenant: half of what is there for all, with the last quarter as above.
+pub const REGISTERED_OF_TENANT_MAX: usize = REGISTERED_MAX / 2;
 /// How many times the weight of its specification a registered operation takes, with what vectors grow by. Its
 /// schemas are compiled in the worker.
 pub(crate) const REGISTERED_FACTOR: usize = 3;

@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use alknet_call::ErrorCode;
+use alknet_call::{CallOptions, ErrorCode};
 use alknet_promotion::{Config, Store, StoreError};
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use crate::support::*;
 
@@ -100,6 +102,108 @@ async fn a_version_that_fails_more_often_is_taken_back_where_that_is_wanted() {
             );
         }
     }
+}
+
+/// Calls what it is told to, and lets the error pass.
+fn asks(name: &str, uses: &str, answer: u32) -> Draft {
+    let source = format!(
+        "export const run = async (op) => {{ if (op) await ops.call(op, true); return {answer}; }};"
+    );
+    Draft::new(name, &source)
+        .uses(&[uses, "door/full"])
+        .test(json!({ "input": null, "expect": { "output": answer } }))
+}
+
+/// Whoever calls may have taken the room.
+#[tokio::test]
+async fn want_of_room_below_a_version_does_not_speak_against_it() {
+    let folder = folder();
+    let config = Config {
+        rollback_on_errors: true,
+        ..live()
+    };
+    let node = Node::start(folder.path(), config).await;
+    let between =
+        "export const run = async (go) => { if (go) await ops.call('door/full'); return 0; };";
+    let between = Draft::new("between", between)
+        .uses(&["door/full"])
+        .test(json!({ "input": null, "expect": { "output": 0 } }));
+    node.people
+        .set("ada", &["ops:propose", "config:read", "call:js:between"]);
+    node.promote(&between).await;
+    for answer in [1, 2] {
+        node.promote(&asks("asks", "js/between", answer)).await;
+    }
+    let client = node.client("cal");
+    for op in ["door/full", "js/between"] {
+        for _ in 0..30 {
+            let refused = soon(client.call("js/asks", &json!(op))).await;
+            assert_eq!(refused.expect_err(op).code, ErrorCode::Internal, "{op}");
+        }
+    }
+    let versions = json!({ "path": "js/asks" });
+    let told = node.call("eve", "ops/proposals", &versions).await;
+    let told = told.expect("known");
+    assert_eq!(told["active"], 2, "{told}");
+    assert_eq!(told["versions"][0]["errors"], 0, "{told}");
+    // What it does wrong itself does.
+    for _ in 0..30 {
+        let unknown = soon(client.call("js/asks", &json!("no/such"))).await;
+        assert_eq!(unknown.expect_err("unknown").code, ErrorCode::Internal);
+    }
+    soon(async {
+        while node
+            .call("eve", "ops/proposals", &versions)
+            .await
+            .expect("known")["active"]
+            != 1
+        {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+/// What it calls ends before it, by the time that its caller gave it.
+#[tokio::test]
+async fn a_caller_in_haste_does_not_speak_against_a_version() {
+    let folder = folder();
+    let config = Config {
+        rollback_on_errors: true,
+        ..live()
+    };
+    let node = Node::start(folder.path(), config).await;
+    for answer in [1, 2] {
+        node.promote(&asks("asks", "door/stuck", answer)).await;
+    }
+    let client = node.client("cal");
+    let options = CallOptions {
+        timeout: Some(Duration::from_millis(60)),
+        ..CallOptions::default()
+    };
+    let mut calls = JoinSet::new();
+    for _ in 0..60 {
+        let (client, options) = (client.clone(), options.clone());
+        calls.spawn(async move {
+            let input = json!("door/stuck");
+            soon(client.call_with("js/asks", &input, &options)).await
+        });
+        // An isolate is a thread.
+        if calls.len() == 4 {
+            let ended = calls.join_next().await.expect("one of them");
+            ended.expect("no panic").expect_err("it has no time");
+        }
+    }
+    while let Some(ended) = calls.join_next().await {
+        ended.expect("no panic").expect_err("it has no time");
+    }
+    let versions = json!({ "path": "js/asks" });
+    let told = node.call("eve", "ops/proposals", &versions).await;
+    let told = told.expect("known");
+    assert_eq!(
+        (&told["active"], &told["versions"][0]["errors"]),
+        (&json!(2), &json!(0))
+    );
 }
 
 #[tokio::test]

@@ -137,7 +137,19 @@ fn program() -> Vec<Registration> {
             async move { Ok(value) }
         })
     };
+    let full = OperationSpec::query("door/full", "Nobody gets in.");
+    let refuses = HandlerKind::once(|_, _| async {
+        Err::<Value, _>(CallError::new(
+            ErrorCode::Overloaded,
+            "as many are in as may be",
+        ))
+    });
     vec![
+        Registration::new(full, refuses),
+        Registration::new(
+            OperationSpec::query("door/stuck", "It never opens."),
+            HandlerKind::once(|_, _| std::future::pending::<Result<Value, CallError>>()),
+        ),
         Registration::new(tax, answer(json!({ "percent": 50 }))),
         Registration::new(write, answer(json!("written"))),
         Registration::new(login, answer(json!("open"))),

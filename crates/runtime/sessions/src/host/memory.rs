@@ -2,13 +2,15 @@
 //!
 //! What comes from a worker is weighed before it is read ([`wire::weigh`]), and its weight is taken from
 //! the session's share, its tenant's and that of all sessions, until the node is done with it. What finds
-//! no room is refused and never made.
+//! no room is refused and never made. A tenant has at most half of it, and of the last quarter the less the less
+//! is left: so two do not take all.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 
+use alknet_call::limits::leaves_room;
 use alknet_runtime::{Code, OpError, Room};
 use alknet_worker::Blob;
 use serde::de::DeserializeOwned;
@@ -16,106 +18,161 @@ use serde_json::json;
 
 use super::lock;
 use crate::limits::{
-    MEMORY_MAX, MEMORY_OF_SESSION_MAX, MEMORY_OF_TENANT_MAX, REGISTERED_FACTOR, VALUE_BYTES_MAX,
+    MEMORY_MAX, MEMORY_OF_SESSION_MAX, MEMORY_OF_TENANT_MAX, REGISTERED_FACTOR, REGISTERED_MAX,
+    REGISTERED_OF_TENANT_MAX, VALUE_BYTES_MAX,
 };
 use crate::wire;
 
-/// What all sessions of a node may take.
-#[derive(Debug)]
-pub(super) struct Memory {
-    all: Arc<Account>,
-    tenants: Mutex<HashMap<String, Weak<Account>>>,
-}
-
-impl Default for Memory {
-    fn default() -> Self {
-        Self {
-            all: Arc::new(Account::new(MEMORY_MAX, None)),
-            tenants: Mutex::default(),
-        }
-    }
-}
+/// What all sessions of a node may take. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Memory(Arc<Mutex<Accounts>>);
 
 impl Memory {
     /// The share of a new session.
     pub(super) fn share(&self, tenant: &str) -> Share {
-        let mut tenants = lock(&self.tenants);
-        tenants.retain(|_, account| account.strong_count() > 0);
-        let known = tenants.get(tenant).and_then(Weak::upgrade);
-        let own = known.unwrap_or_else(|| {
-            let all = Some(Arc::clone(&self.all));
-            let own = Arc::new(Account::new(MEMORY_OF_TENANT_MAX, all));
-            tenants.insert(tenant.to_owned(), Arc::downgrade(&own));
-            own
-        });
-        Share(Arc::new(Account::new(MEMORY_OF_SESSION_MAX, Some(own))))
+        Share(Arc::new(Own {
+            memory: self.clone(),
+            tenant: tenant.into(),
+            bytes: AtomicUsize::new(0),
+        }))
     }
 
     /// Bytes that are taken.
     pub(super) fn used(&self) -> usize {
-        self.all.used.load(Ordering::Relaxed)
+        lock(&self.0).all.bytes
     }
 }
 
-/// Bytes that are taken, of so many; and of what stands above.
-#[derive(Debug)]
-struct Account {
-    used: AtomicUsize,
-    max: usize,
-    above: Option<Arc<Self>>,
+/// What is taken of a node's memory.
+#[derive(Debug, Default)]
+struct Accounts {
+    all: Bytes,
+    tenants: HashMap<Arc<str>, Bytes>,
 }
 
-impl Account {
-    const fn new(max: usize, above: Option<Arc<Self>>) -> Self {
+/// Bytes that are taken.
+#[derive(Clone, Copy, Debug, Default)]
+struct Bytes {
+    bytes: usize,
+    /// Of these, those of registered operations, which stay for as long as their session.
+    registered: usize,
+}
+
+impl Bytes {
+    fn of(bytes: usize, kind: Kind) -> Self {
+        let registered = match kind {
+            Kind::Passing => 0,
+            Kind::Registered => bytes,
+        };
+        Self { bytes, registered }
+    }
+
+    const fn plus(self, more: Self) -> Self {
         Self {
-            used: AtomicUsize::new(0),
-            max,
-            above,
+            bytes: self.bytes.saturating_add(more.bytes),
+            registered: self.registered.saturating_add(more.registered),
         }
     }
 
-    fn take(&self, bytes: usize) -> bool {
-        let more = |used: usize| used.checked_add(bytes).filter(|used| *used <= self.max);
-        let (set, get) = (Ordering::Relaxed, Ordering::Relaxed);
-        if self.used.fetch_update(set, get, more).is_err() {
-            return false;
+    const fn minus(self, less: Self) -> Self {
+        Self {
+            bytes: self.bytes - less.bytes,
+            registered: self.registered - less.registered,
         }
-        let fits = self.above.as_ref().is_none_or(|above| above.take(bytes));
-        if !fits {
-            self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// For how long bytes are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Until a call ends, or an item is taken.
+    Passing,
+    /// As long as an operation is registered.
+    Registered,
+}
+
+impl Accounts {
+    /// Whether there was room.
+    fn take(&mut self, tenant: &Arc<str>, more: Bytes) -> bool {
+        let own = self.tenants.get(tenant).copied().unwrap_or_default();
+        let (own, all) = (own.plus(more), self.all.plus(more));
+        let fits = own.bytes <= MEMORY_OF_TENANT_MAX
+            && leaves_room(own.bytes, all.bytes, MEMORY_MAX)
+            && (more.registered == 0
+                || own.registered <= REGISTERED_OF_TENANT_MAX
+                    && leaves_room(own.registered, all.registered, REGISTERED_MAX));
+        if fits {
+            self.tenants.insert(Arc::clone(tenant), own);
+            self.all = all;
         }
         fits
     }
 
-    fn give(&self, bytes: usize) {
-        self.used.fetch_sub(bytes, Ordering::Relaxed);
-        if let Some(above) = &self.above {
-            above.give(bytes);
+    fn give(&mut self, tenant: &Arc<str>, less: Bytes) {
+        self.all = self.all.minus(less);
+        if let Some(own) = self.tenants.get_mut(tenant) {
+            *own = own.minus(less);
+            if own.bytes == 0 {
+                self.tenants.remove(tenant);
+            }
         }
+    }
+}
+
+/// What one session has taken.
+#[derive(Debug)]
+struct Own {
+    memory: Memory,
+    tenant: Arc<str>,
+    bytes: AtomicUsize,
+}
+
+impl Own {
+    fn take(&self, bytes: usize, kind: Kind) -> Result<(), Refused> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let more = |own: usize| {
+            own.checked_add(bytes)
+                .filter(|own| *own <= MEMORY_OF_SESSION_MAX)
+        };
+        let (set, get) = (Ordering::Relaxed, Ordering::Relaxed);
+        let taken = self.bytes.fetch_update(set, get, more);
+        taken.map_err(|_| Refused::TooMuch)?;
+        if lock(&self.memory.0).take(&self.tenant, Bytes::of(bytes, kind)) {
+            return Ok(());
+        }
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        Err(Refused::Full)
+    }
+
+    fn give(&self, bytes: usize, kind: Kind) {
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        lock(&self.memory.0).give(&self.tenant, Bytes::of(bytes, kind));
     }
 }
 
 /// What one session may take. Clones are the same.
 #[derive(Clone, Debug)]
-pub(super) struct Share(Arc<Account>);
+pub(super) struct Share(Arc<Own>);
 
 impl Share {
     /// Takes so many bytes until what is returned is dropped.
-    fn take(&self, bytes: usize) -> Result<Held, Refused> {
-        match self.0.take(bytes) {
-            true => Ok(Held {
-                account: Arc::clone(&self.0),
-                bytes,
-            }),
-            false => Err(Refused::Full),
-        }
+    fn take(&self, bytes: usize, kind: Kind) -> Result<Held, Refused> {
+        self.0.take(bytes, kind)?;
+        Ok(Held {
+            own: Arc::clone(&self.0),
+            bytes,
+            kind,
+        })
     }
 
     /// Takes what a record of calls grows by.
     pub(super) fn recording(&self) -> Arc<dyn Room> {
         let none = Held {
-            account: Arc::clone(&self.0),
+            own: Arc::clone(&self.0),
             bytes: 0,
+            kind: Kind::Passing,
         };
         Arc::new(Growing(Mutex::new(none)))
     }
@@ -126,7 +183,7 @@ impl Share {
         blob: Blob,
         fds: &[OwnedFd],
     ) -> Result<(T, Held), Refused> {
-        let mut held = self.take(len(&blob)?)?;
+        let mut held = self.take(len(&blob)?, Kind::Passing)?;
         let bytes = blob
             .read(fds, VALUE_BYTES_MAX)
             .map_err(|_| Refused::Wrong)?;
@@ -137,27 +194,28 @@ impl Share {
 
     /// Reads what lies in a frame.
     pub(super) fn read<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<(T, Held), Refused> {
-        self.read_times(bytes, 1)
+        self.read_times(bytes, 1, Kind::Passing)
     }
 
     /// The same for an operation that stays registered.
     pub(super) fn keep<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<(T, Held), Refused> {
-        self.read_times(bytes, REGISTERED_FACTOR)
+        self.read_times(bytes, REGISTERED_FACTOR, Kind::Registered)
     }
 
     fn read_times<T: DeserializeOwned>(
         &self,
         bytes: &[u8],
         times: usize,
+        kind: Kind,
     ) -> Result<(T, Held), Refused> {
         let weight = wire::weigh(bytes).map_err(|_| Refused::Wrong)?;
-        let held = self.take(weight.saturating_mul(times))?;
+        let held = self.take(weight.saturating_mul(times), kind)?;
         Ok((wire::unpack(bytes).map_err(|_| Refused::Wrong)?, held))
     }
 
     /// Reads bytes that are no value.
     pub(super) fn bytes(&self, blob: Blob, fds: &[OwnedFd]) -> Result<(Vec<u8>, Held), Refused> {
-        let held = self.take(len(&blob)?)?;
+        let held = self.take(len(&blob)?, Kind::Passing)?;
         let bytes = blob
             .read(fds, VALUE_BYTES_MAX)
             .map_err(|_| Refused::Wrong)?;
@@ -178,23 +236,23 @@ impl Room for Growing {
 }
 
 fn len(blob: &Blob) -> Result<usize, Refused> {
-    usize::try_from(blob.len()).map_err(|_| Refused::Full)
+    usize::try_from(blob.len()).map_err(|_| Refused::TooMuch)
 }
 
 /// Bytes that are given back when this is dropped.
 #[derive(Debug)]
 pub(super) struct Held {
-    account: Arc<Account>,
+    own: Arc<Own>,
     bytes: usize,
+    kind: Kind,
 }
 
 impl Held {
     /// Takes the difference, or gives it back.
     fn becomes(&mut self, bytes: usize) -> Result<(), Refused> {
         match bytes.checked_sub(self.bytes) {
-            Some(more) if !self.account.take(more) => return Err(Refused::Full),
-            Some(_) => {}
-            None => self.account.give(self.bytes - bytes),
+            Some(more) => self.own.take(more, self.kind)?,
+            None => self.own.give(self.bytes - bytes, self.kind),
         }
         self.bytes = bytes;
         Ok(())
@@ -208,15 +266,17 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.account.give(self.bytes);
+        self.own.give(self.bytes, self.kind);
     }
 }
 
 /// Why something of a worker's was not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refused {
-    /// There is no room for it.
+    /// There is no room for it, as others have theirs.
     Full,
+    /// There is no room for it beside what the session itself has.
+    TooMuch,
     /// It is no value of its kind, or larger than one may be.
     Wrong,
 }
@@ -225,7 +285,7 @@ impl Refused {
     /// As the script is told of it.
     pub(super) fn error(self, what: &str) -> OpError {
         match self {
-            Self::Full => OpError {
+            Self::Full | Self::TooMuch => OpError {
                 retryable: true,
                 details: Box::new(json!({ "code": Code::Quota.name() })),
                 ..OpError::new(
@@ -255,44 +315,87 @@ mod tests {
         wire::pack(&vec![Value::Null; count]).expect("CBOR")
     }
 
+    /// Pieces as large as `bytes`, until no more is given.
+    fn fills(share: &Share, bytes: usize, kind: Kind) -> Vec<Held> {
+        std::iter::from_fn(|| share.take(bytes, kind).ok()).collect()
+    }
+
     #[test]
     fn memory_is_shared_and_given_back() {
         let memory = Memory::default();
         let ours: Vec<_> = (0..5).map(|_| memory.share("ours")).collect();
-        let mut held = Vec::new();
-        for share in &ours {
-            while let Ok(more) = share.take(MEMORY_OF_SESSION_MAX / 8) {
-                held.push(more);
-            }
-        }
+        let fill = |share| fills(share, MEMORY_OF_SESSION_MAX / 8, Kind::Passing);
+        let held: Vec<_> = ours.iter().flat_map(fill).collect();
         assert_eq!(memory.used(), MEMORY_OF_TENANT_MAX, "of four of the five");
+        let more = |share: &Share| share.take(1, Kind::Passing).expect_err("full");
+        assert_eq!(more(&ours[0]), Refused::TooMuch);
+        assert_eq!(more(&ours[4]), Refused::Full);
         let theirs = memory.share("theirs");
-        let all = theirs.take(MEMORY_OF_SESSION_MAX).expect("another tenant");
-        assert_eq!(theirs.take(1).expect_err("full"), Refused::Full);
+        let all = theirs.take(MEMORY_OF_SESSION_MAX, Kind::Passing);
+        let all = all.expect("another tenant");
+        assert_eq!(more(&theirs), Refused::TooMuch);
         drop((held, all));
         assert_eq!(memory.used(), 0);
-        drop((ours, theirs));
-        drop(memory.share("third"));
-        assert_eq!(lock(&memory.tenants).len(), 1, "the others are forgotten");
+        assert!(lock(&memory.0).tenants.is_empty(), "they are forgotten");
     }
 
     #[test]
-    fn all_tenants_together_have_a_bound() {
+    fn all_tenants_together_have_a_bound_and_two_leave_others_room() {
         let memory = Memory::default();
-        let shares: Vec<_> = ["a", "b", "c", "d"]
-            .iter()
-            .flat_map(|tenant| [(); 4].map(|()| memory.share(tenant)))
-            .collect();
-        let mut held = Vec::new();
-        for share in &shares {
-            held.extend(share.take(MEMORY_OF_SESSION_MAX));
+        let fill = |tenant: &str, bytes: usize| -> Vec<Held> {
+            let shares = [(); 4].map(|()| memory.share(tenant));
+            let all = shares
+                .iter()
+                .flat_map(|share| fills(share, bytes, Kind::Passing));
+            all.collect()
+        };
+        let mut held = fill("eve", MEMORY_OF_SESSION_MAX);
+        held.extend(fill("mallory", MEMORY_OF_SESSION_MAX));
+        assert_eq!(
+            memory.used(),
+            MEMORY_MAX / 4 * 3,
+            "the last quarter is left"
+        );
+        assert!(fill("mallory", 1).is_empty());
+        // What the input of a call with 64 KiB takes, and as much for its answer.
+        let ada = fill("ada", 128 << 10);
+        assert!(ada.len() >= 2, "{}", ada.len());
+        for n in 0..100 {
+            held.extend(fill(&format!("other-{n}"), 16 << 10));
         }
-        assert_eq!(held.len(), 8, "two tenants have all of it");
-        assert_eq!(memory.used(), MEMORY_MAX);
-        let last = shares.last().expect("some");
-        assert_eq!(last.take(1).expect_err("none is left"), Refused::Full);
+        assert!(memory.used() < MEMORY_MAX);
+        let last = memory.share("last");
+        assert!(last.take(4 << 10, Kind::Passing).is_ok());
+        drop((held, ada));
+        assert!(last.take(MEMORY_OF_SESSION_MAX, Kind::Passing).is_ok());
+    }
+
+    /// They stay for as long as a session, and values have deadlines.
+    #[test]
+    fn registered_operations_leave_three_quarters_to_values() {
+        let memory = Memory::default();
+        let fill = |tenant: &str, bytes: usize| -> Vec<Held> {
+            let shares = [(); 4].map(|()| memory.share(tenant));
+            let all = shares
+                .iter()
+                .flat_map(|share| fills(share, bytes, Kind::Registered));
+            all.collect()
+        };
+        let mut held = fill("eve", 1 << 20);
+        assert_eq!(memory.used(), REGISTERED_OF_TENANT_MAX);
+        for n in 0..100 {
+            held.extend(fill(&format!("other-{n}"), 1 << 10));
+            held.extend(fill(&format!("large-{n}"), 1 << 20));
+        }
+        assert!(memory.used() < REGISTERED_MAX);
+        let ada = memory.share("ada");
+        assert!(ada.take(4 << 10, Kind::Registered).is_ok());
+        let passing = [(); 4].map(|()| memory.share("ada"));
+        let fill = |share| fills(share, 1 << 20, Kind::Passing);
+        assert_eq!(passing.iter().flat_map(fill).count(), 32);
         drop(held);
-        assert!(last.take(1).is_ok(), "it was given back");
+        let accounts = lock(&memory.0);
+        assert_eq!((accounts.all.bytes, accounts.all.registered), (0, 0));
     }
 
     #[test]
@@ -300,7 +403,7 @@ mod tests {
         let memory = Memory::default();
         let share = memory.share("a");
         let refused = |bytes: &[u8]| share.read::<Value>(bytes).map(drop).expect_err("no room");
-        assert_eq!(refused(&nulls(1_000_000)), Refused::Full);
+        assert_eq!(refused(&nulls(1_000_000)), Refused::TooMuch);
         assert_eq!(refused(&[0x9f, 0xf6, 0xff]), Refused::Wrong);
         let (value, held) = share.read::<Value>(&nulls(1000)).expect("room");
         assert_eq!(value.as_array().map(Vec::len), Some(1000));
@@ -309,7 +412,7 @@ mod tests {
         let mut fds = Vec::new();
         let blob = Blob::pack(nulls(1_000_000), &mut fds).expect("packed");
         let refused = share.open::<Value>(blob, &fds).map(drop).expect_err("none");
-        assert_eq!(refused, Refused::Full);
+        assert_eq!(refused, Refused::TooMuch);
         assert_eq!(memory.used(), 0);
     }
 }

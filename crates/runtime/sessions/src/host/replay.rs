@@ -88,11 +88,13 @@ impl Sessions {
                 Reply::Ok(blob) => {
                     let read = place.shared.memory().open::<Done>(blob, &answer.fds);
                     let (done, _held) = read.map_err(|refused| {
-                        let code = match refused {
-                            Refused::Full => Code::Quota,
-                            Refused::Wrong => Code::WorkerLost,
-                        };
-                        Failure::new(code, refused.error("result").message)
+                        let text = refused.error("result").message;
+                        match refused {
+                            // Others have theirs: it says nothing about what ran.
+                            Refused::Full => Failure::no_room(text),
+                            Refused::TooMuch => Failure::new(Code::Quota, text),
+                            Refused::Wrong => Failure::new(Code::WorkerLost, text),
+                        }
                     })?;
                     done.value.0
                 }

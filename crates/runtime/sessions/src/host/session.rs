@@ -183,6 +183,7 @@ impl Entrance {
         items: Option<mpsc::Sender<Item>>,
     ) -> Result<Ran, Failure> {
         let over = || Failure::new(Code::Disposed, "the session is over");
+        let course = env.clone();
         let (begun, call) = oneshot::channel();
         let (stop, stopped) = oneshot::channel();
         let began = Instant::now();
@@ -220,12 +221,13 @@ impl Entrance {
                 let _ = self.answered(everything).await;
             }
         }
-        self.ran(outcome, began.elapsed())
+        self.ran(outcome, course.as_ref(), began.elapsed())
     }
 
     fn ran(
         &self,
         outcome: Result<alknet_worker::Answer, alknet_worker::CallError>,
+        course: Option<&Env>,
         wall: Duration,
     ) -> Result<Ran, Failure> {
         let (failure, stats) = match outcome {
@@ -241,7 +243,10 @@ impl Entrance {
                             _held: Arc::new(held),
                         });
                     }
-                    Err(full @ Refused::Full) => {
+                    Err(full @ (Refused::Full | Refused::TooMuch)) => {
+                        if let (Refused::Full, Some(env)) = (full, course) {
+                            env.excuse();
+                        }
                         let text = full.error("result").message;
                         (Failure::new(Code::Quota, text), Some(answer.stats))
                     }

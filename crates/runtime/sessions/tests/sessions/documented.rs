@@ -138,6 +138,15 @@ fn the_page_tells_the_limits_that_there_are() {
             limits::MEMORY_MAX >> 20
         ),
         format!(
+            "| of these, registered operations of a tenant's sessions, of all | {}, {} MiB |",
+            limits::REGISTERED_OF_TENANT_MAX >> 20,
+            limits::REGISTERED_MAX >> 20
+        ),
+        format!(
+            "16 MiB of values and {} MiB of registered operations",
+            limits::REGISTERED_MAX >> 22
+        ),
+        format!(
             "each value in it\ncounts {} bytes",
             alknet_runtime::weight::VALUE
         ),

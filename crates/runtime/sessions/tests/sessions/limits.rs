@@ -1,15 +1,17 @@
 //! Every limit of a session, and the code that it ends with.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use alknet_runtime::{Code, Failure, Mode};
 use alknet_sessions::limits::LOG_BYTES_PER_S;
 use alknet_sessions::{Ran, Reason, SessionSpec, State};
 use alknet_test_support::deadline;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
-use crate::support::{Lab, code, export, main, soon, spec, until};
+use crate::support::{Lab, Request, code, export, main, soon, spec, spec_of, until};
 
 async fn limited(lab: &Lab, source: &str, limit: impl FnOnce(&mut SessionSpec)) -> Code {
     let mut spec = spec(source);
@@ -126,7 +128,7 @@ async fn a_limit_of_one_call_ends_the_others_of_its_session() {
     both.mode = Mode::Service;
     both.limits.runtime.cpu = Duration::from_millis(100);
     let session = lab.open(&request, both).await;
-    let started = || lab.probe.started.load(std::sync::atomic::Ordering::SeqCst) == 1;
+    let started = || lab.probe.started.load(Ordering::SeqCst) == 1;
     let spin = async {
         until("it waits", started).await;
         session.run(&env, export("spin", json!(null))).await
@@ -163,4 +165,45 @@ async fn a_console_has_its_share() {
     }
     let most = usize::try_from(shares * LOG_BYTES_PER_S).expect("few seconds");
     assert!((1..=most).contains(&bytes), "{bytes}");
+}
+
+/// Calls into sessions of one tenant, four of which leave the next 1.5 MB of the tenant's memory.
+async fn keep_values(lab: &Lab, request: &Request) -> JoinSet<Result<Ran, Failure>> {
+    let keeps = "export const keep = () => new Promise(() => {
+         for (let i = 0; i < 4; i++)
+             ops.call('test/hang', 'x'.repeat(1e6), { timeoutMs: 600000 }).catch(() => {});
+     });";
+    let mut kept = JoinSet::new();
+    for _ in 0..4 {
+        let mut keeper = spec(keeps);
+        keeper.mode = Mode::Service;
+        let session = lab.open(request, keeper).await;
+        let env = request.env();
+        kept.spawn(async move { session.run(&env, export("keep", Value::Null)).await });
+    }
+    let all = || lab.probe.started.load(Ordering::SeqCst) == 16;
+    until("all values are there", all).await;
+    kept
+}
+
+/// A caller whose other scripts keep values could have it fail so; a script that keeps too many itself fails by
+/// itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_whose_value_finds_no_room_beside_others_is_excused() {
+    let lab = Lab::new();
+    let keeps = lab.request().await;
+    let kept = keep_values(&lab, &keeps).await;
+    let beside =
+        "export default await ops.call('test/echo', 'x'.repeat(1.2e6)).catch((e) => e.code)";
+    let alone = "ops.call('test/hang', 'x'.repeat(2.2e6)).catch(() => {});
+         export default await ops.call('test/echo', 'x'.repeat(2.2e6)).catch((e) => e.code)";
+    for (tenant, source, excused) in [("tenant", beside, true), ("other", alone, false)] {
+        let request = lab.request().await;
+        let session = lab.open(&request, spec_of(tenant, source)).await;
+        let ran = soon(session.run(&request.env(), main())).await;
+        assert_eq!(ran.expect("a value").value, "QUOTA_EXCEEDED", "{tenant}");
+        assert_eq!(request.ctx.is_excused(), excused, "{tenant}");
+    }
+    assert!(!keeps.ctx.is_excused());
+    drop(kept);
 }

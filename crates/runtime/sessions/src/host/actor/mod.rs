@@ -333,8 +333,10 @@ impl Actor {
                 _held: held,
             },
             Err(Refused::Wrong) => return LIES,
-            Err(full @ Refused::Full) => {
-                if let Some(stop) = stop.take() {
+            Err(full @ (Refused::Full | Refused::TooMuch)) => {
+                let stop = stop.take();
+                self.excuse(full);
+                if let Some(stop) = stop {
                     // It may have ended at this moment.
                     let _ = stop.send(Failure::new(Code::Quota, full.error("item").message));
                 }
@@ -344,6 +346,14 @@ impl Actor {
         match items.try_send(item) {
             Err(mpsc::error::TrySendError::Full(_)) => LIES,
             _ => ON,
+        }
+    }
+
+    /// Notes with every call that runs here that others left no room: which of them is refused the engine cannot tell.
+    fn excuse(&self, refused: Refused) {
+        if refused == Refused::Full {
+            let courses = self.running.iter().filter_map(|it| it.env.as_ref());
+            courses.for_each(Env::excuse);
         }
     }
 

@@ -3,8 +3,8 @@
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use alknet_call::Env;
 use alknet_call::limits::OPERATION_BYTES_MAX;
+use alknet_call::{Env, ErrorCode};
 use alknet_runtime::{Code, Failure, Noted, OpError};
 use alknet_worker::{Blob, Body, Hash, Reply, Told};
 use serde_json::Value;
@@ -55,6 +55,7 @@ impl Actor {
                 if let Some(record) = &self.record {
                     record.leave_out();
                 }
+                self.excuse(refused);
                 return self.refuse(id, &refused.error("input"), None);
             }
         };
@@ -79,6 +80,9 @@ impl Actor {
         }
         let is_own = is_act || peer.is_none() && self.offered.contains(name);
         if !is_own && let Err(error) = self.reach.check(&env, name, peer, &value) {
+            if error.code == ErrorCode::Overloaded {
+                env.excuse();
+            }
             return self.refuse(id, &op_error(&error, name), noted.as_ref());
         }
         let wish = Wish {
@@ -199,7 +203,10 @@ impl Actor {
 
     pub(super) fn register(&mut self, spec: &Body, _script: Hash) -> Next {
         let registered = match self.shared.memory().keep::<Offer>(spec.as_bytes()) {
-            Err(refused) => Err(refused.error("specification")),
+            Err(refused) => {
+                self.excuse(refused);
+                Err(refused.error("specification"))
+            }
             Ok((offer, held)) => {
                 let name = format!("js/{}", offer.name);
                 offered::registration(&self.entrance, offer, held)

@@ -1,0 +1,145 @@
+//! What an operation learns of its request: whether callers could make it fail, and which of all requests it is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use alknet_call::*;
+use alknet_core::Carriage;
+use alknet_test_support::deadline;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use crate::common::*;
+use crate::composition::{authority, node, query};
+
+/// What an operation saw when what it called had ended.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    code: String,
+    excused: bool,
+    number: u64,
+}
+
+type Sees = mpsc::UnboundedReceiver<Seen>;
+
+/// An operation that calls what its input names, says what it saw, and fails in its own name.
+fn sees(name: &str, seen: &mpsc::UnboundedSender<Seen>) -> Registration {
+    let seen = seen.clone();
+    let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
+        let seen = seen.clone();
+        async move {
+            let op = input.value()["op"].as_str().unwrap_or_default();
+            let options = InvokeOptions {
+                timeout: input.value()["ms"].as_u64().map(Duration::from_millis),
+                ..InvokeOptions::default()
+            };
+            let env = ctx.env();
+            let ended = env.invoke_with(op, &input.value()["input"], &options).await;
+            let code = ended.map_or_else(|error| error.code.name().to_owned(), |_| String::new());
+            // The test may be over.
+            let _ = seen.send(Seen {
+                code,
+                excused: ctx.is_excused(),
+                number: ctx.root_number(),
+            });
+            Err::<Value, _>(CallError::internal("in its own name"))
+        }
+    });
+    let reach = ScopedPeerEnv::new(["app/*"]);
+    Registration::new(query(name), handler).composing(authority(&[]), reach)
+}
+
+fn lab() -> (Node, Sees) {
+    let (saw, seen) = mpsc::unbounded_channel();
+    let answers = |error: CallError| {
+        HandlerKind::once(move |_, _| {
+            let error = error.clone();
+            async move { Err::<Value, _>(error) }
+        })
+    };
+    let full = CallError::new(ErrorCode::Overloaded, "full");
+    let hang = HandlerKind::once(|_, _| std::future::pending::<Result<Value, CallError>>());
+    let registry = Registry::builder()
+        .with(sees("app/outer", &saw))
+        .with(sees("app/inner", &saw))
+        .with(Registration::new(query("app/full"), answers(full)))
+        .with(Registration::new(
+            query("app/fails"),
+            answers(CallError::internal("no")),
+        ))
+        .with(Registration::new(query("app/hangs"), hang));
+    (node(registry), seen)
+}
+
+async fn call(client: &CallConnection, input: &Value, timeout: Option<Duration>) {
+    let options = CallOptions {
+        timeout,
+        ..CallOptions::default()
+    };
+    let ended = soon(client.call_with("app/outer", input, &options)).await;
+    ended.expect_err("it fails in its own name");
+}
+
+/// Whatever the operations between make of it.
+#[tokio::test]
+async fn want_of_room_excuses_everything_above_and_nothing_else() {
+    let (node, mut seen) = lab();
+    let client = node.client(Carriage::Memory, None);
+    for (op, excused) in [("app/full", true), ("app/fails", false)] {
+        let inner = json!({ "op": "app/inner", "input": { "op": op } });
+        call(&client, &inner, None).await;
+        let (first, second) = (seen.recv().await, seen.recv().await);
+        let (first, second) = (first.expect("it ran"), second.expect("it ran"));
+        assert_eq!((first.excused, second.excused), (excused, excused), "{op}");
+        assert_eq!(second.code, "INTERNAL", "{op}");
+        assert_eq!(first.number, second.number, "one request");
+    }
+}
+
+#[tokio::test]
+async fn a_caller_s_haste_excuses_and_an_operation_s_own_does_not() {
+    let (node, mut seen) = lab();
+    let client = node.client(Carriage::Memory, None);
+    let short = Duration::from_millis(200);
+    let hangs = json!({ "op": "app/hangs" });
+    for (input, timeout, excused) in [
+        (hangs.clone(), Some(short), true),
+        (
+            json!({ "op": "app/inner", "input": hangs }),
+            Some(short),
+            true,
+        ),
+        // The operation itself waits no longer.
+        (
+            json!({ "op": "app/hangs", "ms": 20 }),
+            Some(deadline(10 * short)),
+            false,
+        ),
+        (json!({ "op": "app/hangs", "ms": 20 }), None, false),
+    ] {
+        call(&client, &input, timeout).await;
+        let first = seen.recv().await.expect("it ran");
+        assert_eq!(first.code, "TIMEOUT", "{input}");
+        assert_eq!(first.excused, excused, "{input}");
+        // Of those that called it, if they had the time to see it.
+        while seen.try_recv().is_ok() {}
+    }
+}
+
+/// Their senders choose the ids.
+#[tokio::test]
+async fn requests_of_one_id_are_told_apart() {
+    let (node, mut seen) = lab();
+    let (dialled, _accepted) = alknet_core::memory_pair(ALPN);
+    let gate = Gate::new(&Arc::clone(&node.dispatcher), &dialled, None);
+    let input = bytes::Bytes::from_static(br#"{"op":"app/fails"}"#);
+    let mut numbers = Vec::new();
+    for _ in 0..2 {
+        let mut incoming = Incoming::new("same", "app/outer");
+        incoming.input = Some(input.clone());
+        let ended = soon(gate.call(incoming)).await;
+        ended.expect_err("it fails in its own name");
+        numbers.push(seen.recv().await.expect("it ran").number);
+    }
+    assert_ne!(numbers[0], numbers[1]);
+}
