@@ -8,7 +8,7 @@ use alknet_core::StreamCode;
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use crate::limits::{BULK_BYTES, COPY_BYTES_MAX};
+use crate::limits::{BULK_BYTES, COPY_BYTES_MAX, WRITE_STEP_BYTES};
 use crate::sync::lock;
 use crate::unread::Unread;
 
@@ -85,6 +85,17 @@ impl State {
         self.parts.push_back(tail.clone());
     }
 
+    /// Puts a buffer that is long enough for a write aside, without the room that it grew by: what waits is counted, and
+    /// a buffer that grows for a reader who takes nothing would hold twice as much.
+    fn set_aside(&mut self) {
+        if self.buffer.len() >= WRITE_STEP_BYTES {
+            let mut full = std::mem::take(&mut self.buffer);
+            full.shrink_to_fit();
+            self.parts_bytes += full.len();
+            self.parts.push_back(full.into());
+        }
+    }
+
     fn next_part(&mut self) -> Option<Bytes> {
         let part = match self.parts.pop_front() {
             Some(part) => {
@@ -126,6 +137,7 @@ impl Outlet {
         let before = state.queued();
         let result = encode(&mut state.buffer);
         state.pushed += (state.queued() - before) as u64;
+        state.set_aside();
         drop(state);
         self.work.notify_one();
         Some(result)
@@ -165,6 +177,7 @@ impl Outlet {
         }
         let bytes = state.queued() - before;
         state.pushed += bytes as u64;
+        state.set_aside();
         unread.add(bytes.saturating_sub(claimed));
         unread.taken(claimed.saturating_sub(bytes));
         if let Some(meter) = meter {
@@ -415,6 +428,28 @@ mod tests {
         assert_eq!(take(&outlet).await, "cshort");
         outlet.wrote(6);
         assert!(outlet.is_idle());
+    }
+
+    /// However many answers a reader leaves where they are, no more is held than is counted.
+    #[tokio::test]
+    async fn what_waits_holds_no_room_to_grow() {
+        let outlet = Outlet::default();
+        for n in 0..10_000_u32 {
+            outlet.push(|out| out.extend_from_slice(&[(n % 256) as u8; 100]));
+        }
+        assert_eq!(outlet.backlog(), 1_000_000);
+        let room = lock(&outlet.state).buffer.capacity();
+        assert!(room <= 2 * WRITE_STEP_BYTES, "{room}");
+        let mut all = Vec::new();
+        while !outlet.is_idle() {
+            let part = take(&outlet).await;
+            let bytes = part.try_into_mut().expect("nobody else has it");
+            assert!(bytes.capacity() <= bytes.len().max(2 * WRITE_STEP_BYTES));
+            outlet.wrote(bytes.len());
+            all.extend_from_slice(&bytes);
+        }
+        let wanted = (0..10_000_u32).flat_map(|n| [(n % 256) as u8; 100]);
+        assert!(all.into_iter().eq(wanted), "in order");
     }
 
     #[tokio::test]

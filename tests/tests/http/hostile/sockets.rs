@@ -322,26 +322,23 @@ async fn answers_that_no_socket_reads_are_counted_together() {
 async fn answers_that_no_connection_of_a_token_reads_are_counted_together() {
     const CONNECTIONS: usize = 48;
     /// Requests on each.
-    const REQUESTS: usize = 2000;
+    const REQUESTS: usize = 20_000;
     let bench = Bench::new();
     let web = Web::start(&bench, FAST);
     let before = resident(&web);
     forget_peak(&web);
-    let mut asks = wire::request("0", "session/authenticate", &json!({ "token": web.reader }));
-    for id in 1..=REQUESTS {
-        asks.extend(wire::request(
-            &id.to_string(),
-            "services/list",
-            &Value::Null,
-        ));
-    }
-    let asks = Bytes::from(asks);
+    let ask = |id: usize| wire::request(&id.to_string(), "services/list", &Value::Null);
+    let asks = Bytes::from_iter((1..=REQUESTS).flat_map(ask));
     let dialer = Arc::new(Dialer::new(None));
     let mut all = JoinSet::new();
     for _ in 0..CONNECTIONS {
         let connection = dialer.dial_over(Carriage::Tcp, &web.target(), ALPN).await;
         let connection = connection.expect("anybody may connect");
-        let (mut send, recv) = wire::stream(&connection).await.expect("one stream");
+        let (mut send, mut recv) = wire::stream(&connection).await.expect("one stream");
+        let token = wire::request("0", "session/authenticate", &json!({ "token": web.reader }));
+        send.write_all(&token).await.expect("it is taken");
+        let answer = within(wire::event(&mut recv)).await.expect("it goes on");
+        assert_eq!(answer["type"], "call.responded", "{answer}");
         let asks = asks.clone();
         all.spawn(async move {
             // The node stops taking them.
