@@ -155,12 +155,7 @@ fn fuzzing(cx: &mut Context, arguments: &Arguments) -> Result<()> {
     }
 }
 
-fn tests(
-    cx: &mut Context,
-    arguments: &Arguments,
-    name: &str,
-    kind: Kind,
-) -> Result<()> {
+fn tests(cx: &mut Context, arguments: &Arguments, name: &str, kind: Kind) -> Result<()> {
     let (parts, how): (&[&str], &[&str]) = match kind {
         Kind::Fuzz => (&[], &[]),
         Kind::Measured(parts) => (parts, &["--test-threads=1"]),
