@@ -145,7 +145,7 @@ async fn a_narrower_token_of_a_connection_ends_what_runs_on_it() {
             loop {
                 match client.work().await {
                     Ok(_) => tokio::time::sleep(Duration::from_millis(1)).await,
-                    Err(refused) => return refused,
+                    Err(refused) => break refused,
                 }
             }
         };
