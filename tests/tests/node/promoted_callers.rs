@@ -151,6 +151,13 @@ async fn sessions_of(admin: &CallConnection, tenant: &str) -> usize {
     sessions.filter(|it| it["tenant"] == tenant).count()
 }
 
+/// Promotes both operations of ada's.
+fn promote_all(bench: &Bench, node: &HostNode, ada: &Cli, rev: &Cli) {
+    for name in NAMES {
+        promote(bench, node.target(), ("ada", ada), rev, &Draft::waits(name));
+    }
+}
+
 /// The metrics of a node with peers that are connected, sessions of an author's, and promoted operations that run: none
 /// of their labels has a name.
 async fn names_nobody(admin: &CallConnection) {
@@ -181,15 +188,7 @@ async fn whoever_calls_without_end_leaves_the_author_and_others_theirs() {
         ],
     );
     let node = bench.host_with(&config);
-    for name in NAMES {
-        promote(
-            &bench,
-            node.target(),
-            ("ada", &ada),
-            &rev,
-            &Draft::waits(name),
-        );
-    }
+    promote_all(&bench, &node, &ada, &rev);
 
     let (_admins, admin) = dial(&node, bench.admin()).await;
     let attack = Attack::begin(&node, &eve).await;
@@ -254,15 +253,7 @@ async fn the_calls_of_a_batch_are_not_taken_for_one_another() {
         ],
     );
     let node = bench.host_with(&config);
-    for name in NAMES {
-        promote(
-            &bench,
-            node.target(),
-            ("ada", &ada),
-            &rev,
-            &Draft::waits(name),
-        );
-    }
+    promote_all(&bench, &node, &ada, &rev);
     let eve = json!({ "scopes": ["runtime:debug", calls[0], calls[1]] });
     let eve = node.call("token/make", &eve);
     let eve = eve["token"].as_str().expect("a token");
