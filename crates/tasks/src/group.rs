@@ -218,6 +218,11 @@ pub(crate) mod tests {
     /// Starts a program that stays, and notes its number.
     const SLEEPER: &str = "sleep 1000 & echo $! >> \"$ALKNET_TEST_GROUP_STARTED\"; wait";
 
+    /// Waits until `timeout`, which started this shell, waits for it. A SIGTERM that comes between `fork` and the
+    /// assignment of what it returns ends the `timeout` of coreutils 9.1 without a signal to what it started: beside
+    /// eight endless loops that happened once.
+    const SUPERVISED: &str = "until grep -q '^State:.S' /proc/$PPID/status; do sleep 0.01; done";
+
     /// Longer than a test waits.
     const LONG: Duration = Duration::from_secs(600);
 
@@ -336,10 +341,8 @@ pub(crate) mod tests {
             }
             Some(_) => {
                 let mut sh = limited(LONG, "sh");
-                sh.args([
-                    "-c",
-                    &format!("echo $$ >> \"$ALKNET_TEST_GROUP_STARTED\"; {SLEEPER}"),
-                ]);
+                let note = "echo $$ >> \"$ALKNET_TEST_GROUP_STARTED\"";
+                sh.args(["-c", &format!("{SUPERVISED}; {note}; {SLEEPER}")]);
                 sh.status().expect("it starts");
                 return;
             }

@@ -73,7 +73,8 @@ fn scaled(limit: Duration, factor: f64) -> Duration {
 /// exit status is 124 where SIGTERM was enough; otherwise SIGKILL ended the command.
 ///
 /// The program also gets these signals when the thread ends that started it. `timeout` gives it a process
-/// group of its own, which neither Ctrl-C nor the runner of the tests reaches.
+/// group of its own, which neither Ctrl-C nor the runner of the tests reaches. A signal that comes before `timeout`
+/// knows what it started ends `timeout` and the program, and leaves what the program started (seen with coreutils 9.1).
 pub fn limited(limit: Duration, program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("setpriv");
     command

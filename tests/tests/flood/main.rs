@@ -269,27 +269,42 @@ fn p99(times: &mut [Duration]) -> f64 {
     times[times.len() * 99 / 100].as_secs_f64() * 1000.0
 }
 
-/// Sends everything at an even pace; returns how much that was.
-fn flood(port: u16, stop: &AtomicBool) -> u32 {
+/// All packets of the flood, in the order in which they are sent: those that are right, and after one in
+/// [`WRONG_EVERY`] another that is not. They are made before anything is measured, for who floods has a processor of its
+/// own: their keys would be computed on the node's.
+fn bursts(port: u16) -> Vec<Vec<Vec<u8>>> {
+    let mut initials = Initials::new(ALPN);
+    let burst = |first: u32| {
+        let mut burst = Vec::new();
+        for n in first..first + BURST {
+            burst.push(initials.right(NODE, port));
+            if n % WRONG_EVERY == 0 {
+                burst.push(initials.wrong(NODE, port));
+            }
+        }
+        burst
+    };
+    (0..packets() / BURST)
+        .map(|n| n * BURST)
+        .map(burst)
+        .collect()
+}
+
+/// Sends everything at an even pace; returns how much of it was right.
+fn flood(bursts: &[Vec<Vec<u8>>], stop: &AtomicBool) -> u32 {
     let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(RAW)));
     let socket = socket.expect("root may");
-    let mut initials = Initials::new(ALPN);
     let address = SockAddr::from(SocketAddr::from((NODE, 0)));
     let pause = Duration::from_secs(1) * BURST / PACKETS_PER_SECOND;
     let began = Instant::now();
     let mut sent = 0;
-    while sent < packets() && !stop.load(Ordering::Relaxed) {
-        for n in 0..BURST {
-            let packet = initials.right(NODE, port);
-            socket
-                .send_to(&packet, &address)
-                .expect("the cable is there");
-            if (sent + n) % WRONG_EVERY == 0 {
-                let packet = initials.wrong(NODE, port);
-                socket
-                    .send_to(&packet, &address)
-                    .expect("the cable is there");
-            }
+    for burst in bursts {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        for packet in burst {
+            let handed_over = socket.send_to(packet, &address);
+            handed_over.expect("the cable is there");
         }
         sent += BURST;
         let due = began + pause * (sent / BURST);
@@ -306,6 +321,7 @@ async fn values(client: &CallConnection) -> Value {
 async fn scenario(lab: Arc<Lab>, admin: &Path, served: &Served) {
     let honest = Honest::new(admin, &served.target);
     let lasting = honest.connect().await;
+    let bursts = bursts(served.target.port);
     let mut calm = Times::default();
     let (calls, connections) = (full(CALM_CALLS), full(CALM_CONNECTIONS));
     while calm.calls.len() < calls || calm.connections.len() < connections {
@@ -317,10 +333,10 @@ async fn scenario(lab: Arc<Lab>, admin: &Path, served: &Served) {
     let stop = Arc::new(AtomicBool::new(false));
     let peak = Arc::new(AtomicU64::new(before));
     let sending = {
-        let (stop, port, lab) = (Arc::clone(&stop), served.target.port, Arc::clone(&lab));
+        let (stop, lab) = (Arc::clone(&stop), Arc::clone(&lab));
         std::thread::spawn(move || {
             lab.enter();
-            flood(port, &stop)
+            flood(&bursts, &stop)
         })
     };
     let watching = {
