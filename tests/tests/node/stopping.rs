@@ -5,7 +5,7 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use alknet_call::{
     ALPN, CallClient, CallConnection, CallError, CallHandler, CallOptions, Dispatcher, HandlerKind,
@@ -13,7 +13,7 @@ use alknet_call::{
 };
 use alknet_core::{CloseCode, Entries, HandlerRegistry, Identities, SystemClock};
 use alknet_endpoint::{Dialer, Server, ServerOptions};
-use alknet_test_support::{deadline, skip};
+use alknet_test_support::{deadline, skip, took};
 use alknet_tests::{Answer, Bench, Cli, Web, eventually, whole_seconds};
 use alknet_tls::NodeKey;
 use nix::sys::signal::{Signal, kill};
@@ -115,6 +115,10 @@ const SHORT: &str = "@group(0) @binding(0) var<storage, read_write> data: array<
 /// How long a request may wait for the one before it: less than it takes until a node notices by silence that a client
 /// over UDP is gone (45 s), and a part of what that one's shader may take.
 const NEXT_WITHIN: Duration = Duration::from_secs(20);
+
+/// How long it waits on a machine that does nothing else: the worker of the shader that was stopped is ended, and another
+/// is started.
+const AT_ONCE: Duration = Duration::from_secs(2);
 
 /// Processor time that an endless shader is let use beyond that of short ones, in ticks of 10 ms.
 const TICKS: u64 = 20;
@@ -221,16 +225,23 @@ impl Computing {
     /// The same identity's next request has its turn.
     fn next_is_served(&self, after: &str) {
         let next = self.call("quic", "compute/dispatch", &shader(SHORT), NEXT_WITHIN);
+        let began = Instant::now();
         let told = self.bench.admin().run(next);
         let outputs = &told.json()["outputs"]["0"];
         assert_eq!(outputs["inline"], "BwAAAAAAAAA=", "{after}: {told:?}");
+        took(&format!("the next after {after}"), AT_ONCE, began.elapsed());
     }
 
     fn next_is_served_over_http(&self, after: &str) {
-        let call = json!({ "operation": "compute/dispatch", "input": shader(SHORT) });
+        let within = deadline(NEXT_WITHIN).as_millis() as u64;
+        let call = json!({
+            "operation": "compute/dispatch", "input": shader(SHORT), "timeout_ms": within,
+        });
+        let began = Instant::now();
         let told = self.web.post(&self.web.admin, "/call", &call.to_string());
         let output = &told.json()["output"]["outputs"]["0"];
         assert_eq!(output["inline"], "BwAAAAAAAAA=", "{after}: {told:?}");
+        took(&format!("the next after {after}"), AT_ONCE, began.elapsed());
     }
 
     /// A connection of the administrator's.
@@ -317,18 +328,23 @@ async fn a_shader_whose_caller_stops_is_stopped() {
             // Its future is dropped.
             call.abort();
             let short = shader(SHORT);
+            let began = Instant::now();
             let next = client.call("compute/dispatch", &short);
             let next = tokio::time::timeout(deadline(NEXT_WITHIN), next).await;
             let next = next.expect("it waits for the call that was given up");
             let answer = next.expect("a short shader");
             let output = &answer.value()["outputs"]["0"];
             assert_eq!(output["inline"], "BwAAAAAAAAA=", "an abort");
+            took("the next after an abort", AT_ONCE, began.elapsed());
         }
     }
 
     for version in ["--http1.1", "--http2"] {
         let since = node.ticks();
-        let call = json!({ "operation": "compute/dispatch", "input": shader(ENDLESS) });
+        // Without a time of its own the call would end by itself before the next one gives up.
+        let call = json!({
+            "operation": "compute/dispatch", "input": shader(ENDLESS), "timeout_ms": 600_000,
+        });
         let first = Command::new("curl")
             .args([
                 "--silent",

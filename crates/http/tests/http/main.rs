@@ -128,7 +128,8 @@ id: 3\nevent: data\ndata: 2\n\nevent: completed\ndata: {}\n\n";
 async fn whoever_goes_away_ends_what_they_asked_for() {
     for version in VERSIONS {
         let node = Node::new("");
-        let body = json!({ "operation": "/test/wait", "input": null });
+        // Longer than this waits until it has ended.
+        let body = json!({ "operation": "/test/wait", "input": null, "timeout_ms": 600_000 });
         let request = node.request(Method::POST, Some("good"), "/call", &body.to_string());
         let mut client = node.client(version).await;
         let asked = tokio::spawn(async move { client.ask(request).await });

@@ -4,7 +4,7 @@
 //! callers of two would take all of the author's; without one for each caller the first would take what is there for
 //! all.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use alknet_call::{CallError, Ctx, ErrorCode};
@@ -18,21 +18,26 @@ type Caller = Option<PeerId>;
 /// A request from outside, by the node's number for it: its id is its sender's choice.
 type Root = u64;
 
+/// A call of an operation: the request it belongs to, and its id, which the node made where it is not the request itself.
+type Call = (Root, String);
+
 /// Whose call it is.
 #[derive(Clone, Debug)]
 pub(crate) struct Origin {
     caller: Caller,
-    root: Root,
-    /// Another operation calls.
-    internal: bool,
+    call: Call,
+    /// The call of the operation that calls; `None` for a request from outside.
+    parent: Option<Call>,
 }
 
 impl Origin {
     pub(crate) fn of(ctx: &Ctx) -> Self {
+        let root = ctx.root_number();
+        let parent = ctx.parent_request_id().map(|id| (root, id.to_owned()));
         Self {
             caller: ctx.identity().map(|who| who.id.clone()),
-            root: ctx.root_number(),
-            internal: ctx.internal(),
+            call: (root, ctx.request_id().to_owned()),
+            parent,
         }
     }
 }
@@ -46,8 +51,8 @@ pub(crate) struct Callers(Mutex<HashMap<String, Calls>>);
 struct Calls {
     all: u32,
     each: HashMap<Caller, u32>,
-    /// Requests for one of the author's operations itself.
-    roots: HashMap<Root, u32>,
+    /// Those that run, whether they count or not.
+    running: HashSet<Call>,
 }
 
 impl Calls {
@@ -72,7 +77,7 @@ impl Calls {
 /// A call that is counted until this is gone.
 #[derive(Debug)]
 pub(crate) struct Counted {
-    _entry: Option<Entry>,
+    _entry: Entry,
 }
 
 #[derive(Debug)]
@@ -80,11 +85,14 @@ struct Entry {
     callers: Arc<Callers>,
     author: String,
     origin: Origin,
+    /// It is a part of another call of the author's, and does not count.
+    is_part: bool,
 }
 
 impl Callers {
     /// Counts a call of an author's operation. What an operation of the author's calls of the author's is a part of it,
-    /// and the author's own affair: a part that found no room would fail a call that has some.
+    /// and the author's own affair: a part that found no room would fail a call that has some. What another author's
+    /// operation calls counts, also where an operation of this author's has called that.
     ///
     /// # Errors
     /// `OVERLOADED` where as many run as may.
@@ -95,29 +103,29 @@ impl Callers {
     ) -> Result<Counted, CallError> {
         let mut all = lock(&self.0);
         let calls = all.entry(author.to_owned()).or_default();
-        if origin.internal && calls.roots.contains_key(&origin.root) {
-            return Ok(Counted { _entry: None });
+        let parent = origin.parent.as_ref();
+        let is_part = parent.is_some_and(|parent| calls.running.contains(parent));
+        if !is_part {
+            let own = calls.each.get(&origin.caller);
+            let own = own.copied().unwrap_or_default();
+            if let Err((most, whose)) = calls.take(own) {
+                // Other calls run, or there would be room: no entry is left behind.
+                let text = format!("at most {most} {whose}; wait for one to end");
+                let error = CallError::new(ErrorCode::Overloaded, text);
+                return Err(error.with_retry_after_ms(CALL_RETRY_MS));
+            }
+            calls.all += 1;
+            calls.each.insert(origin.caller.clone(), own + 1);
         }
-        let own = calls.each.get(&origin.caller);
-        let own = own.copied().unwrap_or_default();
-        if let Err((most, whose)) = calls.take(own) {
-            // Other calls run, or there would be room: no entry is left behind.
-            let text = format!("at most {most} {whose}; wait for one to end");
-            let error = CallError::new(ErrorCode::Overloaded, text);
-            return Err(error.with_retry_after_ms(CALL_RETRY_MS));
-        }
-        calls.all += 1;
-        calls.each.insert(origin.caller.clone(), own + 1);
-        if !origin.internal {
-            *calls.roots.entry(origin.root).or_default() += 1;
-        }
+        calls.running.insert(origin.call.clone());
         drop(all);
         Ok(Counted {
-            _entry: Some(Entry {
+            _entry: Entry {
                 callers: Arc::clone(self),
                 author: author.to_owned(),
                 origin,
-            }),
+                is_part,
+            },
         })
     }
 }
@@ -138,12 +146,12 @@ impl Drop for Entry {
         let Some(calls) = all.get_mut(&self.author) else {
             return;
         };
-        calls.all -= 1;
-        leave(&mut calls.each, &self.origin.caller);
-        if !self.origin.internal {
-            leave(&mut calls.roots, &self.origin.root);
+        calls.running.remove(&self.origin.call);
+        if !self.is_part {
+            calls.all -= 1;
+            leave(&mut calls.each, &self.origin.caller);
         }
-        if calls.all == 0 {
+        if calls.running.is_empty() {
             all.remove(&self.author);
         }
     }
@@ -157,16 +165,27 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
-    fn origin(caller: Option<&str>, root: Root, internal: bool) -> Origin {
+    /// A request from outside.
+    fn origin(caller: Option<&str>, root: Root) -> Origin {
         Origin {
             caller: caller.map(|name| name.parse().expect("a peer id")),
-            root,
-            internal,
+            call: (root, "request".to_owned()),
+            parent: None,
+        }
+    }
+
+    /// The call `number` that `parent` makes.
+    fn part(parent: &Origin, number: usize) -> Origin {
+        let (root, id) = &parent.call;
+        Origin {
+            caller: parent.caller.clone(),
+            call: (*root, format!("{id}.{number}")),
+            parent: Some(parent.call.clone()),
         }
     }
 
     fn takes_all(callers: &Arc<Callers>, author: &str, caller: Option<&str>) -> Vec<Counted> {
-        let next = |root: Root| callers.enter(author, origin(caller, root, false)).ok();
+        let next = |root: Root| callers.enter(author, origin(caller, root)).ok();
         (0..).map_while(next).collect()
     }
 
@@ -175,7 +194,7 @@ mod tests {
         let callers = Arc::new(Callers::default());
         let eve = takes_all(&callers, "ada", Some("eve"));
         assert_eq!(eve.len(), 64);
-        let refused = callers.enter("ada", origin(Some("eve"), 64, false));
+        let refused = callers.enter("ada", origin(Some("eve"), 64));
         let refused = refused.expect_err("half of them");
         assert_eq!(refused.code, ErrorCode::Overloaded);
         assert!(refused.retryable && refused.retry_after_ms.is_some());
@@ -192,24 +211,34 @@ mod tests {
         assert!(lock(&callers.0).is_empty());
     }
 
-    /// An operation of eve's that calls ada's without end takes what eve may have; one of ada's calls what it likes.
+    /// An operation of eve's that calls ada's without end takes what its caller may have, also below one of ada's; one
+    /// of ada's calls what it likes of ada's.
     #[test]
     fn what_an_author_s_operation_calls_of_the_author_s_is_part_of_it() {
         let callers = Arc::new(Callers::default());
-        let calls = |author: &str, root: Root, internal| {
-            callers.enter(author, origin(Some("cal"), root, internal))
-        };
-        let whole: Vec<_> = (0..64).map(|n| calls("ada", n, false)).collect();
+        let whole: Vec<_> = (0..63)
+            .map(|n| callers.enter("ada", origin(Some("cal"), n)))
+            .collect();
         assert!(whole.iter().all(Result::is_ok));
-        assert!(calls("ada", 64, false).is_err());
-        let parts: Vec<_> = (0..100).map(|_| calls("ada", 7, true)).collect();
+        let seventh = origin(Some("cal"), 7);
+        let parts: Vec<_> = (0..100)
+            .map(|n| callers.enter("ada", part(&seventh, n)))
+            .collect();
         assert!(parts.iter().all(Result::is_ok));
-        let begun = 65;
-        let of_eve = calls("eve", begun, false).expect("another author");
-        assert!(calls("ada", begun, true).is_err(), "it counts for cal");
-        drop((whole, parts));
+        let deep = callers.enter("ada", part(&part(&seventh, 1), 0));
+        let deep = deep.expect("a part of a part");
+
+        let below = part(&seventh, 100);
+        let of_eve = callers.enter("eve", below.clone());
+        let of_eve = of_eve.expect("another author");
+        let counts = callers.enter("ada", part(&below, 0)).expect("the last one");
+        let more = callers.enter("ada", part(&below, 1));
+        assert!(more.is_err(), "what eve's calls counts for cal");
+        assert!(callers.enter("ada", part(&seventh, 101)).is_ok());
+        drop((whole, parts, deep, counts));
+
         let taken: Vec<_> = (0..200)
-            .map_while(|_| calls("ada", begun, true).ok())
+            .map_while(|n| callers.enter("ada", part(&below, n)).ok())
             .collect();
         assert_eq!(taken.len(), 64, "no first one covers those that follow");
         drop((taken, of_eve));

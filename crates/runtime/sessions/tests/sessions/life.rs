@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use alknet_runtime::{Clock, Code, Mode, Work};
+use alknet_sessions::limits::WALL_MAX_ONE_SHOT;
 use alknet_sessions::{Config, Line, Reason, SessionSpec, State};
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
@@ -150,11 +151,12 @@ async fn dropping_a_call_aborts_it_and_what_it_called() {
     let source = "export let heard = false;
         export const wait = async (_, { signal }) => {
             signal.addEventListener('abort', () => { heard = true; });
-            return ops.call('test/hang', {}, { signal });
+            return ops.call('test/hang', {}, { signal, timeoutMs: 600_000 });
         };
         export const did = () => heard;";
     let mut spec = spec(source);
     spec.mode = Mode::Service;
+    spec.limits.wall = WALL_MAX_ONE_SHOT;
     let session = lab.open(&request, spec).await;
     let env = request.env();
     {
@@ -220,9 +222,10 @@ async fn a_killed_session_ends_its_calls() {
     let lab = Lab::new();
     let request = lab.request().await;
     let env = request.env();
-    let session = lab
-        .open(&request, spec("await ops.call('test/hang', {})"))
-        .await;
+    // Nothing but the kill ends the call for as long as this waits.
+    let mut spec = spec("await ops.call('test/hang', {}, { timeoutMs: 600_000 })");
+    spec.limits.wall = WALL_MAX_ONE_SHOT;
+    let session = lab.open(&request, spec).await;
     let kill = async {
         until("it started", || {
             lab.probe.started.load(Ordering::SeqCst) == 1
