@@ -242,6 +242,50 @@ async fn scenario(admin: &Path, served: &Served) {
     call(&lasting).await;
 }
 
+/// The administrator comes for the first time once the crowd is there.
+async fn unseen(admin: &Path, served: &Served) {
+    let by_ipv6 = by_ipv6(served);
+    let (crowd, progress) = (Crowd::new(served), Arc::new(Progress::default()));
+    let coming = {
+        let progress = Arc::clone(&progress);
+        std::thread::spawn(move || crowd.come(Spread::Everywhere, &progress))
+    };
+    while progress.done.load(Ordering::SeqCst) < full(CROWD) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let mut longest = Duration::ZERO;
+    for target in [&by_ipv6, &served.target] {
+        let admin = Honest::new(admin, target);
+        for carriage in [Carriage::Quic, Carriage::Tcp] {
+            longest = longest.max(gets_in(&admin, carriage).await);
+        }
+    }
+    let (strangers, refused) = counted(&Honest::new(admin, &by_ipv6)).await;
+    println!(
+        "figure unseen administrator: in after {} ms; {strangers} of the crowd are in",
+        longest.as_millis()
+    );
+    took("an unseen administrator", GETS_IN_WITHIN, longest);
+    assert!(
+        strangers > 0.0 && strangers <= FOR_UNKNOWN + HANDS as f64,
+        "{strangers}"
+    );
+    assert!(refused > 0.0, "the crowd found room for all");
+    progress.stop.store(true, Ordering::SeqCst);
+    coming.join().expect("the crowd came");
+}
+
+/// With the rates that a node has by default, from a network that it has not seen before.
+#[test]
+fn a_host_with_thousands_of_addresses_lets_an_unseen_administrator_in() {
+    if let Some(lab) = Lab::new('u').map(Lab::crowded) {
+        let bench = Bench::new();
+        let served = lab.serve(&bench, "::", "[limits]\nconnections = 512\n");
+        let admin = bench.admin().state().to_owned();
+        among(&lab, unseen(&admin, &served));
+    }
+}
+
 #[test]
 fn a_host_with_thousands_of_addresses_keeps_no_administrator_out() {
     if let Some(lab) = Lab::new('c').map(Lab::crowded) {

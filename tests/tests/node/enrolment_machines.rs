@@ -7,7 +7,7 @@
 //! its gateway, and nobody but its administrator reaches the worker.
 
 use std::cell::Cell;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -152,6 +152,17 @@ fn a_script_of_the_hub_calls_the_worker(hub: &Node, worker: &Node, id: &str) {
 
 /// A client gives up what it asked of the hub, which asked the worker: the script on the third machine ends.
 fn what_is_given_up_ends_on_the_third_machine(bench: &Bench, hub: &Node, worker: &Node, id: &str) {
+    let mut call = a_script_runs_on_both(bench, hub, worker, id);
+    let pid = Pid::from_raw(call.id().cast_signed());
+    kill(pid, Signal::SIGINT).expect("it was not waited for yet");
+    let ended = call.wait().expect("it is our child");
+    assert!(!ended.success(), "{ended}");
+    scripts_run(worker, 0);
+    scripts_run(hub, 0);
+}
+
+/// Calls a script on the hub that waits for one on the worker, which stays for as long as anybody waits.
+fn a_script_runs_on_both(bench: &Bench, hub: &Node, worker: &Node, id: &str) -> Child {
     let limits = json!({ "wall_ms": 600_000 });
     let there = json!({
         "source": "await new Promise(() => setTimeout(() => {}, 1e6))", "limits": limits,
@@ -163,15 +174,10 @@ fn what_is_given_up_ends_on_the_third_machine(bench: &Bench, hub: &Node, worker:
     let mut call = bench.admin().command(&["call", "--timeout", "600"]);
     call.args([&hub.target(), "runtime/eval", &input]);
     let call = call.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-    let mut call = call.expect("the binary can be started");
+    let call = call.expect("the binary can be started");
     scripts_run(worker, 1);
     scripts_run(hub, 1);
-    let pid = Pid::from_raw(call.id().cast_signed());
-    kill(pid, Signal::SIGINT).expect("it was not waited for yet");
-    let ended = call.wait().expect("it is our child");
-    assert!(!ended.success(), "{ended}");
-    scripts_run(worker, 0);
-    scripts_run(hub, 0);
+    call
 }
 
 /// The hub's configuration is replaced again and again while it passes calls on to the worker: each is answered.
@@ -293,9 +299,15 @@ fn a_worker_machine_joins_a_hub_machine_and_stays_the_same_peer() {
     assert_eq!(same["peer_id"], json!(id));
     assert_eq!(same["keys"], json!([before, new]));
 
-    // Put out, it is out, with either key and whatever it shows.
+    // Put out, it is out, with either key and whatever it shows, and so is what runs over its connection.
+    let mut call = a_script_runs_on_both(&bench, &hub, &worker, &id);
     let removed = run(&bench, &["hub", "remove", &hub.target(), "kitchen"]).json();
     assert_eq!(removed["peer_id"], json!(id));
+    assert_eq!(removed["closed"].as_array().map(Vec::len), Some(1));
+    let ended = call.wait().expect("it is our child");
+    assert!(!ended.success(), "{ended}");
+    scripts_run(&worker, 0);
+    scripts_run(&hub, 0);
     assert_eq!(through(&hub), None);
     peer(&bench, &hub, "removed");
     let mark = worker.vm().console().mark();
