@@ -28,6 +28,7 @@ fn docs_and_hints_promise_no_hardware_without_a_driver() {
         .map(|path| fs::read_to_string(path).expect("readable"))
         .collect();
     let mut told = files(&root.join("docs"), "md");
+    told.push(root.join("README.md"));
     for sources in ["init/src", "provisioning/src", "provisioning/cli/src"] {
         told.extend(files(&root.join(sources), "rs"));
     }

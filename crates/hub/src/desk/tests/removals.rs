@@ -39,6 +39,32 @@ async fn a_removal_outlives_every_invitation_made_before_it() {
     assert_eq!(hub.code(1, &newer, NOW).await, "ENROLL_INVALID");
 }
 
+/// One of its keys was taken, and it was removed for that.
+#[tokio::test]
+async fn only_the_key_that_is_let_in_again_comes_back_after_a_removal() {
+    let hub = hub(EnrolMode::Token);
+    let [first, older] = [
+        hub.token(TokenKind::Many(5), worker()).await,
+        hub.token(TokenKind::Many(5), worker()).await,
+    ];
+    let joined = hub.enrol(1, &request(Some(&first), None), NOW).await;
+    let peer = joined.expect("taken").peer_id;
+    let both = PeerPatch {
+        keys: Some(vec![key(1), key(9)]),
+        ..PeerPatch::default()
+    };
+    hub.peers.patch(peer.clone(), both).await.expect("a peer");
+    assert!(hub.peers.by_key(&key(9)).is_some());
+    hub.desk.remove(&peer).await.expect("a peer");
+    let newer = hub.token(TokenKind::Many(5), worker()).await;
+    let back = hub.enrol(1, &request(Some(&newer), None), NOW).await;
+    assert_eq!(back.expect("taken").peer_id, peer);
+    assert!(hub.peers.by_key(&key(1)).is_some());
+    assert!(hub.peers.by_key(&key(9)).is_none(), "it is back as well");
+    let older = request(Some(&older), None);
+    assert_eq!(hub.code(9, &older, NOW).await, "ENROLL_INVALID");
+}
+
 /// A removal whose first write is made, and nothing after it.
 async fn shut_out_only(hub: &Hub, peer: PeerId) {
     let tombstone = PeerPatch {
