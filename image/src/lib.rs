@@ -12,7 +12,7 @@
 //!     kernel_config: None,
 //!     binary: "alknet".into(),
 //!     stub: Some("linuxx64.efi.stub".into()),
-//!     cmdline: "console=ttyS0 quiet panic=10 noreplace-smp".into(),
+//!     cmdline: "console=ttyS0 quiet panic=10 noreplace-smp no_timer_check".into(),
 //!     version: "0.1.0".into(),
 //!     git: "0123abc".into(),
 //! };

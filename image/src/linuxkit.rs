@@ -54,7 +54,7 @@ mod tests {
         let expected = yml(
             "6.12",
             env!("CARGO_PKG_VERSION"),
-            "console=ttyS0 quiet panic=10 noreplace-smp",
+            "console=ttyS0 quiet panic=10 noreplace-smp no_timer_check",
         );
         assert_eq!(include_str!("../linuxkit.yml"), expected);
     }
