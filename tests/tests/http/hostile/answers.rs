@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use alknet_call::{ALPN, CallClient, CallOptions};
 use alknet_core::{Carriage, Connection, RecvStream, SendStream};
 use alknet_endpoint::Dialer;
 use alknet_test_support::deadline;
@@ -28,22 +29,8 @@ const EVENTS_GROWTH_BYTES: u64 = 24 << 20;
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_of_events_that_nobody_reads_cost_little() {
     let bench = Bench::new();
-    let folder = bench.path().join("www");
-    std::fs::create_dir(&folder).expect("room");
-    // A line of the access log has 256 characters of a path.
-    let name = "x".repeat(250);
-    std::fs::write(folder.join(&name), "x").expect("room");
-    let web = Web::start(
-        &bench,
-        &format!("[http]\nsite = \"{}\"\n", folder.display()),
-    );
-    let path = format!("/{name}");
-    let lines = |count: usize| {
-        let paths = vec![&*path; count];
-        let statuses = block_in_place(|| web.at_once(&bench, &paths, 32, "http2\n").statuses());
-        let served = statuses.iter().filter(|status| **status == 200).count();
-        assert_eq!(served, count);
-    };
+    let (web, lines) = chatter(&bench);
+    let lines = |count| lines(&web, count);
     // The first of them make what stays: threads, tables, the buffers of connections.
     lines(100);
     let before = resident(&web);
@@ -60,6 +47,81 @@ async fn streams_of_events_that_nobody_reads_cost_little() {
     assert!(grown < EVENTS_GROWTH_BYTES, "{grown} bytes are held");
     survives(&web, before);
     drop(raw);
+}
+
+/// A node, and what writes lines into its access log that are as long as they may be.
+fn chatter(bench: &Bench) -> (Web, impl Fn(&Web, usize)) {
+    let folder = bench.path().join("www");
+    std::fs::create_dir(&folder).expect("room");
+    // A line of the access log has 256 characters of a path.
+    let name = "x".repeat(250);
+    std::fs::write(folder.join(&name), "x").expect("room");
+    let web = Web::start(bench, &format!("[http]\nsite = \"{}\"\n", folder.display()));
+    let path = format!("/{name}");
+    let lines = move |web: &Web, count: usize| {
+        let paths = vec![&*path; count];
+        let statuses = block_in_place(|| web.at_once(bench, &paths, 32, "http2\n").statuses());
+        let served = statuses.iter().filter(|status| **status == 200).count();
+        assert_eq!(served, count);
+    };
+    (web, lines)
+}
+
+/// Each reader asks for all that the log has, and takes one byte of it. A copy for each would be 1 MiB.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_past_of_the_log_is_kept_once_for_all_who_read_it() {
+    let bench = Bench::new();
+    let (web, lines) = chatter(&bench);
+    // More than the log keeps.
+    lines(&web, LINES);
+    let before = resident(&web);
+    let mut raw = left_alone(&web).await;
+    let body = r#"{"operation":"/node/log","input":{"last":100000}}"#;
+    for n in 0..READERS {
+        raw.frame(1, 4, n * 2 + 1, &follows(&web.admin)).await;
+        raw.frame(0, 1, n * 2 + 1, body.as_bytes()).await;
+    }
+    until_begun(&mut raw, READERS).await;
+    // Another answer comes after the first of each of theirs.
+    survives(&web, before);
+    let grown = resident(&web).saturating_sub(before);
+    println!(
+        "figure {READERS} readers of the log's past: {} KiB",
+        grown >> 10
+    );
+    assert!(grown < EVENTS_GROWTH_BYTES, "{grown} bytes are held");
+    drop(raw);
+
+    // What is gone before a reader comes to it is told, and the rest follows.
+    let dialer = Dialer::new(None);
+    let connection = dialer.dial_over(Carriage::Tcp, &web.target(), ALPN).await;
+    let connection = connection.expect("anybody may connect");
+    let client = CallClient::without_operations().attach(connection, None);
+    let options = CallOptions {
+        timeout: None,
+        auth_token: Some(web.admin.clone()),
+        ..CallOptions::default()
+    };
+    let all = json!({ "last": 100_000, "follow": true });
+    let events = within(client.subscribe_with("node/log", &all, &options)).await;
+    let mut events = events.expect("it begins");
+    let mut next = async || {
+        let event = within(events.next()).await.expect("it goes on");
+        event.expect("an administrator may").output.value().clone()
+    };
+    assert_ne!(next().await["target"], "log");
+    lines(&web, LINES);
+    let told = loop {
+        let record = next().await;
+        if record["target"] == "log" {
+            break record;
+        }
+    };
+    let message = told["message"].as_str().expect("a text");
+    let lost = message.strip_suffix(" records were lost: this reader is slower than the log");
+    let lost: usize = lost.expect(message).parse().expect("how many");
+    assert!((1..=2 * LINES).contains(&lost), "{message}");
+    assert_ne!(next().await["target"], "log");
 }
 
 /// A connection of HTTP/2 that takes one byte of each answer: SETTINGS_INITIAL_WINDOW_SIZE (RFC 9113 section 6.5.2).
