@@ -111,7 +111,7 @@ impl Request {
         let head = self.head.clone();
         let operation = Arc::clone(&self.operation);
         let mut detached = Self::new(head, &self.link, &self.lane, operation);
-        detached.tree = OnceLock::from(Arc::clone(self.tree()));
+        detached.tree = OnceLock::from(Arc::new(CallTree::below(self.tree())));
         Arc::new(detached)
     }
 

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use alknet_call::{
-    ALPN, CallClient, CallOptions, Envelope, EventKind, FrameBody, FrameReader, Idempotence,
-    OperationSpec, encode_event,
+    ALPN, CallClient, CallOptions, Envelope, ErrorCode, EventKind, FrameBody, FrameReader,
+    Idempotence, OperationSpec, encode_event,
 };
 use alknet_core::{CloseCode, Connection, RecvStream, SendStream};
 use alknet_endpoint::{Dialer, Target};
@@ -141,9 +141,20 @@ async fn answer(
                 }
                 _ => json!("done"),
             };
-            asked.lock().expect("no panic").push(operation);
-            let payload = json!({ "output": output }).to_string();
-            let bytes = encode_event(EventKind::Responded, &event.id, &payload);
+            let full = {
+                let mut asked = asked.lock().expect("no panic");
+                let full = operation == "node/full" && !asked.contains(&operation);
+                asked.push(operation);
+                full
+            };
+            let (kind, payload) = match full {
+                true => (
+                    EventKind::Error,
+                    json!({ "code": "OVERLOADED", "retryable": true }),
+                ),
+                false => (EventKind::Responded, json!({ "output": output })),
+            };
+            let bytes = encode_event(kind, &event.id, &payload.to_string());
             if send.write_chunk(bytes).await.is_err() {
                 return;
             }
@@ -318,4 +329,52 @@ async fn the_key_of_a_script_s_call_has_it_run_once() {
         "{ran}"
     );
     assert_eq!(bank.asked("node/pay"), 3);
+}
+
+/// A script on a worker calls a peer of the worker's, which has no room at first. Whoever asked the hub for it under a
+/// key asks again.
+#[tokio::test(flavor = "multi_thread")]
+async fn that_there_was_no_room_is_not_kept_for_a_key() {
+    let bench = Bench::new();
+    let (admin, bank) = (bench.admin(), bench.somebody("bank"));
+    let hub = bench.host_with("[hub]\nenabled = true\n");
+    let invited = admin.run(admin.command(&["hub", "invite", hub.target()]));
+    let invited = invited.json();
+    let join = invited["join"].as_str().expect("a join string");
+    let config = bench.path().join("worker.toml");
+    let document = format!(
+        "{}[node]\nname = \"kitchen\"\n[[join]]\ncode = \"{join}\"\n\
+         scopes = [\"runtime:debug\"]\n",
+        knows([("bank", &bank)].into_iter())
+    );
+    fs::write(&config, document).expect("the folder is ours");
+    let worker = HostNode::start_with(&bench.path().join("worker"), admin, Some(&config));
+    let full = OperationSpec::query("node/full", "Has no room at first.");
+    let bank = Peer::start(&worker, &bank, full).await;
+    for (node, operation) in [(&worker, "node/full"), (&hub, "runtime/eval")] {
+        eventually(operation, || {
+            let listed = node.call("services/list-peers", &Value::Null);
+            listed.to_string().contains(operation).then_some(())
+        });
+    }
+    let (_dialer, connection) = dial(&hub, admin).await;
+    let client = CallClient::without_operations().attach(connection, None);
+    let source = "export default await ops.call('node/full', {}, { peer: 'bank' })";
+    let input = json!({
+        "peer": "kitchen", "operation": "runtime/eval", "input": { "source": source },
+    });
+    let options = CallOptions {
+        idempotency_key: Some("k".to_owned()),
+        ..CallOptions::default()
+    };
+    let ask = async || client.call_with("hub/invoke", &input, &options).await;
+    let refused = ask().await.expect_err("there is no room");
+    assert_eq!(refused.code, ErrorCode::Overloaded, "{refused}");
+    assert!(refused.retryable, "{refused}");
+    for _ in 0..2 {
+        let answer = ask().await.expect("there is room by now");
+        assert_eq!(answer.value()["value"], "done");
+    }
+    assert_eq!(bank.asked("node/full"), 2);
+    bank.connection.close(CloseCode::Normal, "");
 }

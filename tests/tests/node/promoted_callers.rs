@@ -348,6 +348,8 @@ async fn a_caller_who_takes_all_room_has_no_version_taken_back() {
     for _ in 0..FAILING {
         let refused = eve.call("js/first", &json!(1)).await;
         let refused = refused.expect_err("there is no room below it");
+        assert_eq!(refused.code, ErrorCode::Overloaded, "{refused}");
+        assert!(refused.retryable, "{refused}");
         let details = refused.details.expect("why");
         assert_eq!(details["code"], "OVERLOADED", "{details}");
     }
