@@ -54,6 +54,8 @@ pub(crate) struct Request {
     token: OnceLock<CancellationToken>,
     task: OnceLock<AbortHandle>,
     tree: OnceLock<Arc<CallTree>>,
+    /// Number of the newest table of identities by which its right was found to hold, after that it was let in by.
+    pub(crate) seen: AtomicU64,
 }
 
 /// What the requester said about it.
@@ -71,7 +73,7 @@ pub(crate) struct Head {
     /// Its idempotency key, where that counts: the request then only waits for the run of the
     /// key, which is counted instead.
     pub(crate) key: Option<Box<str>>,
-    /// What its right rests on, as long as it may run.
+    /// What its right rests on, which is asked for again as long as it runs.
     pub(crate) standing: Option<Standing>,
     /// How often it was passed on before it came here.
     pub(crate) hops: u8,
@@ -102,6 +104,7 @@ impl Request {
             token: OnceLock::new(),
             task: OnceLock::new(),
             tree: OnceLock::new(),
+            seen: AtomicU64::new(0),
         }
     }
 
@@ -203,6 +206,7 @@ impl Request {
 
     /// Sends the one answer of a query or mutation.
     fn answer(&self, outcome: Result<Output, CallError>) {
+        let outcome = self.may_be_told().and(outcome);
         match outcome.and_then(|output| self.checked(output)) {
             Ok(output) => {
                 if !self.is_over() {
@@ -217,6 +221,10 @@ impl Request {
     /// the stream is gone.
     pub(crate) fn event(&self, mut item: Item, dropped: u64) -> Given {
         if self.aborted.load(Ordering::SeqCst) {
+            return Given::Over;
+        }
+        if let Err(error) = self.may_be_told() {
+            self.fail(error);
             return Given::Over;
         }
         match self.checked(item.output) {
