@@ -141,6 +141,12 @@ impl Ctx {
         self.root().identity_now()
     }
 
+    /// Whether whoever asked has the rights that the request was let in by, so that nobody need be looked up again.
+    pub(crate) fn has_rights_of_now(&self) -> bool {
+        let who = self.identity();
+        who.is_none_or(|who| self.dispatcher().is_current(who))
+    }
+
     /// Whom a trusted forwarder claims to act for. Never a reason to allow anything, and not told
     /// to operations called by operations.
     #[must_use]

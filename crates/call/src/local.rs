@@ -195,6 +195,8 @@ impl Gate {
     /// digest of all there are.
     #[must_use]
     pub fn visible(&self, identity: Option<&Identity>) -> (Vec<Resolved>, String) {
+        let newer = self.newer(identity);
+        let identity = newer.as_ref().map_or(identity, Option::as_deref);
         let now = self.link.dispatcher.registry.generation();
         let shown = now.sorted().iter();
         let shown = shown.filter(|operation| {
@@ -208,11 +210,21 @@ impl Gate {
     /// One of them.
     #[must_use]
     pub fn spec(&self, identity: Option<&Identity>, name: &str) -> Option<Resolved> {
+        let newer = self.newer(identity);
+        let identity = newer.as_ref().map_or(identity, Option::as_deref);
         let found = self.link.dispatcher.registry.lookup(name)?;
         let shown = found.is_external()
             && found.is_callable()
             && found.spec.access_control.check_scopes(identity) == Verdict::Allowed;
         shown.then(|| Resolved::here(&found))
+    }
+
+    /// Who an identity is now that was looked up before the request was there, if it is not as it was.
+    fn newer(&self, before: Option<&Identity>) -> Option<Option<Arc<Identity>>> {
+        let dispatcher = &self.link.dispatcher;
+        dispatcher.table()?;
+        let before = before.filter(|before| !dispatcher.is_current(before))?;
+        Some(dispatcher.by_id(&before.id))
     }
 
     /// Calls a query or mutation. Dropping the future aborts it, and what it called.
@@ -315,6 +327,7 @@ impl Gate {
             input,
             memory,
             identity,
+            token,
             proved_by,
             ..
         } = incoming;
@@ -323,14 +336,16 @@ impl Gate {
                 let input = input.map_or_else(Body::null, Body::from_text);
                 input.counted(memory)
             };
-            admission::passed(&self.link, id, &payload, now, |_| Ok(identity), input)
+            let who = |_: &Payload<'_>| self.link.still(identity, token, proved_by);
+            admission::passed(&self.link, id, &payload, now, who, input)
         });
         let mut checked = checked.map_err(|error| {
             Counters::add(&counters.errors);
             Refused::of(error, None)
         })?;
-        if let Some(standing) = &mut checked.head.standing {
-            standing.proved_by = proved_by;
+        if proved_by.is_some() {
+            let standing = &mut checked.head.standing;
+            standing.get_or_insert_default().proved_by = proved_by;
         }
         Ok(checked)
     }
@@ -355,7 +370,7 @@ impl Gate {
         outcome: Result<Output, CallError>,
     ) -> Result<Output, CallError> {
         let operation = request.operation();
-        let outcome = outcome.and_then(|output| {
+        let outcome = request.may_be_told().and(outcome).and_then(|output| {
             let share = Share::of(request.identity());
             operation.checked(output.inlined(), share)
         });
@@ -471,10 +486,10 @@ impl Reader for Channel<'_> {
 
     fn give(&self, item: Item, dropped: u64) -> Given {
         let Item { output, cursor, .. } = item;
-        let event = {
+        let event = self.request.may_be_told().and_then(|()| {
             let share = Share::of(self.request.identity());
             self.request.operation().checked(output.inlined(), share)
-        };
+        });
         let fit = event.is_ok();
         let event = event.map(|output| LocalEvent {
             output,

@@ -1,9 +1,11 @@
 //! Large bodies, announced bodies, and bodies of many small values.
 
 use alknet_tests::{Bench, Web};
+use serde_json::json;
+use tokio::io::AsyncReadExt;
 use tokio::task::block_in_place;
 
-use super::{GROWTH_BYTES, H1, Raw, peak, share};
+use super::{GROWTH_BYTES, H1, Raw, peak, share, within};
 
 /// Bytes of the longest body.
 const BODY_BYTES: usize = 8 << 20;
@@ -73,6 +75,40 @@ async fn bodies_that_are_only_announced_take_no_memory() {
     for token in [&web.reader, &web.admin] {
         let told = block_in_place(|| web.post(token, "/call", list));
         assert_eq!(told.status, 200, "{}", told.text());
+    }
+}
+
+/// The head shows a token that may ask for what the body asks for, and the body comes when it may no more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_comes_after_a_change_has_the_rights_of_then() {
+    const GO_ON: &[u8; 25] = b"HTTP/1.1 100 Continue\r\n\r\n";
+    let bench = Bench::new();
+    let web = Web::start(&bench, "");
+    let body = r#"{"operation":"/node/info"}"#;
+    let head = format!(
+        "POST /call HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\
+         Expect: 100-continue\r\n\r\n",
+        web.reader,
+        body.len()
+    );
+    let document = std::fs::read_to_string(bench.path().join("node.toml")).expect("it is ours");
+    let admin = format!("node.admin_keys = [\"{}\"]\n", bench.admin().identity());
+    for (scope, status) in [("node:read", "200"), ("metrics:read", "403")] {
+        let mut raw = Raw::open(&web, H1).await;
+        assert!(raw.say(head.as_bytes()).await);
+        // The node has read who asks, and waits for what.
+        let mut told = [0; GO_ON.len()];
+        let read = within(raw.recv.read_exact(&mut told)).await;
+        read.expect("the connection goes on");
+        assert_eq!(&told, GO_ON);
+        let document = admin.clone() + &document.replace("node:read", scope);
+        let document = json!({ "document": document });
+        block_in_place(|| web.node.call("config/apply", &document));
+        assert!(raw.say(body.as_bytes()).await);
+        let told = raw.hear().await;
+        let told = String::from_utf8_lossy(&told);
+        assert!(told.starts_with(&format!("HTTP/1.1 {status}")), "{told}");
     }
 }
 
