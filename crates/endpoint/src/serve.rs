@@ -97,8 +97,8 @@ impl Shared {
     }
 
     /// Charges the handshake of a connection to its network, now that its address is proven and it is clear
-    /// whether the peer is known: known peers pay nothing, and get back what they paid and no more. False
-    /// where the network has had too many.
+    /// whether the peer is known: known peers pay nothing while they have not had too many, and get back what they
+    /// paid and no more. False where there were too many.
     fn settle(
         &self,
         connection: &Connection,
@@ -108,14 +108,12 @@ impl Shared {
     ) -> bool {
         let (carriage, now) = (connection.carriage(), Instant::now());
         let mut admission = self.admission();
-        if let Some((key, Some(identity))) = who {
-            if paid {
-                admission.refund(carriage, from);
+        let allowed = match who {
+            Some((key, Some(identity))) => {
+                admission.recognise(carriage, (&identity.id, *key), from, paid, now)
             }
-            admission.remember(&identity.id, *key, from, now);
-            return true;
-        }
-        let allowed = paid || admission.charge(carriage, from, now);
+            _ => paid || admission.charge(carriage, from, now),
+        };
         drop(admission);
         if !allowed {
             self.meters.hit(Limit::HandshakeRate);

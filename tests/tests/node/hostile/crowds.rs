@@ -53,6 +53,63 @@ async fn quic_handshakes_are_charged_without_retry() {
     assert!(refused.as_u64() > Some(0), "{refused}");
 }
 
+/// By a peer that may do nothing, whose handshakes cost the node a signature each all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn handshakes_of_a_known_peer_have_a_rate() {
+    const TOGETHER: usize = 8;
+    let bench = Bench::new();
+    let edge = key();
+    let node = bench.host_with(&format!(
+        "[limits]\nhandshake_burst = 2\nhandshakes_per_second = 1\n\n\
+         [[peers]]\npeer_id = \"edge\"\nkeys = [\"{}\"]\nscopes = []\n",
+        edge.public()
+    ));
+    let target: Target = node.target().parse().expect("the node's own target");
+    let edge = Arc::new(Dialer::new(Some(edge)));
+    let (mut served, mut refused) = (0, 0);
+    let until = std::time::Instant::now() + super::hung();
+    // Ten a second are for nothing, and twenty in a burst.
+    while refused == 0 {
+        let mut dials = JoinSet::new();
+        for _ in 0..TOGETHER {
+            let (edge, target) = (Arc::clone(&edge), target.clone());
+            dials.spawn(async move {
+                match within(edge.dial_over(Carriage::Quic, &target, CALL)).await {
+                    Ok(connection) => is_answered(&connection).await,
+                    Err(_) => false,
+                }
+            });
+        }
+        while let Some(was_served) = dials.join_next().await {
+            match was_served.expect("no panic") {
+                true => served += 1,
+                false => refused += 1,
+            }
+        }
+        assert!(std::time::Instant::now() < until, "{served} handshakes");
+    }
+    println!("figure handshakes of a known peer: {served}");
+    // Once its time has come the administrator, who is behind the same address, sees what there was.
+    let site = Site {
+        admin: bench.admin(),
+        target: node.target().to_owned(),
+    };
+    let admin = Dialer::new(Some(key_of(bench.admin())));
+    let served_again = async || match admin.dial_over(Carriage::Quic, &site.parsed(), CALL).await {
+        Ok(connection) => is_answered(&connection).await,
+        Err(_) => false,
+    };
+    while !served_again().await {
+        tokio::time::sleep(super::LOOK_AGAIN).await;
+        assert!(
+            std::time::Instant::now() < until,
+            "the administrator is kept out"
+        );
+    }
+    let refused = &site.info(&[])["endpoint"]["handshakes_refused"];
+    assert!(refused.as_u64() > Some(0), "{refused}");
+}
+
 /// Whether the node answers what anybody may ask.
 async fn is_answered(connection: &Connection) -> bool {
     let Ok((mut send, mut recv)) = wire::stream(connection).await else {
