@@ -22,6 +22,7 @@ use crate::limits::Limits;
 use crate::live::{End, Live};
 use crate::metrics::Meters;
 use crate::places::Entry;
+use crate::windows::{Credit, Windows};
 
 /// How long a connection whose handler is done waits for the peer to take what was sent: QUIC
 /// throws unacknowledged data away when it closes.
@@ -46,6 +47,7 @@ pub(crate) struct Shared {
     pub(crate) live: Arc<Live>,
     pub(crate) admission: Mutex<Admission>,
     pub(crate) handshakes: Handshakes,
+    pub(crate) windows: Arc<Windows>,
     /// True once the node drains.
     pub(crate) stop: watch::Sender<bool>,
 }
@@ -160,6 +162,8 @@ type Resolved = (PeerKey, Option<Arc<Identity>>);
 /// A connection whose handshake is done.
 pub(crate) struct Arrived {
     pub(crate) source: Box<dyn StreamSource>,
+    /// Its receive window, where the carriage has one.
+    pub(crate) credit: Option<Arc<Credit>>,
     pub(crate) info: ConnectionInfo,
     pub(crate) proof: Option<PeerProof>,
     pub(crate) from: IpAddr,
@@ -169,6 +173,7 @@ pub(crate) struct Arrived {
 pub(crate) async fn serve(shared: Arc<Shared>, arrived: Arrived, paid: bool) {
     let Arrived {
         source,
+        credit,
         info,
         proof,
         from,
@@ -191,6 +196,10 @@ pub(crate) async fn serve(shared: Arc<Shared>, arrived: Arrived, paid: bool) {
         Ok(place) => place,
         Err(end) => return close(&connection, end),
     };
+    if let Some(credit) = &credit {
+        credit.begin(&shared.windows, from);
+    }
+    place.watch(&connection, credit);
     match admit(&shared, &connection, resolved, &mut place) {
         Ok(admitted) => run(&shared, &connection, from, admitted).await,
         Err(end) => close(&connection, end),
@@ -478,18 +487,24 @@ impl<'a> Place<'a> {
             }
             shared.admission().connect_for(conn, from, known);
         }
-        let place = Self {
+        Ok(Self {
             shared,
             from,
             conn,
             peer: None,
-        };
-        let watching = Arc::downgrade(shared);
+        })
+    }
+
+    /// What the peer may have is that of whoever it proves to be.
+    fn watch(&self, connection: &Connection, credit: Option<Arc<Credit>>) {
+        let (watching, conn) = (Arc::downgrade(self.shared), self.conn);
         connection.on_authenticated(move |who| {
+            if let Some(credit) = &credit {
+                credit.identify(who);
+            }
             let shared = watching.upgrade();
             shared.is_some_and(|shared| shared.admission().authenticated(conn, who))
         });
-        Ok(place)
     }
 
     fn identify(&mut self, peer: &PeerId, newest_wins: bool) -> Result<(), End> {

@@ -23,6 +23,7 @@ use crate::metrics::{self, Meters};
 use crate::nesting::Nesting;
 use crate::serve::Shared;
 use crate::sockets;
+use crate::windows::Windows;
 
 /// Time an accept loop has to answer a health probe.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -91,6 +92,7 @@ impl Server {
             live: Arc::default(),
             admission: Mutex::new(Admission::new(options.limits)),
             handshakes: accept::Handshakes::default(),
+            windows: Arc::new(Windows::new(options.limits.window_bytes)),
             stop: watch::channel(false).0,
         });
         let mut server = Self {
@@ -216,8 +218,8 @@ impl Server {
         self.shared.admission().penalties(Instant::now())
     }
 
-    /// Other limits from now on. Connections that are there stay; the time a handshake may take is
-    /// fixed.
+    /// Other limits from now on. Connections that are there stay; the time a handshake may take and what windows may
+    /// have are fixed.
     pub fn set_limits(&self, limits: Limits) {
         self.shared.admission().set_limits(limits);
     }
