@@ -1,9 +1,11 @@
 //! QUIC connections as core's carriage.
 
+mod apart;
 mod carriage;
 
 use quinn::{MtuDiscoveryConfig, TransportConfig};
 
+pub(crate) use apart::Apart;
 pub(crate) use carriage::quic_carriage;
 
 quic_carriage!(quinn);
