@@ -125,7 +125,6 @@ async fn connect(port: u16, server: PeerKey, key: NodeKey) -> quinn::Connection 
 /// bytes that the server took, and the tasks that are held.
 async fn fill(
     connection: &quinn::Connection,
-    bytes: usize,
     expected: u64,
 ) -> (u64, Vec<tokio::task::JoinHandle<()>>) {
     let (progress, mut sent) = watch::channel(0u64);
@@ -137,7 +136,7 @@ async fn fill(
             let Ok((mut send, _recv)) = connection.open_bi().await else {
                 return;
             };
-            let mut left = bytes;
+            let mut left = BYTES;
             while left > 0 {
                 let Ok(written) = send.write(&PIECE[..left.min(PIECE.len())]).await else {
                     return;
@@ -196,7 +195,7 @@ async fn measure() {
     let stranger = NodeKey::generate().expect("a key");
     let stranger = connect(server.port(), key.public(), stranger).await;
     let budget = StreamBudget::UNAUTHENTICATED;
-    let (taken, held) = fill(&stranger, BYTES, UNKNOWN_WINDOW).await;
+    let (taken, held) = fill(&stranger, UNKNOWN_WINDOW).await;
     assert_eq!(taken, UNKNOWN_WINDOW);
     let streams = opened.load(Ordering::Relaxed);
     assert!(
@@ -209,18 +208,20 @@ async fn measure() {
     held.into_iter().for_each(|task| task.abort());
 
     let friend = connect(server.port(), key.public(), friend).await;
-    // Every stream that a peer may have has a part of its window.
+    // Twice as much as its window takes.
     let streams = StreamBudget::AUTHENTICATED.bidi_streams as usize;
-    let bytes = KNOWN_WINDOW as usize / streams;
-    let (taken, held) = fill(&friend, bytes, KNOWN_WINDOW).await;
+    assert_eq!((streams * BYTES) as u64, 2 * KNOWN_WINDOW);
+    let (taken, held) = fill(&friend, KNOWN_WINDOW).await;
     assert_eq!(taken, KNOWN_WINDOW);
+    let least = (KNOWN_WINDOW / BYTES as u64) as usize;
     let accepted = async {
         // Nothing announces it: it is looked for again and again.
-        while opened.load(Ordering::Relaxed) < streams {
+        while opened.load(Ordering::Relaxed) < least {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
     let accepted = tokio::time::timeout(hung(), accepted).await;
-    assert_eq!(opened.load(Ordering::Relaxed), streams, "{accepted:?}");
+    let opened = opened.load(Ordering::Relaxed);
+    assert!((least..=streams).contains(&opened), "{opened} {accepted:?}");
     held.into_iter().for_each(|task| task.abort());
 }
