@@ -55,9 +55,24 @@ impl Web<HostNode> {
     pub fn start_at(bench: &Bench, port: u16, config: &str) -> Self {
         let known = Known::new();
         let node = bench.host_at(port, &known.document(config));
+        Self::on_host(node, &known)
+    }
+
+    /// The same as [`start`](Self::start) on a machine that has so much memory, as far as the node can tell: nothing
+    /// without root, see [`HostNode::start_on`].
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub fn start_on(bench: &Bench, memory_bytes: u64, config: &str) -> Option<Self> {
+        let known = Known::new();
+        let node = bench.host_on(memory_bytes, &known.document(config))?;
+        Some(Self::on_host(node, &known))
+    }
+
+    fn on_host(node: HostNode, known: &Known) -> Self {
         let address = target(&node).address().parse().expect("an address");
         let made = node.call("token/make", &everything());
-        Self::of(node, address, &known, &made)
+        Self::of(node, address, known, &made)
     }
 
     /// As diallers take it.

@@ -26,8 +26,9 @@ const HANDS: usize = 8;
 
 /// Places that unknown peers get of the 512 that the node has, as on a machine of 128 MiB.
 const FOR_UNKNOWN: f64 = 384.0;
-/// Places that unknown peers of one network get.
+/// Places that unknown peers of one network get, and those of all networks of a site.
 const OF_ONE_NETWORK: f64 = 64.0;
+const OF_ONE_SITE: f64 = 4.0 * OF_ONE_NETWORK;
 
 /// No rate keeps the crowd out: the places do.
 const CONFIG: &str =
@@ -49,6 +50,8 @@ const CROWD_V6: &str = "2001:db8::/44";
 enum Spread {
     /// All in one /64.
     OneNetwork,
+    /// In all /56 of one /48, which a host may have for itself.
+    OneSite,
     /// Each in a /56 of its own, as those of a provider.
     Everywhere,
 }
@@ -58,6 +61,7 @@ impl Spread {
         let n = u16::try_from(n % full(CROWD)).expect("small");
         match self {
             Self::OneNetwork => [0x2001, 0xdb8, 0, 0, 0, 0, 0, n + 1].into(),
+            Self::OneSite => [0x2001, 0xdb8, 0, n << 8, 0, 0, 0, (n >> 8) + 1].into(),
             Self::Everywhere => [0x2001, 0xdb8, n >> 8, n << 8, 0, 0, 0, 1].into(),
         }
     }
@@ -211,6 +215,7 @@ async fn scenario(admin: &Path, served: &Served) {
     let (_, mut refused) = counted(&admin[0]).await;
     for (spread, most) in [
         (Spread::OneNetwork, OF_ONE_NETWORK),
+        (Spread::OneSite, OF_ONE_SITE),
         (Spread::Everywhere, FOR_UNKNOWN),
     ] {
         let progress = Arc::new(Progress::default());

@@ -118,6 +118,32 @@ async fn lists_of_short_values_cost_no_trees() {
             format!(r#"{{"operation":"/services/list","inputs":{long}}}"#),
             400,
         ),
+        (
+            "/call",
+            format!(r#"{{"operation":"/tensor/put","input":{{"header":{long}}}}}"#),
+            422,
+        ),
+        (
+            "/call",
+            format!(
+                r#"{{"operation":"/tensor/put","input":{{"upload":"x","offset":0,"bytes":{long}}}}}"#
+            ),
+            422,
+        ),
+        (
+            "/subscribe",
+            format!(
+                r#"{{"operation":"/tensor/fetch","input":{{"src":{{"path":"a"}},"want":"rows","name":"x","rows":{long}}}}}"#
+            ),
+            422,
+        ),
+        (
+            "/subscribe",
+            format!(
+                r#"{{"operation":"/tensor/fetch","input":{{"src":{{"path":"a"}},"want":"range","name":"x","range":{long}}}}}"#
+            ),
+            422,
+        ),
         ("/call", format!(r#"{{{names}}}"#), 400),
         ("/batch", format!(r#"{{"calls":{long}}}"#), 400),
         (

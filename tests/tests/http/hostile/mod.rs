@@ -5,6 +5,7 @@ mod bodies;
 mod frames;
 mod guesses;
 mod heads;
+mod shares;
 mod sockets;
 
 use std::time::Duration;
