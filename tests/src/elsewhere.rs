@@ -1,7 +1,8 @@
-//! Connections over TCP from other addresses of this host: 127.0.0.0/8 has a network of its own for each of a crowd.
+//! Connections over TCP from other addresses of this host: 127.0.0.0/8 has a network of its own for each of a crowd, and
+//! a test with a namespace as many of IPv6 as it likes.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ impl Elsewhere {
     /// As [`tcp`](Self::tcp); the target has no key.
     pub fn connect(
         target: &Target,
-        from: Ipv4Addr,
+        from: impl Into<IpAddr>,
         key: Option<NodeKey>,
         alpn: &[u8],
     ) -> io::Result<Self> {
@@ -43,9 +44,14 @@ impl Elsewhere {
     ///
     /// # Panics
     /// The target has a name in the place of an address.
-    pub fn tcp(target: &Target, from: Ipv4Addr) -> io::Result<TcpStream> {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-        socket.bind(&SocketAddr::from((from, 0)).into())?;
+    pub fn tcp(target: &Target, from: impl Into<IpAddr>) -> io::Result<TcpStream> {
+        let from = SocketAddr::from((from.into(), 0));
+        let socket = Socket::new(Domain::for_address(from), Type::STREAM, None)?;
+        if from.is_ipv6() {
+            // One of a whole prefix that is routed to this host.
+            socket.set_freebind_v6(true)?;
+        }
+        socket.bind(&from.into())?;
         let patience = deadline(PATIENCE);
         socket.connect_timeout(&address(target).into(), patience)?;
         let tcp = TcpStream::from(socket);

@@ -289,6 +289,46 @@ fn a_script_uses_the_memory_that_it_was_granted() {
     });
 }
 
+/// A machine with so much memory has 192 MiB for workers.
+const SMALL: u64 = 256 << 20;
+/// What scripts hold there, MiB: one of somebody's, in the largest worker, and seventeen of somebody else's in two, since
+/// a worker has sixteen sessions. Together they are too much.
+const OF_ONE: u64 = 92;
+const OF_MANY: [u64; 17] = {
+    let mut each = [2; 17];
+    each[16] = 64;
+    each
+};
+
+/// Where the workers hold too much, whoever holds most in all of theirs loses one, and not who has the largest.
+#[test]
+fn who_holds_most_in_many_workers_ends_nobody_else_s() {
+    let bench = Bench::new();
+    let two = ["eve", "bob"].map(|name| (name.to_owned(), bench.somebody(name)));
+    let [(_, eve), (_, bob)] = &two;
+    if let Some(node) = bench.host_on(SMALL, &people(&two, &["runtime:debug"])) {
+        let holds = |who: &Cli, mib: u64, ms: u64| {
+            let source = format!(
+                "const kept = new Uint8Array({mib} << 20).fill(1);
+                 await new Promise((done) => setTimeout(done, {ms}));
+                 export default kept.length >> 20"
+            );
+            let heap = (mib + 4) << 20;
+            let limits = json!({ "heap_bytes": heap, "wall_ms": 25_000, "fuel_ticks": 1_000_000 });
+            let input = json!({ "source": source, "limits": limits });
+            who.call(node.target(), "runtime/eval", &input, &[])
+        };
+        thread::scope(|scope| {
+            let one = scope.spawn(|| holds(bob, OF_ONE, 5_000));
+            let many = OF_MANY.map(|mib| scope.spawn(move || holds(eve, mib, 3_000)));
+            let lost = many.map(|it| it.join().expect("no panic").status != 0);
+            assert!(lost.contains(&true), "there was room for all");
+            let one = one.join().expect("no panic");
+            assert_eq!(one.json()["value"], OF_ONE, "{one:?}");
+        });
+    }
+}
+
 /// Schemas that take a validator longer than anybody lives, and values that make them.
 const BOMBS: [(&str, &str, &str); 5] = [
     (
