@@ -29,6 +29,9 @@ const EACH: usize = 2 << 20;
 /// Bytes of the longest request that counts as a small one.
 const SMALL: usize = 64 << 10;
 
+/// Bytes of one that is short, with the place that it is copied into when it grows.
+const SHORT: usize = 28 << 10;
+
 /// Lets one client do much at once: what is attacked here is something else.
 const FAST: &str = "[http]\nrequests_per_second = 10000\nrequests_burst = 10000\n";
 
@@ -96,10 +99,11 @@ impl Client {
         self.post(token, "/call", &list("x")).await
     }
 
-    /// Resolves once a short call is answered so.
-    async fn until(&mut self, token: &str, status: StatusCode) {
+    /// Resolves once a call with so much is answered so.
+    async fn until(&mut self, token: &str, bytes: usize, status: StatusCode) {
+        let call = list(&"x".repeat(bytes));
         within(async {
-            while self.calls(token).await != status {
+            while self.post(token, "/call", &call).await != status {
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
         })
@@ -167,20 +171,23 @@ async fn short_bodies_that_do_not_end_leave_others_what_is_kept_for_them() {
     let bench = Bench::new();
     if let Some(web) = Web::start_on(&bench, LEAST, FAST) {
         let second = second(&web);
-        let mut held = Vec::new();
+        let (mut held, mut clients) = (Vec::new(), Vec::new());
         let mut other = Client::open(&web).await;
         for token in [&web.reader, &second] {
             let mut client = Client::open(&web).await;
-            for _ in 0..EACH / SMALL {
-                held.push(client.begin(token, "/call", SMALL, blanks(SMALL - 100)));
+            for _ in 0..=EACH / SHORT {
+                held.push(client.begin(token, "/call", SHORT, blanks(SHORT - 100)));
             }
             // It has all that it may have.
-            other.until(token, StatusCode::TOO_MANY_REQUESTS).await;
+            other
+                .until(token, SHORT, StatusCode::TOO_MANY_REQUESTS)
+                .await;
+            clients.push(client);
         }
         assert_eq!(other.calls(&web.admin).await, 200);
         drop(held);
         for token in [&web.reader, &second] {
-            other.until(token, StatusCode::OK).await;
+            other.until(token, 1, StatusCode::OK).await;
         }
     }
 }
@@ -210,7 +217,7 @@ async fn a_call_whose_answer_has_no_room_does_not_run() {
         client.post(&web.admin, "/batch", &batch).await;
         assert_eq!(tokens(), before);
         drop(held);
-        client.until(&web.admin, StatusCode::OK).await;
+        client.until(&web.admin, 1, StatusCode::OK).await;
         for (n, (path, body)) in [("/call", &change), ("/batch", &batch)].iter().enumerate() {
             assert_eq!(client.post(&web.admin, path, body).await, 200);
             assert_eq!(tokens(), before + n + 1, "{path}");
