@@ -6,7 +6,7 @@ use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use alknet_test_support::{deadline, took};
+use alknet_test_support::took;
 use alknet_tests::{Answer, Asking, Bench, Cli, HostNode, eventually, whole_seconds};
 use serde_json::{Map, Value, json};
 
@@ -287,58 +287,6 @@ fn a_script_uses_the_memory_that_it_was_granted() {
         let neighbour = neighbour.join().expect("no panic");
         assert_eq!(neighbour["value"], "here", "{neighbour}");
     });
-}
-
-/// A machine with so much memory has 192 MiB for workers.
-const SMALL: u64 = 256 << 20;
-/// What scripts hold there, MiB: one of somebody's, in the largest worker, and one of somebody else's, in a worker beside
-/// that of sixteen sessions that hold nothing but themselves, some 74 MiB together. All of them are too much.
-const OF_ONE: u64 = 90;
-const OF_OTHER: u64 = 45;
-const EMPTY: usize = 16;
-
-/// How long they hold it, and on a busy host.
-const HELD: Duration = Duration::from_secs(3);
-const HELD_MAX: Duration = Duration::from_secs(60);
-
-/// Where the workers hold too much, whoever holds most in all of theirs loses one, and not who has the largest.
-#[test]
-fn who_holds_most_in_many_workers_ends_nobody_else_s() {
-    let bench = Bench::new();
-    let two = ["eve", "bob"].map(|name| (name.to_owned(), bench.somebody(name)));
-    let [(_, eve), (_, bob)] = &two;
-    if let Some(node) = bench.host_on(SMALL, &people(&two, &["runtime:debug"])) {
-        // Until all of them have what they hold.
-        let ms = deadline(HELD).min(HELD_MAX).as_millis();
-        let holds = |who: &Cli, mib: u64| {
-            let source = format!(
-                "const kept = new Uint8Array({mib} << 20).fill(1);
-                 await new Promise((done) => setTimeout(done, {ms}));
-                 export default kept.length >> 20"
-            );
-            let heap = (mib + 4) << 20;
-            let limits = json!({ "heap_bytes": heap, "wall_ms": KEPT_MS, "fuel_ticks": 1_000_000 });
-            let input = json!({ "source": source, "limits": limits });
-            who.call(node.target(), "runtime/eval", &input, &[])
-        };
-        thread::scope(|scope| {
-            let one = scope.spawn(|| holds(bob, OF_ONE));
-            let mut many = vec![];
-            many.extend((0..EMPTY).map(|_| scope.spawn(|| holds(eve, 0))));
-            // As many as a worker has: the next one is in another.
-            eventually("all of them have a session", || {
-                let listed = node.call("runtime/sessions", &json!({}));
-                let sessions = listed["sessions"].as_array()?.len();
-                (sessions > EMPTY).then_some(())
-            });
-            many.push(scope.spawn(|| holds(eve, OF_OTHER)));
-            let ended = many.into_iter().map(|it| it.join().expect("no panic"));
-            let lost: Vec<_> = ended.map(|answer| answer.status != 0).collect();
-            assert!(lost.contains(&true), "there was room for all");
-            let one = one.join().expect("no panic");
-            assert_eq!(one.json()["value"], OF_ONE, "{one:?}");
-        });
-    }
 }
 
 /// Schemas that take a validator longer than anybody lives, and values that make them.
