@@ -366,7 +366,7 @@ async fn a_worker_changes_its_key_and_no_call_is_lost() {
         let serves = CallClient::new(Arc::new(worker("w1", &old.running, &old.finish)));
         let (_dialer, link) = hub.dial(carriage, &new, serves).await;
         let superseded = async {
-            while !old.link.is_draining() {
+            while !old.link.is_draining() && !old.link.is_closed() {
                 tokio::time::sleep(POLL).await;
             }
         };
