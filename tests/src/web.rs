@@ -55,14 +55,15 @@ impl Web<HostNode> {
     pub fn start_at(bench: &Bench, port: u16, config: &str) -> Self {
         let known = Known::new();
         let node = bench.host_at(port, &known.document(config));
-        let address = target(&node).address().parse().expect("an address");
+        let address = target(node.target()).address().parse();
+        let address = address.expect("an address");
         let made = node.call("token/make", &everything());
         Self::of(node, address, &known, &made)
     }
 
     /// As diallers take it.
     pub fn target(&self) -> Target {
-        target(&self.node)
+        target(self.node.target())
     }
 }
 
@@ -89,6 +90,11 @@ impl Web<Node> {
         let address = node.address();
         let made = node.call("token/make", &everything());
         Self::of(node, address, &known, &made)
+    }
+
+    /// As diallers take it.
+    pub fn target(&self) -> Target {
+        target(&self.node.target())
     }
 }
 
@@ -267,8 +273,8 @@ impl Drop for Events {
     }
 }
 
-fn target(node: &HostNode) -> Target {
-    node.target().parse().expect("the node's own target")
+fn target(text: &str) -> Target {
+    text.parse().expect("the node's own target")
 }
 
 /// Asks for an administrator's token: the configuration gives nobody but keys everything.

@@ -1,9 +1,10 @@
 //! Large bodies, announced bodies, and bodies of many small values.
 
+use alknet_tests::raw::{H1, Raw};
 use alknet_tests::{Bench, Web};
 use tokio::task::block_in_place;
 
-use super::{GROWTH_BYTES, H1, Raw, peak, share};
+use super::{GROWTH_BYTES, peak, share};
 
 /// Bytes of the longest body.
 const BODY_BYTES: usize = 8 << 20;
@@ -65,7 +66,7 @@ async fn bodies_that_are_only_announced_take_no_memory() {
     );
     let mut held = Vec::new();
     for _ in 0..=share() / BODY_BYTES as u64 {
-        let mut raw = Raw::open(&web, H1).await;
+        let mut raw = Raw::open(&web.target(), H1).await;
         assert!(raw.say(head.as_bytes()).await);
         held.push(raw);
     }

@@ -7,6 +7,7 @@ use alknet_call::ALPN;
 use alknet_core::{Carriage, Connection};
 use alknet_endpoint::Dialer;
 use alknet_test_support::deadline;
+use alknet_tests::raw::within;
 use alknet_tests::{Bench, Web, wire};
 use alknet_tls::NodeKey;
 use bytes::Bytes;
@@ -19,7 +20,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::{JoinSet, block_in_place};
 
-use super::{GROWTH_BYTES, forget_peak, peak, resident, share, within};
+use super::{GROWTH_BYTES, forget_peak, peak, resident, share};
 
 /// WebSockets that one connection carries.
 const SOCKETS: usize = 16;
