@@ -118,7 +118,7 @@ fn asks(path: &str, token: Option<&str>) -> Vec<u8> {
     frame
 }
 
-/// A client over HTTP/3 whose one request comes a byte at a time, with a pause after each of more than fifty. Returns
+/// A client over HTTP/3 whose one request comes a byte at a time, with a pause after each of more than a hundred. Returns
 /// when the node has ended its connection.
 ///
 /// # Panics
@@ -126,7 +126,7 @@ fn asks(path: &str, token: Option<&str>) -> Vec<u8> {
 pub async fn drip(target: &Target, pause: Duration) {
     let slow = Idle::connect(target).await;
     let (mut send, _recv) = slow.connection.open_bi().await.expect("a stream");
-    let request = asks(&format!("/{}", "x".repeat(40)), None);
+    let request = asks(&format!("/{}", "x".repeat(120)), None);
     let drips = async {
         for byte in request.chunks(1) {
             // The node may take no more of this stream.
