@@ -235,6 +235,7 @@ fn pasted(bench: &Bench) -> String {
     std::fs::write(&file, document(&thief.identity(), "")).expect("the folder is ours");
     let mut provision = thief.command(&["provision", "--form", "console"]);
     provision.arg("--config").arg(&file).arg("--out").arg(&line);
+    provision.args(["--words-to", &recipient(bench)]);
     thief.run(provision).json();
     let line = std::fs::read_to_string(&line).expect("it was written");
     line.trim().to_owned()
@@ -268,13 +269,18 @@ fn document(admin: &str, more: &str) -> String {
 fn thiefs_document(bench: &Bench, vault: &str) -> String {
     let key = bench.path().join("thief.key").display().to_string();
     tool_says(&age("age-keygen"), &["-o", &key]);
-    let text = std::fs::read_to_string(&key).expect("it was written");
-    let recipient = text
-        .lines()
-        .find_map(|line| line.strip_prefix("# public key: "));
-    let recipient = recipient.expect("a public key");
+    let recipient = recipient(bench);
     let thief = bench.somebody("thief").identity();
     document(&thief, &format!("{vault}\nwords_to = [\"{recipient}\"]\n"))
+}
+
+/// Whom the thief would have the words encrypted to.
+fn recipient(bench: &Bench) -> String {
+    let key = std::fs::read_to_string(bench.path().join("thief.key"));
+    let key = key.expect("it was made for the document");
+    let mut lines = key.lines();
+    let recipient = lines.find_map(|line| line.strip_prefix("# public key: "));
+    recipient.expect("a public key").to_owned()
 }
 
 /// Waits until the machine says what is wrong, and tries what a thief would at its port and its console.
