@@ -150,6 +150,18 @@ impl Gate {
         self.link.identity()
     }
 
+    /// The key that the connection's client proved to have, known or not.
+    #[must_use]
+    pub fn key(&self) -> Option<PeerKey> {
+        self.link.info.key
+    }
+
+    /// Whom a key stands for now.
+    #[must_use]
+    pub fn by_key(&self, key: PeerKey) -> Option<Arc<Identity>> {
+        self.link.dispatcher.by_keys(&[key])
+    }
+
     /// Whom a token stands for.
     ///
     /// # Errors

@@ -68,12 +68,16 @@ impl Link {
         if let Some(token) = self.session.token() {
             return self.dispatcher.by_token(token.expose());
         }
-        let key = self.info.key.as_slice();
-        let by_key = self.dispatcher.by_keys(key);
-        // Who is somebody by other means is for whoever found that out to replace.
-        by_key
-            .filter(|now| now.id == before.id)
-            .or_else(|| self.identity())
+        let by_key = self.dispatcher.by_keys(self.info.key.as_slice());
+        let by_key = by_key.filter(|now| now.id == before.id);
+        if self.info.key.is_some() && !self.connection.info().dialled {
+            // The endpoint takes the identity off connections that are open. What was asked on one that is closed may go
+            // on, by a ticket of HTTP.
+            return by_key;
+        }
+        // A server that was dialled may be known by another of its keys, which `session` watches; and a connection
+        // without a key is whose its handler says.
+        by_key.or_else(|| self.identity())
     }
 }
 
@@ -104,5 +108,95 @@ pub(crate) async fn wait(changes: &mut watch::Receiver<u64>, at_most: Duration) 
     match tokio::time::timeout(at_most, changes.changed()).await {
         Ok(changed) => changed.is_ok(),
         Err(_) => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use alknet_core::{AuthContext, IdentityKind, IdentityProvider, PeerKey, memory_pair};
+    use futures_util::{StreamExt, stream};
+    use serde_json::Value;
+
+    use super::*;
+    use crate::{
+        ALPN, Dispatcher, Gate, HandlerKind, Incoming, OperationSpec, Registration, Registry,
+    };
+
+    const KEY: PeerKey = PeerKey::Ed25519([7; 32]);
+
+    /// Knows one key until it is removed.
+    #[derive(Default)]
+    struct OneKey {
+        changed: watch::Sender<u64>,
+        removed: AtomicBool,
+    }
+
+    impl OneKey {
+        fn remove(&self) {
+            self.removed.store(true, Ordering::SeqCst);
+            self.changed.send_modify(|n| *n += 1);
+        }
+    }
+
+    impl IdentityProvider for OneKey {
+        fn by_key(&self, key: &PeerKey) -> Option<Arc<Identity>> {
+            let known = *key == KEY && !self.removed.load(Ordering::SeqCst);
+            known.then(|| {
+                Arc::new(Identity {
+                    id: "mole".parse().expect("a peer id"),
+                    kind: IdentityKind::Peer,
+                    scopes: ["work"].iter().collect(),
+                    resources: Default::default(),
+                    generation: 0,
+                })
+            })
+        }
+
+        fn by_token(&self, _: &AuthToken) -> Option<Arc<Identity>> {
+            None
+        }
+
+        fn watch(&self) -> watch::Receiver<u64> {
+            self.changed.subscribe()
+        }
+    }
+
+    /// Nobody takes the identity off the connection, as of one that is closed.
+    #[tokio::test]
+    async fn a_subscription_ends_with_the_key_of_a_connection_that_is_closed() {
+        let spec = OperationSpec::subscription("test/silent", "A test.").with_scope("work");
+        let silent = HandlerKind::stream(|_, _| stream::pending::<Result<Value, CallError>>());
+        let registry = Registry::builder().with(Registration::new(spec, silent));
+        let registry = registry.build().expect("the operation is fine");
+        let known = Arc::new(OneKey::default());
+        let dispatcher = Dispatcher::new(registry).with_identities(Arc::clone(&known) as _);
+        let (_dialled, accepted) = memory_pair(ALPN);
+        let identity = known.by_key(&KEY).expect("it is known");
+        let set = accepted.set_identity(Arc::clone(&identity));
+        set.expect("it is nobody's yet");
+        let auth = AuthContext {
+            identity: Some(Arc::clone(&identity)),
+            key: Some(KEY),
+            alpn: ALPN.into(),
+            sni: None,
+            remote_addr: None,
+            carriage: accepted.carriage(),
+            early_data: false,
+        };
+        let gate = Gate::new(&Arc::new(dispatcher), &accepted, Some(&auth));
+        let incoming = Incoming {
+            identity: Some(identity),
+            ..Incoming::new("1", "test/silent")
+        };
+        let mut events = gate.subscribe(incoming).expect("it is allowed");
+        known.remove();
+        let ended = tokio::time::timeout(SESSION_RECHECK / 2, events.next()).await;
+        let ended = ended.expect("it hears of the removal").expect("an end");
+        let refused = ended.expect_err("no event").error;
+        assert_eq!(refused.code.name(), "UNAUTHENTICATED");
+        // Accepted as before: nothing but the key says that it is nobody.
+        assert!(gate.identity().is_some());
     }
 }

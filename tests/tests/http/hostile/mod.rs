@@ -5,6 +5,7 @@ mod bodies;
 mod frames;
 mod guesses;
 mod heads;
+mod removals;
 mod sockets;
 
 use std::time::Duration;
@@ -42,6 +43,11 @@ struct Raw {
 impl Raw {
     async fn open(web: &Web, alpn: &'static [u8]) -> Self {
         let key = NodeKey::generate().expect("the system has entropy");
+        Self::open_as(web, alpn, key).await
+    }
+
+    /// The same with a key.
+    async fn open_as(web: &Web, alpn: &'static [u8], key: NodeKey) -> Self {
         let dialer = Dialer::new(Some(key));
         let connection = dialer.dial_over(Carriage::Tcp, &web.target(), alpn).await;
         let connection = connection.expect("anybody may connect");
@@ -57,6 +63,21 @@ impl Raw {
         let said =
             async { self.send.write_all(bytes).await.is_ok() && self.send.flush().await.is_ok() };
         within(said).await
+    }
+
+    /// Hears more of what comes over HTTP/1.1 until it has `end`; all of it.
+    async fn hear_until(&mut self, end: &str, within: Duration) -> String {
+        let mut heard = Vec::new();
+        let work = async {
+            while !String::from_utf8_lossy(&heard).contains(end) {
+                let read = self.recv.read_buf(&mut heard).await.expect("it goes on");
+                assert_ne!(read, 0, "it ended before {end:?}");
+            }
+        };
+        let over = tokio::time::timeout(within, work).await;
+        let heard = String::from_utf8_lossy(&heard).into_owned();
+        assert!(over.is_ok(), "no {end:?} in time: {heard}");
+        heard
     }
 
     /// Everything until the node ends the connection.
