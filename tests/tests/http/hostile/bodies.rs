@@ -76,6 +76,49 @@ async fn bodies_that_are_only_announced_take_no_memory() {
     }
 }
 
+/// With two tokens of the least scope: long bodies but for their ends, as many as the node takes of each.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_identities_that_hold_long_bodies_leave_others_theirs() {
+    let bench = Bench::new();
+    let web = Web::start(&bench, "");
+    let scopes = serde_json::json!({ "scopes": ["node:read"] });
+    let made = block_in_place(|| web.node.call("token/make", &scopes));
+    let second = made["token"].as_str().expect("a token");
+    let each = share() as usize / BODY_BYTES;
+    let body = vec![b' '; BODY_BYTES - 100];
+    let mut held = Vec::new();
+    for token in [web.reader.as_str(), second] {
+        for _ in 0..each {
+            let mut raw = Raw::open(&web, H1).await;
+            let head = format!(
+                "POST /call HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\
+                 Content-Type: application/json\r\nContent-Length: {BODY_BYTES}\r\n\r\n"
+            );
+            assert!(raw.say(head.as_bytes()).await);
+            // It is refused where there is no room.
+            raw.say(&body).await;
+            held.push(raw);
+        }
+    }
+    let long = format!(
+        r#"{{"operation":"/services/list","input":{{"prefix":"{}"}}}}"#,
+        "x".repeat(128 << 10)
+    );
+    let all = r#"{"operation":"/services/list","input":{}}"#;
+    for call in [long.as_str(), all] {
+        let file = bench.path().join("call");
+        std::fs::write(&file, call).expect("room");
+        let data = format!("@{}", file.display());
+        let json = ["--header", "Content-Type: application/json", "--data-binary", &data];
+        let told = block_in_place(|| web.curl_as(&web.admin, "/call", &json));
+        assert_eq!(told.status, 200, "{}", told.text());
+    }
+    // They held what they may all the while: the first one has no more.
+    let told = block_in_place(|| web.post(&web.reader, "/call", all));
+    assert_eq!(told.status, 429, "{}", told.text());
+    drop(held);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn lists_of_short_values_cost_no_trees() {
     let bench = Bench::new();
