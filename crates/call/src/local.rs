@@ -16,7 +16,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::access::Verdict;
-use crate::admission::{self, Checked};
+use crate::admission::{self, Asker, Checked};
 use crate::body::{Body, Item, Output};
 use crate::compose::Resolved;
 use crate::context::Ctx;
@@ -70,7 +70,7 @@ pub struct Incoming<'a> {
     pub identity: Option<Arc<Identity>>,
     /// The token that says so, which subscriptions ask about again as long as they run; `None` where
     /// it is the connection that does.
-    pub token: Option<&'a AuthToken>,
+    pub token: Option<&'a Arc<AuthToken>>,
     /// What says so, where it is neither.
     pub proved_by: Option<ProvedBy>,
     /// The answer is wanted within this time.
@@ -110,7 +110,8 @@ impl<'a> Incoming<'a> {
         Payload {
             operation: self.operation.into(),
             input: None,
-            auth_token: self.token.map(|token| token.expose().into()),
+            // It was looked at already.
+            auth_token: None,
             forwarded_for: None,
             timeout_ms: self.timeout.map(millis),
             deadline: None,
@@ -327,15 +328,24 @@ impl Gate {
             input,
             memory,
             identity,
+            token,
             proved_by,
             ..
         } = incoming;
+        let token = token.cloned();
         let checked = admission::check_key(&payload).and_then(|()| {
             let input = || {
                 let input = input.map_or_else(Body::null, Body::from_text);
                 input.counted(memory)
             };
-            admission::passed(&self.link, id, &payload, now, |_| Ok(identity), input)
+            admission::passed(
+                &self.link,
+                id,
+                &payload,
+                now,
+                |_| Ok(Asker { identity, token }),
+                input,
+            )
         });
         let mut checked = checked.map_err(|error| {
             Counters::add(&counters.errors);

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use alknet_core::Identity;
+use alknet_core::{AuthToken, Identity};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use serde_json::Value;
@@ -61,6 +61,8 @@ pub(crate) struct Request {
 pub(crate) struct Head {
     pub(crate) id: Box<str>,
     pub(crate) identity: Option<Arc<Identity>>,
+    /// The token of this one request, which says so.
+    pub(crate) token: Option<Arc<AuthToken>>,
     pub(crate) forwarded_for: Option<ForwardedFor>,
     pub(crate) trace: Option<Box<str>>,
     pub(crate) deadline: Option<Instant>,
@@ -121,6 +123,12 @@ impl Request {
 
     pub(crate) fn identity(&self) -> Option<&Arc<Identity>> {
         self.head.identity.as_ref()
+    }
+
+    /// The token that says whose it is, its own or the connection's.
+    pub(crate) fn proof(&self) -> Option<&Arc<AuthToken>> {
+        let own = self.head.token.as_ref();
+        own.or_else(|| self.link.session.token())
     }
 
     pub(crate) fn forwarded_for(&self) -> Option<&ForwardedFor> {

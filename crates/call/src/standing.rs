@@ -10,7 +10,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use alknet_core::{AuthToken, Identity};
+use alknet_core::Identity;
 use tokio::sync::watch;
 
 use crate::access::AccessControl;
@@ -23,8 +23,6 @@ use crate::request::Request;
 /// What was true when a subscription was let in, to be asked again.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Standing {
-    /// The token of this one request.
-    pub(crate) token: Option<Arc<AuthToken>>,
     /// What else proves whose it is, if not the connection.
     pub(crate) proved_by: Option<ProvedBy>,
     /// The resource its input names.
@@ -38,7 +36,7 @@ impl Request {
     pub(crate) fn identity_now(&self) -> Option<Arc<Identity>> {
         let before = self.identity()?;
         let standing = self.head.standing.as_ref();
-        let token = standing.and_then(|standing| standing.token.as_ref());
+        let token = self.head.token.as_ref();
         let proved_by = standing.and_then(|standing| standing.proved_by);
         let dispatcher = &self.link().dispatcher;
         let now = match (token, proved_by) {
@@ -115,7 +113,9 @@ pub(crate) async fn wait(changes: &mut watch::Receiver<u64>, at_most: Duration) 
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use alknet_core::{AuthContext, IdentityKind, IdentityProvider, PeerKey, memory_pair};
+    use alknet_core::{
+        AuthContext, AuthToken, IdentityKind, IdentityProvider, PeerKey, memory_pair,
+    };
     use futures_util::{StreamExt, stream};
     use serde_json::Value;
 

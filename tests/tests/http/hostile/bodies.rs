@@ -109,7 +109,12 @@ async fn two_identities_that_hold_long_bodies_leave_others_theirs() {
         let file = bench.path().join("call");
         std::fs::write(&file, call).expect("room");
         let data = format!("@{}", file.display());
-        let json = ["--header", "Content-Type: application/json", "--data-binary", &data];
+        let json = [
+            "--header",
+            "Content-Type: application/json",
+            "--data-binary",
+            &data,
+        ];
         let told = block_in_place(|| web.curl_as(&web.admin, "/call", &json));
         assert_eq!(told.status, 200, "{}", told.text());
     }

@@ -1,4 +1,5 @@
-//! A peer that is removed, and the tickets that it was given before.
+//! A peer that is removed, and the tickets that it was given before. Here it is a second administrator, who alone may
+//! follow something.
 
 use std::time::Duration;
 
@@ -26,7 +27,9 @@ async fn ticket(web: &Web, key: &NodeKey) -> String {
     assert!(peer.say(head.as_bytes()).await);
     let told = peer.hear_until("}", deadline(AT_ONCE)).await;
     assert!(told.starts_with("HTTP/1.1 201 "), "{told}");
-    let url = told.split('"').find(|part| part.starts_with("/subscribe/t/"));
+    let url = told
+        .split('"')
+        .find(|part| part.starts_with("/subscribe/t/"));
     url.unwrap_or_else(|| panic!("no address: {told}"))
         .to_owned()
 }
@@ -35,10 +38,9 @@ async fn ticket(web: &Web, key: &NodeKey) -> String {
 async fn a_removed_peer_reads_nothing_more_by_its_tickets() {
     let bench = Bench::new();
     let key = NodeKey::generate().expect("the system has entropy");
-    let public = key.public();
-    let peer =
-        format!("[[peers]]\npeer_id = \"mole\"\nkeys = [\"{public}\"]\nscopes = [\"admin\"]\n");
-    let web = Web::start(&bench, &peer);
+    let admin = bench.admin().identity();
+    let both = format!("[node]\nadmin_keys = [\"{admin}\", \"{}\"]\n", key.public());
+    let web = Web::start(&bench, &both);
     let (used, kept) = (ticket(&web, &key).await, ticket(&web, &key).await);
     // Anybody's connection: the address is all that is asked for.
     let mut reader = Raw::open(&web, H1).await;
@@ -47,7 +49,6 @@ async fn a_removed_peer_reads_nothing_more_by_its_tickets() {
     let begins = reader.hear_until("event: data", deadline(AT_ONCE)).await;
     assert!(begins.starts_with("HTTP/1.1 200 "), "{begins}");
 
-    let admin = bench.admin().identity();
     let without = json!({ "document": format!("node.admin_keys = [\"{admin}\"]\n") });
     block_in_place(|| web.node.call("config/apply", &without));
     let ends = reader.hear_until("event: error", deadline(AT_ONCE)).await;
@@ -59,5 +60,8 @@ async fn a_removed_peer_reads_nothing_more_by_its_tickets() {
     assert!(error.contains("\"UNAUTHENTICATED\""), "{error}");
 
     let refused = block_in_place(|| web.curl(&kept, &[]));
-    assert_eq!((refused.status, refused.code().as_str()), (401, "UNAUTHENTICATED"));
+    assert_eq!(
+        (refused.status, refused.code().as_str()),
+        (401, "UNAUTHENTICATED")
+    );
 }
