@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, IoSliceMut};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -136,6 +136,8 @@ pub(super) struct Files {
     cache: Mutex<Cache>,
     /// Whose turn it is to look: one for each name, and a few names at once.
     turns: [tokio::sync::Mutex<()>; SITE_LOOKS],
+    /// Another one in each process: no client knows which names wait for each other.
+    hashes: RandomState,
 }
 
 /// A file that is there, as it is now.
@@ -151,6 +153,7 @@ impl Files {
             folder,
             cache: Mutex::default(),
             turns: Default::default(),
+            hashes: RandomState::new(),
         };
         if let Err(error) = files.open_folder() {
             let folder = files.folder.display();
@@ -183,10 +186,11 @@ impl Files {
     }
 
     async fn turn(&self, name: &Path) -> tokio::sync::MutexGuard<'_, ()> {
-        let mut hash = DefaultHasher::new();
-        name.hash(&mut hash);
-        let n = hash.finish() as usize % self.turns.len();
-        self.turns[n].lock().await
+        self.turns[self.turn_of(name)].lock().await
+    }
+
+    fn turn_of(&self, name: &Path) -> usize {
+        self.hashes.hash_one(name) as usize % self.turns.len()
     }
 
     /// What lies under this name now.
@@ -413,4 +417,27 @@ async fn read_chunk(file: Arc<File>, range: Range<u64>) -> io::Result<(Bytes, Ar
         Ok((chunk.into(), file))
     });
     read.await.map_err(io::Error::other)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By whatever a client can compute beside the node: the turns of another process are as good as it gets.
+    #[test]
+    fn names_cannot_be_aimed_at_the_turn_of_another() {
+        let folder = tempfile::tempdir().expect("room");
+        let files = || Files::new(folder.path().to_owned());
+        let (known, node) = (files(), files());
+        let page = Path::new("index.html");
+        let aimed: Vec<_> = (0..100 * SITE_LOOKS)
+            .map(|n| PathBuf::from(format!("missing-{n}")))
+            .filter(|name| known.turn_of(name) == known.turn_of(page))
+            .collect();
+        assert!(aimed.len() > SITE_LOOKS, "{}", aimed.len());
+        let hits = aimed
+            .iter()
+            .filter(|name| node.turn_of(name) == node.turn_of(page));
+        assert!(hits.count() < aimed.len() / 2);
+    }
 }

@@ -3,7 +3,7 @@
 use alknet_tests::{Bench, Web};
 use tokio::task::block_in_place;
 
-use super::{GROWTH_BYTES, H1, Raw, peak, share};
+use super::{GROWTH_BYTES, H1, H2, Raw, forget_peak, frame, peak, resident, share};
 
 /// Bytes of the longest body.
 const BODY_BYTES: usize = 8 << 20;
@@ -122,6 +122,68 @@ async fn two_identities_that_hold_long_bodies_leave_others_theirs() {
     let told = block_in_place(|| web.post(&web.reader, "/call", all));
     assert_eq!(told.status, 429, "{}", told.text());
     drop(held);
+}
+
+/// With a token of the least scope: of each body one byte, which is read together with frames of no kind that there is.
+#[tokio::test(flavor = "multi_thread")]
+async fn first_bytes_of_bodies_do_not_keep_what_was_read_with_them() {
+    const CONNECTIONS: usize = 48;
+    const STREAMS: u32 = 100;
+    /// Kinds of frames (RFC 9113 section 6), and one that there is not.
+    const DATA: u8 = 0;
+    const HEADERS: u8 = 1;
+    const NO_KIND: u8 = 0xfe;
+    const END_OF_HEADERS: u8 = 4;
+    /// Bytes of the longest frame.
+    const FRAME_BYTES: usize = 16 << 10;
+    let bench = Bench::new();
+    let web = Web::start(
+        &bench,
+        "[http]\nrequests_per_second = 10000\nrequests_burst = 10000\n",
+    );
+    let field = |block: &mut Vec<u8>, name: &str, value: &str| {
+        // A literal field that is not kept, with a new name (RFC 7541 section 6.2.2).
+        block.push(0);
+        for text in [name, value] {
+            block.push(u8::try_from(text.len()).expect("it is short"));
+            block.extend(text.as_bytes());
+        }
+    };
+    // POST, https.
+    let mut block = vec![0x83, 0x87];
+    for (name, value) in [
+        (":path", "/call"),
+        (":authority", "localhost"),
+        ("content-type", "application/json"),
+        ("content-length", "1000"),
+        ("authorization", &format!("Bearer {}", web.reader)),
+    ] {
+        field(&mut block, name, value);
+    }
+    let padding = frame(NO_KIND, 0, 0, &[0; FRAME_BYTES]);
+    forget_peak(&web);
+    let before = resident(&web);
+    let mut held = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let mut raw = Raw::open(&web, H2).await;
+        raw.preface().await;
+        for stream in (1..).step_by(2).take(STREAMS as usize) {
+            let begins = [
+                frame(HEADERS, END_OF_HEADERS, stream, &block),
+                frame(DATA, 0, stream, b"{"),
+                padding.clone(),
+            ];
+            assert!(raw.say(&begins.concat()).await, "it takes the stream");
+        }
+        held.push(raw);
+    }
+    for raw in &mut held {
+        raw.until_read().await;
+    }
+    let grown = peak(&web).saturating_sub(before);
+    let count = CONNECTIONS * STREAMS as usize;
+    println!("figure {count} first bytes: {} KiB", grown >> 10);
+    assert!(grown < GROWTH_BYTES, "{grown} bytes for {count}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -93,6 +93,17 @@ impl Raw {
         self.say(&frame(kind, flags, stream, payload)).await
     }
 
+    /// Waits until the node has read all frames of HTTP/2 that were sent: it answers a ping after them.
+    async fn until_read(&mut self) {
+        const PING: u8 = 6;
+        assert!(self.frame(PING, 0, 0, &[7; 8]).await);
+        let mut heard = Vec::new();
+        while !heard.windows(8).any(|part| part == [7; 8]) {
+            let read = within(self.recv.read_buf(&mut heard)).await;
+            assert_ne!(read.expect("it goes on"), 0);
+        }
+    }
+
     async fn preface(&mut self) {
         self.say(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
         self.frame(4, 0, 0, &[]).await;
