@@ -1,5 +1,6 @@
 //! The log: every record goes to standard error and into a bounded ring that `node/log` reads.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fmt::{self, Write as _};
 use std::hash::{BuildHasher, RandomState};
@@ -15,6 +16,8 @@ use tokio::sync::broadcast;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+
+use crate::cli::output::one_line;
 
 /// Bytes of text the ring keeps; the oldest records go first.
 pub(crate) const RING_BYTES_MAX: usize = 1 << 20;
@@ -249,15 +252,11 @@ struct Text<'a> {
 impl Text<'_> {
     fn finish(mut self) -> String {
         self.message.push_str(&self.fields);
-        // What a peer sent must not begin a line of its own or move a terminal's cursor.
-        if self.message.contains(char::is_control) {
-            let shown = |c: char| match c {
-                c if c.is_control() => c.escape_default().to_string(),
-                c => c.to_string(),
-            };
-            return self.message.chars().map(shown).collect();
+        // What a peer sent must not begin a line of its own, move a terminal's cursor or turn a line around.
+        match one_line(&self.message) {
+            Cow::Borrowed(_) => self.message,
+            Cow::Owned(shown) => shown,
         }
-        self.message
     }
 }
 
@@ -354,10 +353,10 @@ mod tests {
     fn no_record_looks_like_two() {
         let text = Text {
             hash_addresses: None,
-            message: "the peer said: bye\n2026 info node: all is well\x1b[2J ä".to_owned(),
+            message: "the peer said: bye\n2026 info node: all is well\x1b[2J\u{202e} ä".to_owned(),
             fields: String::new(),
         };
-        let shown = "the peer said: bye\\n2026 info node: all is well\\u{1b}[2J ä";
+        let shown = "the peer said: bye\\u{a}2026 info node: all is well\\u{1b}[2J\\u{202e} ä";
         assert_eq!(text.finish(), shown);
     }
 
