@@ -553,8 +553,9 @@ async fn what_a_link_of_a_token_led_to_ends_with_the_token() {
             true => client.authenticate(&token).await.expect("it is ada's"),
             false => options.auth_token = Some(token.expose().to_owned()),
         }
-        let made = client.call_with("node/page-ticket", &json!({}), &options);
-        let made = made.await.expect("a link");
+        let input = json!({});
+        let made = client.call_with("node/page-ticket", &input, &options).await;
+        let made = made.expect("a link");
         let path = made.value()["path"].as_str().expect("text").to_owned();
         let (_, headers, _) = node.ask(get(&path)).await;
         let cookie = cookie_in(&headers);
