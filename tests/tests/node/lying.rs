@@ -20,6 +20,7 @@ use alknet_tests::{Answer, Cli, binary, run_with_input};
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::block_in_place;
 
 /// Clears the screen, sets a title, forges a line, erases one, turns the direction, and does the first again in
 /// one character of eight bits.
@@ -255,11 +256,17 @@ impl Lying {
 }
 
 /// Runs a command beside the node in this process.
-async fn run(cli: &Cli, arguments: Vec<String>) -> Answer {
-    let cli = cli.clone();
+async fn run(cli: &Cli, mut arguments: Vec<String>) -> Answer {
+    arguments.push("--state".to_owned());
+    arguments.push(cli.state().display().to_string());
+    run_alone(arguments).await
+}
+
+/// The same for verbs that ask no node.
+async fn run_alone(arguments: Vec<String>) -> Answer {
     let run = move || {
         let mut command = Command::new(binary());
-        command.args(arguments).arg("--state").arg(cli.state());
+        command.args(arguments);
         // What scripts are read from.
         run_with_input(command, "1\n")
     };
@@ -332,6 +339,10 @@ async fn nothing_that_a_node_says_acts_on_a_terminal() {
         for json in [false, true] {
             // Each with a key of its own: one verb replaces it.
             let cli = Cli::new(folder.path().join(format!("{n}-{json}")));
+            if arguments[0] == "key" {
+                // There has to be one to replace.
+                block_in_place(|| cli.identity());
+            }
             let said = |one: &&str| match *one {
                 "BATCH" => batch.clone(),
                 "DRAFT" => draft.display().to_string(),
@@ -378,10 +389,9 @@ fn proposal(folder: &Path) -> PathBuf {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_in_a_file_of_tensors_acts_on_a_terminal() {
     let folder = tempfile::tempdir().expect("a folder");
-    let cli = Cli::new(folder.path().join("state"));
     // No name has a control character: no reader takes such a file.
     let name = "title\u{202e}\u{2066}\u{200f}\u{2028}";
-    let container = |said: &str| {
+    let container = |said: &str, name: &str| {
         let tensor = json!({ "dtype": "U8", "shape": [2], "data_offsets": [0, 2] });
         let mut header = json!({ "__metadata__": { "said": said }, name: tensor }).to_string();
         while !header.len().is_multiple_of(8) {
@@ -394,7 +404,9 @@ async fn nothing_in_a_file_of_tensors_acts_on_a_terminal() {
     };
     let [first, second] = [("first", ACTS), ("second", "title")].map(|(file, said)| {
         let file = folder.path().join(format!("{file}.safetensors"));
-        std::fs::write(&file, container(said)).expect("the folder is ours");
+        let ending = if said == ACTS { "" } else { said };
+        let bytes = container(said, &format!("{name}{ending}"));
+        std::fs::write(&file, bytes).expect("the folder is ours");
         file.display().to_string()
     });
     for verb in [
@@ -415,7 +427,7 @@ async fn nothing_in_a_file_of_tensors_acts_on_a_terminal() {
             if json {
                 all.insert(0, "--json".to_owned());
             }
-            let answer = run(&cli, all).await;
+            let answer = run_alone(all).await;
             let (said, failed) = (&answer.output, &answer.errors);
             let is_bytes = verb == ["cat", "1", name] && !json;
             assert!(is_bytes || !acts(said), "{verb:?}: {answer:?}");
