@@ -136,6 +136,9 @@ async fn first_bytes_of_bodies_do_not_keep_what_was_read_with_them() {
     const END_OF_HEADERS: u8 = 4;
     /// Bytes of the longest frame.
     const FRAME_BYTES: usize = 16 << 10;
+    /// What a request that waits for its body costs: 14 KiB were measured. With the frame that was read together with its
+    /// first byte it would be 16 KiB more.
+    const WAITING_BYTES: u64 = 20 << 10;
     let bench = Bench::new();
     let web = Web::start(
         &bench,
@@ -183,7 +186,8 @@ async fn first_bytes_of_bodies_do_not_keep_what_was_read_with_them() {
     let grown = peak(&web).saturating_sub(before);
     let count = CONNECTIONS * STREAMS as usize;
     println!("figure {count} first bytes: {} KiB", grown >> 10);
-    assert!(grown < GROWTH_BYTES, "{grown} bytes for {count}");
+    let most = count as u64 * WAITING_BYTES;
+    assert!(grown < most, "{grown} bytes for {count}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
