@@ -165,12 +165,14 @@ impl Files {
     /// What lies under this name, as it was a moment ago at most.
     pub(super) async fn look(self: &Arc<Self>, name: &Path) -> Option<Entry> {
         let asked = Instant::now();
+        let mut announced = None;
         if let Some(looked) = self.cache().names.get_mut(name) {
             if looked.at.elapsed() < SITE_LOOK_AGAIN {
                 return Some(looked.entry.clone());
             }
             // One looks again, whoever else comes meanwhile takes what was.
             looked.at = Instant::now();
+            announced = Some(looked.at);
         }
         let _turn = self.turn(name).await;
         // Somebody may have looked while this one waited.
@@ -180,7 +182,7 @@ impl Files {
             .get(name)
             .map(|looked| (looked.at, looked.entry.clone()));
         match looked {
-            Some((at, entry)) if at > asked => Some(entry),
+            Some((at, entry)) if at > asked && announced != Some(at) => Some(entry),
             _ => self.looked(name).await,
         }
     }
@@ -422,6 +424,23 @@ async fn read_chunk(file: Arc<File>, range: Range<u64>) -> io::Result<(Bytes, Ar
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A packed form changes nothing about the file that it was made of.
+    #[tokio::test]
+    async fn a_known_name_is_looked_at_again_after_a_while() {
+        let folder = tempfile::tempdir().expect("room");
+        let (name, packed) = (Path::new("page.html"), folder.path().join("page.html.br"));
+        std::fs::write(folder.path().join(name), "page").expect("room");
+        let files = Arc::new(Files::new(folder.path().to_owned()));
+        let forms = async || match files.look(name).await {
+            Some(Entry::File(forms)) => forms.packed.len(),
+            _ => panic!("there is a file"),
+        };
+        assert_eq!(forms().await, 0);
+        std::fs::write(packed, "packed").expect("room");
+        tokio::time::sleep(SITE_LOOK_AGAIN).await;
+        assert_eq!(forms().await, 1);
+    }
 
     /// By whatever a client can compute beside the node: the turns of another process are as good as it gets.
     #[test]
