@@ -10,6 +10,7 @@ pub mod last_use;
 pub mod locks;
 pub mod memory;
 pub mod mirror;
+mod owners;
 pub mod packages;
 pub mod progress;
 pub mod rustc;

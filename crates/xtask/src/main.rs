@@ -87,7 +87,7 @@ fn cargo(arguments: &[String]) -> Result<ExitCode, String> {
     let (subcommand, rest) = arguments
         .split_first()
         .ok_or("give cargo something to do: `cargo xtask cargo check --package NAME`")?;
-    cache::open(workspace.root(), workspace.cache())?;
+    workspace.open_cache()?;
     let running = workspace.cache().join(cache::RUNNING_COMMANDS);
     let _running = locks::take(&running, Sharing::Shared, |_| {
         eprintln!("waiting for `cargo xtask cache --prune` ...");
@@ -144,9 +144,9 @@ struct Prepared {
 /// Installs packages and builds `alknet-tasks`, both at once: one waits for downloads, the other for
 /// the processor.
 fn prepare(arguments: &[String]) -> Result<Prepared, String> {
-    let cache = cache::folder()?;
-    let workspace = Workspace::new(&clone_root()?, &cache)?;
-    let purpose = purpose_of(&arguments[0], &cache, packages::is_root());
+    let workspace = Workspace::new(&clone_root()?, &cache::folder()?)?;
+    let cache = workspace.cache();
+    let purpose = purpose_of(&arguments[0], cache, packages::is_root());
     let wanted = packages::to_install(purpose)?;
     let lock = claim(&workspace)?;
     let board = Board::new(&cache.join(progress::HISTORY));
