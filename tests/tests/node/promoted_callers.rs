@@ -2,7 +2,7 @@
 //! other callers, what is theirs.
 
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use alknet_call::{ALPN, CallClient, CallConnection, ErrorCode};
 use alknet_endpoint::{Dialer, Target};
 use alknet_test_support::deadline;
-use alknet_tests::{Bench, Cli, HostNode, assert_known_labels};
+use alknet_tests::{Bench, Cli, Curl, HostNode, assert_known_labels};
 use alknet_tls::NodeKey;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -227,13 +227,11 @@ async fn whoever_calls_without_end_leaves_the_author_and_others_theirs() {
 fn post_batch(node: &HostNode, token: &str, calls: &Value) -> Child {
     let (_, address) = node.target().rsplit_once('@').expect("key and address");
     let batch = json!({ "calls": calls, "mode": "parallel" });
-    let mut curl = Command::new("curl");
-    curl.args(["--silent", "--insecure", "--max-time", "300"])
-        .args(["--header", &format!("Authorization: Bearer {token}")])
-        .args(["--json", &batch.to_string()])
-        .arg(format!("https://{address}/batch"))
-        .stdout(Stdio::null());
-    curl.spawn().expect("curl is installed by the set-up")
+    let (batch, url) = (batch.to_string(), format!("https://{address}/batch"));
+    let bearer = format!("Authorization: Bearer {token}");
+    let fixed = ["--silent", "--insecure", "--max-time", "300", "--url", &url];
+    let asks = ["--header", &bearer, "--json", &batch];
+    Curl::new(&[&fixed[..], &asks].concat()).start(Stdio::null())
 }
 
 /// All calls of a batch have one id. The first is one of an author's operation; what the others call of the author's
