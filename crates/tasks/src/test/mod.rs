@@ -19,7 +19,7 @@ mod tests;
 use std::iter;
 use std::thread;
 
-use xtask::memory::Memory;
+use xtask::memory::{self, Memory};
 use xtask::progress::Command;
 
 pub(crate) use self::booted::Variables;
@@ -146,7 +146,7 @@ impl Slowdown {
 
 /// Runs the checks and the tests. What failed stands at the end, then how long each step took.
 pub fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
-    let processors = thread::available_parallelism().map_or(1, usize::from);
+    let processors = memory::test_processors();
     let slowdown = Slowdown::set_or_measured()?;
     let memory = Memory::go_on();
     let mut cache = SizeWatch::begin(cx);
