@@ -1,4 +1,4 @@
-//! Where heavy outputs live: outside every clone, shared by all of them, safe to delete.
+//! Where heavy outputs live: outside every clone, shared by all of them, safe to delete but for the machine of `up`.
 
 use std::env;
 use std::fs;

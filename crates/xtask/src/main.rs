@@ -34,7 +34,8 @@ cargo xtask COMMAND
 
 Each command takes --help. Missing system packages are installed when you are root; otherwise the
 line to run is printed. Heavy outputs live in ${ALKNET_CACHE:-${XDG_CACHE_HOME:-~/.cache}/alknet};
-deleting that folder is always safe.";
+deleting that folder is safe while no command runs, but `up/` in it has the identity and the data of
+the machine that `up` keeps.";
 
 /// Wrong arguments, or something on this machine that the user must change.
 const EXIT_USAGE: u8 = 2;

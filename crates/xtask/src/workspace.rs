@@ -270,7 +270,7 @@ impl Workspace {
     fn lock(&self) -> io::Result<File> {
         let path = self.cache.join(cache::BUILD_LOCK);
         let mut file = locks::take(&path, Sharing::Exclusive, |holder| {
-            eprintln!("waiting for another clone that is building: {holder} ...");
+            eprintln!("waiting for another clone that is building or testing: {holder} ...");
         })?;
         // For the one who waits: which clone, and which process to look at.
         let holder = format!("{} (process {})\n", self.root.display(), std::process::id());
