@@ -3,6 +3,7 @@
 mod debian;
 mod npm;
 mod pins;
+mod registry;
 
 use std::fs::{self, File};
 use std::io;
@@ -46,7 +47,7 @@ pub(crate) fn likely(cx: &Context, name: &str) -> Result<Pin> {
     likely.ok_or_else(|| Failure::Arguments(format!("sources.toml: {name} has no version")))
 }
 
-/// Gets a source: from the user's folder, the cache, Debian, npm's registry, or upstream.
+/// Gets a source: from the user's folder, the cache, Debian, a registry of packages, or upstream.
 pub fn obtain(cx: &Context, name: &str) -> Result<Obtained> {
     let pins = Pins::own()?;
     let source = pins.find(name)?;
@@ -69,6 +70,9 @@ pub fn obtain(cx: &Context, name: &str) -> Result<Obtained> {
         return Ok(found);
     }
     if let Some(found) = search.npm()? {
+        return Ok(found);
+    }
+    if let Some(found) = search.crates()? {
         return Ok(found);
     }
     if let Some(found) = search.pool()? {
@@ -230,6 +234,20 @@ impl Search<'_> {
         Ok(None)
     }
 
+    fn crates(&mut self) -> Result<Option<Obtained>> {
+        for pin in &self.source.pins {
+            let Some(package) = &pin.cargo else {
+                continue;
+            };
+            let what = format!("cargo {package}");
+            let found = self.take(pin, &what, |to| registry::fetch(self.cx, package, to))?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
     fn pool(&mut self) -> Result<Option<Obtained>> {
         for pin in &self.source.pins {
             let Some(path) = &pin.pool else {
@@ -313,6 +331,7 @@ mod tests {
             file: "f.tar.xz".into(),
             sha256: sha256.into(),
             debian: None,
+            cargo: None,
             npm: None,
             pool: None,
             upstream: None,

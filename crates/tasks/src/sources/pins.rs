@@ -38,6 +38,8 @@ pub struct Pin {
     pub sha256: String,
     /// The Debian package that holds it.
     pub debian: Option<DebianPlace>,
+    /// The package of crates.io, as `NAME@VERSION`.
+    pub cargo: Option<String>,
     /// The package of npm's registry, as `NAME@VERSION`.
     pub npm: Option<String>,
     /// Where it lies below the address of Debian's archive, as a part of a source package.
@@ -156,6 +158,7 @@ mod tests {
         for (source, pin) in pins.all() {
             assert!(
                 pin.debian.is_some()
+                    || pin.cargo.is_some()
                     || pin.npm.is_some()
                     || pin.pool.is_some()
                     || pin.upstream.is_some(),

@@ -25,7 +25,7 @@ use xtask::progress::Command;
 pub(crate) use self::booted::Variables;
 use self::booted::variables;
 pub use self::booted::{Booted, command};
-pub(crate) use self::checks::DENY_VERSION;
+pub(crate) use self::checks::DENY;
 pub use self::checks::deny_program;
 pub(crate) use self::load::Surroundings;
 pub use self::load::lengthen_deadlines;
