@@ -19,6 +19,9 @@ use crate::context::Context;
 use crate::digest;
 use crate::failure::{Failure, Result};
 
+/// Debian's archive of all times, by date.
+const SNAPSHOT: &str = "https://snapshot.debian.org/archive/debian";
+
 /// A file whose bytes are those of its pin.
 #[derive(Clone, Debug)]
 pub struct Obtained {
@@ -79,6 +82,9 @@ pub fn obtain(cx: &Context, name: &str) -> Result<Obtained> {
         return Ok(found);
     }
     if let Some(found) = search.upstream()? {
+        return Ok(found);
+    }
+    if let Some(found) = search.snapshot()? {
         return Ok(found);
     }
     Err(Failure::Source {
@@ -269,6 +275,24 @@ impl Search<'_> {
                 continue;
             };
             let found = self.take(pin, address, |to| download(self.cx, address, to))?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
+    fn snapshot(&mut self) -> Result<Option<Obtained>> {
+        for pin in &self.source.pins {
+            let place = pin.debian.as_ref();
+            let Some((place, snapshot)) = place.zip(place.and_then(|it| it.snapshot.as_ref()))
+            else {
+                continue;
+            };
+            let address = format!("{SNAPSHOT}/{snapshot}");
+            let fetch =
+                |to: &Path| debian::fetch_from_snapshot(self.cx, &address, &place.member, to);
+            let found = self.take(pin, &address, fetch)?;
             if found.is_some() {
                 return Ok(found);
             }
