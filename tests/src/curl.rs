@@ -68,7 +68,6 @@ impl Curl {
     ///
     /// # Panics
     /// It fails or is not installed.
-    #[must_use]
     pub fn says(self) -> String {
         let output = self.output();
         let text = [output.stdout, output.stderr].concat();
