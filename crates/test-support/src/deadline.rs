@@ -56,8 +56,9 @@ fn named() -> Option<f64> {
 ///
 /// As [`slowdown`].
 pub fn expect_slowdown(factor: f64) {
+    let measured = factor.clamp(1.0, SLOWDOWN_MAX);
     // A second call, or one that comes late, changes nothing.
-    let _ = FACTOR.set(named().unwrap_or(factor.clamp(1.0, SLOWDOWN_MAX)));
+    let _ = FACTOR.set(named().unwrap_or(measured));
 }
 
 /// The factor that a value of `ALKNET_TEST_SLOWDOWN` stands for, [`SLOWDOWN_MAX`] at the most; the error names
