@@ -198,7 +198,7 @@ mod tests {
     }
 
     /// Set in the process that claims in a network namespace of its own.
-    const OTHER_RANGE: &str = "ALKNET_TEST_OTHER_RANGE";
+    const OTHER_RANGE: &str = "ALKNET_TEST_SUPPORT_RANGE";
 
     /// Here, and on a host whose administrator has given the kernel more.
     #[test]
