@@ -220,13 +220,16 @@ fn probe(kernel: &Path) -> Probe {
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     match Process::spawn(command, vec![]) {
-        Ok(guest) => follow(&guest, deadline(PROBE_LIMIT)),
+        Ok(guest) => {
+            let limit = deadline(PROBE_LIMIT);
+            follow(&guest, limit, limit * PROBE_LIMITS_MAX)
+        }
         Err(_) => Probe::Failed,
     }
 }
 
-/// Waits for the guest's end.
-fn follow(guest: &Process, limit: Duration) -> Probe {
+/// Waits for the guest's end: for `limit` without the time in which others have the processors, and for `most` with it.
+fn follow(guest: &Process, limit: Duration, most: Duration) -> Probe {
     let begun = Instant::now();
     loop {
         match guest.try_wait() {
@@ -236,7 +239,7 @@ fn follow(guest: &Process, limit: Duration) -> Probe {
         }
         let passed = begun.elapsed();
         let kept_waiting = guest.kept_waiting().unwrap_or_default();
-        if passed.saturating_sub(kept_waiting) > limit || passed > limit * PROBE_LIMITS_MAX {
+        if passed.saturating_sub(kept_waiting) > limit || passed > most {
             return Probe::Late;
         }
         std::thread::sleep(PROBE_POLL);
@@ -314,13 +317,14 @@ mod tests {
     #[test]
     fn a_guest_that_hangs_is_late_and_one_that_ends_badly_failed() {
         let limit = Duration::from_millis(200);
-        assert_eq!(follow(&started("sleep", &["600"]), limit), Probe::Late);
-        let spins = started("sh", &["-c", "while :; do :; done"]);
-        assert_eq!(follow(&spins, limit), Probe::Late);
+        let most = deadline(Duration::from_secs(300));
         assert_eq!(
-            follow(&started("false", &[]), deadline(limit * 50)),
-            Probe::Failed
+            follow(&started("sleep", &["600"]), limit, most),
+            Probe::Late
         );
+        let spins = started("sh", &["-c", "while :; do :; done"]);
+        assert_eq!(follow(&spins, limit, most), Probe::Late);
+        assert_eq!(follow(&started("false", &[]), most, most), Probe::Failed);
     }
 
     /// Set in the process that computes.
@@ -352,7 +356,7 @@ mod tests {
             command.stdout(Stdio::null());
             let begun = Instant::now();
             let guest = Process::spawn(command, vec![]).expect("every Debian has it");
-            let probe = follow(&guest, limit);
+            let probe = follow(&guest, limit, deadline(Duration::from_secs(300)));
             assert!(begun.elapsed() > limit, "it was kept waiting");
             assert_eq!(probe, Probe::Ran);
             drop(others);
