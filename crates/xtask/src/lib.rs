@@ -5,6 +5,7 @@
 
 pub mod cache;
 mod cgroup;
+pub mod front;
 pub mod git;
 pub mod last_use;
 pub mod locks;

@@ -13,7 +13,7 @@ use xtask::mirror;
 use xtask::packages::{self, Purpose};
 use xtask::progress::{self, Board, StepTime};
 use xtask::workspace::{BuildLock, Workspace};
-use xtask::{cache, rustc};
+use xtask::{cache, front, rustc};
 
 /// The program that does what the commands say.
 const TASKS: &str = "alknet-tasks";
@@ -194,7 +194,7 @@ fn claim(workspace: &Workspace) -> Result<BuildLock, String> {
         );
     }
     env::current_exe()
-        .and_then(|this| rustc::install(&this, workspace.cache()))
+        .and_then(|this| front::install(&this, workspace.cache()))
         .map_err(|error| format!("cannot put the compiler's front into the cache: {error}"))?;
     Ok(lock)
 }
