@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use alknet_test_support::deadline;
 
@@ -23,8 +23,19 @@ pub const ACCEL_VARIABLE: &str = "ALKNET_QEMU_ACCEL";
 /// under it.
 pub const TCG_TIMEOUT_FACTOR: u32 = 10;
 
-/// How long a kernel may take from power-on to its reboot under KVM. It needs half a second.
+/// How long a kernel may take from power-on to its reboot under KVM. It needs half a second. Time in which QEMU waits for a
+/// processor that others have does not count: `up` and the benchmarks do not know how busy the machine is.
 const PROBE_LIMIT: Duration = Duration::from_secs(3);
+
+/// A probe ends after so many times that limit in any case.
+const PROBE_LIMITS_MAX: u32 = 20;
+
+/// How long a verdict by time holds. What else kept a guest from its reboot, such as a slow disk, may be over then; where
+/// KVM hangs every guest, another probe is what an hour costs.
+const LATE_FOR: Duration = Duration::from_secs(3600);
+
+/// How a verdict by time is kept.
+const LATE: &str = "late";
 
 /// Pause between looks at the probe's process.
 const PROBE_POLL: Duration = Duration::from_millis(20);
@@ -79,6 +90,12 @@ impl Accel {
     }
 }
 
+/// Has every limit of this process be so many times longer, where `ALKNET_TEST_SLOWDOWN` says nothing else: for commands
+/// that measure for themselves how busy the machine is. No effect once a limit was asked for.
+pub fn expect_slowdown(factor: f64) {
+    alknet_test_support::expect_slowdown(factor);
+}
+
 /// Lines of `/proc/cpuinfo` that say what a processor is, and not how fast it runs now.
 const PROCESSOR: [&str; 6] = [
     "vendor_id",
@@ -113,37 +130,69 @@ fn verdict(kernel: Option<&Path>) -> Accel {
     }
     let _one = PROBING.lock();
     let cache = cache_file();
-    let known = cache
-        .as_deref()
-        .and_then(|path| fs::read_to_string(path).ok());
-    match (known.as_deref(), kernel) {
-        (Some("kvm"), _) => Accel::Kvm,
-        (Some("tcg"), _) | (_, None) => Accel::Tcg,
-        (_, Some(kernel)) => {
-            let accel = if runs_under_kvm(kernel) {
-                Accel::Kvm
-            } else {
-                Accel::Tcg
-            };
+    let known = cache.as_deref().and_then(known);
+    match (known, kernel) {
+        (Some(accel), _) => accel,
+        (None, None) => Accel::Tcg,
+        (None, Some(kernel)) => {
+            let probe = probe(kernel);
             if let Some(path) = cache {
-                remember(&path, accel);
+                remember(&path, probe);
             }
-            accel
+            probe.accel()
         }
     }
 }
 
-/// The verdict holds until the host boots again.
+/// What came of a guest under KVM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Probe {
+    /// It ran to its reboot.
+    Ran,
+    /// QEMU ended otherwise, or did not start.
+    Failed,
+    /// It was not there in time.
+    Late,
+}
+
+impl Probe {
+    const fn accel(self) -> Accel {
+        match self {
+            Self::Ran => Accel::Kvm,
+            Self::Failed | Self::Late => Accel::Tcg,
+        }
+    }
+}
+
+/// The kept verdict, while it holds.
+fn known(path: &Path) -> Option<Accel> {
+    match fs::read_to_string(path).ok()?.as_str() {
+        "kvm" => Some(Accel::Kvm),
+        "tcg" => Some(Accel::Tcg),
+        LATE => {
+            let since = fs::metadata(path).and_then(|data| data.modified()).ok()?;
+            let age = SystemTime::now().duration_since(since).ok()?;
+            (age < LATE_FOR).then_some(Accel::Tcg)
+        }
+        _ => None,
+    }
+}
+
+/// The verdict holds until the host boots again, or for [`LATE_FOR`].
 fn cache_file() -> Option<PathBuf> {
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     Some(tools::cache_dir()?.join("kvm").join(boot_id.trim()))
 }
 
 /// A verdict that cannot be kept costs a probe next time, nothing else.
-fn remember(path: &Path, accel: Accel) {
+fn remember(path: &Path, probe: Probe) {
+    let text = match probe {
+        Probe::Late => LATE,
+        Probe::Ran | Probe::Failed => probe.accel().name(),
+    };
     let write = || {
         fs::create_dir_all(path.parent().unwrap_or(path))?;
-        fs::write(path, accel.name())
+        fs::write(path, text)
     };
     if let Err(error) = write() {
         tracing::debug!(path = %path.display(), %error, "the verdict on KVM was not kept");
@@ -152,7 +201,7 @@ fn remember(path: &Path, accel: Accel) {
 
 /// Boots `kernel` without a root file system: it comes up, finds nothing to start, and reboots,
 /// which ends QEMU. Timers, interrupts and memory have worked by then.
-fn runs_under_kvm(kernel: &Path) -> bool {
+fn probe(kernel: &Path) -> Probe {
     let mut command = Command::new(tools::qemu());
     command
         .args([
@@ -170,22 +219,39 @@ fn runs_under_kvm(kernel: &Path) -> bool {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    let Ok(guest) = Process::spawn(command, vec![]) else {
-        return false;
-    };
-    let until = Instant::now() + deadline(PROBE_LIMIT);
-    while Instant::now() < until {
-        match guest.try_wait() {
-            Ok(Some(status)) => return status.success(),
-            Ok(None) => std::thread::sleep(PROBE_POLL),
-            Err(_) => return false,
+    match Process::spawn(command, vec![]) {
+        Ok(guest) => {
+            let limit = deadline(PROBE_LIMIT);
+            follow(&guest, limit, limit * PROBE_LIMITS_MAX)
         }
+        Err(_) => Probe::Failed,
     }
-    false
+}
+
+/// Waits for the guest's end: for `limit` without the time in which others have the processors, and for `most` with it.
+fn follow(guest: &Process, limit: Duration, most: Duration) -> Probe {
+    let begun = Instant::now();
+    loop {
+        match guest.try_wait() {
+            Ok(Some(status)) if status.success() => return Probe::Ran,
+            Ok(Some(_)) | Err(_) => return Probe::Failed,
+            Ok(None) => {}
+        }
+        let passed = begun.elapsed();
+        let kept_waiting = guest.kept_waiting().unwrap_or_default();
+        if passed.saturating_sub(kept_waiting) > limit || passed > most {
+            return Probe::Late;
+        }
+        std::thread::sleep(PROBE_POLL);
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
+    use nix::time::{ClockId, clock_gettime};
+
     use super::*;
 
     #[test]
@@ -216,14 +282,84 @@ mod tests {
     fn a_guest_that_does_not_run_is_no_reason_for_kvm() {
         let file = tempfile::NamedTempFile::new().expect("the temporary directory is writable");
         fs::write(file.path(), b"not a kernel").expect("the file is ours");
-        assert!(!runs_under_kvm(file.path()));
+        assert_ne!(probe(file.path()), Probe::Ran);
     }
 
     #[test]
-    fn a_verdict_is_kept() {
+    fn a_verdict_is_kept_and_one_by_time_for_an_hour() {
         let dir = tempfile::tempdir().expect("the temporary directory is writable");
         let path = dir.path().join("kvm/boot");
-        remember(&path, Accel::Tcg);
-        assert_eq!(fs::read_to_string(path).expect("it was kept"), "tcg");
+        assert_eq!(known(&path), None);
+        let aged = |probe, age| {
+            remember(&path, probe);
+            let file = File::options()
+                .write(true)
+                .open(&path)
+                .expect("it was kept");
+            file.set_modified(SystemTime::now() - age).expect("ours");
+            known(&path)
+        };
+        let (minute, day) = (Duration::from_secs(60), Duration::from_secs(86_400));
+        for age in [minute, day] {
+            assert_eq!(aged(Probe::Ran, age), Some(Accel::Kvm));
+            assert_eq!(aged(Probe::Failed, age), Some(Accel::Tcg));
+        }
+        assert_eq!(aged(Probe::Late, minute), Some(Accel::Tcg));
+        assert_eq!(aged(Probe::Late, day), None, "another probe");
+    }
+
+    fn started(program: &str, arguments: &[&str]) -> Process {
+        let mut command = Command::new(program);
+        command.args(arguments).stdout(Stdio::null());
+        Process::spawn(command, vec![]).expect("every Debian has it")
+    }
+
+    #[test]
+    fn a_guest_that_hangs_is_late_and_one_that_ends_badly_failed() {
+        let limit = Duration::from_millis(200);
+        let most = deadline(Duration::from_secs(300));
+        assert_eq!(
+            follow(&started("sleep", &["600"]), limit, most),
+            Probe::Late
+        );
+        let spins = started("sh", &["-c", "while :; do :; done"]);
+        assert_eq!(follow(&spins, limit, most), Probe::Late);
+        assert_eq!(follow(&started("false", &[]), most, most), Probe::Failed);
+    }
+
+    /// Set in the process that computes.
+    const COMPUTES: &str = "ALKNET_QEMU_COMPUTES";
+
+    /// As a machine with KVM was put into emulation until its next boot by the first `up` beside other programs.
+    #[test]
+    fn a_guest_that_others_keep_from_the_processor_is_not_late() {
+        let (limit, work) = (Duration::from_millis(500), Duration::from_millis(100));
+        if std::env::var_os(COMPUTES).is_some() {
+            let used = || clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map(Duration::from);
+            while used().expect("Linux has it") < work {
+                std::hint::black_box((0..10_000_u64).fold(0, u64::wrapping_add));
+            }
+        } else {
+            // One of the processors that this process may use, on which others compute all the while.
+            let status = fs::read_to_string("/proc/self/status").expect("Linux has it");
+            let mut lines = status.lines();
+            let allowed = lines.find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+            let allowed = allowed.expect("Linux says it").trim();
+            let one = allowed.split([',', '-']).next().unwrap_or("0");
+            let others = [(); 8]
+                .map(|()| started("taskset", &["-c", one, "sh", "-c", "while :; do :; done"]));
+            let test = "accel::tests::a_guest_that_others_keep_from_the_processor_is_not_late";
+            let own = std::env::current_exe().expect("this program has a path");
+            let mut command = Command::new("taskset");
+            command.args(["-c", one]).arg(own);
+            command.args(["--exact", test]).env(COMPUTES, "1");
+            command.stdout(Stdio::null());
+            let begun = Instant::now();
+            let guest = Process::spawn(command, vec![]).expect("every Debian has it");
+            let probe = follow(&guest, limit, deadline(Duration::from_secs(300)));
+            assert!(begun.elapsed() > limit, "it was kept waiting");
+            assert_eq!(probe, Probe::Ran);
+            drop(others);
+        }
     }
 }

@@ -29,6 +29,7 @@ pub(crate) enum Backing {
     File(PathBuf),
     Recorder(PathBuf),
     Snapshot(PathBuf),
+    Unreadable(PathBuf),
 }
 
 impl Disk {
@@ -40,6 +41,11 @@ impl Disk {
     /// A raw image that stays as it is: what the guest writes is lost when the machine ends.
     pub fn snapshot(path: impl Into<PathBuf>) -> Self {
         Self::with(Backing::Snapshot(path.into()))
+    }
+
+    /// A raw image of which nothing can be read: the guest gets an I/O error for every read.
+    pub fn unreadable(path: impl Into<PathBuf>) -> Self {
+        Self::with(Backing::Unreadable(path.into()))
     }
 
     /// A disk whose writes are recorded, for power cuts.
@@ -76,7 +82,10 @@ impl Disk {
 
     pub(crate) fn path(&self) -> Option<&Path> {
         match &self.backing {
-            Backing::File(path) | Backing::Recorder(path) | Backing::Snapshot(path) => Some(path),
+            Backing::File(path)
+            | Backing::Recorder(path)
+            | Backing::Snapshot(path)
+            | Backing::Unreadable(path) => Some(path),
         }
     }
 
@@ -87,6 +96,7 @@ impl Disk {
             Backing::File(_) => Backing::File(place),
             Backing::Recorder(_) => Backing::Recorder(place),
             Backing::Snapshot(_) => Backing::Snapshot(place),
+            Backing::Unreadable(_) => Backing::Unreadable(place),
         };
         Self {
             backing,

@@ -64,6 +64,9 @@ pub enum Error {
         /// Its standard error.
         stderr: String,
     },
+    /// A machine was stopped further on than it was to be: the host was too busy. Another one may be stopped in time.
+    #[error("the machine came too far: {0}")]
+    TooLate(String),
     /// QEMU answered a command with an error.
     #[error("QEMU refused {command}: {class}: {description}")]
     Qmp {

@@ -60,6 +60,18 @@ impl Process {
         ClockId::pid_cpu_clock_id(self.pid).ok().map(CpuClock)
     }
 
+    /// How long its threads were ready to run and waited for a processor, all of them together. `None` where the kernel
+    /// does not say it.
+    pub(crate) fn kept_waiting(&self) -> Option<Duration> {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid)).ok()?;
+        let waited = threads.filter_map(|thread| {
+            // A thread may have ended meanwhile. Documentation/scheduler/sched-stats.rst: the second number, in ns.
+            let text = fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+            text.split_whitespace().nth(1)?.parse::<u64>().ok()
+        });
+        Some(Duration::from_nanos(waited.sum()))
+    }
+
     /// Memory it holds now, in bytes.
     pub fn resident_bytes(&self) -> Option<u64> {
         let statm = fs::read_to_string(format!("/proc/{}/statm", self.pid)).ok()?;

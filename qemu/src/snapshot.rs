@@ -106,7 +106,7 @@ impl Vm {
             let is_used = statuses.is_none_or(|all| all.iter().any(is_driven));
             if is_used {
                 let why = format!("the kernel ran on and found its devices: {status}");
-                return Err(Error::BadMachine(why));
+                return Err(Error::TooLate(why));
             }
         }
         Ok(())
@@ -157,7 +157,7 @@ impl Vm {
         stopped?;
         if waited > ANSWERED_WITHIN {
             let why = format!("the guest waited {waited:?} for its TPM, and may have given up");
-            return Err(Error::BadMachine(why));
+            return Err(Error::TooLate(why));
         }
         Ok(())
     }

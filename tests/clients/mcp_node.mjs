@@ -1,9 +1,12 @@
-// The TypeScript kits of the Model Context Protocol with a node: node mcp_node.mjs PACKAGES URL TOKEN.
+// The TypeScript kits of the Model Context Protocol with a node: node mcp_node.mjs PACKAGES.
+// Its input is a JSON object of facts: the address, `url`, and a `token`, which nobody reads there.
 import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { pathToFileURL } from 'node:url';
 
-const [folder, url, token] = process.argv.slice(2);
+const folder = process.argv[2];
+const { url, token } = JSON.parse(readFileSync(0, 'utf8'));
 const load = name => import(pathToFileURL(createRequire(`${folder}/`).resolve(name)));
 const older = {
   ...(await load('@modelcontextprotocol/sdk/client/index.js')),

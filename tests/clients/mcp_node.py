@@ -1,8 +1,8 @@
 """The Python kit of the Model Context Protocol with a node.
 
-python3 mcp_node.py URL TOKEN [OPERATION INPUT OUTPUT]
+python3 mcp_node.py [OPERATION INPUT OUTPUT]
 
-It calls an operation that is a tool of its own, both ways: `/node/info`, or the one it is told, with what
+Its input is a JSON object of facts: the address, `url`, and a `token`, which nobody reads there. It calls an operation that is a tool of its own, both ways: `/node/info`, or the one it is told, with what
 goes in and what has to come out as JSON."""
 
 import asyncio
@@ -14,7 +14,8 @@ from mcp import ClientSession
 from mcp.client.client import Client
 from mcp.client.streamable_http import streamable_http_client
 
-url, token, *asked = sys.argv[1:]
+facts, asked = json.load(sys.stdin), sys.argv[1:]
+url, token = facts["url"], facts["token"]
 operation, given, expected = "/node/info", {}, None
 if asked:
     operation, given, expected = asked[0], json.loads(asked[1]), json.loads(asked[2])

@@ -1,8 +1,8 @@
 """What a client of the documentation does with a node, test by test.
 
-    suite.py CLIENT FACTS NAME...
+    suite.py CLIENT NAME...
 
-CLIENT is the file with the client, FACTS a JSON object about the node. Says `ok NAME` for each test
+CLIENT is the file with the client; the input is a JSON object about the node. Says `ok NAME` for each test
 that passed and ends with the first that did not.
 """
 import asyncio, contextlib, importlib.util, json, os, sys, types
@@ -297,7 +297,7 @@ async def a_reset_gives_a_call_up():
 
 
 async def main():
-    for name in sys.argv[3:]:
+    for name in sys.argv[2:]:
         await asyncio.wait_for(globals()[name](), HUNG)
         print("ok", name, flush=True)
 
@@ -311,7 +311,7 @@ def loads(body):
     return json.loads(body[5:end], object_hook=lambda o: bytes_of(*o["$bin"]) if o.keys() == {"$bin"} else o)
 
 
-client, facts = load(sys.argv[1]), json.loads(sys.argv[2])
+client, facts = load(sys.argv[1]), json.load(sys.stdin)
 # The clients of the documentation announce no `bin1` and so never meet a mixed frame.
 client.json = types.SimpleNamespace(loads=loads, dumps=json.dumps)
 asyncio.run(main())

@@ -1,7 +1,7 @@
 """WebSocket sessions as Python's `websockets`, and `h2` with `wsproto`, have them.
 
-Arguments: a JSON object of facts, then the tests to run; each prints `ok NAME`. Facts: `url`; `token`
-of somebody with `scopes`; `query`, an operation that needs one; `pid` of the node, to see its memory.
+Its input is a JSON object of facts: arguments are for everybody to see. Its arguments are the tests to run; each prints
+`ok NAME`. Facts: `url`; `token` of somebody with `scopes`; `query`, an operation that needs one; `pid` of the node, to see its memory.
 """
 
 import contextlib, json, os, socket, ssl, sys, threading, urllib.parse, warnings
@@ -16,7 +16,7 @@ from wsproto.events import BytesMessage, TextMessage
 # Some sessions here outlive the block they began in.
 warnings.simplefilter("ignore", DeprecationWarning)
 
-FACTS = json.loads(sys.argv[1])
+FACTS = json.load(sys.stdin)
 URL = urllib.parse.urlsplit(FACTS["url"])
 SECURE = URL.scheme == "wss"
 PAIR = ["alknet.call", "alknet.bearer." + FACTS["token"]]
@@ -409,6 +409,6 @@ def http2_carries_it_too():
     assert foreign.headers[":status"] == "403", foreign.headers
 
 
-for name in sys.argv[2:]:
+for name in sys.argv[1:]:
     globals()[name]()
     print("ok", name, flush=True)

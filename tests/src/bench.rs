@@ -83,6 +83,18 @@ impl Bench {
         HostNode::start_at(&state, &self.admin, Some(&file), port)
     }
 
+    /// The same as [`host_with`](Self::host_with) on a machine that has so much memory, as far as the node can tell:
+    /// nothing without root, see [`HostNode::start_on`].
+    ///
+    /// # Panics
+    /// As [`host_with`](Self::host_with).
+    pub fn host_on(&self, memory_bytes: u64, config: &str) -> Option<HostNode> {
+        let file = self.path().join("node.toml");
+        std::fs::write(&file, config).expect("the folder is ours");
+        let state = self.path().join("host");
+        HostNode::start_on(memory_bytes, &state, &self.admin, Some(&file))
+    }
+
     /// The data disk, blank at first.
     ///
     /// # Panics

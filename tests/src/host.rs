@@ -1,9 +1,11 @@
 //! The node on this host: `alknet serve`.
 
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use alknet_test_support::skipped_whole;
 use serde_json::Value;
 
 use crate::cli::{Answer, Cli};
@@ -40,13 +42,43 @@ impl HostNode {
     /// # Panics
     /// As [`start`](Self::start).
     pub fn start_at(state: &Path, admin: &Cli, config: Option<&Path>, port: u16) -> Self {
-        let node = Cli::new(state.to_owned());
-        let mut command = node.command(&["serve", "--listen", "127.0.0.1"]);
-        command.args(["--port", &port.to_string()]);
-        command.args(["--admin", &admin.identity()]);
-        if let Some(config) = config {
-            command.arg("--config").arg(config);
+        Self::started(serves(state, admin, config, port), state, admin)
+    }
+
+    /// The same on a machine that has so much memory, as far as the node can tell: its limits go by what
+    /// `/proc/meminfo` says, which is a file of ours in a mount namespace of the node's. Only root can make one:
+    /// otherwise there is no node, and the test is recorded as skipped.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub fn start_on(
+        memory_bytes: u64,
+        state: &Path,
+        admin: &Cli,
+        config: Option<&Path>,
+    ) -> Option<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            skipped_whole("root", "no mount namespace can be made");
+            return None;
         }
+        let says = state.with_extension("meminfo");
+        let kib = memory_bytes >> 10;
+        let text = ["MemTotal", "MemFree", "MemAvailable"].map(|it| format!("{it}: {kib} kB\n"));
+        fs::write(&says, text.concat()).expect("the folder is ours");
+        let serves = serves(state, admin, config, 0);
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "sh", "-c"])
+            .arg("mount --bind \"$0\" /proc/meminfo && exec \"$@\"")
+            .arg(says)
+            .arg(serves.get_program())
+            .args(serves.get_args())
+            .stdin(Stdio::null());
+        // The last program that the shell starts takes its place: the process becomes the node.
+        Some(Self::started(command, state, admin))
+    }
+
+    fn started(command: Command, state: &Path, admin: &Cli) -> Self {
         let (child, value) = serve(command);
         Self {
             child,
@@ -89,6 +121,18 @@ impl HostNode {
     pub fn try_call(&self, operation: &str, input: &Value) -> Answer {
         self.admin.call(&self.target, operation, input, &[])
     }
+}
+
+/// The command that serves.
+fn serves(state: &Path, admin: &Cli, config: Option<&Path>, port: u16) -> Command {
+    let node = Cli::new(state.to_owned());
+    let mut command = node.command(&["serve", "--listen", "127.0.0.1"]);
+    command.args(["--port", &port.to_string()]);
+    command.args(["--admin", &admin.identity()]);
+    if let Some(config) = config {
+        command.arg("--config").arg(config);
+    }
+    command
 }
 
 /// Starts `alknet serve --json` and returns the line that says where it serves, with its `target`.

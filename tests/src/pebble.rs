@@ -17,6 +17,7 @@ use alknet_test_support::Port;
 use serde_json::json;
 use tempfile::TempDir;
 
+use crate::curl::Curl;
 use crate::tools::tool_says;
 use crate::wait::eventually;
 
@@ -202,8 +203,16 @@ impl Pebble {
         let fixed = ["--silent", "--show-error", "--fail", "--max-time"];
         let limit = alknet_test_support::seconds(Duration::from_secs(60));
         let (own, to) = (own.as_str(), to.as_str());
-        let asked = [limit.as_str(), "--cacert", own, "--output", to, &url];
-        tool_says("curl", &[&fixed[..], &asked].concat());
+        let asked = [
+            limit.as_str(),
+            "--cacert",
+            own,
+            "--output",
+            to,
+            "--url",
+            &url,
+        ];
+        Curl::new(&[&fixed[..], &asked].concat()).says();
         file
     }
 

@@ -314,12 +314,22 @@ impl Point {
             };
             match stopped.and_then(|()| vm.save(folder, MADE_WITHIN)) {
                 Ok(()) => return,
-                Err(Error::BadMachine(why)) if tries.peek().is_some() => {
-                    alknet_test_support::started_again("firmware", why);
-                }
-                Err(error) => panic!("{error}"),
+                Err(error) => match too_late(&error) {
+                    Some(why) if tries.peek().is_some() => {
+                        alknet_test_support::started_again("firmware", why);
+                    }
+                    _ => panic!("{error}"),
+                },
             }
         }
+    }
+}
+
+/// Why a machine was stopped too late, where that is what went wrong: no other error is a reason to begin again.
+fn too_late(error: &Error) -> Option<&str> {
+    match error {
+        Error::TooLate(why) => Some(why),
+        _ => None,
     }
 }
 
@@ -358,5 +368,20 @@ impl Bench {
         fs::create_dir(&folder).expect("the folder is ours");
         point.save(machine, &folder);
         folder
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn firmware_is_recorded_again_where_it_came_too_far_and_for_nothing_else() {
+        let late = Error::TooLate("the kernel ran on".to_owned());
+        assert_eq!(too_late(&late), Some("the kernel ran on"));
+        // As of a machine that cannot be saved, and of one that cannot be built.
+        let bad = Error::BadMachine("QEMU did not save it".to_owned());
+        assert_eq!(too_late(&bad), None);
+        assert_eq!(too_late(&Error::NoCounter(String::new())), None);
     }
 }

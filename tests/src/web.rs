@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Lines, Read};
 use std::net::SocketAddr;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Stdio};
 use std::time::Duration;
 
 use alknet_core::AuthToken;
@@ -10,6 +10,7 @@ use alknet_endpoint::Target;
 use serde_json::{Value, json};
 
 use crate::bench::Bench;
+use crate::curl::Curl;
 use crate::host::HostNode;
 use crate::node::{Machine, Node};
 use crate::snapshot::Snapshot;
@@ -55,14 +56,30 @@ impl Web<HostNode> {
     pub fn start_at(bench: &Bench, port: u16, config: &str) -> Self {
         let known = Known::new();
         let node = bench.host_at(port, &known.document(config));
-        let address = target(&node).address().parse().expect("an address");
+        Self::on_host(node, &known)
+    }
+
+    /// The same as [`start`](Self::start) on a machine that has so much memory, as far as the node can tell: nothing
+    /// without root, see [`HostNode::start_on`].
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub fn start_on(bench: &Bench, memory_bytes: u64, config: &str) -> Option<Self> {
+        let known = Known::new();
+        let node = bench.host_on(memory_bytes, &known.document(config))?;
+        Some(Self::on_host(node, &known))
+    }
+
+    fn on_host(node: HostNode, known: &Known) -> Self {
+        let address = target(node.target()).address().parse();
+        let address = address.expect("an address");
         let made = node.call("token/make", &everything());
-        Self::of(node, address, &known, &made)
+        Self::of(node, address, known, &made)
     }
 
     /// As diallers take it.
     pub fn target(&self) -> Target {
-        target(&self.node)
+        target(self.node.target())
     }
 }
 
@@ -89,6 +106,11 @@ impl Web<Node> {
         let address = node.address();
         let made = node.call("token/make", &everything());
         Self::of(node, address, &known, &made)
+    }
+
+    /// As diallers take it.
+    pub fn target(&self) -> Target {
+        target(&self.node.target())
     }
 }
 
@@ -168,19 +190,16 @@ impl<N> Web<N> {
         let file = bench.path().join("at-once.curl");
         let text = each.collect::<Vec<_>>().join("next\n");
         std::fs::write(&file, text).expect("the folder is ours");
-        let mut command = Command::new("curl");
-        command
-            .args([
-                "--silent",
-                "--parallel",
-                "--parallel-max",
-                &most.to_string(),
-                "--config",
-            ])
-            .arg(&file)
-            .stdout(Stdio::piped());
-        let curl = command.spawn().expect("curl is installed by the set-up");
-        AtOnce(curl)
+        let (most, file) = (most.to_string(), file.display().to_string());
+        let all = [
+            "--silent",
+            "--parallel",
+            "--parallel-max",
+            &most,
+            "--config",
+            &file,
+        ];
+        AtOnce(Curl::new(&all).start(Stdio::piped()))
     }
 
     /// Follows a subscription, as `call` asks for it.
@@ -188,16 +207,13 @@ impl<N> Web<N> {
     /// # Panics
     /// curl is not installed.
     pub fn events(&self, token: &str, call: &str, arguments: &[&str]) -> Events {
-        let mut command = Command::new("curl");
-        command
-            .args(["--silent", "--show-error", "--insecure", "--no-buffer"])
-            .args(["--max-time", &whole_seconds(CURL_WITHIN), "--json", call])
-            .args(["--header", &format!("Authorization: Bearer {token}")])
-            .args(["--header", "Accept: text/event-stream"])
-            .args(arguments)
-            .arg(self.url("/subscribe"))
-            .stdout(Stdio::piped());
-        let mut curl = command.spawn().expect("curl is installed by the set-up");
+        let (within, url) = (whole_seconds(CURL_WITHIN), self.url("/subscribe"));
+        let bearer = format!("Authorization: Bearer {token}");
+        let fixed = ["--silent", "--show-error", "--insecure", "--no-buffer"];
+        let asks = ["--max-time", &within, "--json", call, "--header", &bearer];
+        let more = ["--header", "Accept: text/event-stream", "--url", &url];
+        let all = [&fixed[..], &asks, &more, arguments].concat();
+        let mut curl = Curl::new(&all).start(Stdio::piped());
         let output = curl.stdout.take().expect("it was asked for above");
         let lines = BufReader::new(output).lines();
         Events { curl, lines }
@@ -267,8 +283,8 @@ impl Drop for Events {
     }
 }
 
-fn target(node: &HostNode) -> Target {
-    node.target().parse().expect("the node's own target")
+fn target(text: &str) -> Target {
+    text.parse().expect("the node's own target")
 }
 
 /// Asks for an administrator's token: the configuration gives nobody but keys everything.
@@ -386,13 +402,16 @@ pub fn health(target: &str) -> Told {
 
 /// The same, or what curl says where it gets no answer.
 fn try_curl(url: &str, arguments: &[&str]) -> Result<Told, String> {
-    let mut command = Command::new("curl");
-    command
-        .args(["--silent", "--show-error", "--insecure", "--include"])
-        .args(["--path-as-is", "--max-time", &whole_seconds(CURL_WITHIN)])
-        .args(arguments)
-        .arg(url);
-    let output = command.output().expect("curl is installed by the set-up");
+    let within = whole_seconds(CURL_WITHIN);
+    let fixed = [
+        "--silent",
+        "--show-error",
+        "--insecure",
+        "--include",
+        "--path-as-is",
+    ];
+    let asks = ["--max-time", &within, "--url", url];
+    let output = Curl::new(&[&fixed[..], &asks, arguments].concat()).output();
     if !output.status.success() {
         let error = String::from_utf8_lossy(&output.stderr);
         return Err(format!("{url} {arguments:?}: {error}"));

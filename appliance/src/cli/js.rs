@@ -3,7 +3,7 @@
 mod bundle;
 mod recording;
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
 
 use alknet_call::{CallConnection, CallError, CallOptions};
@@ -217,10 +217,7 @@ fn read_input(typed: bool) -> Result<Option<String>, Failure> {
     let mut text = String::new();
     loop {
         if typed {
-            let mut out = std::io::stdout().lock();
-            let prompt = if text.is_empty() { "> " } else { "… " };
-            // Where standard output is gone the next line says so.
-            let _ = out.write_all(prompt.as_bytes()).and_then(|()| out.flush());
+            output::prompt(if text.is_empty() { "> " } else { "… " });
         }
         let read = std::io::stdin().lock().read_line(&mut text);
         let read =

@@ -13,7 +13,7 @@ mod identity;
 mod js;
 mod key;
 mod open;
-mod output;
+pub(crate) mod output;
 mod peers;
 mod promotion;
 mod provision;

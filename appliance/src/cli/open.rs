@@ -1,7 +1,7 @@
 //! `alknet open`: the status page of a node, by a link that works once.
 
 use std::fs;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::net::{IpAddr, ToSocketAddrs};
 use std::ops::RangeInclusive;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -79,7 +79,7 @@ pub(crate) fn run(args: &OpenArgs, json: bool) -> Result<Exit, Failure> {
             output::json_line(&json!({ "url": link, "expires_in": good_for }))?;
             return Ok(Exit::Ok);
         }
-        let wanted = !args.print && io::stdout().is_terminal() && has_display();
+        let wanted = !args.print && output::is_terminal() && has_display();
         if let Some(opener) = wanted.then(opener).flatten() {
             opened(&opener, &args.dial.state.dir()?, &link)?;
             output::line(&format!(
@@ -89,7 +89,7 @@ pub(crate) fn run(args: &OpenArgs, json: bool) -> Result<Exit, Failure> {
             return Ok(Exit::Ok);
         }
         output::line(&link)?;
-        if io::stdout().is_terminal() {
+        if output::is_terminal() {
             output::line(&format!("Works once, within {good_for} s."))?;
         }
         Ok(Exit::Ok)

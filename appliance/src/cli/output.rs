@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, StdoutLock, Write};
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -133,6 +133,92 @@ pub(crate) fn text(text: &str) -> Result<(), Failure> {
     written(&lines(text))
 }
 
+/// Asks for input on standard output, on the line on which it is typed.
+pub(crate) fn prompt(text: &str) {
+    let mut out = io::stdout().lock();
+    // Where standard output is gone the next line says so.
+    let _ = out
+        .write_all(one_line(text).as_bytes())
+        .and_then(|()| out.flush());
+}
+
+/// Whether a person sees what is printed.
+pub(crate) fn is_terminal() -> bool {
+    io::stdout().is_terminal()
+}
+
+/// Standard output for verbs that print by themselves what others wrote, as text or as JSON.
+pub(crate) fn shown(json: bool) -> Shown<StdoutLock<'static>> {
+    Shown::new(io::stdout().lock(), json)
+}
+
+/// Standard output for bytes as they are: those of a file, a secret, or what the program itself says.
+pub(crate) fn bytes() -> StdoutLock<'static> {
+    io::stdout().lock()
+}
+
+/// Shows text of which nothing acts. What comes may break off within a character.
+pub(crate) struct Shown<W> {
+    out: W,
+    json: bool,
+    /// The bytes of a character that is not whole.
+    begun: Vec<u8>,
+}
+
+impl<W: Write> Shown<W> {
+    fn new(out: W, json: bool) -> Self {
+        Self {
+            out,
+            json,
+            begun: Vec::new(),
+        }
+    }
+
+    fn safe<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        match self.json {
+            true => safe_json(text),
+            false => lines(text),
+        }
+    }
+}
+
+impl<W: Write> Write for Shown<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut all = std::mem::take(&mut self.begun);
+        all.extend_from_slice(bytes);
+        let mut rest = all.as_slice();
+        let mut safe = String::with_capacity(rest.len());
+        loop {
+            let (valid, after) = match std::str::from_utf8(rest) {
+                Ok(valid) => (valid, None),
+                Err(error) => {
+                    let (valid, after) = rest.split_at(error.valid_up_to());
+                    let valid = std::str::from_utf8(valid).unwrap_or_default();
+                    (valid, Some((after, error.error_len())))
+                }
+            };
+            safe.push_str(&self.safe(valid));
+            match after {
+                None => break,
+                Some((after, None)) => {
+                    self.begun = after.to_vec();
+                    break;
+                }
+                Some((after, Some(wrong))) => {
+                    safe.push(char::REPLACEMENT_CHARACTER);
+                    rest = &after[wrong..];
+                }
+            }
+        }
+        self.out.write_all(safe.as_bytes())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
 /// Standard output being gone ends a stream the way `head` expects.
 fn written(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
@@ -169,6 +255,27 @@ mod tests {
         let json = safe_json(&text);
         assert!(!json.contains(does_something));
         assert_eq!(serde_json::from_str::<String>(&json).expect("JSON"), all);
+    }
+
+    #[test]
+    fn nothing_acts_that_comes_in_pieces() {
+        let text = "a\u{1b}[2J\u{9b}\u{202e}\u{7f}世\r\nb\tc\u{2028}";
+        let json = serde_json::to_string(text).expect("JSON");
+        for (text, json, shown) in [
+            (text, false, lines(text)),
+            (json.as_str(), true, safe_json(&json)),
+        ] {
+            for piece in 1..5 {
+                let mut out = Shown::new(Vec::new(), json);
+                for bytes in text.as_bytes().chunks(piece) {
+                    out.write_all(bytes).expect("it grows");
+                }
+                assert_eq!(String::from_utf8(out.out).expect("text"), shown);
+            }
+        }
+        let mut out = Shown::new(Vec::new(), false);
+        out.write_all(b"a\xff\x9b2Jb\xe4").expect("it grows");
+        assert_eq!(out.out, "a\u{fffd}\u{fffd}2Jb".as_bytes());
     }
 
     #[test]

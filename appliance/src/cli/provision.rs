@@ -6,7 +6,7 @@ use alknet_init::console::{Charset, qr_code};
 use alknet_provision_cli::{Host, ProvisionArgs, ProvisionError, Terminal, Tty, run as run_here};
 use clap::Args;
 
-use super::{Exit, Failure, StateArgs};
+use super::{Exit, Failure, StateArgs, output};
 
 /// Arguments of `alknet provision`, and where this computer's key is.
 #[derive(Debug, Args)]
@@ -20,7 +20,7 @@ pub(crate) struct OwnArgs {
 /// Runs it.
 pub(crate) fn run(args: &OwnArgs, json: bool) -> Result<Exit, Failure> {
     let mut host = Here { state: &args.state };
-    let ended = run_here(&args.what, json, &mut host, &mut io::stdout().lock());
+    let ended = run_here(&args.what, json, &mut host, &mut output::bytes());
     ended
         .map(|()| Exit::Ok)
         .map_err(|error| of_provision(&error))

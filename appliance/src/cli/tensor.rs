@@ -65,7 +65,17 @@ pub(crate) fn run(verb: TensorVerb, json: bool) -> Result<Exit, Failure> {
         TensorVerb::Pull(args) => pull(&args, json),
         TensorVerb::Serve(args) => share::run(args, json),
         TensorVerb::Local(verb) => {
-            let ended = run_local(verb, json, &mut std::io::stdout().lock());
+            let is_bytes = matches!(verb, Verb::Cat(_)) && !json;
+            if is_bytes && output::is_terminal() {
+                // A file may be anybody's, and its bytes do to a terminal what they like.
+                return Err(Failure::usage(
+                    "the values are bytes: send them to a file or a program, or take --json",
+                ));
+            }
+            let ended = match is_bytes {
+                true => run_local(verb, json, &mut output::bytes()),
+                false => run_local(verb, json, &mut output::shown(json)),
+            };
             ended.map(exit).map_err(|error| of_cli(&error))
         }
     }

@@ -1,7 +1,5 @@
 //! `alknet vault`: a vault on this computer, and what a node tells about its own.
 
-use std::io;
-
 use alknet_vault_cli::{CliError, StatusArgs, Terminal, Verb, run as run_local};
 use clap::{ArgMatches, Args, Command, FromArgMatches, Subcommand};
 use serde_json::{Value, json};
@@ -101,7 +99,7 @@ pub(crate) fn run(verb: VaultVerb, json: bool) -> Result<Exit, Failure> {
             show(status.map_err(of_call)?.value(), json)
         }),
         VaultVerb::Local(LocalVerb { verb, .. }) => {
-            run_local(verb, json, &mut io::stdout().lock(), &mut Terminal::new())
+            run_local(verb, json, &mut output::bytes(), &mut Terminal::new())
                 .map(|()| Exit::Ok)
                 .map_err(|error| of_local(&error))
         }

@@ -1,5 +1,6 @@
 //! The log: every record goes to standard error and into a bounded ring that `node/log` reads.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fmt::{self, Write as _};
 use std::hash::{BuildHasher, RandomState};
@@ -11,17 +12,17 @@ use alknet_core::config::{LogConfig, LogLevel};
 use alknet_init::control::LogRecord;
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
-use tokio::sync::broadcast;
+use tokio::sync::watch;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+
+use crate::cli::output::one_line;
 
 /// Bytes of text the ring keeps; the oldest records go first.
 pub(crate) const RING_BYTES_MAX: usize = 1 << 20;
 /// Longest message kept; the rest of it is cut.
 const MESSAGE_BYTES_MAX: usize = 4 << 10;
-/// Records a follower may fall behind before it loses some.
-const FOLLOW_BACKLOG: usize = 1024;
 
 /// The bounded ring. Clones share it.
 #[derive(Clone)]
@@ -29,7 +30,8 @@ pub(crate) struct LogRing(Arc<Shared>);
 
 struct Shared {
     records: Mutex<Records>,
-    follow: broadcast::Sender<LogRecord>,
+    /// Tells readers that a record came.
+    came: watch::Sender<()>,
     tuning: ArcSwap<Tuning>,
     /// Key of the hashes that stand for addresses; another one with each start.
     hashes: RandomState,
@@ -42,19 +44,28 @@ struct Tuning {
     hash_addresses: bool,
 }
 
+/// The records that are kept. Each has a number, counted from the start of the node.
 #[derive(Default)]
 struct Records {
-    queue: VecDeque<LogRecord>,
+    queue: VecDeque<Arc<LogRecord>>,
     bytes: usize,
+    /// The number of the oldest.
+    first: u64,
+}
+
+impl Records {
+    /// The number that the next one will have.
+    fn next(&self) -> u64 {
+        self.first + self.queue.len() as u64
+    }
 }
 
 impl LogRing {
     /// An empty ring.
     pub(crate) fn new() -> Self {
-        let (follow, _) = broadcast::channel(FOLLOW_BACKLOG);
         Self(Arc::new(Shared {
             records: Mutex::default(),
-            follow,
+            came: watch::Sender::default(),
             tuning: ArcSwap::from_pointee(Tuning {
                 level: Level::INFO,
                 hash_addresses: false,
@@ -98,25 +109,28 @@ impl LogRing {
         truncate(&mut record.message, MESSAGE_BYTES_MAX);
         let mut records = self.lock();
         records.bytes += cost(&record);
-        records.queue.push_back(record.clone());
+        records.queue.push_back(Arc::new(record));
         while records.bytes > RING_BYTES_MAX
             && let Some(oldest) = records.queue.pop_front()
         {
             records.bytes -= cost(&oldest);
+            records.first += 1;
         }
-        // Sent under the lock, so that `follow` neither misses nor repeats a record. Nobody
-        // listening is not an error.
-        self.0.follow.send(record).ok();
+        drop(records);
+        self.0.came.send_replace(());
     }
 
-    /// The newest `last` records, and every one after them.
-    pub(crate) fn follow(&self, last: usize) -> (Vec<LogRecord>, broadcast::Receiver<LogRecord>) {
+    /// A reader of the newest `last` records, and of every one after them if it `follows`.
+    pub(crate) fn read(&self, last: usize, follows: bool) -> LogReader {
+        let came = self.0.came.subscribe();
         let records = self.lock();
         let skip = records.queue.len().saturating_sub(last);
-        (
-            records.queue.iter().skip(skip).cloned().collect(),
-            self.0.follow.subscribe(),
-        )
+        LogReader {
+            ring: self.clone(),
+            came,
+            at: records.first + skip as u64,
+            end: (!follows).then(|| records.next()),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Records> {
@@ -134,6 +148,62 @@ impl fmt::Debug for LogRing {
         f.debug_struct("LogRing")
             .field("bytes", &self.lock().bytes)
             .finish()
+    }
+}
+
+/// Reads the ring where it is: what a reader has yet to read is kept once, for all of them.
+pub(crate) struct LogReader {
+    ring: LogRing,
+    came: watch::Receiver<()>,
+    /// The number of the record it reads next.
+    at: u64,
+    /// The number of the record it ends before.
+    end: Option<u64>,
+}
+
+/// What a reader comes upon.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum LogEntry {
+    /// So many records went before it read them.
+    Lost(u64),
+    /// The next record.
+    Record(Arc<LogRecord>),
+}
+
+impl LogReader {
+    /// What comes next; `None` at the end of the past, for one that does not follow. Cancel safe.
+    pub(crate) async fn next(&mut self) -> Option<LogEntry> {
+        loop {
+            // Before the look at the ring: a record that comes in between is not waited for.
+            self.came.mark_unchanged();
+            if let Some(entry) = self.take() {
+                return Some(entry);
+            }
+            if self.end.is_some() {
+                return None;
+            }
+            // The sender lives as long as the ring, which this has.
+            self.came.changed().await.ok()?;
+        }
+    }
+
+    /// What is there.
+    fn take(&mut self) -> Option<LogEntry> {
+        let records = self.ring.lock();
+        let most = self.end.unwrap_or(u64::MAX);
+        let oldest = records.first.min(most);
+        if self.at < oldest {
+            let lost = oldest - self.at;
+            self.at = oldest;
+            return Some(LogEntry::Lost(lost));
+        }
+        if self.at >= most {
+            return None;
+        }
+        let place = usize::try_from(self.at - records.first).ok()?;
+        let record = Arc::clone(records.queue.get(place)?);
+        self.at += 1;
+        Some(LogEntry::Record(record))
     }
 }
 
@@ -249,15 +319,11 @@ struct Text<'a> {
 impl Text<'_> {
     fn finish(mut self) -> String {
         self.message.push_str(&self.fields);
-        // What a peer sent must not begin a line of its own or move a terminal's cursor.
-        if self.message.contains(char::is_control) {
-            let shown = |c: char| match c {
-                c if c.is_control() => c.escape_default().to_string(),
-                c => c.to_string(),
-            };
-            return self.message.chars().map(shown).collect();
+        // What a peer sent must not begin a line of its own, move a terminal's cursor or turn a line around.
+        match one_line(&self.message) {
+            Cow::Borrowed(_) => self.message,
+            Cow::Owned(shown) => shown,
         }
-        self.message
     }
 }
 
@@ -309,6 +375,20 @@ pub(crate) fn now() -> Option<String> {
 mod tests {
     use super::*;
 
+    /// What is there for a reader, without waiting for more.
+    fn there(reader: &mut LogReader) -> Vec<LogEntry> {
+        std::iter::from_fn(|| reader.take()).collect()
+    }
+
+    fn past(ring: &LogRing, last: usize) -> Vec<Arc<LogRecord>> {
+        let record = |entry| match entry {
+            LogEntry::Record(record) => record,
+            LogEntry::Lost(lost) => panic!("{lost} records were lost"),
+        };
+        let entries = there(&mut ring.read(last, false));
+        entries.into_iter().map(record).collect()
+    }
+
     fn record(message: &str) -> LogRecord {
         LogRecord {
             boot_ms: 1,
@@ -325,8 +405,8 @@ mod tests {
         for n in 0..20_000 {
             ring.push(record(&format!("{n} {}", "x".repeat(200))));
         }
-        let (records, _) = ring.follow(usize::MAX);
-        let kept = |it: &LogRecord| it.message.len() + it.target.len();
+        let records = past(&ring, usize::MAX);
+        let kept = |it: &Arc<LogRecord>| it.message.len() + it.target.len();
         let text: usize = records.iter().map(kept).sum();
         assert!(
             (RING_BYTES_MAX / 2..=RING_BYTES_MAX).contains(&text),
@@ -344,7 +424,7 @@ mod tests {
     fn a_long_message_is_cut_at_a_character() {
         let ring = LogRing::new();
         ring.push(record(&"ä".repeat(MESSAGE_BYTES_MAX)));
-        let (records, _) = ring.follow(1);
+        let records = past(&ring, 1);
         assert!(
             records[0].message.ends_with('…') && records[0].message.len() < MESSAGE_BYTES_MAX + 8
         );
@@ -354,10 +434,10 @@ mod tests {
     fn no_record_looks_like_two() {
         let text = Text {
             hash_addresses: None,
-            message: "the peer said: bye\n2026 info node: all is well\x1b[2J ä".to_owned(),
+            message: "the peer said: bye\n2026 info node: all is well\x1b[2J\u{202e} ä".to_owned(),
             fields: String::new(),
         };
-        let shown = "the peer said: bye\\n2026 info node: all is well\\u{1b}[2J ä";
+        let shown = "the peer said: bye\\u{a}2026 info node: all is well\\u{1b}[2J\\u{202e} ä";
         assert_eq!(text.finish(), shown);
     }
 
@@ -372,15 +452,51 @@ mod tests {
         assert_ne!(hash, LogRing::new().hashed("192.0.2.1"), "another start");
     }
 
-    #[test]
-    fn followers_get_the_past_once_and_then_the_present() {
+    fn entry(message: &str) -> LogEntry {
+        LogEntry::Record(Arc::new(record(message)))
+    }
+
+    #[tokio::test]
+    async fn followers_get_the_past_once_and_then_the_present() {
         let ring = LogRing::new();
         ring.push(record("a"));
         ring.push(record("b"));
-        let (past, mut follow) = ring.follow(1);
+        let (mut ends, mut follows) = (ring.read(1, false), ring.read(1, true));
         ring.push(record("c"));
-        assert_eq!(past, [record("b")]);
-        assert_eq!(follow.try_recv().map(|r| r.message), Ok("c".to_owned()));
-        assert!(follow.try_recv().is_err());
+        assert_eq!(ends.next().await, Some(entry("b")));
+        assert_eq!(ends.next().await, None, "what came later is not the past");
+        assert_eq!(follows.next().await, Some(entry("b")));
+        assert_eq!(follows.next().await, Some(entry("c")));
+        let next = tokio::spawn(async move { follows.next().await });
+        tokio::task::yield_now().await;
+        assert!(!next.is_finished());
+        ring.push(record("d"));
+        assert_eq!(next.await.expect("no panic"), Some(entry("d")));
+    }
+
+    #[test]
+    fn readers_share_the_records_and_are_told_of_those_they_lost() {
+        let ring = LogRing::new();
+        let long = "x".repeat(MESSAGE_BYTES_MAX);
+        ring.push(record(&long));
+        ring.push(record("b"));
+        let mut readers: Vec<_> = (0..64).map(|n| ring.read(2, n % 2 == 0)).collect();
+        // The ring's own, and not another one for each.
+        let kept = Arc::downgrade(&ring.lock().queue[0]);
+        assert_eq!(kept.strong_count(), 1);
+        let fills = RING_BYTES_MAX / MESSAGE_BYTES_MAX + 2;
+        for _ in 0..fills {
+            ring.push(record(&long));
+        }
+        assert_eq!(kept.strong_count(), 0, "nobody keeps it");
+        let first = ring.lock().first;
+        let there_is = ring.lock().queue.len();
+        for (n, reader) in readers.iter_mut().enumerate() {
+            let follows = n % 2 == 0;
+            let mut entries = there(reader).into_iter();
+            let lost = if follows { first } else { 2 };
+            assert_eq!(entries.next(), Some(LogEntry::Lost(lost)), "{n}");
+            assert_eq!(entries.count(), if follows { there_is } else { 0 }, "{n}");
+        }
     }
 }

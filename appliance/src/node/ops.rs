@@ -10,14 +10,14 @@ use alknet_call::{
     RegistryBuilder,
 };
 use alknet_init::control::{LogRecord, PowerAction, ToInit};
-use futures_util::{StreamExt, stream};
+use futures_util::stream;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::mpsc;
 
 use super::condition::Troubles;
 use super::facts::{self, About, SharedFacts};
-use super::log::LogRing;
+use super::log::{LogEntry, LogRing};
 use super::metrics::{self, Meters};
 use super::own_key::{self, OwnKey};
 use super::people::{self, People};
@@ -168,20 +168,15 @@ fn log_input(input: &alknet_call::Body) -> Result<LogInput, CallError> {
 }
 
 fn log_events(ring: &LogRing, wanted: &LogInput) -> BoxStream<Result<Item, CallError>> {
-    let (past, live) = ring.follow(wanted.last);
-    let past = stream::iter(past).map(|record| Ok(event(&record)));
-    if !wanted.follow {
-        return Box::pin(past);
-    }
-    let live = stream::unfold(live, |mut live| async move {
-        let record = match live.recv().await {
-            Ok(record) => record,
-            Err(broadcast::error::RecvError::Lagged(lost)) => missed(lost),
-            Err(broadcast::error::RecvError::Closed) => return None,
+    let reader = ring.read(wanted.last, wanted.follow);
+    let events = stream::unfold(reader, |mut reader| async move {
+        let event = match reader.next().await? {
+            LogEntry::Lost(lost) => event(&missed(lost)),
+            LogEntry::Record(record) => event(&record),
         };
-        Some((Ok(event(&record)), live))
+        Some((Ok(event), reader))
     });
-    Box::pin(past.chain(live))
+    Box::pin(events)
 }
 
 fn event(record: &LogRecord) -> Item {

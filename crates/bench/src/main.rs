@@ -17,6 +17,7 @@ use std::process::ExitCode;
 use alknet_tasks::cache;
 use alknet_tasks::context::Context;
 use alknet_tasks::failure::{Failure, Result};
+use alknet_tasks::test;
 use clap::{Parser, Subcommand};
 
 use self::http::{IdlePart, idle};
@@ -96,6 +97,7 @@ fn main() -> ExitCode {
 
 /// Measures what was asked for; the figures never decide the exit code.
 fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
+    test::lengthen_deadlines()?;
     let mut rows = Vec::new();
     for (name, bench) in chosen(&arguments.names)? {
         rows.extend(cx.step(name, |cx| bench(cx, arguments.rounds))?);

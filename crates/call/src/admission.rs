@@ -142,6 +142,12 @@ fn claim(
     claimed.inspect_err(|_| Counters::add(&counters.request_bytes_full))
 }
 
+/// Whose a request is, and the token of its own that says so.
+pub(crate) struct Asker {
+    pub(crate) identity: Option<Arc<Identity>>,
+    pub(crate) token: Option<Arc<AuthToken>>,
+}
+
 /// A request that may be made, before it takes its place.
 pub(crate) struct Checked {
     pub(crate) operation: Arc<Compiled>,
@@ -157,27 +163,25 @@ pub(crate) fn passed<'a>(
     id: &str,
     payload: &Payload<'a>,
     now: Instant,
-    who: impl FnOnce(&Payload<'a>) -> Result<Option<Arc<Identity>>, CallError>,
+    who: impl FnOnce(&Payload<'a>) -> Result<Asker, CallError>,
     input: impl FnOnce() -> Body,
 ) -> Result<Checked, CallError> {
     if link.dispatcher.is_draining() {
         return Err(CallError::draining());
     }
-    let (operation, identity, route) = match payload.peer.as_deref() {
+    let (operation, asker, route) = match payload.peer.as_deref() {
         None => (lookup(link, payload)?, who(payload)?, None),
         Some(peer) => {
-            let identity = who(payload)?;
-            let (operation, route) = routed(link, payload, peer, identity.as_deref())?;
-            (operation, identity, Some(route))
+            let asker = who(payload)?;
+            let (operation, route) = routed(link, payload, peer, asker.identity.as_deref())?;
+            (operation, asker, Some(route))
         }
     };
+    let Asker { identity, token } = asker;
     let input = input();
     let resource = check_access(link, &operation, identity.as_deref(), &input)?;
-    let standing = is_subscription(&operation).then(|| Standing {
-        token: payload
-            .auth_token
-            .as_deref()
-            .map(|token| Arc::new(AuthToken::new(token.to_owned()))),
+    let open = operation.spec.access_control.is_open() && route.is_none() && token.is_none();
+    let standing = (!open || is_subscription(&operation)).then_some(Standing {
         proved_by: None,
         resource,
         route,
@@ -199,6 +203,7 @@ pub(crate) fn passed<'a>(
         idle: payload.idle_ms.map(Duration::from_millis),
         window: payload.window,
         identity,
+        token,
         standing,
         hops: payload.hops,
         _claim: None,
@@ -285,11 +290,17 @@ fn operation_name<'a>(payload: &'a Payload<'_>) -> Result<&'a str, CallError> {
 
 /// The identity of this request: the token's, which replaces the connection's and never falls
 /// back to it.
-fn identify(link: &Link, payload: &Payload<'_>) -> Result<Option<Arc<Identity>>, CallError> {
+fn identify(link: &Link, payload: &Payload<'_>) -> Result<Asker, CallError> {
     let Some(token) = payload.auth_token.as_deref() else {
-        return Ok(link.identity());
+        return Ok(Asker {
+            identity: link.identity(),
+            token: None,
+        });
     };
-    link.by_token(token).map(Some)
+    Ok(Asker {
+        identity: Some(link.by_token(token)?),
+        token: Some(Arc::new(AuthToken::new(token.to_owned()))),
+    })
 }
 
 fn forwarded_for(link: &Link, claim: Option<ForwardedFor>) -> Option<ForwardedFor> {

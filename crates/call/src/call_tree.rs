@@ -1,5 +1,6 @@
 //! What a request and every call below it share.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// The number of the next tree.
@@ -10,6 +11,8 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 pub(crate) struct CallTree {
     number: u64,
     excused: AtomicBool,
+    /// The tree that a run of an idempotency key is a part of.
+    above: Option<Arc<Self>>,
 }
 
 impl CallTree {
@@ -17,6 +20,16 @@ impl CallTree {
         Self {
             number: NEXT.fetch_add(1, Ordering::Relaxed),
             excused: AtomicBool::new(false),
+            above: None,
+        }
+    }
+
+    /// That of a run of an idempotency key in the course of a request: of what happens in it alone it can be told.
+    pub(crate) fn below(above: &Arc<Self>) -> Self {
+        Self {
+            number: above.number,
+            excused: AtomicBool::new(false),
+            above: Some(Arc::clone(above)),
         }
     }
 
@@ -29,9 +42,17 @@ impl CallTree {
     /// above proves nothing against the code that fails.
     pub(crate) fn excuse(&self) {
         self.excused.store(true, Ordering::Relaxed);
+        if let Some(above) = &self.above {
+            above.excuse();
+        }
     }
 
     pub(crate) fn is_excused(&self) -> bool {
+        self.is_excused_itself() || self.above.as_deref().is_some_and(Self::is_excused)
+    }
+
+    /// The same of what happened in this run, and not elsewhere in the request.
+    pub(crate) fn is_excused_itself(&self) -> bool {
         self.excused.load(Ordering::Relaxed)
     }
 }

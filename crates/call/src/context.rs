@@ -4,7 +4,9 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use alknet_core::{AuthContext, Capabilities, Carriage, ConnId, Connection, Identity, PeerKey};
+use alknet_core::{
+    AuthContext, AuthToken, Capabilities, Carriage, ConnId, Connection, Identity, PeerKey,
+};
 use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -139,6 +141,22 @@ impl Ctx {
     /// gone.
     pub(crate) fn identity_now(&self) -> Option<Arc<Identity>> {
         self.root().identity_now()
+    }
+
+    /// Whether whoever asked has the rights that the request was let in by, so that nobody need be looked up again.
+    pub(crate) fn has_rights_of_now(&self) -> bool {
+        let who = self.identity();
+        who.is_none_or(|who| self.dispatcher().is_current(who))
+    }
+
+    /// The token that says who asked, where one does: for an operation that gives out what has to end with it. Nothing
+    /// in a call between operations.
+    #[must_use]
+    pub fn token(&self) -> Option<&Arc<AuthToken>> {
+        match &self.0 {
+            Kind::Request(request) => request.proof(),
+            Kind::Child(_) => None,
+        }
     }
 
     /// Whom a trusted forwarder claims to act for. Never a reason to allow anything, and not told

@@ -304,6 +304,18 @@ impl Dispatcher {
         self.identities.as_ref()?.by_id(id)
     }
 
+    /// Number of the table of identities in place, where there is one and it has a number.
+    pub(crate) fn table(&self) -> Option<u64> {
+        self.identities.as_ref()?.table()
+    }
+
+    /// Whether an identity that was looked up before is as it is now, but for an end by date.
+    pub(crate) fn is_current(&self, identity: &Identity) -> bool {
+        self.identities.is_none()
+            || identity.generation == 0
+            || self.table() == Some(identity.generation)
+    }
+
     /// Says when an identity may have changed.
     pub(crate) fn identity_changes(&self) -> Option<watch::Receiver<u64>> {
         self.identities

@@ -36,7 +36,15 @@ use crate::sync::lock;
 use crate::tape::Node;
 
 type Outcome = Result<Output, CallError>;
-type Waiting = watch::Receiver<Option<Outcome>>;
+type Waiting = watch::Receiver<Option<Ended>>;
+
+/// How a run ended.
+#[derive(Clone, Debug)]
+struct Ended {
+    outcome: Outcome,
+    /// Something in the course of it was refused for want of room, or ended because a caller left it too little time.
+    excused: bool,
+}
 
 /// Every keyed mutation of a node that runs, and the results of those that ended.
 #[derive(Debug)]
@@ -214,14 +222,21 @@ impl OnceHandler for Once {
                 return Box::pin(std::future::ready(Err(error)));
             }
         };
-        Box::pin(wait(waiting))
+        Box::pin(wait(waiting, ctx))
     }
 }
 
-async fn wait(mut waiting: Waiting) -> Outcome {
-    match waiting.wait_for(Option::is_some).await.as_deref() {
-        Ok(Some(outcome)) => outcome.clone(),
-        _ => Err(CallError::unavailable(
+async fn wait(mut waiting: Waiting, ctx: Ctx) -> Outcome {
+    let ended = waiting.wait_for(Option::is_some).await;
+    match ended.ok().and_then(|ended| ended.clone()) {
+        Some(Ended { outcome, excused }) => {
+            // Whoever began it, it was run for this request as well.
+            if excused {
+                ctx.root().tree().excuse();
+            }
+            outcome
+        }
+        None => Err(CallError::unavailable(
             "the first call with this idempotency_key did not begin; try again",
         )),
     }
@@ -235,7 +250,7 @@ struct Run {
     entered: bool,
     name: Arc<Name>,
     serial: Serial,
-    outcome: watch::Sender<Option<Outcome>>,
+    outcome: watch::Sender<Option<Ended>>,
 }
 
 impl Run {
@@ -251,14 +266,15 @@ impl Run {
             let outcome = work(handler, input, &ctx).await;
             // What the handler left running is over with its call, as everywhere.
             ctx.end();
-            self.end(outcome);
+            let excused = ctx.root().tree().is_excused_itself();
+            self.end(outcome, excused);
         });
     }
 
-    fn end(self, outcome: Outcome) {
-        let (kept, outcome) = keep(outcome);
+    fn end(self, outcome: Outcome, excused: bool) {
+        let (kept, outcome) = keep(outcome, excused);
         self.settle(kept);
-        self.outcome.send_replace(Some(outcome));
+        self.outcome.send_replace(Some(Ended { outcome, excused }));
     }
 
     fn settle(&self, kept: Option<(Outcome, usize)>) {
@@ -292,8 +308,9 @@ async fn work(handler: Arc<dyn OnceHandler>, input: Body, ctx: &Ctx) -> Outcome 
 }
 
 /// What to remember of an outcome, and the outcome in a form that is cheap to copy. Failures that
-/// may be gone next time are not remembered: a retry is meant to run again.
-fn keep(outcome: Outcome) -> (Option<(Outcome, usize)>, Outcome) {
+/// may be gone next time are not remembered: a retry is meant to run again. So is what failed where something below it
+/// was `excused`, such as a call that found no room, whatever the code that called makes of that.
+fn keep(outcome: Outcome, excused: bool) -> (Option<(Outcome, usize)>, Outcome) {
     match outcome.and_then(measured) {
         Ok((output, bytes)) if bytes <= IDEMPOTENCY_RESULT_BYTES => {
             let kept = (Ok(output.clone()), bytes + IDEMPOTENCY_ENTRY_BYTES);
@@ -304,6 +321,8 @@ fn keep(outcome: Outcome) -> (Option<(Outcome, usize)>, Outcome) {
             Ok(output),
         ),
         Err(error) if error.retryable => (None, Err(error)),
+        // One of that code which is not retryable has run: there was no room for its answer.
+        Err(error) if excused && error.code != ErrorCode::Overloaded => (None, Err(error)),
         Err(error) => {
             let details = error.details.as_ref().map_or(0, |d| d.to_string().len());
             let bytes = error.message.len() + details;
@@ -474,7 +493,7 @@ mod tests {
             let Step::Run(run, _) = begin() else {
                 panic!("it never ran");
             };
-            run.end(Ok(Output::Value(Value::Null)));
+            run.end(Ok(Output::Value(Value::Null)), false);
             tokio::time::sleep(Duration::from_millis(2)).await;
             assert_eq!(matches!(begin(), Step::Run(..)), is_old, "{time:?}");
         }
@@ -483,14 +502,25 @@ mod tests {
     #[test]
     fn answers_too_long_to_keep_leave_a_trace_and_temporary_failures_none() {
         let long = Output::Raw(vec![b'1'; IDEMPOTENCY_RESULT_BYTES + 1].into());
-        let (kept, outcome) = keep(Ok(long));
+        let (kept, outcome) = keep(Ok(long), false);
         assert!(outcome.is_ok());
         let (kept, _) = kept.expect("a trace");
         assert_eq!(kept.expect_err("no answer").code, ErrorCode::Conflict);
-        assert!(keep(Err(CallError::timeout())).0.is_none());
+        assert!(keep(Err(CallError::timeout()), false).0.is_none());
         let lasting = CallError::operation("DISK_FULL", "no room");
-        assert!(keep(Err(lasting)).0.is_some());
-        let (kept, _) = keep(Ok(Output::Value(Value::Null)));
+        assert!(keep(Err(lasting), false).0.is_some());
+        let (kept, _) = keep(Ok(Output::Value(Value::Null)), true);
         assert_eq!(kept.expect("an answer").1, 4 + IDEMPOTENCY_ENTRY_BYTES);
+    }
+
+    #[test]
+    fn what_fails_for_want_of_room_leaves_no_trace_unless_it_has_run() {
+        let hidden = || CallError::internal("in its own name");
+        assert!(keep(Err(hidden()), true).0.is_none());
+        assert!(keep(Err(hidden()), false).0.is_some());
+        let mut full = CallError::overloaded("calls at once", 1);
+        assert!(keep(Err(full.clone()), true).0.is_none());
+        full.retryable = false;
+        assert!(keep(Err(full), true).0.is_some());
     }
 }

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// What many identities together leave for others, of each of these that they share.
+pub use alknet_core::limits::{BYTES_LEAST, leaves_room};
+
 /// Bytes of a frame from a peer nobody knows.
 pub const FRAME_BYTES_UNAUTHENTICATED: usize = 64 << 10;
 /// Bytes of a frame from a known peer, unless configured otherwise.
@@ -97,9 +100,6 @@ pub const BYTES_SITE_SHARE: usize = 2;
 pub const BYTES_SUBSCRIPTIONS: usize = 4;
 /// Which part of the subscriptions' one requester may have, and all unknown peers together: a quarter.
 pub const BYTES_SUBSCRIPTIONS_SHARE: usize = 4;
-/// Which part of what is left of the last quarter one identity may have: a thirty-second. Identities that have the
-/// least come first so, and one that has little finds room beside some hundred others that take all they may.
-pub const BYTES_LEAST: usize = 32;
 /// Bytes of the longest request that is not counted while it runs: [`PeerLimits::requests`] and
 /// [`IDEMPOTENCY_ENTRIES`] bound how many there are.
 pub const REQUEST_BYTES_FREE: usize = 8 << 10;
@@ -224,13 +224,6 @@ pub fn bytes_for_memory(memory_bytes: u64) -> usize {
 pub fn results_for_memory(memory_bytes: u64) -> usize {
     let part = usize::try_from(memory_bytes / IDEMPOTENCY_MEMORY_PART).unwrap_or(usize::MAX);
     part.clamp(IDEMPOTENCY_BYTES_MIN, IDEMPOTENCY_BYTES)
-}
-
-/// Whether somebody may have `own` bytes where `all` of `most` are taken, these included. Of the last quarter
-/// nobody has more than a part of what is left of it ([`BYTES_LEAST`]).
-#[must_use]
-pub fn leaves_room(own: usize, all: usize, most: usize) -> bool {
-    all <= most / 4 * 3 || (all <= most && own <= (most - all) / BYTES_LEAST)
 }
 
 /// What one connection may have open at once.

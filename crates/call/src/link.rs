@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use alknet_core::{
-    AuthContext, CloseCode, Connection, HandlerError, Identity, RecvStream, SendStream, StreamError,
+    AuthContext, CloseCode, Connection, HandlerError, Identity, IdentityKind, PeerId, RecvStream,
+    SendStream, StreamError,
 };
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
@@ -81,6 +82,8 @@ pub(crate) struct Link {
     /// Cancelled when the peer has to be told first.
     leaving: CancellationToken,
     kind: Kind,
+    /// Whom the peer's key stood for when the connection began.
+    pub(crate) holder: Option<PeerId>,
 }
 
 /// What the other side is to this node.
@@ -135,7 +138,12 @@ impl Link {
         let whose = whose(&connection, &session);
         let share = || Share::new(&dispatcher.unread_bytes, &whose);
         let carrier = dispatcher.carried(&connection);
+        let holder = auth.filter(|auth| auth.key.is_some());
+        let holder = holder.and_then(|auth| auth.identity.as_ref());
+        // What carries the connection may have become somebody by a token.
+        let holder = holder.filter(|holder| holder.kind == IdentityKind::Peer);
         Self {
+            holder: holder.map(|holder| holder.id.clone()),
             info: ConnInfo::new(&connection, auth),
             inbound: Inbound::default(),
             outbound: Outbound::new(connection.info().dialled),
@@ -353,9 +361,14 @@ impl Link {
 
     // Limits and facts about the peer.
 
-    /// Whom the peer acts as: what it authenticated as, else what its key says.
+    /// Whom the peer acts as: what it authenticated as, else what its key says; with the rights of this moment. What
+    /// is kept on the connection is replaced by whoever watches over it, which takes a while.
     pub(crate) fn identity(&self) -> Option<Arc<Identity>> {
-        identity(&self.connection, &self.session)
+        let kept = identity(&self.connection, &self.session)?;
+        match self.dispatcher.is_current(&kept) {
+            true => Some(kept),
+            false => self.identity_now(),
+        }
     }
 
     /// Whom its bytes count for.

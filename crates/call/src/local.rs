@@ -16,7 +16,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::access::Verdict;
-use crate::admission::{self, Checked};
+use crate::admission::{self, Asker, Checked};
 use crate::body::{Body, Item, Output};
 use crate::compose::Resolved;
 use crate::context::Ctx;
@@ -70,7 +70,7 @@ pub struct Incoming<'a> {
     pub identity: Option<Arc<Identity>>,
     /// The token that says so, which subscriptions ask about again as long as they run; `None` where
     /// it is the connection that does.
-    pub token: Option<&'a AuthToken>,
+    pub token: Option<&'a Arc<AuthToken>>,
     /// What says so, where it is neither.
     pub proved_by: Option<ProvedBy>,
     /// The answer is wanted within this time.
@@ -110,7 +110,8 @@ impl<'a> Incoming<'a> {
         Payload {
             operation: self.operation.into(),
             input: None,
-            auth_token: self.token.map(|token| token.expose().into()),
+            // It was looked at already.
+            auth_token: None,
             forwarded_for: None,
             timeout_ms: self.timeout.map(millis),
             deadline: None,
@@ -148,6 +149,18 @@ impl Gate {
     #[must_use]
     pub fn identity(&self) -> Option<Arc<Identity>> {
         self.link.identity()
+    }
+
+    /// The key that the connection's client proved to have, known or not.
+    #[must_use]
+    pub fn key(&self) -> Option<PeerKey> {
+        self.link.info.key
+    }
+
+    /// Whom a key stands for now.
+    #[must_use]
+    pub fn by_key(&self, key: PeerKey) -> Option<Arc<Identity>> {
+        self.link.dispatcher.by_keys(&[key])
     }
 
     /// Whom a token stands for.
@@ -195,6 +208,8 @@ impl Gate {
     /// digest of all there are.
     #[must_use]
     pub fn visible(&self, identity: Option<&Identity>) -> (Vec<Resolved>, String) {
+        let newer = self.newer(identity);
+        let identity = newer.as_ref().map_or(identity, Option::as_deref);
         let now = self.link.dispatcher.registry.generation();
         let shown = now.sorted().iter();
         let shown = shown.filter(|operation| {
@@ -208,11 +223,21 @@ impl Gate {
     /// One of them.
     #[must_use]
     pub fn spec(&self, identity: Option<&Identity>, name: &str) -> Option<Resolved> {
+        let newer = self.newer(identity);
+        let identity = newer.as_ref().map_or(identity, Option::as_deref);
         let found = self.link.dispatcher.registry.lookup(name)?;
         let shown = found.is_external()
             && found.is_callable()
             && found.spec.access_control.check_scopes(identity) == Verdict::Allowed;
         shown.then(|| Resolved::here(&found))
+    }
+
+    /// Who an identity is now that was looked up before the request was there, if it is not as it was.
+    fn newer(&self, before: Option<&Identity>) -> Option<Option<Arc<Identity>>> {
+        let dispatcher = &self.link.dispatcher;
+        dispatcher.table()?;
+        let before = before.filter(|before| !dispatcher.is_current(before))?;
+        Some(dispatcher.by_id(&before.id))
     }
 
     /// Calls a query or mutation. Dropping the future aborts it, and what it called.
@@ -315,22 +340,30 @@ impl Gate {
             input,
             memory,
             identity,
+            token,
             proved_by,
             ..
         } = incoming;
+        let token = token.cloned();
         let checked = admission::check_key(&payload).and_then(|()| {
             let input = || {
                 let input = input.map_or_else(Body::null, Body::from_text);
                 input.counted(memory)
             };
-            admission::passed(&self.link, id, &payload, now, |_| Ok(identity), input)
+            let who = |_: &Payload<'_>| {
+                let proof = token.as_deref();
+                let identity = self.link.still(identity, proof, proved_by)?;
+                Ok(Asker { identity, token })
+            };
+            admission::passed(&self.link, id, &payload, now, who, input)
         });
         let mut checked = checked.map_err(|error| {
             Counters::add(&counters.errors);
             Refused::of(error, None)
         })?;
-        if let Some(standing) = &mut checked.head.standing {
-            standing.proved_by = proved_by;
+        if proved_by.is_some() {
+            let standing = &mut checked.head.standing;
+            standing.get_or_insert_default().proved_by = proved_by;
         }
         Ok(checked)
     }
@@ -355,7 +388,7 @@ impl Gate {
         outcome: Result<Output, CallError>,
     ) -> Result<Output, CallError> {
         let operation = request.operation();
-        let outcome = outcome.and_then(|output| {
+        let outcome = request.may_be_told().and(outcome).and_then(|output| {
             let share = Share::of(request.identity());
             operation.checked(output.inlined(), share)
         });
@@ -471,10 +504,10 @@ impl Reader for Channel<'_> {
 
     fn give(&self, item: Item, dropped: u64) -> Given {
         let Item { output, cursor, .. } = item;
-        let event = {
+        let event = self.request.may_be_told().and_then(|()| {
             let share = Share::of(self.request.identity());
             self.request.operation().checked(output.inlined(), share)
-        };
+        });
         let fit = event.is_ok();
         let event = event.map(|output| LocalEvent {
             output,

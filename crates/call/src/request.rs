@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use alknet_core::Identity;
+use alknet_core::{AuthToken, Identity};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use serde_json::Value;
@@ -54,6 +54,8 @@ pub(crate) struct Request {
     token: OnceLock<CancellationToken>,
     task: OnceLock<AbortHandle>,
     tree: OnceLock<Arc<CallTree>>,
+    /// Number of the newest table of identities by which its right was found to hold, after that it was let in by.
+    pub(crate) seen: AtomicU64,
 }
 
 /// What the requester said about it.
@@ -61,6 +63,8 @@ pub(crate) struct Request {
 pub(crate) struct Head {
     pub(crate) id: Box<str>,
     pub(crate) identity: Option<Arc<Identity>>,
+    /// The token of this one request, which says so.
+    pub(crate) token: Option<Arc<AuthToken>>,
     pub(crate) forwarded_for: Option<ForwardedFor>,
     pub(crate) trace: Option<Box<str>>,
     pub(crate) deadline: Option<Instant>,
@@ -71,7 +75,7 @@ pub(crate) struct Head {
     /// Its idempotency key, where that counts: the request then only waits for the run of the
     /// key, which is counted instead.
     pub(crate) key: Option<Box<str>>,
-    /// What its right rests on, as long as it may run.
+    /// What its right rests on, which is asked for again as long as it runs.
     pub(crate) standing: Option<Standing>,
     /// How often it was passed on before it came here.
     pub(crate) hops: u8,
@@ -102,6 +106,7 @@ impl Request {
             token: OnceLock::new(),
             task: OnceLock::new(),
             tree: OnceLock::new(),
+            seen: AtomicU64::new(0),
         }
     }
 
@@ -111,7 +116,7 @@ impl Request {
         let head = self.head.clone();
         let operation = Arc::clone(&self.operation);
         let mut detached = Self::new(head, &self.link, &self.lane, operation);
-        detached.tree = OnceLock::from(Arc::clone(self.tree()));
+        detached.tree = OnceLock::from(Arc::new(CallTree::below(self.tree())));
         Arc::new(detached)
     }
 
@@ -121,6 +126,12 @@ impl Request {
 
     pub(crate) fn identity(&self) -> Option<&Arc<Identity>> {
         self.head.identity.as_ref()
+    }
+
+    /// The token that says whose it is, its own or the connection's.
+    pub(crate) fn proof(&self) -> Option<&Arc<AuthToken>> {
+        let own = self.head.token.as_ref();
+        own.or_else(|| self.link.session.token())
     }
 
     pub(crate) fn forwarded_for(&self) -> Option<&ForwardedFor> {
@@ -203,6 +214,7 @@ impl Request {
 
     /// Sends the one answer of a query or mutation.
     fn answer(&self, outcome: Result<Output, CallError>) {
+        let outcome = self.may_be_told().and(outcome);
         match outcome.and_then(|output| self.checked(output)) {
             Ok(output) => {
                 if !self.is_over() {
@@ -217,6 +229,10 @@ impl Request {
     /// the stream is gone.
     pub(crate) fn event(&self, mut item: Item, dropped: u64) -> Given {
         if self.aborted.load(Ordering::SeqCst) {
+            return Given::Over;
+        }
+        if let Err(error) = self.may_be_told() {
+            self.fail(error);
             return Given::Over;
         }
         match self.checked(item.output) {

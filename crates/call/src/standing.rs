@@ -2,12 +2,19 @@
 //!
 //! Whoever loses the right to an operation keeps nothing of it that runs: a subscription whose rule
 //! no longer holds ends with `FORBIDDEN`, or `UNAUTHENTICATED` where nobody is left. Queries and
-//! mutations are not looked at again: they end by themselves, and half a mutation helps nobody.
+//! mutations run to their end: that comes by itself, and half a mutation helps nobody.
 //!
 //! The right is looked up where it comes from and not on the connection, whose identity the endpoint
-//! replaces at its own pace.
+//! replaces at its own pace. So a change of rights needs nobody who is told of it in time: from the moment at which the
+//! identities have it, which is before whoever made it is answered,
+//!
+//! - a request is let in by the rights of the moment at which the node looks at it,
+//! - a query is answered, and an event given, only if the right to it holds at that moment.
+//!
+//! A mutation is answered as it ended: it was made.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use alknet_core::{AuthToken, Identity};
@@ -19,12 +26,11 @@ use crate::limits::SESSION_RECHECK;
 use crate::link::Link;
 use crate::local::ProvedBy;
 use crate::request::Request;
+use crate::spec::OperationType;
 
-/// What was true when a subscription was let in, to be asked again.
+/// What was true when a request was let in, to be asked again.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Standing {
-    /// The token of this one request.
-    pub(crate) token: Option<Arc<AuthToken>>,
     /// What else proves whose it is, if not the connection.
     pub(crate) proved_by: Option<ProvedBy>,
     /// The resource its input names.
@@ -38,16 +44,33 @@ impl Request {
     pub(crate) fn identity_now(&self) -> Option<Arc<Identity>> {
         let before = self.identity()?;
         let standing = self.head.standing.as_ref();
-        let token = standing.and_then(|standing| standing.token.as_ref());
+        let token = self.head.token.as_deref();
         let proved_by = standing.and_then(|standing| standing.proved_by);
-        let dispatcher = &self.link().dispatcher;
-        let now = match (token, proved_by) {
-            (Some(token), _) => dispatcher.by_token(token.expose()),
-            (None, Some(ProvedBy::Key(key))) => dispatcher.by_keys(&[key]),
-            (None, Some(ProvedBy::Name)) => dispatcher.by_id(&before.id),
-            (None, None) => self.link().identity_now(before),
+        self.link().proved(before, token, proved_by)
+    }
+
+    /// Whether an answer or an event may still be given to whoever asked. As long as nothing changes nobody is looked
+    /// up for that.
+    pub(crate) fn may_be_told(&self) -> Result<(), CallError> {
+        let is_made = self.operation().spec.op_type == OperationType::Mutation;
+        let (Some(standing), Some(who), false) = (&self.head.standing, self.identity(), is_made)
+        else {
+            return Ok(());
         };
-        now.filter(|now| now.id == before.id)
+        let dispatcher = &self.link().dispatcher;
+        if dispatcher.is_current(who) {
+            return Ok(());
+        }
+        // Before anybody is looked up: a change in between is seen the next time.
+        let table = dispatcher.table();
+        if table.is_some_and(|table| self.seen.load(Ordering::Relaxed) == table) {
+            return Ok(());
+        }
+        self.still_allowed(standing)?;
+        if let Some(table) = table {
+            self.seen.store(table, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     fn still_allowed(&self, standing: &Standing) -> Result<(), CallError> {
@@ -63,17 +86,61 @@ impl Request {
 }
 
 impl Link {
-    /// Who `before` is now, on this connection.
-    fn identity_now(&self, before: &Identity) -> Option<Arc<Identity>> {
-        if let Some(token) = self.session.token() {
-            return self.dispatcher.by_token(token.expose());
+    /// Whom the peer acts as now, looked up whatever is kept on the connection.
+    pub(crate) fn identity_now(&self) -> Option<Arc<Identity>> {
+        if let (Some(kept), Some(token)) = (self.session.identity(), self.session.token()) {
+            let now = self.dispatcher.by_token(token.expose());
+            return now.filter(|now| now.id == kept.id);
         }
-        let key = self.info.key.as_slice();
-        let by_key = self.dispatcher.by_keys(key);
-        // Who is somebody by other means is for whoever found that out to replace.
-        by_key
-            .filter(|now| now.id == before.id)
-            .or_else(|| self.identity())
+        let kept = self.connection.identity()?;
+        let by_key = self.dispatcher.by_keys(self.info.key.as_slice());
+        match by_key.filter(|now| now.id == kept.id) {
+            Some(now) => Some(now),
+            // The key is no more what it was, also where the connection is closed and nobody takes its identity off.
+            None if self.holder.as_ref() == Some(&kept.id) => None,
+            // It is for whoever made it to replace.
+            None if kept.generation == 0 => Some(kept),
+            None => self.dispatcher.by_id(&kept.id),
+        }
+    }
+
+    /// Who `before` is now, by what proved it: a token of the request, something else, or the connection.
+    fn proved(
+        &self,
+        before: &Identity,
+        token: Option<&AuthToken>,
+        proved_by: Option<ProvedBy>,
+    ) -> Option<Arc<Identity>> {
+        let dispatcher = &self.dispatcher;
+        let now = match (token, proved_by) {
+            (Some(token), _) => dispatcher.by_token(token.expose()),
+            (None, Some(ProvedBy::Key(key))) => dispatcher.by_keys(&[key]),
+            (None, Some(ProvedBy::Name)) => dispatcher.by_id(&before.id),
+            (None, None) => self.identity_now(),
+        };
+        now.filter(|now| now.id == before.id)
+    }
+
+    /// The same for a request that proved some time ago who asks: what it brings with it may have taken until now.
+    ///
+    /// # Errors
+    /// `UNAUTHENTICATED` where its token stands for nobody any more.
+    pub(crate) fn still(
+        &self,
+        before: Option<Arc<Identity>>,
+        token: Option<&AuthToken>,
+        proved_by: Option<ProvedBy>,
+    ) -> Result<Option<Arc<Identity>>, CallError> {
+        let Some(before) = before else {
+            return Ok(None);
+        };
+        if self.dispatcher.is_current(&before) {
+            return Ok(Some(before));
+        }
+        match self.proved(&before, token, proved_by) {
+            None if token.is_some() => Err(CallError::bad_token()),
+            now => Ok(now),
+        }
     }
 }
 
@@ -104,5 +171,97 @@ pub(crate) async fn wait(changes: &mut watch::Receiver<u64>, at_most: Duration) 
     match tokio::time::timeout(at_most, changes.changed()).await {
         Ok(changed) => changed.is_ok(),
         Err(_) => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use alknet_core::{
+        AuthContext, AuthToken, IdentityKind, IdentityProvider, PeerKey, memory_pair,
+    };
+    use futures_util::{StreamExt, stream};
+    use serde_json::Value;
+
+    use super::*;
+    use crate::{
+        ALPN, Dispatcher, Gate, HandlerKind, Incoming, OperationSpec, Registration, Registry,
+    };
+
+    const KEY: PeerKey = PeerKey::Ed25519([7; 32]);
+
+    /// Knows one key until it is removed.
+    #[derive(Default)]
+    struct OneKey {
+        changed: watch::Sender<u64>,
+        removed: AtomicBool,
+    }
+
+    impl OneKey {
+        fn remove(&self) {
+            self.removed.store(true, Ordering::SeqCst);
+            self.changed.send_modify(|n| *n += 1);
+        }
+    }
+
+    impl IdentityProvider for OneKey {
+        fn by_key(&self, key: &PeerKey) -> Option<Arc<Identity>> {
+            let known = *key == KEY && !self.removed.load(Ordering::SeqCst);
+            known.then(|| {
+                Arc::new(Identity {
+                    id: "mole".parse().expect("a peer id"),
+                    kind: IdentityKind::Peer,
+                    scopes: ["work"].iter().collect(),
+                    resources: Default::default(),
+                    generation: 0,
+                })
+            })
+        }
+
+        fn by_token(&self, _: &AuthToken) -> Option<Arc<Identity>> {
+            None
+        }
+
+        fn watch(&self) -> watch::Receiver<u64> {
+            self.changed.subscribe()
+        }
+    }
+
+    /// Nobody takes the identity off the connection, as of one that is closed.
+    #[tokio::test]
+    async fn a_subscription_ends_with_the_key_of_a_connection_that_is_closed() {
+        let spec = OperationSpec::subscription("test/silent", "A test.").with_scope("work");
+        let silent = HandlerKind::stream(|_, _| stream::pending::<Result<Value, CallError>>());
+        let registry = Registry::builder().with(Registration::new(spec, silent));
+        let registry = registry.build().expect("the operation is fine");
+        let known = Arc::new(OneKey::default());
+        let dispatcher = Dispatcher::new(registry).with_identities(Arc::clone(&known) as _);
+        let (_dialled, accepted) = memory_pair(ALPN);
+        let identity = known.by_key(&KEY).expect("it is known");
+        let set = accepted.set_identity(Arc::clone(&identity));
+        set.expect("it is nobody's yet");
+        let auth = AuthContext {
+            identity: Some(Arc::clone(&identity)),
+            key: Some(KEY),
+            alpn: ALPN.into(),
+            sni: None,
+            remote_addr: None,
+            carriage: accepted.carriage(),
+            early_data: false,
+        };
+        let gate = Gate::new(&Arc::new(dispatcher), &accepted, Some(&auth));
+        let incoming = Incoming {
+            identity: Some(identity),
+            ..Incoming::new("1", "test/silent")
+        };
+        let mut events = gate.subscribe(incoming).expect("it is allowed");
+        known.remove();
+        let ended = tokio::time::timeout(SESSION_RECHECK / 2, events.next()).await;
+        let ended = ended.expect("it hears of the removal").expect("an end");
+        let refused = ended.expect_err("no event").error;
+        assert_eq!(refused.code.name(), "UNAUTHENTICATED");
+        // Accepted as before: nothing but the key says that it is nobody.
+        assert!(gate.identity().is_some());
     }
 }

@@ -113,7 +113,7 @@ impl Identities {
     /// Number of the table in place; each identity carries the number of the one it is from.
     #[must_use]
     pub fn generation(&self) -> u64 {
-        *self.0.generation.borrow()
+        self.0.index.load().generation()
     }
 
     /// Everybody known, whether let in or not: administrators, peers, tokens of programs.
@@ -273,6 +273,10 @@ impl IdentityProvider for Identities {
 
     fn watch(&self) -> watch::Receiver<u64> {
         self.0.generation.subscribe()
+    }
+
+    fn table(&self) -> Option<u64> {
+        Some(self.generation())
     }
 
     fn token_ends_in(&self, token: &AuthToken) -> Option<Duration> {

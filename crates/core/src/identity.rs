@@ -317,7 +317,7 @@ pub struct Identity {
     pub scopes: ScopeSet,
     /// Resources it holds, by type.
     pub resources: BTreeMap<Arc<str>, Vec<Arc<str>>>,
-    /// Generation of the configuration that produced it.
+    /// Number of the table that it is from; 0 of one that is from none, which is looked up in none.
     pub generation: u64,
 }
 
@@ -350,6 +350,13 @@ pub trait IdentityProvider: Send + Sync + 'static {
 
     /// Bumped whenever an answer may have changed.
     fn watch(&self) -> tokio::sync::watch::Receiver<u64>;
+
+    /// Number of the table in place: an [`Identity`] of this [`generation`](Identity::generation) is as it is now, but
+    /// for ends by date, which nobody announces. `None` where tables have no numbers: then it has to be looked up. Read
+    /// for every request. A change is in place before whoever made it is answered.
+    fn table(&self) -> Option<u64> {
+        None
+    }
 
     /// Who is called `id` now, if let in: for what goes on after whoever began it has gone, and has to
     /// ask again whether it may.

@@ -1,5 +1,16 @@
 //! Flow-control budgets. Each number bounds memory a peer can make this node hold.
 
+/// Which part of what is left of the last quarter one identity may have: a thirty-second. Identities that have the
+/// least come first so, and one that has little finds room beside some hundred others that take all they may.
+pub const BYTES_LEAST: usize = 32;
+
+/// Whether somebody may have `own` bytes where `all` of `most` are taken, these included. Of the last quarter
+/// nobody has more than a part of what is left of it ([`BYTES_LEAST`]).
+#[must_use]
+pub fn leaves_room(own: usize, all: usize, most: usize) -> bool {
+    all <= most / 4 * 3 || (all <= most && own <= (most - all) / BYTES_LEAST)
+}
+
 /// How much a peer may have open and in flight on one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamBudget {

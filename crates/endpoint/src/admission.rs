@@ -32,6 +32,10 @@ const BUCKETS_MAX: usize = 8192;
 /// 256 networks, which one host can have all addresses of.
 const SITE_NETWORKS: u32 = 4;
 
+/// Handshakes that a known peer has for nothing: as many times what a network may have. Each costs the node a
+/// signature. Beyond them the address that it comes from pays, as for those of anybody.
+const PEER_TIMES: u32 = 10;
+
 /// What to do with a first QUIC packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Quic {
@@ -284,10 +288,10 @@ impl Admission {
     /// Takes one handshake from the network of `from`, and from its site; false when either has had too many.
     pub(crate) fn charge(&mut self, carriage: Carriage, from: IpAddr, now: Instant) -> bool {
         let mut payers = self.payers(from);
-        let allowed = payers.all(|payer| self.bucket(carriage, payer, now).tokens >= 1.0);
+        let allowed = payers.all(|payer| self.bucket(carriage, payer, now).has_one());
         if allowed {
             for payer in self.payers(from) {
-                self.bucket(carriage, payer, now).tokens -= 1.0;
+                self.bucket(carriage, payer, now).take();
             }
         }
         allowed
@@ -299,52 +303,77 @@ impl Admission {
         if !self.buckets.contains_key(&key) {
             self.forget_one(now);
         }
-        let (burst, per_second) = self.rate(payer);
-        let bucket = self.buckets.entry(key).or_insert(Bucket {
-            tokens: burst,
-            at: now,
-        });
-        bucket.refill(burst, per_second, now);
+        let rate = self.rate(payer);
+        let full = || Bucket::full(rate, now);
+        let bucket = self.buckets.entry(key).or_insert_with(full);
+        bucket.refill(rate, now);
         bucket
     }
 
-    /// How many handshakes a payer may have in a burst, and how many it earns back in a second.
-    fn rate(&self, payer: Payer) -> (f64, f64) {
-        let times = match payer {
-            Payer::Address(_) | Payer::Network(_) => 1,
-            Payer::Site(_) => SITE_NETWORKS,
-        };
-        let (burst, per_second) = (
-            self.limits.handshake_burst,
-            self.limits.handshakes_per_second,
-        );
-        (
-            f64::from(burst.saturating_mul(times)),
-            f64::from(per_second.saturating_mul(times)),
-        )
+    /// How many handshakes a payer may have.
+    fn rate(&self, payer: Payer) -> Rate {
+        match payer {
+            Payer::Address(_) | Payer::Network(_) => self.rate_times(1),
+            Payer::Site(_) => self.rate_times(SITE_NETWORKS),
+        }
+    }
+
+    /// As many times the handshakes that a network may have.
+    fn rate_times(&self, times: u32) -> Rate {
+        let limits = &self.limits;
+        Rate {
+            burst: f64::from(limits.handshake_burst.saturating_mul(times)),
+            per_second: f64::from(limits.handshakes_per_second.saturating_mul(times)),
+        }
     }
 
     /// Whether `from` has had so many that it cannot pay for another one now.
     fn is_spent(&self, carriage: Carriage, from: IpAddr, now: Instant) -> bool {
         self.payers(from).any(|payer| {
-            let (burst, per_second) = self.rate(payer);
+            let rate = self.rate(payer);
             let bucket = self.buckets.get(&(carriage, payer));
             bucket.is_some_and(|bucket| {
                 let mut bucket = *bucket;
-                bucket.refill(burst, per_second, now);
-                bucket.tokens < 1.0
+                bucket.refill(rate, now);
+                !bucket.has_one()
             })
         })
     }
 
     /// Gives back a handshake that was paid for: the peer turned out to be known.
-    pub(crate) fn refund(&mut self, carriage: Carriage, from: IpAddr) {
+    fn refund(&mut self, carriage: Carriage, from: IpAddr) {
         for payer in self.payers(from) {
-            let (burst, _) = self.rate(payer);
+            let rate = self.rate(payer);
             if let Some(bucket) = self.buckets.get_mut(&(carriage, payer)) {
-                bucket.tokens = (bucket.tokens + 1.0).min(burst);
+                bucket.give_back(rate);
             }
         }
+    }
+
+    /// A handshake at `from` turned out to be the known `peer`'s, who showed `key`. It pays nothing, and gets back what
+    /// was `paid` and no more, until it has had too many: from then on it pays as anybody there does, so that further
+    /// ones are refused before they cost a signature. False where this one has to be paid for and cannot be.
+    pub(crate) fn recognise(
+        &mut self,
+        carriage: Carriage,
+        (peer, key): (&PeerId, PeerKey),
+        from: IpAddr,
+        paid: bool,
+        now: Instant,
+    ) -> bool {
+        let rate = self.rate_times(PEER_TIMES);
+        let is_free = self.known_addresses.takes_free(peer, rate, now);
+        let allowed = match (is_free, paid) {
+            (true, true) => {
+                self.refund(carriage, from);
+                true
+            }
+            (true, false) | (false, true) => true,
+            (false, false) => self.charge(carriage, from, now),
+        };
+        // Last: from here on this address pays for itself, and what was paid was paid by its network.
+        self.remember(peer, key, from, now);
+        allowed
     }
 
     /// All that pay for a handshake from `from`.
@@ -542,6 +571,14 @@ fn decrement<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, u32>, key: &K) {
     }
 }
 
+/// How many there may be.
+#[derive(Clone, Copy, Debug)]
+struct Rate {
+    burst: f64,
+    /// Earned back in a second.
+    per_second: f64,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Bucket {
     tokens: f64,
@@ -549,10 +586,34 @@ struct Bucket {
 }
 
 impl Bucket {
-    fn refill(&mut self, burst: f64, per_second: f64, now: Instant) {
+    fn full(rate: Rate, now: Instant) -> Self {
+        Self {
+            tokens: rate.burst,
+            at: now,
+        }
+    }
+
+    fn refill(&mut self, rate: Rate, now: Instant) {
         let seconds = now.saturating_duration_since(self.at).as_secs_f64();
-        self.tokens = (self.tokens + seconds * per_second).min(burst);
+        self.tokens = (self.tokens + seconds * rate.per_second).min(rate.burst);
         self.at = now;
+    }
+
+    fn has_one(&self) -> bool {
+        self.tokens >= 1.0
+    }
+
+    /// Takes one, if there is one.
+    fn take(&mut self) -> bool {
+        let has = self.has_one();
+        if has {
+            self.tokens -= 1.0;
+        }
+        has
+    }
+
+    fn give_back(&mut self, rate: Rate) {
+        self.tokens = (self.tokens + 1.0).min(rate.burst);
     }
 }
 

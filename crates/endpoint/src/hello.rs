@@ -3,12 +3,15 @@
 //! QUIC asks for a session before the first byte is there, and the TLS library wants to know its
 //! configuration from the start. The session here keeps the handshake bytes until the ClientHello
 //! is complete, looks at it, starts the right session and replays them.
+//!
+//! A session lives as long as the library keeps anything of its connection, longer than any handle to that. So it
+//! owns the connection's receive window, too, which counts until then.
 
 use std::any::Any;
 use std::sync::Arc;
 
 use alknet_tls::{HelloError, ServerTls, Slot};
-use quinn::crypto::rustls::{NoInitialCipherSuite, QuicServerConfig};
+use quinn::crypto::rustls::{HandshakeData, NoInitialCipherSuite, QuicServerConfig};
 use quinn::crypto::{
     self, ExportKeyingMaterialError, HeaderKey, KeyPair, Keys, PacketKey, Session,
     UnsupportedVersion,
@@ -16,6 +19,8 @@ use quinn::crypto::{
 use quinn::{ConnectionId, Side, TransportErrorCode};
 use quinn_proto::TransportError;
 use quinn_proto::transport_parameters::TransportParameters;
+
+use crate::windows::Window;
 
 /// QUIC's view of a node's TLS configurations.
 pub(crate) struct HelloChooser {
@@ -62,8 +67,15 @@ impl crypto::ServerConfig for HelloChooser {
             params: *params,
             hello: Vec::new(),
             chosen: None,
+            window: Arc::default(),
         })
     }
+}
+
+/// What is known once a handshake has chosen.
+pub(crate) struct Greeting {
+    pub(crate) tls: Box<HandshakeData>,
+    pub(crate) window: Arc<Window>,
 }
 
 struct HelloSession {
@@ -72,6 +84,7 @@ struct HelloSession {
     params: TransportParameters,
     hello: Vec<u8>,
     chosen: Option<Box<dyn Session>>,
+    window: Arc<Window>,
 }
 
 impl HelloSession {
@@ -90,7 +103,11 @@ impl Session for HelloSession {
     }
 
     fn handshake_data(&self) -> Option<Box<dyn Any>> {
-        self.chosen.as_ref()?.handshake_data()
+        let tls = self.chosen.as_ref()?.handshake_data()?;
+        Some(Box::new(Greeting {
+            tls: tls.downcast().ok()?,
+            window: Arc::clone(&self.window),
+        }))
     }
 
     fn peer_identity(&self) -> Option<Box<dyn Any>> {
@@ -217,6 +234,7 @@ mod tests {
                     params: none(),
                     hello: Vec::new(),
                     chosen: None,
+                    window: Arc::default(),
                 };
                 let (head, mut tail) = hello.split_at(first);
                 assert!(!session.read_handshake(head).expect("waits"));

@@ -23,6 +23,7 @@ use alknet_core::StreamBudget;
 use alknet_tls::NodeKey;
 
 use crate::error::EndpointError;
+use crate::limits::WINDOW_BYTES_FIRST;
 
 pub(crate) use accept::IrohListener;
 pub(crate) use dial::Endpoints;
@@ -52,7 +53,7 @@ pub(crate) async fn bind(
     options: &IrohOptions,
     alpns: Vec<Vec<u8>>,
 ) -> Result<Endpoint, EndpointError> {
-    let mut builder = builder(key, StreamBudget::UNAUTHENTICATED)
+    let mut builder = builder(key, StreamBudget::UNAUTHENTICATED, WINDOW_BYTES_FIRST)
         .alpns(alpns)
         .clear_ip_transports();
     let addresses = addresses(options);
@@ -72,21 +73,22 @@ pub(crate) async fn bind(
 
 /// An endpoint that only dials, from any port.
 async fn bind_client(key: &NodeKey) -> io::Result<Endpoint> {
-    let builder = builder(key, StreamBudget::AUTHENTICATED);
+    let budget = StreamBudget::AUTHENTICATED;
+    let builder = builder(key, budget, budget.connection_window_bytes);
     let bound = builder.bind().await;
     bound.map_err(|error| io::Error::other(format!("{error:#}")))
 }
 
 /// Begins with nothing of anybody else's: no relay, no lookup, no public resolver, no question to
 /// the router.
-fn builder(key: &NodeKey, budget: StreamBudget) -> Builder {
+fn builder(key: &NodeKey, budget: StreamBudget, window_bytes: u32) -> Builder {
     let mut report = NetReportConfig::minimal();
     // Where UDP does not pass, it is the only way to choose among the configured relays.
     report.https_probes = true;
     Endpoint::builder(presets::Empty)
         .crypto_provider(alknet_tls::provider())
         .secret_key(SecretKey::from_bytes(key.seed()))
-        .transport_config(transport(budget))
+        .transport_config(transport(budget, window_bytes))
         .portmapper_config(PortmapperConfig::Disabled)
         .net_report_config(report)
         .dns_resolver(
@@ -97,13 +99,13 @@ fn builder(key: &NodeKey, budget: StreamBudget) -> Builder {
         )
 }
 
-fn transport(budget: StreamBudget) -> QuicTransportConfig {
+fn transport(budget: StreamBudget, window_bytes: u32) -> QuicTransportConfig {
     let idle = VarInt::from_u32(u32::try_from(IDLE.as_millis()).unwrap_or(u32::MAX));
     QuicTransportConfig::builder()
         .max_concurrent_bidi_streams(budget.bidi_streams.into())
         .max_concurrent_uni_streams(budget.uni_streams.into())
         .stream_receive_window(budget.stream_window_bytes.into())
-        .receive_window(budget.connection_window_bytes.into())
+        .receive_window(window_bytes.into())
         .send_window(SEND_WINDOW_BYTES)
         .max_idle_timeout(Some(idle.into()))
         // No protocol here uses datagrams; a peer must not fill a buffer nobody reads.

@@ -24,6 +24,7 @@ mod serve;
 mod server;
 mod sockets;
 mod tcp;
+mod windows;
 
 pub use alknet_core::{Host, PeerAddr as Target, PeerAddrError as TargetError};
 

@@ -2,6 +2,12 @@
 
 use std::time::Duration;
 
+/// Bytes of the receive window with which a QUIC connection begins, whoever it is of: a client sends a quarter of them
+/// before it has heard of the node at all.
+pub(crate) const WINDOW_BYTES_FIRST: u32 = 64 << 10;
+/// Bytes of the window that a known peer's connection has at once, where there is room: those of two of its streams.
+pub(crate) const WINDOW_BYTES_START: u32 = 2 << 20;
+
 /// Limits of admission. Each number bounds memory or work that somebody unknown can cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -36,6 +42,9 @@ pub struct Limits {
     pub failures_per_minute_max: u32,
     /// Time a handshake may take; fixed once the port is bound.
     pub handshake_timeout: Duration,
+    /// Bytes that the receive windows of all QUIC connections have beside those with which each begins; fixed once the
+    /// port is bound.
+    pub window_bytes: usize,
 }
 
 impl Limits {
@@ -43,6 +52,13 @@ impl Limits {
     const CONNECTION_BYTES: u64 = 64 << 10;
     /// Most connections on any machine.
     const CONNECTIONS_MAX: u64 = 4096;
+
+    /// Bytes of receive windows however much memory the machine has.
+    const WINDOW_BYTES_MAX: usize = 256 << 20;
+    /// And however little.
+    const WINDOW_BYTES_MIN: usize = 4 << 20;
+    /// Which part of the machine's memory they are between these two: an eighth.
+    const WINDOW_MEMORY_PART: u64 = 8;
 
     /// Places that only known peers get: one in so many.
     const RESERVED: u32 = 4;
@@ -59,12 +75,16 @@ impl Limits {
         self.connections_max / 2
     }
 
-    /// The limits of a machine with `memory_bytes`: connections take a quarter of it at most.
+    /// The limits of a machine with `memory_bytes`: connections take a quarter of it at most, and their windows beyond
+    /// what each begins with an eighth.
     #[must_use]
     pub fn for_memory(memory_bytes: u64) -> Self {
         let connections = (memory_bytes / 4 / Self::CONNECTION_BYTES).min(Self::CONNECTIONS_MAX);
+        let windows = usize::try_from(memory_bytes / Self::WINDOW_MEMORY_PART);
+        let windows = windows.unwrap_or(usize::MAX);
         Self {
             connections_max: u32::try_from(connections).unwrap_or(u32::MAX),
+            window_bytes: windows.clamp(Self::WINDOW_BYTES_MIN, Self::WINDOW_BYTES_MAX),
             ..Self::default()
         }
     }
@@ -86,6 +106,7 @@ impl Default for Limits {
             handshakes_per_second: 20,
             failures_per_minute_max: 10,
             handshake_timeout: Duration::from_secs(5),
+            window_bytes: Self::WINDOW_BYTES_MAX,
         }
     }
 }

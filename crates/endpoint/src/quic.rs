@@ -1,11 +1,11 @@
 //! QUIC connections as core's carriage.
 
+mod apart;
 mod carriage;
-
-use std::sync::Arc;
 
 use quinn::{MtuDiscoveryConfig, TransportConfig};
 
+pub(crate) use apart::Apart;
 pub(crate) use carriage::quic_carriage;
 
 quic_carriage!(quinn);
@@ -16,15 +16,20 @@ const IDLE: Duration = Duration::from_secs(45);
 /// How often a dialler says that it is still there.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// Transport settings with `budget` from the start; the rest is the same for both sides.
-pub(crate) fn transport(budget: StreamBudget, dialled: bool) -> Arc<TransportConfig> {
+/// Transport settings with `budget` from the start, but for what the connection's window begins with; the rest is the
+/// same for both sides.
+pub(crate) fn transport(
+    budget: StreamBudget,
+    window_bytes: u32,
+    dialled: bool,
+) -> Arc<TransportConfig> {
     let mut config = TransportConfig::default();
     let idle = VarInt::from_u32(u32::try_from(IDLE.as_millis()).unwrap_or(u32::MAX));
     config
         .max_concurrent_bidi_streams(budget.bidi_streams.into())
         .max_concurrent_uni_streams(budget.uni_streams.into())
         .stream_receive_window(budget.stream_window_bytes.into())
-        .receive_window(budget.connection_window_bytes.into())
+        .receive_window(window_bytes.into())
         .send_window(budget.send_window_bytes.into())
         .max_idle_timeout(Some(idle.into()))
         .mtu_discovery_config(Some(MtuDiscoveryConfig::default()))

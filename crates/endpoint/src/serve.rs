@@ -22,6 +22,7 @@ use crate::limits::Limits;
 use crate::live::{End, Live};
 use crate::metrics::Meters;
 use crate::places::Entry;
+use crate::windows::{Credit, Windows};
 
 /// How long a connection whose handler is done waits for the peer to take what was sent: QUIC
 /// throws unacknowledged data away when it closes.
@@ -46,6 +47,7 @@ pub(crate) struct Shared {
     pub(crate) live: Arc<Live>,
     pub(crate) admission: Mutex<Admission>,
     pub(crate) handshakes: Handshakes,
+    pub(crate) windows: Arc<Windows>,
     /// True once the node drains.
     pub(crate) stop: watch::Sender<bool>,
 }
@@ -97,8 +99,8 @@ impl Shared {
     }
 
     /// Charges the handshake of a connection to its network, now that its address is proven and it is clear
-    /// whether the peer is known: known peers pay nothing, and get back what they paid and no more. False
-    /// where the network has had too many.
+    /// whether the peer is known: known peers pay nothing while they have not had too many, and get back what they
+    /// paid and no more. False where there were too many.
     fn settle(
         &self,
         connection: &Connection,
@@ -108,14 +110,12 @@ impl Shared {
     ) -> bool {
         let (carriage, now) = (connection.carriage(), Instant::now());
         let mut admission = self.admission();
-        if let Some((key, Some(identity))) = who {
-            if paid {
-                admission.refund(carriage, from);
+        let allowed = match who {
+            Some((key, Some(identity))) => {
+                admission.recognise(carriage, (&identity.id, *key), from, paid, now)
             }
-            admission.remember(&identity.id, *key, from, now);
-            return true;
-        }
-        let allowed = paid || admission.charge(carriage, from, now);
+            _ => paid || admission.charge(carriage, from, now),
+        };
         drop(admission);
         if !allowed {
             self.meters.hit(Limit::HandshakeRate);
@@ -162,6 +162,8 @@ type Resolved = (PeerKey, Option<Arc<Identity>>);
 /// A connection whose handshake is done.
 pub(crate) struct Arrived {
     pub(crate) source: Box<dyn StreamSource>,
+    /// Its receive window, where the carriage has one.
+    pub(crate) credit: Option<Arc<Credit>>,
     pub(crate) info: ConnectionInfo,
     pub(crate) proof: Option<PeerProof>,
     pub(crate) from: IpAddr,
@@ -171,6 +173,7 @@ pub(crate) struct Arrived {
 pub(crate) async fn serve(shared: Arc<Shared>, arrived: Arrived, paid: bool) {
     let Arrived {
         source,
+        credit,
         info,
         proof,
         from,
@@ -193,6 +196,10 @@ pub(crate) async fn serve(shared: Arc<Shared>, arrived: Arrived, paid: bool) {
         Ok(place) => place,
         Err(end) => return close(&connection, end),
     };
+    if let Some(credit) = &credit {
+        credit.begin(&shared.windows, from);
+    }
+    place.watch(&connection, credit);
     match admit(&shared, &connection, resolved, &mut place) {
         Ok(admitted) => run(&shared, &connection, from, admitted).await,
         Err(end) => close(&connection, end),
@@ -480,18 +487,24 @@ impl<'a> Place<'a> {
             }
             shared.admission().connect_for(conn, from, known);
         }
-        let place = Self {
+        Ok(Self {
             shared,
             from,
             conn,
             peer: None,
-        };
-        let watching = Arc::downgrade(shared);
+        })
+    }
+
+    /// What the peer may have is that of whoever it proves to be.
+    fn watch(&self, connection: &Connection, credit: Option<Arc<Credit>>) {
+        let (watching, conn) = (Arc::downgrade(self.shared), self.conn);
         connection.on_authenticated(move |who| {
+            if let Some(credit) = &credit {
+                credit.identify(who);
+            }
             let shared = watching.upgrade();
             shared.is_some_and(|shared| shared.admission().authenticated(conn, who))
         });
-        Ok(place)
     }
 
     fn identify(&mut self, peer: &PeerId, newest_wins: bool) -> Result<(), End> {

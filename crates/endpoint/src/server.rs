@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use alknet_core::{Carriage, CloseCode, HandlerRegistry, IdentityProvider, Metrics, Network};
 use alknet_tls::{NodeKey, ServerTls, ServerTlsOptions, by_preference};
 use futures_util::future::{join, join_all};
+use quinn::Runtime;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
@@ -21,8 +22,10 @@ use crate::limits::Limits;
 use crate::live::ConnectionSummary;
 use crate::metrics::{self, Meters};
 use crate::nesting::Nesting;
+use crate::quic::Apart;
 use crate::serve::Shared;
 use crate::sockets;
+use crate::windows::Windows;
 
 /// Time an accept loop has to answer a health probe.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -91,6 +94,7 @@ impl Server {
             live: Arc::default(),
             admission: Mutex::new(Admission::new(options.limits)),
             handshakes: accept::Handshakes::default(),
+            windows: Arc::new(Windows::new(options.limits.window_bytes)),
             stop: watch::channel(false).0,
         });
         let mut server = Self {
@@ -115,13 +119,16 @@ impl Server {
         quic: &quinn::ServerConfig,
     ) -> Result<(), EndpointError> {
         let address = pair.address;
-        let endpoint = quinn::Endpoint::new(
-            accept::quic::endpoint_config(key),
-            Some(quic.clone()),
-            pair.udp,
-            Arc::new(quinn::TokioRuntime),
-        )
-        .map_err(|source| EndpointError::Bind { address, source })?;
+        let config = accept::quic::endpoint_config(key);
+        let runtime = Arc::new(quinn::TokioRuntime);
+        let endpoint = runtime
+            .wrap_udp_socket(pair.udp)
+            .and_then(|socket| {
+                let socket = Apart::new(socket, &config);
+                let server = Some(quic.clone());
+                quinn::Endpoint::new_with_abstract_socket(config, server, socket, runtime)
+            })
+            .map_err(|source| EndpointError::Bind { address, source })?;
         let listener = accept::quic::QuinnListener::new(endpoint.clone());
         let probes = self.probe();
         tokio::spawn(accept::quic::accept_loop(
@@ -216,8 +223,8 @@ impl Server {
         self.shared.admission().penalties(Instant::now())
     }
 
-    /// Other limits from now on. Connections that are there stay; the time a handshake may take is
-    /// fixed.
+    /// Other limits from now on. Connections that are there stay; the time a handshake may take and what windows may
+    /// have are fixed.
     pub fn set_limits(&self, limits: Limits) {
         self.shared.admission().set_limits(limits);
     }

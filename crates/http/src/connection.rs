@@ -32,7 +32,10 @@ pub(crate) struct Conn {
     pub(crate) shared: Arc<Shared>,
     /// Requests that run.
     running: AtomicUsize,
-    /// Told when the last of them ended.
+    /// Those that began after its client was asked to leave.
+    late: AtomicUsize,
+    leaving: AtomicBool,
+    /// Told when the last of either ended.
     ended: Notify,
     began: Instant,
     /// Whether heads of requests come one after another, and are waited for.
@@ -76,6 +79,8 @@ impl Conn {
             protocol,
             shared: Arc::clone(shared),
             running: AtomicUsize::new(0),
+            late: AtomicUsize::new(0),
+            leaving: AtomicBool::new(false),
             ended: Notify::new(),
             began: Instant::now(),
             watched: AtomicBool::new(false),
@@ -145,6 +150,18 @@ impl Conn {
         idle.then(|| self.began.elapsed().saturating_sub(ended))
     }
 
+    /// How long it may still have an unknown peer's place; `None` where its client proved who it is.
+    pub(crate) fn stays(&self, most: Duration) -> Option<Duration> {
+        let proved = self.connection.is_identified() || self.connection.is_authenticated();
+        (!proved).then(|| most.saturating_sub(self.began.elapsed()))
+    }
+
+    /// Its client is asked to leave: requests that begin from now on are not waited for by
+    /// [`finished_earlier`](Self::finished_earlier).
+    pub(crate) fn leave(&self) {
+        self.leaving.store(true, Ordering::Release);
+    }
+
     /// From now on it tells when something [`came`](Self::came).
     pub(crate) fn watch(&self) {
         self.watched.store(true, Ordering::Release);
@@ -209,14 +226,31 @@ impl Conn {
 
     /// Resolves when nothing runs.
     pub(crate) async fn finished(&self) {
+        let late = || self.late.load(Ordering::Acquire);
+        self.until(|| self.running.load(Ordering::Acquire) == 0 && late() == 0)
+            .await;
+    }
+
+    /// Resolves when nothing runs that began before its client was asked to leave.
+    pub(crate) async fn finished_earlier(&self) {
+        self.until(|| self.running.load(Ordering::Acquire) == 0)
+            .await;
+    }
+
+    /// Resolves when that is so, which is looked at whenever the last of the requests ended.
+    async fn until(&self, is_so: impl Fn() -> bool) {
         loop {
             let mut ended = std::pin::pin!(self.ended.notified());
             ended.as_mut().enable();
-            if self.running.load(Ordering::Acquire) == 0 {
+            if is_so() {
                 return;
             }
             ended.await;
         }
+    }
+
+    fn counter(&self, late: bool) -> &AtomicUsize {
+        if late { &self.late } else { &self.running }
     }
 
     /// Counts a request until its answer is away.
@@ -228,9 +262,11 @@ impl Conn {
 
     /// Counts what is left of a request after its answer, and nothing else: this is in the time of the answer.
     pub(crate) fn hold(self: &Arc<Self>) -> Busy {
-        self.running.fetch_add(1, Ordering::AcqRel);
+        let late = self.leaving.load(Ordering::Acquire);
+        self.counter(late).fetch_add(1, Ordering::AcqRel);
         Busy {
             conn: Arc::clone(self),
+            late,
             ended: None,
         }
     }
@@ -310,6 +346,8 @@ impl Drop for Session {
 /// A request that runs.
 pub(crate) struct Busy {
     conn: Arc<Conn>,
+    /// Whether it began after the client was asked to leave.
+    late: bool,
     ended: Option<Instant>,
 }
 
@@ -326,7 +364,7 @@ impl Drop for Busy {
         let now = self.ended.unwrap_or_else(Instant::now);
         let now = millis(now.saturating_duration_since(conn.began));
         conn.ended_ms.store(now, Ordering::Release);
-        if conn.running.fetch_sub(1, Ordering::AcqRel) == 1 {
+        if conn.counter(self.late).fetch_sub(1, Ordering::AcqRel) == 1 {
             conn.ended.notify_waiters();
         }
     }

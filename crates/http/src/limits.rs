@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+pub use alknet_call::limits::STRANGER_CONNECTION_MAX;
 use alknet_core::StreamBudget;
 
 /// Bytes of a request's line and headers.
@@ -108,6 +109,8 @@ pub struct Patience {
     pub head: Duration,
     /// For the next request of a connection.
     pub keep_alive: Duration,
+    /// For whoever asks on a connection to prove who it is, whatever is asked meanwhile. Then no more requests are taken.
+    pub stranger: Duration,
     /// For more of a body that is not whole.
     pub body_idle: Duration,
     /// For a body that comes slower than [`BODY_BYTES_PER_SECOND`].
@@ -125,6 +128,7 @@ impl Default for Patience {
         Self {
             head: HEADER_TIMEOUT,
             keep_alive: KEEP_ALIVE,
+            stranger: STRANGER_CONNECTION_MAX,
             body_idle: BODY_IDLE,
             body_grace: BODY_GRACE,
             body_time: BODY_TIME,

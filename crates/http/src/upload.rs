@@ -17,6 +17,9 @@ use http_body::Body as _;
 
 use crate::framing;
 
+/// A piece that is shorter is copied: it is a part of what was read of the connection, and would keep all of that.
+const COPIED_BYTES: usize = 16 << 10;
+
 /// What the body of a request may take.
 pub(crate) struct Room {
     /// What its bytes count against.
@@ -91,7 +94,7 @@ struct Coming {
     told: Option<usize>,
     /// Bytes that are counted for it.
     counted: usize,
-    /// Most bodies come in one piece, which is then not copied.
+    /// Most bodies come in one piece, which is not copied where it is long.
     first: Option<Bytes>,
     more: BytesMut,
 }
@@ -123,7 +126,10 @@ impl Coming {
         }
         if had == 0 {
             self.count(self.due(have))?;
-            self.first = Some(data);
+            self.first = Some(match have < COPIED_BYTES {
+                true => Bytes::copy_from_slice(&data),
+                false => data,
+            });
             return Ok(());
         }
         self.count(self.due(have))?;
@@ -214,4 +220,50 @@ pub(crate) fn slow() -> ApiError {
         Code::Timeout,
         "the body comes too slowly",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Weak;
+
+    use alknet_gateway::Gateway;
+
+    use super::*;
+
+    /// What was read of a connection at once, as long as something of it is kept.
+    struct Read(Arc<[u8; 64 << 10]>);
+
+    impl AsRef<[u8]> for Read {
+        fn as_ref(&self) -> &[u8] {
+            &*self.0
+        }
+    }
+
+    fn read() -> (Bytes, Weak<[u8; 64 << 10]>) {
+        let bytes = Arc::new([b' '; 64 << 10]);
+        let kept = Arc::downgrade(&bytes);
+        (Bytes::from_owner(Read(bytes)), kept)
+    }
+
+    #[test]
+    fn a_short_piece_does_not_keep_what_it_was_read_with() {
+        for (piece, keeps) in [(1, false), (COPIED_BYTES - 1, false), (COPIED_BYTES, true)] {
+            let gateway = Gateway::default();
+            let mut coming = Coming {
+                lease: gateway.lease_of(&gateway.account(None, None)),
+                told: None,
+                counted: 0,
+                first: None,
+                more: BytesMut::new(),
+            };
+            let (read, kept) = read();
+            coming.add(read.slice(..piece), 1 << 20).expect("room");
+            drop(read);
+            assert_eq!(kept.upgrade().is_some(), keeps, "{piece}");
+            let body = coming.end();
+            assert_eq!(body.text.len(), piece);
+            drop(body);
+            assert_eq!(gateway.bytes(), 0);
+        }
+    }
 }

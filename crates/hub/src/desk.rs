@@ -537,7 +537,7 @@ fn entry(
         // Of a peer that was removed only the key comes back that was let in again: another may be why it was removed.
         // Those stay known, so that no older invitation lets them in.
         let others = entry.keys.iter().filter(|other| **other != key);
-        entry.key_ends = others.map(|other| (other.clone(), 0)).collect();
+        entry.key_ends = others.map(|other| (*other, 0)).collect();
         entry.token_hashes.clear();
     }
     if !entry.keys.contains(&key) {

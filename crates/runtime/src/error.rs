@@ -148,6 +148,9 @@ impl fmt::Display for Code {
 /// What the call protocol calls it when there is too much to do.
 const OVERLOADED: &str = "OVERLOADED";
 
+/// What a script is told where a value has no room: for good beside its own, or beside those of others.
+const QUOTA_EXCEEDED: &str = "QUOTA_EXCEEDED";
+
 /// What an operation answers when it fails: a code of the call protocol, or one it declares.
 #[derive(Clone, Debug, Deserialize, Error, PartialEq, Serialize)]
 #[error("{code}: {message}")]
@@ -178,6 +181,13 @@ impl OpError {
             details: Box::default(),
             path: String::new(),
         }
+    }
+
+    /// Whether it says that there was no room for the call, or for a value beside those of others. Scripts make errors
+    /// as well: ask whoever refuses whether it is so.
+    #[must_use]
+    pub fn says_no_room(&self) -> bool {
+        self.code == OVERLOADED || self.code == QUOTA_EXCEEDED && self.retryable
     }
 }
 

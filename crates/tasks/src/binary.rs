@@ -18,6 +18,9 @@ use crate::{cached, digest};
 /// Its name.
 pub const NAME: &str = "alknet";
 
+/// How both are put together: a part of the name.
+const STEPS: [&str; 2] = [include_str!("binary.rs"), gpu::CARRIED];
+
 /// Whole binaries kept in the cache; an older one is put together again when it is wanted.
 const KEPT: usize = 4;
 
@@ -86,7 +89,10 @@ fn key(files: &[&Path]) -> Result<String> {
         .iter()
         .map(|path| digest::of_file(path).map_err(Failure::io(format!("read {}", path.display()))));
     let hashes: Vec<String> = hashes.collect::<Result<_>>()?;
-    Ok(digest::key(hashes.iter().map(String::as_bytes)))
+    let steps = STEPS.map(str::as_bytes);
+    Ok(digest::key(
+        hashes.iter().map(String::as_bytes).chain(steps),
+    ))
 }
 
 #[cfg(test)]

@@ -56,8 +56,9 @@ pub type Job<'a> = (
 /// The clone and its cache, which is made or found to be one before a command writes or locks anything there:
 /// this program may be started without the front.
 fn open(root: &Path, cache: &Path) -> Result<Workspace> {
-    xtask::cache::open(root, cache).map_err(Failure::Workspace)?;
-    Workspace::new(root, cache).map_err(Failure::Workspace)
+    let workspace = Workspace::new(root, cache).map_err(Failure::Workspace)?;
+    workspace.open_cache().map_err(Failure::Workspace)?;
+    Ok(workspace)
 }
 
 impl Context {
@@ -77,7 +78,7 @@ impl Context {
             began: now
                 .checked_sub(Duration::from_secs_f64(before))
                 .unwrap_or(now),
-            board: Arc::new(Board::new(&cache.join(progress::HISTORY))),
+            board: Arc::new(Board::new(&workspace.cache().join(progress::HISTORY))),
             workspace,
             sources,
             steps,

@@ -4,10 +4,10 @@
 //! neither load nor keep in memory. So it is a program of its own, packed so that the one binary can
 //! carry it and start it from memory when a worker is wanted.
 
-use std::fs::{self, File};
+mod pack;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
 
 use xtask::last_use::BuildSet;
 use xtask::workspace::BuildLock;
@@ -15,8 +15,7 @@ use xtask::workspace::BuildLock;
 use crate::context::Context;
 use crate::driver::{self, Sealed, Selection};
 use crate::failure::{Failure, Result};
-use crate::scratch::Scratch;
-use crate::{cached, digest};
+use crate::{digest, kernel};
 
 /// The executable's name.
 const NAME: &str = "alknet-gpu";
@@ -24,8 +23,21 @@ const NAME: &str = "alknet-gpu";
 /// Largest executable in bytes, stripped: docs/driver.md promises it.
 pub const BYTES_MAX: u64 = 75_000_000;
 
-/// Changed when the steps below change in a way that changes their result.
-const RECIPE: &str = "2";
+/// How it is stripped and packed: a part of the name.
+const STEPS: [&str; 3] = [
+    include_str!("gpu/pack.rs"),
+    include_str!("steps.rs"),
+    CARRIED,
+];
+
+/// The form in which one program carries another.
+pub(crate) const CARRIED: &str = include_str!("../../../compute/carried/src/lib.rs");
+
+/// The libraries that pack it. Their versions and hashes are a part of the name, too.
+const PACKERS: [&str; 2] = ["lzma-rust2", "zstd-sys"];
+
+/// The libraries of this program.
+const LOCKED: &str = include_str!("../../../Cargo.lock");
 
 /// The executable in the cache.
 #[derive(Clone, Debug)]
@@ -65,7 +77,7 @@ pub(crate) fn with_drivers(
     let folder = folder(cx, &built)?;
     let gpu = Gpu::at(&folder);
     if !gpu.packed.exists() {
-        pack(cx, &built, &folder)?;
+        pack::pack(cx, &built, &folder)?;
     }
     Ok(gpu)
 }
@@ -82,8 +94,18 @@ pub(crate) fn cached(cx: &Context) -> Result<Option<Gpu>> {
 
 fn folder(cx: &Context, built: &Path) -> Result<PathBuf> {
     let hash = digest::of_file(built).map_err(Failure::io(format!("read {}", built.display())))?;
-    let key = digest::key([hash.as_bytes(), RECIPE.as_bytes()]);
+    let tools = kernel::tool_versions()?;
+    let inputs = [hash.as_bytes(), tools.as_bytes()];
+    let steps = STEPS.into_iter().chain(PACKERS.map(locked));
+    let key = digest::key(inputs.into_iter().chain(steps.map(str::as_bytes)));
     Ok(cx.cache().join("gpu").join(key))
+}
+
+/// What is locked of a library.
+fn locked(library: &str) -> &'static str {
+    let name = format!("name = \"{library}\"\n");
+    let mut libraries = LOCKED.split("\n\n");
+    libraries.find(|it| it.contains(&name)).unwrap_or_default()
 }
 
 /// Whether the program itself says that it has exactly these drivers.
@@ -111,33 +133,19 @@ fn check(program: &Path, selection: &Selection) -> Result<()> {
     )))
 }
 
-fn pack(cx: &Context, built: &Path, folder: &Path) -> Result<()> {
-    let scratch = Scratch::new(cx.cache(), "gpu-pack-")?;
-    let ready = scratch.path().join("ready");
-    fs::create_dir(&ready).map_err(Failure::io("make a folder for the program"))?;
-    let fresh = Gpu::at(&ready);
-    let mut strip = Command::new("strip");
-    strip
-        .args(["--strip-all", "-o"])
-        .arg(&fresh.executable)
-        .arg(built);
-    cx.run(&mut strip, "strip the program for GPUs", "gpu-strip")?;
-    let bytes = fs::metadata(&fresh.executable)
-        .map_err(Failure::io("look at the program for GPUs"))?
-        .len();
-    if bytes > BYTES_MAX {
-        return Err(Failure::TooLarge {
-            what: NAME.into(),
-            bytes,
-            limit: BYTES_MAX,
-        });
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_libraries_that_pack_are_known_by_their_hashes() {
+        for library in PACKERS {
+            let locked = locked(library);
+            assert!(
+                locked.contains("version = ") && locked.contains("checksum = "),
+                "{library}"
+            );
+        }
+        assert_eq!(locked("no such library"), "");
     }
-    cx.say("pack the program for GPUs");
-    let what = || Failure::io("pack the program for GPUs");
-    let program = fs::read(&fresh.executable).map_err(what())?;
-    let packed = File::create(&fresh.packed).map_err(what())?;
-    let threads = thread::available_parallelism().map_or(1, usize::from);
-    let threads = u32::try_from(threads).unwrap_or(1);
-    alknet_carried::pack(&program, packed, threads).map_err(what())?;
-    cached::settle(&ready, folder).map_err(Failure::io("put the program for GPUs into the cache"))
 }

@@ -88,7 +88,7 @@ pub fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
 pub fn ensure(cx: &Context, kernel: &Kernel, binary: &Path, forms: &[Form]) -> Result<Image> {
     let inputs = inputs(cx, kernel, binary, forms)?;
     let images = cx.cache().join("image");
-    let folder = images.join(key(&inputs, &kernel.key, forms)?);
+    let folder = images.join(key(&inputs, forms)?);
     if !folder.join(MANIFEST_FILE).exists() {
         // The manifest is written last, so an interrupted build is not taken for a finished one.
         write(&inputs, forms, &folder, |doing| cx.say(doing))?;
@@ -165,21 +165,25 @@ pub fn commit(root: &Path) -> String {
     }
 }
 
-fn key(inputs: &Inputs, kernel: &str, forms: &[Form]) -> Result<String> {
+/// By the bytes of what it is made of. The name of the kernel's folder would not do: another program may have written
+/// there since it was built.
+fn key(inputs: &Inputs, forms: &[Form]) -> Result<String> {
     let hash = |path: &Path| {
         digest::of_file(path).map_err(Failure::io(format!("read {}", path.display())))
     };
+    let optional = |path: &Option<PathBuf>| path.as_deref().map_or(Ok(String::new()), hash);
     let mut parts = vec![
-        kernel.to_owned(),
+        hash(&inputs.kernel)?,
+        optional(&inputs.vmlinux)?,
+        optional(&inputs.kernel_config)?,
         hash(&inputs.binary)?,
+        optional(&inputs.stub)?,
         inputs.cmdline.clone(),
+        inputs.version.clone(),
+        inputs.git.clone(),
+        // The code that assembles images is in this program, whichever runs now.
+        hash(Path::new(THIS_PROGRAM))?,
     ];
-    parts.extend([inputs.version.clone(), inputs.git.clone()]);
-    // The code that assembles images is in this program, whichever runs now.
-    parts.push(hash(Path::new(THIS_PROGRAM))?);
-    if let Some(stub) = &inputs.stub {
-        parts.push(hash(stub)?);
-    }
     parts.extend(forms.iter().map(ToString::to_string));
     Ok(digest::key(parts.iter().map(String::as_bytes)))
 }
@@ -200,8 +204,12 @@ mod tests {
     const COPY: &str = "ALKNET_TEST_COPY";
 
     fn key_of(binary: &Path) -> String {
-        let inputs = Inputs {
-            kernel: PathBuf::new(),
+        key(&inputs_of(binary), &[]).expect("readable")
+    }
+
+    fn inputs_of(binary: &Path) -> Inputs {
+        Inputs {
+            kernel: binary.to_owned(),
             vmlinux: None,
             kernel_config: None,
             binary: binary.to_owned(),
@@ -209,8 +217,34 @@ mod tests {
             cmdline: String::new(),
             version: String::new(),
             git: String::new(),
+        }
+    }
+
+    /// A kernel in the cache is found by the name of what it was made of, whatever another program wrote there since.
+    #[test]
+    fn another_kernel_under_the_same_name_is_another_image() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let names = ["bzImage", "vmlinux", "config", "stub", "alknet"];
+        let files = names.map(|name| folder.path().join(name));
+        for file in &files {
+            fs::write(file, "as built").expect("writable");
+        }
+        let [kernel, vmlinux, config, stub, binary] = files.clone();
+        let inputs = Inputs {
+            kernel,
+            vmlinux: Some(vmlinux),
+            kernel_config: Some(config),
+            stub: Some(stub),
+            ..inputs_of(&binary)
         };
-        key(&inputs, "kernel", &[]).expect("readable")
+        let name = || key(&inputs, &[Form::Direct]).expect("readable");
+        let mut known = vec![name()];
+        for file in &files {
+            fs::write(file, "replaced").expect("writable");
+            assert!(!known.contains(&name()), "{}", file.display());
+            known.push(name());
+        }
+        assert_ne!(key(&inputs, &[]).expect("readable"), name());
     }
 
     #[test]

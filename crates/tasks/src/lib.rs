@@ -17,6 +17,7 @@ pub mod parts;
 mod scratch;
 mod soak;
 pub mod sources;
+mod steps;
 mod terminal;
 pub mod test;
 pub mod third_party;

@@ -57,8 +57,8 @@ const NODE_MCP: [&str; 2] = [
     include_str!("../node/mcp/package-lock.json"),
 ];
 
-/// The suite of cases of RFC 9113, built once into the cache.
-const HTTPWG_VERSION: &str = "0.2.5";
+/// The suite of cases of RFC 9113, as `sources.toml` names it.
+const HTTPWG: &str = "httpwg-cli";
 
 /// The parts of OpenSSL, as `sources.toml` names them. The first is the program.
 const OPENSSL_PARTS: [&str; 5] = [
@@ -166,33 +166,51 @@ pub fn python_schemathesis(cx: &Context) -> Result<PathBuf> {
 
 /// The program that tries the cases of RFC 9113 on a server.
 pub fn httpwg(cx: &Context) -> Result<PathBuf> {
-    installed(cx, "httpwg-cli", HTTPWG_VERSION, "httpwg")
+    installed(cx, HTTPWG, "httpwg")
 }
 
-/// A program of a package on crates.io, built once into the cache. Its dependencies are no part of this
-/// workspace; the package says which they are, to the version.
-pub fn installed(cx: &Context, package: &str, version: &str, program: &str) -> Result<PathBuf> {
-    let root = installed_folder(cx, package, version);
-    let program = root.join("bin").join(program);
-    if program.exists() {
+/// A program of a package on crates.io, whose archive is pinned in `sources.toml`, built once into the cache. Its
+/// dependencies are no part of this workspace; the lock file in the archive says which they are, by their hashes.
+pub fn installed(cx: &Context, package: &str, program: &str) -> Result<PathBuf> {
+    let place = |pin: &Pin| installed_folder(cx, package, pin).join("bin").join(program);
+    let accepted = sources::accepted(package)?;
+    if let Some(program) = accepted.iter().map(place).find(|place| place.exists()) {
         return Ok(program);
     }
+    let archive = sources::obtain(cx, package)?;
     let scratch = Scratch::new(cx.cache(), &format!("{package}-build-"))?;
+    let [source, target] = ["source", "target"].map(|name| scratch.path().join(name));
+    fs::create_dir(&source).map_err(Failure::io(format!("make {}", source.display())))?;
+    let mut unpack = Command::new("tar");
+    unpack
+        .args([
+            "--extract",
+            "--gzip",
+            "--no-same-owner",
+            "--strip-components=1",
+        ])
+        .arg("--file")
+        .arg(&archive.path)
+        .arg("--directory")
+        .arg(&source);
+    cx.run(&mut unpack, &format!("unpack {package}"), package)?;
     let mut command = cx.cargo("install");
     command
-        .args([package, "--version", version])
-        .args(["--locked", "--no-default-features"])
+        .args(["--locked", "--no-default-features", "--path"])
+        .arg(&source)
         .arg("--root")
-        .arg(&root)
+        .arg(installed_folder(cx, package, &archive.pin))
         .arg("--target-dir")
-        .arg(scratch.path())
+        .arg(target)
+        .env_remove("RUSTC_WORKSPACE_WRAPPER")
+        // Not in the package: cargo would take its settings.
         .current_dir(scratch.path());
     cx.run(&mut command, &format!("{package} (built once)"), package)?;
-    Ok(program)
+    Ok(place(&archive.pin))
 }
 
-fn installed_folder(cx: &Context, package: &str, version: &str) -> PathBuf {
-    let name = format!("{package}-{version}");
+fn installed_folder(cx: &Context, package: &str, pin: &Pin) -> PathBuf {
+    let name = format!("{package}-{}", pin.version);
     cx.cache().join("tools").join(name)
 }
 
@@ -371,11 +389,10 @@ pub(crate) fn pinned(cx: &Context) -> Result<Vec<PathBuf>> {
     let lists = PYTHON_LISTS.iter().chain([&driver::MESON]);
     folders.extend(lists.map(|list| python_place(cx, list, &python)));
     folders.extend([OPENAPI_NODE, NODE_MCP].map(|lists| node_place(cx, lists)));
-    let programs = [
-        ("cargo-deny", test::DENY_VERSION),
-        ("httpwg-cli", HTTPWG_VERSION),
-    ];
-    folders.extend(programs.map(|(package, version)| installed_folder(cx, package, version)));
+    for package in [test::DENY, HTTPWG] {
+        let pins = sources::accepted(package)?;
+        folders.extend(pins.iter().map(|pin| installed_folder(cx, package, pin)));
+    }
     Ok(folders)
 }
 
@@ -391,6 +408,28 @@ fn python_version() -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// As one that somebody put in the registry's place, or into the folder of a mirror.
+    #[test]
+    fn a_package_with_other_bytes_is_not_built() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut cx = Context::in_folder(folder.path());
+        for (package, program) in [(test::DENY, "cargo-deny"), (HTTPWG, "httpwg")] {
+            let pin = sources::accepted(package).expect("pinned").remove(0);
+            assert_eq!(pin.cargo, Some(format!("{package}@{}", pin.version)));
+            let mirror = folder.path().join("mirror");
+            fs::create_dir_all(&mirror).expect("writable");
+            fs::write(mirror.join(&pin.file), "another package").expect("writable");
+            cx.sources = Some(mirror);
+            let error = installed(&cx, package, program).expect_err("it is not the pinned one");
+            let said = error.to_string();
+            assert!(
+                said.contains(&pin.sha256) && said.contains(&pin.file),
+                "{said}"
+            );
+            assert!(!installed_folder(&cx, package, &pin).exists());
+        }
+    }
 
     #[test]
     fn every_python_package_is_pinned() {

@@ -19,6 +19,7 @@ use crate::image::{self, Image};
 use crate::node::{self, Cli, Machine, Reached};
 use crate::parts::Parts;
 use crate::terminal::Terminal;
+use crate::test;
 
 /// Size of the data disk in bytes; it is sparse.
 const DATA_BYTES: u64 = 1 << 30;
@@ -98,6 +99,7 @@ impl Started {
             .memory_mib(arguments.memory)
             .disk(disk.disk(arguments.form));
         let (vm, node) = cx.step("boot", |_| {
+            test::lengthen_deadlines()?;
             let vm = builder.start()?;
             let node = node::wait_ready(&vm)?;
             Ok((vm, node))

@@ -27,21 +27,38 @@ const PAUSE_PER_QUESTION: u32 = 2;
 /// …and of no more than this.
 const PAUSE_DEAR_MAX: Duration = Duration::from_millis(400);
 
+/// The factor of this process.
+static FACTOR: OnceLock<f64> = OnceLock::new();
+
 /// The factor by which [`deadline`] extends a limit, between 1 and 1000.
 ///
-/// It is read from `ALKNET_TEST_SLOWDOWN` once in the life of the process. It is 1 where that is not set.
+/// It is read from `ALKNET_TEST_SLOWDOWN` once in the life of the process. It is 1 where that is not set, unless
+/// [`expect_slowdown`] was called before.
 ///
 /// # Panics
 ///
 /// Where the variable is not a number of at least 1.
 pub fn slowdown() -> f64 {
-    static FACTOR: OnceLock<f64> = OnceLock::new();
-    *FACTOR.get_or_init(|| {
-        let text = std::env::var_os(SLOWDOWN);
-        text.map_or(1.0, |text| {
-            parse_slowdown(&text.to_string_lossy()).unwrap_or_else(|error| panic!("{error}"))
-        })
-    })
+    *FACTOR.get_or_init(|| named().unwrap_or(1.0))
+}
+
+/// The factor of the environment.
+fn named() -> Option<f64> {
+    let text = std::env::var_os(SLOWDOWN)?;
+    let factor = parse_slowdown(&text.to_string_lossy());
+    Some(factor.unwrap_or_else(|error| panic!("{error}")))
+}
+
+/// Has [`slowdown`] return `factor`, between 1 and 1000, where `ALKNET_TEST_SLOWDOWN` is not set. No effect once
+/// [`slowdown`] was called.
+///
+/// # Panics
+///
+/// As [`slowdown`].
+pub fn expect_slowdown(factor: f64) {
+    let measured = factor.clamp(1.0, SLOWDOWN_MAX);
+    // A second call, or one that comes late, changes nothing.
+    let _ = FACTOR.set(named().unwrap_or(measured));
 }
 
 /// The factor that a value of `ALKNET_TEST_SLOWDOWN` stands for, [`SLOWDOWN_MAX`] at the most; the error names
@@ -211,6 +228,28 @@ mod tests {
             child.status.success() && said.contains("1 passed"),
             "{said}"
         );
+    }
+
+    /// In a process of its own, as the test above.
+    #[test]
+    fn a_measured_factor_counts_where_the_environment_names_none() {
+        const CHILD: &str = "ALKNET_TEST_SUPPORT_MEASURED";
+        if let Some(expected) = std::env::var_os(CHILD) {
+            expect_slowdown(3.0);
+            expect_slowdown(5.0);
+            assert_eq!(slowdown().to_string().as_str(), expected);
+        } else {
+            let here = std::env::current_exe().expect("a test program");
+            let name = "deadline::tests::a_measured_factor_counts_where_the_environment_names_none";
+            let passes = |command: &mut Command, expected: &str| {
+                let command = command.args(["--exact", name]).env(CHILD, expected);
+                let output = command.output().expect("it starts");
+                let said = String::from_utf8_lossy(&output.stdout);
+                assert!(said.contains("1 passed"), "{expected}: {said}");
+            };
+            passes(Command::new(&here).env_remove(SLOWDOWN), "3");
+            passes(Command::new(&here).env(SLOWDOWN, "2.5"), "2.5");
+        }
     }
 
     #[test]

@@ -25,7 +25,8 @@ mod skip;
 pub use alone::alone;
 pub use campaign::{is_campaign, took};
 pub use deadline::{
-    Answer, SLOWDOWN_MAX, deadline, eventually, limited, parse_slowdown, seconds, slowdown,
+    Answer, SLOWDOWN_MAX, deadline, eventually, expect_slowdown, limited, parse_slowdown, seconds,
+    slowdown,
 };
 pub use machines::machines_mib;
 pub use namespaces::remove_orphaned_namespaces;

@@ -2,15 +2,22 @@
 
 use std::fs;
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener};
 
 /// Claimed numbers begin here: below are the ports of services.
 const FIRST: u16 = 10_000;
 
-/// Claimed numbers end before this one. The kernel takes the ports of sockets that name none from above it
-/// (`net.ipv4.ip_local_port_range`, by default 32768 to 60999).
+/// Claimed numbers end before this one, where the kernel takes the ports of sockets that name none from above it, as it
+/// does unless somebody has set another range.
 const END: u16 = 32_000;
+
+/// The kernel's range: the first and the last number, by default 32768 and 60999.
+const RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+
+/// Fewer numbers are not enough for all tests that run at the same time.
+const ENOUGH: u32 = 1000;
 
 /// Where a process begins to look lies this far from where a process with the next id does.
 const STEP: u32 = 64;
@@ -18,7 +25,7 @@ const STEP: u32 = 64;
 /// A port of 127.0.0.1, on TCP and UDP, that no other holder of a [`Port`] on this machine has.
 ///
 /// The number lies outside the range from which the kernel takes the port of an outgoing connection and
-/// of a socket bound to port 0. A port that a test finds by binding port 0 and closes again is taken by
+/// of a socket bound to port 0, wherever that is. A port that a test finds by binding port 0 and closes again is taken by
 /// such a socket now and then, before the server that it was meant for binds it.
 ///
 /// The claim is an abstract Unix socket named after the number: it is gone with the process, and like the
@@ -36,10 +43,11 @@ impl Port {
     ///
     /// `AddrInUse` if all are taken; else what the kernel says when a socket is made.
     pub fn claim() -> io::Result<Self> {
-        let all = u32::from(END - FIRST);
+        let (first, end) = numbers(kernels().as_ref());
+        let all = end - first;
         let start = std::process::id().wrapping_mul(STEP) % all;
         for nth in 0..all {
-            let number = FIRST + u16::try_from((start + nth) % all).unwrap_or_default();
+            let number = u16::try_from(first + (start + nth) % all).unwrap_or_default();
             let name = SocketAddr::from_abstract_name(format!("alknet-test-port-{number}"))?;
             let claim = match UnixListener::bind_addr(&name) {
                 Ok(claim) => claim,
@@ -71,6 +79,32 @@ impl Port {
     pub fn number(&self) -> u16 {
         self.number
     }
+}
+
+/// The numbers that the kernel gives to sockets which name none.
+fn kernels() -> Option<RangeInclusive<u32>> {
+    let text = fs::read_to_string(RANGE).ok()?;
+    let mut numbers = text.split_whitespace().map(str::parse);
+    Some(numbers.next()?.ok()?..=numbers.next()?.ok()?)
+}
+
+/// The first number that may be claimed, and the one after the last: none of the kernel's. Where the kernel leaves hardly
+/// any, the usual ones; now and then a server then finds its port taken.
+fn numbers(kernels: Option<&RangeInclusive<u32>>) -> (u32, u32) {
+    let usual = (u32::from(FIRST), u32::from(END));
+    let Some(kernels) = kernels else {
+        return usual;
+    };
+    let below = (usual.0, usual.1.min(*kernels.start()));
+    let above = (usual.0.max(kernels.end() + 1), u32::from(u16::MAX) + 1);
+    // All of the usual ones, where the kernel's end before these begin.
+    let between = match *kernels.end() < usual.0 {
+        true => usual,
+        false => below,
+    };
+    let mut places = [between, above].into_iter();
+    let place = places.find(|(first, end)| end.saturating_sub(*first) >= ENOUGH);
+    place.unwrap_or(usual)
 }
 
 /// Where the kernel lists sockets of this network namespace.
@@ -119,7 +153,7 @@ mod tests {
         let ports = Port::claim_all::<50>();
         let numbers: BTreeSet<u16> = ports.iter().map(Port::number).collect();
         assert_eq!(numbers.len(), ports.len());
-        assert!(numbers.iter().all(|number| (FIRST..END).contains(number)));
+        assert!(numbers.iter().all(|number| *number >= FIRST));
     }
 
     #[test]
@@ -146,13 +180,60 @@ mod tests {
     }
 
     #[test]
+    fn numbers_are_beside_the_kernels_wherever_these_are() {
+        for (kernels, expected) in [
+            (32_768..=60_999, (10_000, 32_000)),
+            (1_024..=4_999, (10_000, 32_000)),
+            (20_000..=65_535, (10_000, 20_000)),
+            (1_024..=60_999, (61_000, 65_536)),
+            (1_024..=20_000, (20_001, 65_536)),
+            (10_500..=60_000, (60_001, 65_536)),
+            // None are left.
+            (1_024..=65_535, (10_000, 32_000)),
+            (1_024..=65_000, (10_000, 32_000)),
+        ] {
+            assert_eq!(numbers(Some(&kernels)), expected, "{kernels:?}");
+        }
+        assert_eq!(numbers(None), (10_000, 32_000));
+    }
+
+    /// Set in the process that claims in a network namespace of its own.
+    const OTHER_RANGE: &str = "ALKNET_TEST_SUPPORT_RANGE";
+
+    /// Here, and on a host whose administrator has given the kernel more.
+    #[test]
     fn the_kernel_gives_none_of_these_numbers_away() {
-        let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
-        let first = range.expect("Linux has it");
-        let first = first
-            .split_whitespace()
-            .next()
-            .and_then(|it| it.parse().ok());
-        assert!(first.is_some_and(|first: u16| first >= END), "{first:?}");
+        let kernels = kernels().expect("Linux has it");
+        for port in Port::claim_all::<20>() {
+            let number = u32::from(port.number());
+            assert!(!kernels.contains(&number), "{number} is in {kernels:?}");
+        }
+        if std::env::var_os(OTHER_RANGE).is_none() {
+            let unshared = |script: &str| {
+                let mut command = std::process::Command::new("unshare");
+                command.args(["--net", "sh", "-c", script, "sh"]);
+                command
+            };
+            if unshared("true")
+                .output()
+                .is_ok_and(|it| it.status.success())
+            {
+                let here = std::env::current_exe().expect("a test program");
+                let script = format!("echo 1024 60999 > {RANGE} && exec \"$@\"");
+                let mut child = unshared(&script);
+                let test = "port::tests::the_kernel_gives_none_of_these_numbers_away";
+                child
+                    .arg(here)
+                    .args(["--exact", test])
+                    .env(OTHER_RANGE, "1");
+                let child = child.output().expect("it starts");
+                assert!(child.status.success(), "{child:?}");
+            } else {
+                crate::skipped(
+                    "root",
+                    "the kernel's range is another in a namespace of its own",
+                );
+            }
+        }
     }
 }

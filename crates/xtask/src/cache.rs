@@ -1,10 +1,12 @@
-//! Where heavy outputs live: outside every clone, shared by all of them, safe to delete.
+//! Where heavy outputs live: outside every clone, shared by all of them, safe to delete but for the machine of `up`.
 
 use std::env;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+use crate::owners::Users;
 
 /// Folder in the cache that holds the content of the clone that builds: the [mirror](crate::mirror).
 pub const MIRROR: &str = "workspace";
@@ -107,47 +109,86 @@ pub fn is_marked(cache: &Path) -> bool {
     is_file && fs::read(tag).is_ok_and(|text| text.starts_with(TAG_HEAD.as_bytes()))
 }
 
+/// `cache` without a symbolic link on the way to it; what is not there yet stays as it is named. All that a command does
+/// with the cache goes by this path.
+pub fn resolve(cache: &Path) -> Result<PathBuf, String> {
+    let mut missing = Vec::new();
+    let mut there = cache;
+    loop {
+        let error = match fs::canonicalize(there) {
+            Ok(real) => {
+                return Ok(missing
+                    .iter()
+                    .rev()
+                    .fold(real, |path, name| path.join(name)));
+            }
+            Err(error) => error,
+        };
+        let above = there.file_name().zip(there.parent());
+        let Some((name, above)) = above.filter(|_| error.kind() == io::ErrorKind::NotFound) else {
+            return Err(trouble(cache, &error));
+        };
+        missing.push(name);
+        there = above;
+    }
+}
+
+fn trouble(cache: &Path, error: &io::Error) -> String {
+    format!(
+        "cannot use the cache {}: {error}; make it writable or set ALKNET_CACHE",
+        cache.display()
+    )
+}
+
 /// Makes and marks the cache, or refuses a folder in which the commands would overwrite or delete files
-/// that they did not make. `clone` is the clone that builds.
-pub fn open(clone: &Path, cache: &Path) -> Result<(), String> {
-    let trouble = |error: io::Error| {
-        format!(
-            "cannot use the cache {}: {error}; make it writable or set ALKNET_CACHE",
-            cache.display()
-        )
-    };
+/// that they did not make, or start programs that others may have put there or above it. `clone` is the clone that
+/// builds. Returns the cache's path as [`resolve`] gives it: that one was looked at.
+pub fn open(clone: &Path, cache: &Path) -> Result<PathBuf, String> {
+    let users = Users::of_system().map_err(|error| trouble(cache, &error))?;
+    open_for(&users, clone, cache)
+}
+
+fn open_for(users: &Users, clone: &Path, named: &Path) -> Result<PathBuf, String> {
+    let trouble = |error: io::Error| trouble(named, &error);
     // Another user who can open a lock can hold it for ever.
     let made = fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
-        .create(cache);
+        .create(named);
     made.map_err(trouble)?;
-    // Commands start programs that lie there. "/proc/self" belongs to the user of this process.
-    let user = fs::metadata("/proc/self").map_err(trouble)?.uid();
-    owned_by(cache, user).map_err(trouble)??;
-    keep_apart(clone, cache).map_err(trouble)??;
-    if is_marked(cache) {
-        return narrow(cache).map_err(trouble);
-    }
-    if let Some(found) = foreign(cache).map_err(trouble)? {
+    let cache = fs::canonicalize(named).map_err(trouble)?;
+    let clone = fs::canonicalize(clone).map_err(trouble)?;
+    // Commands start programs that lie there.
+    owned(&cache, users).map_err(trouble)??;
+    keep_apart(&clone, &cache).map_err(trouble)??;
+    let marked = is_marked(&cache);
+    if !marked && let Some(found) = foreign(&cache).map_err(trouble)? {
         return Err(format!(
             "{} is not empty and was not made by alknet: move it away or set ALKNET_CACHE to another \
              folder",
             found.display()
         ));
     }
-    narrow(cache).map_err(trouble)?;
-    fs::write(cache.join(TAG), format!("{TAG_HEAD}{TAG_TAIL}")).map_err(trouble)
+    let above = users.keep_above(&cache, &clone).map_err(trouble)?;
+    above.map_err(|why| {
+        format!(
+            "the cache {} lies below a folder where another user can have put settings of cargo, which name programs \
+             that it starts: {why}. Set ALKNET_CACHE to a folder below those that only you can write",
+            cache.display()
+        )
+    })?;
+    narrow(&cache).map_err(trouble)?;
+    if !marked {
+        fs::write(cache.join(TAG), format!("{TAG_HEAD}{TAG_TAIL}")).map_err(trouble)?;
+    }
+    Ok(cache)
 }
 
-/// Refuses a folder of another user, or one in which every user may have put something.
-fn owned_by(cache: &Path, user: u32) -> io::Result<Result<(), String>> {
-    let about = fs::metadata(cache)?;
-    let why = if about.uid() != user {
-        "belongs to another user"
-    } else if about.mode() & 0o002 != 0 {
-        "can be written by all users"
-    } else {
+/// Refuses a folder of another user, root's included, or one in which another user may have put something.
+fn owned(cache: &Path, users: &Users) -> io::Result<Result<(), String>> {
+    let about = fs::symlink_metadata(cache)?;
+    let foreign = (about.uid() != users.own).then_some("belongs to another user");
+    let Some(why) = foreign.or_else(|| users.others_change(&about)) else {
         return Ok(Ok(()));
     };
     Ok(Err(format!(
@@ -167,8 +208,8 @@ fn narrow(cache: &Path) -> io::Result<()> {
     fs::set_permissions(cache, fs::Permissions::from_mode(mode & 0o750))
 }
 
-/// Refuses a cache whose mirror is the clone, contains it, or lies within it. A cache in a folder of its
-/// own below the clone is good: what is below it is not copied.
+/// Refuses a cache whose mirror is the clone, contains it, or lies within it; neither path has links. A cache in a folder
+/// of its own below the clone is good: what is below it is not copied.
 fn keep_apart(clone: &Path, cache: &Path) -> io::Result<Result<(), String>> {
     let mirror = cache.join(MIRROR);
     let is_link = fs::symlink_metadata(&mirror).is_ok_and(|data| data.is_symlink());
@@ -179,12 +220,9 @@ fn keep_apart(clone: &Path, cache: &Path) -> io::Result<Result<(), String>> {
             mirror.display()
         )));
     }
-    let clone = fs::canonicalize(clone)?;
-    let cache = fs::canonicalize(cache)?;
-    let mirror = cache.join(MIRROR);
     let overwritten = clone.starts_with(&mirror);
     let within =
-        mirror.starts_with(&clone) && (cache == clone || cache.starts_with(clone.join(".git")));
+        mirror.starts_with(clone) && (cache == clone || cache.starts_with(clone.join(".git")));
     if overwritten || within {
         return Ok(Err(format!(
             "the commands build in {}, which overlaps with the clone {}: set ALKNET_CACHE to another folder",
@@ -258,17 +296,42 @@ mod tests {
         mode(0o777);
         let error = open(&clone, &cache).expect_err("another user may have put programs there");
         assert!(error.contains("can be written by all users"), "{error}");
+        // The user's own group, of which nobody else is, and one that others are of.
+        let about = fs::metadata(&cache).expect("ours");
+        let (user, group) = (about.uid(), about.gid());
+        let users = |members: &str| Users {
+            own: user,
+            users: format!("me:x:{user}:{group}::/:/bin/sh\n"),
+            groups: format!("me:x:{group}:{members}\n"),
+        };
         mode(0o775);
-        open(&clone, &cache).expect("it is ours");
+        let error = open_for(&users("you"), &clone, &cache).expect_err("you can write there");
+        assert!(error.contains("can be written by its group"), "{error}");
+        open_for(&users(""), &clone, &cache).expect("it is ours");
         let seen = fs::metadata(&cache).expect("ours").mode() & 0o777;
         assert_eq!(seen, 0o750, "no other user can hold a lock in it");
-        let user = fs::metadata(&cache).expect("ours").uid();
-        let error = owned_by(&cache, user + 1).expect("it is there");
+        let other = Users {
+            own: user + 1,
+            ..users("")
+        };
+        let error = owned(&cache, &other).expect("it is there");
         assert!(
             error
                 .expect_err("whose it is")
                 .contains("belongs to another user")
         );
+    }
+
+    #[test]
+    fn a_cache_is_known_by_the_path_without_links() {
+        let place = Place::new();
+        fs::create_dir(place.0.join("real")).expect("ours");
+        std::os::unix::fs::symlink("real", place.0.join("link")).expect("ours");
+        let [named, real] = ["link/a/cache", "real/a/cache"].map(|path| place.0.join(path));
+        assert_eq!(resolve(&named), Ok(real.clone()), "before it is there");
+        assert_eq!(open(&place.0.join("clone"), &named), Ok(real.clone()));
+        assert_eq!(resolve(&named), Ok(real));
+        assert!(resolve(&place.0.join("none/../cache")).is_err());
     }
 
     #[test]
@@ -304,7 +367,7 @@ mod tests {
         }
 
         fn open(&self, cache: &str) -> Result<(), String> {
-            open(&self.0.join("clone"), &self.0.join(cache))
+            open(&self.0.join("clone"), &self.0.join(cache)).map(drop)
         }
     }
 
@@ -392,10 +455,7 @@ mod tests {
         assert!(open(&place.0.join("clone"), &place.0.join("clone/.git/cache")).is_err());
         assert!(clone.join(".git/x").exists());
         // The names of the two folders begin alike, and that is all.
-        assert_eq!(
-            open(&place.0.join("clone"), &place.0.join("clone-cache")),
-            Ok(())
-        );
+        assert_eq!(place.open("clone-cache"), Ok(()));
         assert_eq!(place.open("clone/.cache"), Ok(()));
     }
 

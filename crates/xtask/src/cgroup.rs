@@ -1,44 +1,83 @@
-//! Memory that control groups leave to a process (cgroup v2, Documentation/admin-guide/cgroup-v2.rst). A container has
-//! the memory of its group, and sees all memory of the host in `/proc/meminfo`.
+//! Memory that control groups leave to a process (Documentation/admin-guide/cgroup-v2.rst, and cgroup-v1/memory.rst). A
+//! container has the memory of its group, and sees all memory of the host in `/proc/meminfo`.
 
 use std::fs;
 use std::path::Path;
 
-/// Where the hierarchy of version 2 is mounted: alone, or beside those of version 1.
-const MOUNTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
+/// Where a version of control groups says what of memory.
+struct Hierarchy {
+    /// Where it is mounted.
+    mounts: &'static [&'static str],
+    /// The files of a group with its limit and with what its processes have, in bytes.
+    limit: &'static str,
+    current: &'static str,
+    /// Of `memory.stat`: pages of files, which the kernel takes back.
+    of_files: [&'static str; 2],
+}
+
+/// Version 2: alone, or beside those of version 1.
+const UNIFIED: Hierarchy = Hierarchy {
+    mounts: &["/sys/fs/cgroup", "/sys/fs/cgroup/unified"],
+    limit: "memory.max",
+    current: "memory.current",
+    of_files: ["active_file ", "inactive_file "],
+};
+
+/// Version 1, as older systems have it. The numbers of `memory.stat` count groups below only with this prefix, and the
+/// limit does count them.
+const OF_MEMORY: Hierarchy = Hierarchy {
+    mounts: &["/sys/fs/cgroup/memory"],
+    limit: "memory.limit_in_bytes",
+    current: "memory.usage_in_bytes",
+    of_files: ["total_active_file ", "total_inactive_file "],
+};
 
 /// What a group's limit leaves to all of its processes together, in KiB: of this process's group and the groups around it
 /// the smallest. Nothing where none has a limit.
 pub(crate) fn left_kib() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let own = own(&groups)?;
-    let mounts = MOUNTS.iter().map(Path::new);
-    mounts.filter_map(|mount| left_kib_below(mount, own)).min()
+    let known = [
+        (UNIFIED, own(&groups, "")),
+        (OF_MEMORY, own(&groups, "memory")),
+    ];
+    let left = known.iter().flat_map(|(hierarchy, own)| {
+        let mounts = hierarchy.mounts.iter().map(Path::new);
+        mounts.filter_map(move |mount| hierarchy.left_kib_below(mount, (*own)?))
+    });
+    left.min()
 }
 
-/// The group of version 2 in cgroups(7)' list of a process's groups.
-fn own(groups: &str) -> Option<&str> {
-    groups.lines().find_map(|line| line.strip_prefix("0::"))
+/// The group in cgroups(7)' list of a process's groups, of the hierarchy with this controller; that of version 2 is the one
+/// that names none.
+fn own<'a>(groups: &'a str, controller: &str) -> Option<&'a str> {
+    groups.lines().find_map(|line| {
+        let (_, line) = line.split_once(':')?;
+        let (controllers, path) = line.split_once(':')?;
+        let mut controllers = controllers.split(',');
+        controllers.any(|it| it == controller).then_some(path)
+    })
 }
 
-/// A container may see the top of its own groups where `mount` is, and a path of the host's in `own`: then there is no
-/// such folder, and the limit is that of the top.
-fn left_kib_below(mount: &Path, own: &str) -> Option<u64> {
-    let own = mount.join(own.trim_start_matches('/'));
-    let groups = own.ancestors().take_while(|group| group.starts_with(mount));
-    groups.filter_map(left_kib_of).min()
-}
+impl Hierarchy {
+    /// A container may see the top of its own groups where `mount` is, and a path of the host's in `own`: then there is no
+    /// such folder, and the limit is that of the top.
+    fn left_kib_below(&self, mount: &Path, own: &str) -> Option<u64> {
+        let own = mount.join(own.trim_start_matches('/'));
+        let groups = own.ancestors().take_while(|group| group.starts_with(mount));
+        groups.filter_map(|group| self.left_kib_of(group)).min()
+    }
 
-/// Pages of files count as used by the group, and the kernel takes them back before it refuses memory.
-fn left_kib_of(group: &Path) -> Option<u64> {
-    let read = |name: &str| fs::read_to_string(group.join(name)).ok();
-    let number = |name: &str| read(name)?.trim().parse::<u64>().ok();
-    // Without a limit the file has no number.
-    let (most, current) = (number("memory.max")?, number("memory.current")?);
-    let statistics = read("memory.stat").unwrap_or_default();
-    let of_files = ["active_file ", "inactive_file "].map(|name| field(&statistics, name));
-    let used = current.saturating_sub(of_files.iter().sum());
-    Some(most.saturating_sub(used) >> 10)
+    /// Pages of files count as used by the group, and the kernel takes them back before it refuses memory.
+    fn left_kib_of(&self, group: &Path) -> Option<u64> {
+        let read = |name: &str| fs::read_to_string(group.join(name)).ok();
+        let number = |name: &str| read(name)?.trim().parse::<u64>().ok();
+        // Without a limit the file of version 2 has no number, and that of version 1 more than any machine has.
+        let (most, current) = (number(self.limit)?, number(self.current)?);
+        let statistics = read("memory.stat").unwrap_or_default();
+        let of_files = self.of_files.map(|name| field(&statistics, name));
+        let used = current.saturating_sub(of_files.iter().sum());
+        Some(most.saturating_sub(used) >> 10)
+    }
 }
 
 /// 0 where it is not there.
@@ -53,10 +92,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_group_of_version_2_is_found_among_others() {
-        let mixed = "4:memory:/a\n1:cpu:/\n0::/user.slice/b\n";
-        assert_eq!(own(mixed), Some("/user.slice/b"));
-        assert_eq!(own("4:memory:/a\n"), None);
+    fn the_groups_of_both_versions_are_found_among_others() {
+        let mixed = "4:cpuset,memory:/a\n1:cpu:/\n0::/user.slice/b\n";
+        assert_eq!(own(mixed, ""), Some("/user.slice/b"));
+        assert_eq!(own(mixed, "memory"), Some("/a"));
+        assert_eq!(own("4:memory:/a\n", ""), None);
+        assert_eq!(own("0::/memory\n", "memory"), None);
+    }
+
+    #[test]
+    fn a_limit_of_version_1_counts() {
+        let mount = tempfile::tempdir().expect("a folder of this test's own");
+        let write = |name: &str, text: &str| {
+            let path = mount.path().join("docker/a").join(name);
+            fs::create_dir_all(path.parent().expect("a folder")).expect("ours");
+            fs::write(path, text).expect("ours");
+        };
+        let left = || OF_MEMORY.left_kib_below(mount.path(), "/docker/a");
+        assert_eq!(left(), None);
+        write("memory.usage_in_bytes", "1048576\n");
+        write(
+            "memory.stat",
+            "inactive_file 7\ntotal_inactive_file 524288\n",
+        );
+        write("memory.limit_in_bytes", "2097152\n");
+        assert_eq!(left(), Some(1536));
+        // No limit.
+        write("memory.limit_in_bytes", "9223372036854771712\n");
+        assert!(left().is_some_and(|kib| kib > 1 << 50));
     }
 
     #[test]
@@ -74,7 +137,7 @@ mod tests {
                 fs::write(folder.join(name), text).expect("ours");
             }
         };
-        let left = |own: &str| left_kib_below(mount.path(), own);
+        let left = |own: &str| UNIFIED.left_kib_below(mount.path(), own);
         assert_eq!(left("/a/b"), None, "no limits");
         group("a/b", "max\n", "4096\n", "");
         assert_eq!(left("/a/b"), None, "no limit");

@@ -5,11 +5,13 @@
 
 pub mod cache;
 mod cgroup;
+pub mod front;
 pub mod git;
 pub mod last_use;
 pub mod locks;
 pub mod memory;
 pub mod mirror;
+mod owners;
 pub mod packages;
 pub mod progress;
 pub mod rustc;

@@ -13,7 +13,7 @@ use xtask::mirror;
 use xtask::packages::{self, Purpose};
 use xtask::progress::{self, Board, StepTime};
 use xtask::workspace::{BuildLock, Workspace};
-use xtask::{cache, rustc};
+use xtask::{cache, front, rustc};
 
 /// The program that does what the commands say.
 const TASKS: &str = "alknet-tasks";
@@ -34,7 +34,8 @@ cargo xtask COMMAND
 
 Each command takes --help. Missing system packages are installed when you are root; otherwise the
 line to run is printed. Heavy outputs live in ${ALKNET_CACHE:-${XDG_CACHE_HOME:-~/.cache}/alknet};
-deleting that folder is always safe.";
+deleting that folder is safe while no command runs, but `up/` in it has the identity and the data of
+the machine that `up` keeps.";
 
 /// Wrong arguments, or something on this machine that the user must change.
 const EXIT_USAGE: u8 = 2;
@@ -87,7 +88,7 @@ fn cargo(arguments: &[String]) -> Result<ExitCode, String> {
     let (subcommand, rest) = arguments
         .split_first()
         .ok_or("give cargo something to do: `cargo xtask cargo check --package NAME`")?;
-    cache::open(workspace.root(), workspace.cache())?;
+    workspace.open_cache()?;
     let running = workspace.cache().join(cache::RUNNING_COMMANDS);
     let _running = locks::take(&running, Sharing::Shared, |_| {
         eprintln!("waiting for `cargo xtask cache --prune` ...");
@@ -144,9 +145,9 @@ struct Prepared {
 /// Installs packages and builds `alknet-tasks`, both at once: one waits for downloads, the other for
 /// the processor.
 fn prepare(arguments: &[String]) -> Result<Prepared, String> {
-    let cache = cache::folder()?;
-    let workspace = Workspace::new(&clone_root()?, &cache)?;
-    let purpose = purpose_of(&arguments[0], &cache, packages::is_root());
+    let workspace = Workspace::new(&clone_root()?, &cache::folder()?)?;
+    let cache = workspace.cache();
+    let purpose = purpose_of(&arguments[0], cache, packages::is_root());
     let wanted = packages::to_install(purpose)?;
     let lock = claim(&workspace)?;
     let board = Board::new(&cache.join(progress::HISTORY));
@@ -193,7 +194,7 @@ fn claim(workspace: &Workspace) -> Result<BuildLock, String> {
         );
     }
     env::current_exe()
-        .and_then(|this| rustc::install(&this, workspace.cache()))
+        .and_then(|this| front::install(&this, workspace.cache()))
         .map_err(|error| format!("cannot put the compiler's front into the cache: {error}"))?;
     Ok(lock)
 }

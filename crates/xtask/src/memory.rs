@@ -12,7 +12,10 @@ use crate::cgroup;
 
 /// Memory in GiB that `up` and `test` promise to stay below: with 16 GiB in a machine, the rest is for
 /// the system and what else runs on it.
-const MEMORY_GIB_MAX: f64 = 12.0;
+const MEMORY_GIB_MAX: u32 = 12;
+
+/// The same in KiB.
+const MEMORY_KIB_MAX: u64 = (MEMORY_GIB_MAX as u64) << 20;
 
 /// How often memory is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -20,8 +23,20 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Memory that a job of a compiler is counted with. A round number: few units take more, and not all at the same time.
 const JOB_KIB: u64 = 1 << 20;
 
-/// Jobs of a build, however little memory there is.
+/// Jobs of a build where there is memory for all of a first start with so many, and where there is less.
 const JOBS_MIN: usize = 2;
+const JOBS_MIN_SHORT: usize = 1;
+
+/// A first start with two jobs for each of its three builds was seen to take 3.3 GiB.
+const FIRST_START_KIB: u64 = 4 << 20;
+
+/// Memory that a test is counted with which computes, and that all machines of tests have at the most (`ALL_MIB` of
+/// `qemu`): half of what there is, where that is less.
+const TEST_KIB: u64 = 256 << 10;
+const MACHINES_KIB_MAX: u64 = 4 << 20;
+
+/// Programs whose tests compute that run at a time.
+const PROGRAMS_AT_ONCE: u64 = 2;
 
 /// What the system says of its memory.
 const MEMINFO: &str = "/proc/meminfo";
@@ -113,7 +128,7 @@ fn decode(text: &str) -> Option<(u64, u64)> {
 
 fn describe(gib: f64) -> String {
     let mut text = format!("  memory: at most {gib:.1} GiB more than before\n");
-    if gib > MEMORY_GIB_MAX {
+    if gib > f64::from(MEMORY_GIB_MAX) {
         let _ = writeln!(
             text,
             "  warning: this command is to stay below {MEMORY_GIB_MAX} GiB; what else ran on this machine \
@@ -151,8 +166,14 @@ fn available_of(meminfo: &str, left_kib: Option<u64>) -> Option<u64> {
     Some(left_kib.map_or(available, |left| left.min(available)))
 }
 
+/// What a command may take of the memory that is available: the rest of a large machine is others'.
+fn bounded_kib(available_kib: Option<u64>) -> u64 {
+    available_kib.map_or(MEMORY_KIB_MAX, |kib| kib.min(MEMORY_KIB_MAX))
+}
+
 /// How many jobs each of `builds` starts that compile at the same time: one for each processor, and not more of all together
-/// than there are GiB of memory. Each has two in any case, which is what two processors always had.
+/// than there are GiB of memory, twelve at the most. Each has two all the same, which is what two processors always had, or
+/// one where memory is short.
 #[must_use]
 pub fn jobs(builds: usize) -> usize {
     let processors = thread::available_parallelism().map_or(1, usize::from);
@@ -160,9 +181,28 @@ pub fn jobs(builds: usize) -> usize {
 }
 
 fn jobs_of(processors: usize, available_kib: Option<u64>, builds: usize) -> usize {
-    let jobs = available_kib.map_or(u64::MAX, |kib| kib / JOB_KIB);
-    let jobs = usize::try_from(jobs).unwrap_or(usize::MAX);
-    processors.min((jobs / builds.max(1)).max(JOBS_MIN))
+    let memory_kib = bounded_kib(available_kib);
+    let least = match memory_kib < FIRST_START_KIB {
+        true => JOBS_MIN_SHORT,
+        false => JOBS_MIN,
+    };
+    let jobs = usize::try_from(memory_kib / JOB_KIB).unwrap_or(usize::MAX);
+    processors.min((jobs / builds.max(1)).max(least))
+}
+
+/// Processors that a run of the tests counts with: those of the machine, and no more than there is memory for. Two programs
+/// at a time have a test for each of them, beside the machines of others.
+#[must_use]
+pub fn test_processors() -> usize {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    test_processors_of(processors, available_kib())
+}
+
+fn test_processors_of(processors: usize, available_kib: Option<u64>) -> usize {
+    let memory_kib = bounded_kib(available_kib);
+    let left_kib = memory_kib - MACHINES_KIB_MAX.min(memory_kib / 2);
+    let tests = usize::try_from(left_kib / (TEST_KIB * PROGRAMS_AT_ONCE)).unwrap_or(usize::MAX);
+    processors.min(tests.max(1))
 }
 
 fn field(text: &str, name: &str) -> Option<u64> {
@@ -193,19 +233,44 @@ mod tests {
     }
 
     #[test]
-    fn builds_share_memory_and_each_has_two_jobs() {
+    fn builds_share_twelve_gib_and_have_two_jobs_where_these_fit() {
         let gib = |gib: u64| Some(gib << 20);
-        // A machine with two processors, whatever its memory.
-        for memory in [Some(0), gib(5), gib(13), None] {
+        // A machine with two processors.
+        for memory in [gib(5), gib(13), gib(60), None] {
             assert_eq!(jobs_of(2, memory, 3), 2);
         }
         assert_eq!(jobs_of(1, gib(13), 3), 1);
-        assert_eq!(jobs_of(16, gib(13), 3), 4);
-        assert_eq!(jobs_of(16, gib(13), 1), 13);
-        assert_eq!(jobs_of(16, gib(60), 3), 16);
-        assert_eq!(jobs_of(64, gib(3), 3), 2);
-        assert_eq!(jobs_of(64, None, 3), 64);
+        for memory in [Some(0), gib(1), gib(3)] {
+            assert_eq!(jobs_of(64, memory, 3), 1, "{memory:?}");
+        }
+        // All builds together, however many processors and however much memory a machine has.
+        for builds in 1..=3 {
+            for memory in [gib(12), gib(13), gib(60), gib(1000), None] {
+                let all = jobs_of(64, memory, builds) * builds;
+                assert_eq!(all, 12, "{builds} builds, {memory:?}");
+            }
+        }
+        assert_eq!(jobs_of(16, gib(7), 1), 7);
         assert!(jobs(1) >= 1);
+    }
+
+    #[test]
+    fn tests_and_their_machines_fit_into_twelve_gib() {
+        for available in [0, 1, 3, 8, 12, 60, 1000] {
+            let memory_kib = (available << 20).min(MEMORY_KIB_MAX);
+            let machines_kib = (memory_kib / 2).min(MACHINES_KIB_MAX);
+            let tests = test_processors_of(512, Some(available << 20)) as u64;
+            assert!(tests >= 1);
+            let all_kib = tests * PROGRAMS_AT_ONCE * TEST_KIB + machines_kib;
+            assert!(
+                tests == 1 || all_kib <= memory_kib,
+                "{available} GiB: {tests}"
+            );
+        }
+        assert_eq!(test_processors_of(512, None), 16);
+        // Two processors of an ordinary machine.
+        assert_eq!(test_processors_of(2, Some(3 << 20)), 2);
+        assert!(test_processors() >= 1);
     }
 
     #[test]
@@ -231,8 +296,9 @@ mod tests {
 
     #[test]
     fn what_the_front_saw_is_passed_on() {
-        let front = Memory::from(Some(1000), 5 << 20);
-        assert_eq!(front.encoded().as_deref(), Some("1000:5242880"));
+        // More than any machine has in use meanwhile.
+        let front = Memory::from(Some(1000), 1 << 40);
+        assert_eq!(front.encoded().as_deref(), Some("1000:1099511627776"));
         assert_eq!(decode("1000:5242880"), Some((1000, 5 << 20)));
         assert_eq!(decode("1000"), None);
         assert_eq!(decode("a:b"), None);

@@ -10,9 +10,6 @@
 
 use std::env;
 use std::ffi::{OsStr, OsString};
-use std::fs;
-use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -43,26 +40,11 @@ const COMPUTING: [&str; 7] = [
     "typedef",
 ];
 
-/// Where the front lies in the cache.
+/// Where the front lies in the cache. What is compiled through another front is compiled anew.
 #[must_use]
 pub fn path(cache: &Path) -> PathBuf {
     let hash = fnv1a(include_bytes!("rustc.rs"));
     cache.join("bin").join(format!("{NAME}{hash:016x}"))
-}
-
-/// Puts `program`, which calls [`stand_in`] first of all, where cargo finds the front.
-pub fn install(program: &Path, cache: &Path) -> io::Result<()> {
-    let path = path(cache);
-    if path.exists() {
-        return Ok(());
-    }
-    let folder = path.parent().unwrap_or(cache);
-    fs::create_dir_all(folder)?;
-    // Whole or not at all: cargo of another clone may start it at any moment.
-    let fresh = folder.join(format!("fresh-{}", std::process::id()));
-    fs::copy(program, &fresh)?;
-    fs::set_permissions(&fresh, fs::Permissions::from_mode(0o755))?;
-    fs::rename(fresh, path)
 }
 
 /// Becomes the compiler when this process was started as the front; returns when it was not. The text is
@@ -193,22 +175,5 @@ mod tests {
         assert_eq!(compiled_by(tests), linting(true));
         let library = "--crate-name examples crates/core/src/lib.rs --out-dir /x/examples";
         assert_eq!(compiled_by(library), ("rustc".to_owned(), true));
-    }
-
-    #[test]
-    fn a_front_that_is_there_is_not_replaced() {
-        let cache = tempfile::tempdir().expect("a folder of this test's own");
-        let cache = cache.path();
-        let program = cache.join("program");
-        fs::write(&program, "one").expect("ours");
-        install(&program, cache).expect("writable");
-        fs::write(&program, "two").expect("ours");
-        install(&program, cache).expect("writable");
-        assert_eq!(fs::read_to_string(path(cache)).expect("readable"), "one");
-        let mode = fs::metadata(path(cache))
-            .expect("there")
-            .permissions()
-            .mode();
-        assert_eq!(mode & 0o777, 0o755);
     }
 }

@@ -90,13 +90,13 @@ unsafe extern "C" {
 const DAY_SECONDS: u64 = 86_400;
 
 impl Workspace {
-    /// The clone at `root`, with heavy outputs in `cache`.
+    /// The clone at `root`, with heavy outputs in `cache`, which from here on is the path without links.
     pub fn new(root: &Path, cache: &Path) -> Result<Self, String> {
         let root = fs::canonicalize(root)
             .map_err(|error| format!("cannot find the clone at {}: {error}", root.display()))?;
         Ok(Self {
             root,
-            cache: cache.to_owned(),
+            cache: cache::resolve(cache)?,
             triple: host_triple()?,
             builds: 1,
             held: Arc::default(),
@@ -113,6 +113,19 @@ impl Workspace {
     #[must_use]
     pub fn cache(&self) -> &Path {
         &self.cache
+    }
+
+    /// Makes and marks the cache, or refuses it, as [`cache::open`].
+    pub fn open_cache(&self) -> Result<(), String> {
+        let opened = cache::open(&self.root, &self.cache)?;
+        if opened == self.cache {
+            return Ok(());
+        }
+        Err(format!(
+            "{} was replaced by a link to {} while this command ran: run it again",
+            self.cache.display(),
+            opened.display()
+        ))
     }
 
     /// The folder in the cache that holds this clone's content while it builds.
@@ -223,7 +236,7 @@ impl Workspace {
     /// Takes the build folder for this clone: waits for other builds, then brings the mirror up to
     /// this clone. Refuses a cache that would overwrite files of others.
     pub fn claim(&self) -> Result<BuildLock, String> {
-        cache::open(&self.root, &self.cache)?;
+        self.open_cache()?;
         fs::create_dir_all(self.target()).map_err(|error| self.trouble("create", &error))?;
         let file = self.lock().map_err(|error| self.trouble("lock", &error))?;
         let file = Arc::new(file);
@@ -257,7 +270,7 @@ impl Workspace {
     fn lock(&self) -> io::Result<File> {
         let path = self.cache.join(cache::BUILD_LOCK);
         let mut file = locks::take(&path, Sharing::Exclusive, |holder| {
-            eprintln!("waiting for another clone that is building: {holder} ...");
+            eprintln!("waiting for another clone that is building or testing: {holder} ...");
         })?;
         // For the one who waits: which clone, and which process to look at.
         let holder = format!("{} (process {})\n", self.root.display(), std::process::id());

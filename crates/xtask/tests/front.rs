@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use tempfile::TempDir;
@@ -90,4 +90,72 @@ fn a_file_that_is_too_large_is_named() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
     assert!(said.contains("not built with: disk.raw"), "{said}");
+}
+
+/// Writes a setting into `folder` that has cargo start a program in place of every compiler; returns the file that shows
+/// whether the program ran.
+fn plant(folder: &Path) -> PathBuf {
+    let [program, mark] = ["wrapper", "it-ran"].map(|name| folder.join(name));
+    let script = format!("#!/bin/sh\ntouch {}\nexec \"$@\"\n", mark.display());
+    fs::write(&program, script).expect("ours");
+    fs::create_dir(folder.join(".cargo")).expect("ours");
+    let setting = format!(
+        "[build]\nrustc-wrapper = {:?}\n",
+        program.display().to_string()
+    );
+    fs::write(folder.join(".cargo/config.toml"), setting).expect("ours");
+    for path in ["wrapper", ".cargo", ".cargo/config.toml"] {
+        let permissions = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(folder.join(path), permissions).expect("ours");
+    }
+    mark
+}
+
+/// The real cargo, which reads settings in every folder above the one that it runs in.
+#[test]
+fn no_program_runs_that_another_user_names_in_a_folder_above_the_cache() {
+    let base = clone_of_one_file();
+    let base = base.path();
+    let manifest = "[package]\nname = \"made\"\n[lib]\npath = \"lib.rs\"\n[workspace]\n";
+    fs::write(base.join("clone/Cargo.toml"), manifest).expect("ours");
+    fs::write(base.join("clone/lib.rs"), "").expect("ours");
+    let open = base.join("open");
+    fs::create_dir(&open).expect("ours");
+    let mark = plant(&open);
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let check = |cache: &Path| {
+        Command::new(env!("CARGO_BIN_EXE_xtask"))
+            .args(["cargo", "check", "--offline"])
+            .env("CARGO", &cargo)
+            .env("CARGO_MANIFEST_DIR", base.join("clone/crates/xtask"))
+            .env("ALKNET_CACHE", cache)
+            .env_remove("RUSTC_WRAPPER")
+            .env_remove("CARGO_BUILD_RUSTC_WRAPPER")
+            .output()
+            .expect("it starts")
+    };
+    // The folder is private still: the setting is this user's own, and cargo follows it.
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o700)).expect("ours");
+    let output = check(&open.join("private"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && mark.exists(), "{said}");
+    fs::remove_file(&mark).expect("it is there");
+    // As the folder of temporary files.
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o1777)).expect("ours");
+    symlink(&open, base.join("link")).expect("ours");
+    for cache in [
+        open.join("cache"),
+        base.join("link/cache"),
+        open.join("private"),
+    ] {
+        let output = check(&cache);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            !mark.exists(),
+            "{}: a program of others ran: {said}",
+            cache.display()
+        );
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("can be written by all users"), "{said}");
+    }
 }

@@ -172,8 +172,10 @@ impl<D: Disk> Sealed<D> {
             {
                 Ok(Err(Content::HalfFormatted))
             }
-            Err(error @ SealedError::Damaged { .. }) => Ok(Err(Content::Damaged(error))),
-            // A first sector that cannot be read is no blank one.
+            // A first sector that cannot be read is neither a damaged one nor a blank one.
+            Err(error @ SealedError::Damaged { .. }) => {
+                marked.map(|_| Err(Content::Damaged(error)))
+            }
             Err(SealedError::NotSealed) => marked.map(|_| Err(Content::Unsealed)),
             Err(error) => Err(error),
         }

@@ -162,7 +162,7 @@ fn settle(
         let saved = sealed::copies(device).save(&open);
         saved.map_err(|error| unwritten(&error))?;
         // A copy from before permits more.
-        access.ledger(device, &prepared.state_dir).note(open.alkv());
+        access.ledger(device, &prepared.state_dir).note(&open);
     }
     keeper.set_pending(open.pending());
     Ok(())

@@ -8,6 +8,7 @@ mod erase;
 mod ext4;
 mod find;
 mod gpt;
+mod in_use;
 mod keyslots;
 mod partition;
 mod prepared;
@@ -37,11 +38,12 @@ use volume::{Volume, mount_data};
 pub(crate) use conclude::{conclude, contradiction, note_key};
 pub(crate) use counted_by::{TPMS_MAX, counted_by, set_counted_by};
 pub(crate) use erase::{erase, mark_erasing, reset_uncounted};
+pub(crate) use in_use::{conclude as conclude_vault, reopen};
 pub(crate) use keyslots::DataKeys;
 #[cfg(test)]
 pub(crate) use keyslots::tests as keyslot_tests;
 pub(crate) use prepared::{Prepared, refresh};
-pub(crate) use sealed::{conclude as conclude_vault, copies, reopen};
+pub(crate) use sealed::copies;
 pub(crate) use volume::{begin_anew, close};
 
 /// How long a disk on a slow bus may take to appear.
@@ -136,8 +138,8 @@ fn shut(waiting: Waiting, vault_at: Option<PathBuf>, keeper: &Keeper) -> Prepare
         keeper.events().add(Event::Locked { hard: true });
     }
     keeper.lock();
-    // They are not shown for a vault that is closed.
-    keeper.take_words();
+    // They are not shown for a vault that is closed, nor written by the next one that opens.
+    keeper.forget_words();
     // Most often nothing is mounted.
     if let Err(error) = close() {
         tracing::debug!(%error, "the data partition stays mounted");

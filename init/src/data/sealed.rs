@@ -16,11 +16,11 @@ use alknet_core::config::VaultInit;
 use alknet_sealed::limits::{DATA_AT, VAULT_A_AT, VAULT_B_AT};
 use alknet_sealed::{
     Cipher, Content as Sealing, DmError, NewHeader, OpenOptions, Removal, Sealed, SealedError,
-    VolumeKey,
+    Summary, VolumeKey,
 };
 use alknet_vault::VaultError;
 use alknet_vault::slots::{
-    Copies, FileArea, Found as VaultFound, OpenAlkv, Pending, SlotError, luks_phrase,
+    Copies, FileArea, Found as VaultFound, OpenAlkv, SlotError, luks_phrase,
 };
 
 use super::counted_by::{counted_by, set_counted_by};
@@ -33,8 +33,7 @@ use super::volume::{Volume, mount_data, repair};
 use super::{Access, Prepared, Stop, device, refuse, unreadable};
 use crate::log::Log;
 use crate::media::{Media, SystemSources};
-use crate::vault::newest::Ledger;
-use crate::vault::{self, Ask, First, Keeper, Offer, Sources, Waiting};
+use crate::vault::{self, Ask, First, Keeper, Sources, Waiting};
 
 /// The device that holds the data.
 pub(super) struct Disk<'a> {
@@ -66,52 +65,6 @@ pub(crate) fn copies(device: &Path) -> Copies<FileArea> {
     )
 }
 
-/// Opens the vault of a device again, whose data is there all the same.
-pub(crate) fn reopen(
-    device: &Path,
-    keeper: &Keeper,
-    offer: &Offer,
-    log: &Log,
-) -> Result<(), Waiting> {
-    let gone = |why: String| Waiting::new(Ask::Nothing, "vault-locked", why, "see the log");
-    let found = copies(device)
-        .load()
-        .map_err(|error| gone(error.to_string()))?;
-    let found = found.ok_or_else(|| gone("there is no vault any more".to_owned()))?;
-    let media = Media::secrets_for(&found.newest);
-    vault::open(&found, keeper, offer, &media, log).map(drop)
-}
-
-/// Withdraws permissions of the first boot in the vault of a device, while its data is in use. Answers what is
-/// still permitted.
-///
-/// # Errors
-/// The vault cannot be opened without somebody typing, or not be written.
-pub(crate) fn conclude(
-    device: &Path,
-    state_dir: &Path,
-    ended: Pending,
-    keeper: &Keeper,
-    log: &Log,
-) -> Result<Pending, String> {
-    let mut copies = copies(device);
-    let found = copies.load().map_err(|error| error.to_string())?;
-    let found = found.ok_or_else(|| "there is no vault any more".to_owned())?;
-    let media = Media::secrets_for(&found.newest);
-    vault::conclude(&found, ended, keeper, &media, |open| {
-        copies.save(open)?;
-        // A copy from before permits more.
-        let ledger = Ledger {
-            device,
-            keeper,
-            log,
-            state_dir,
-        };
-        ledger.note(open.alkv());
-        Ok(())
-    })
-}
-
 /// The kernel forgets the key of the data.
 pub(super) fn close() -> io::Result<()> {
     match alknet_sealed::close(&OpenOptions::default().name, Removal::Now) {
@@ -125,8 +78,11 @@ pub(super) fn close() -> io::Result<()> {
 /// Opens a sealed partition, or goes on with a first boot that was cut short; `None` where it is
 /// neither.
 pub(super) fn open(disk: &Disk<'_>, access: Access<'_>) -> Result<Option<Prepared>, Stop> {
-    let sealing = Sealed::probe(disk.file, disk.bytes);
-    let half = match sealing.map_err(|error| sealed_problem(disk, &error))? {
+    let sealing = Sealed::probe(disk.file, disk.bytes).or_else(|error| match &error {
+        SealedError::Io { source, .. } => Ok(unreadable(disk.found, source)?),
+        _ => Err(sealed_problem(disk, &error)),
+    });
+    let half = match sealing? {
         Sealing::Damaged(error) => return Err(sealed_problem(disk, &error)),
         Sealing::Erasing => {
             access
@@ -136,8 +92,8 @@ pub(super) fn open(disk: &Disk<'_>, access: Access<'_>) -> Result<Option<Prepare
             return Ok(None);
         }
         Sealing::HalfFormatted => true,
-        Sealing::Sealed(_) => {
-            let opened = open_sealed(disk, access);
+        Sealing::Sealed(header) => {
+            let opened = open_sealed(disk, &header, access);
             return opened.map(Some).map_err(|stop| closed(disk, stop));
         }
         Sealing::Unsealed if disk.bytes < DATA_AT => return Ok(None),
@@ -178,10 +134,14 @@ enum Front {
     Sealed,
 }
 
-fn open_sealed(disk: &Disk<'_>, access: Access<'_>) -> Result<Prepared, Stop> {
+fn open_sealed(disk: &Disk<'_>, header: &Summary, access: Access<'_>) -> Result<Prepared, Stop> {
     let failed = |error: SealedError| sealed_problem(disk, &error);
-    let Some(found) = vault_of(disk)? else {
-        return foreign(disk);
+    let found = match disk.copies().load() {
+        Ok(Some(found)) => found,
+        Ok(None) => return foreign(disk),
+        // cryptsetup fills the room for key slots, where ours has the vault, with noise.
+        Err(SlotError::Corrupt) if header.vault.is_none() => return foreign(disk),
+        Err(error) => return vault_problem(disk, &error),
     };
     let mut sealed = Sealed::load(disk.file()?, disk.bytes).map_err(failed)?;
     match sealed.repaired() {
@@ -198,16 +158,20 @@ fn open_sealed(disk: &Disk<'_>, access: Access<'_>) -> Result<Prepared, Stop> {
         return Err(waits(disk, moved(disk.found.name())));
     }
     let mut open = unlock(disk, &found, access, Front::Sealed)?;
-    if open.pending().partition {
-        // The power went between the header and the end of the first boot.
-        show_again(disk, &open, access)?;
-    }
-    let key = volume_key(disk, &mut sealed, &open, access)?;
-    settle(disk, &mut sealed, &open, access.log);
+    let (key, by) = volume_key(disk, &sealed, &open, access)?;
     let options = fresh_mapping();
     let mapped = sealed.map(&key, &options).map_err(failed)?;
     let mut prepared = mount(disk, &mapped, access)?;
     newest(disk, &prepared.state_dir, &found, &open, access)?;
+    // An older copy of the vault has gone no further: neither do its words go anywhere, nor does the header change.
+    if open.pending().partition {
+        // The power went between the header and the end of the first boot.
+        show_again(disk, &open, access)?;
+    }
+    if by == OpenedBy::Words {
+        renew(&mut sealed, &key, &open, access.log);
+    }
+    settle(disk, &mut sealed, &open, access.log);
     cover(disk, &prepared.state_dir, &mut open, access);
     prepared.vault = Some(open);
     Ok(prepared)
@@ -221,7 +185,7 @@ fn cover(disk: &Disk<'_>, state_dir: &Path, open: &mut OpenAlkv, access: Access<
         return;
     }
     match disk.copies().save(open) {
-        Ok(()) => access.ledger(&disk.path(), state_dir).note(open.alkv()),
+        Ok(()) => access.ledger(&disk.path(), state_dir).note(open),
         Err(error) => log.error(format_args!("the vault cannot be written: {error}")),
     }
 }
@@ -272,32 +236,44 @@ fn settle(disk: &Disk<'_>, sealed: &mut Sealed<File>, open: &OpenAlkv, log: &Log
     }
 }
 
+/// What opened the data partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OpenedBy {
+    /// The vault's own secret.
+    Vault,
+    /// What its words derive.
+    Words,
+}
+
 /// By the vault's own secret, else by what its words derive, which also opens after a vault was made
 /// anew of the same words.
 fn volume_key(
     disk: &Disk<'_>,
-    sealed: &mut Sealed,
+    sealed: &Sealed,
     open: &OpenAlkv,
     access: Access<'_>,
-) -> Result<VolumeKey, Stop> {
+) -> Result<(VolumeKey, OpenedBy), Stop> {
     let own = luks_phrase(&open.data_secret());
     let error = match unlock_with(sealed, &own, |slot| slot == BY_WORDS) {
-        Ok((_, key)) => return Ok(key),
+        Ok((_, key)) => return Ok((key, OpenedBy::Vault)),
         Err(error) => error,
     };
     let recovery = recovery(disk, access.keeper)?;
     let Ok((_, key)) = unlock_with(sealed, &recovery, |slot| slot != BY_WORDS) else {
         return Err(sealed_problem(disk, &error));
     };
-    match sealed.set_phrase(BY_VAULT, own.expose().as_bytes(), &key) {
-        Ok(()) => access
-            .log
-            .warn("the words opened the data partition; the vault opens it again now"),
-        Err(error) => access.log.error(format_args!(
+    Ok((key, OpenedBy::Words))
+}
+
+/// Has the vault open again the data partition that its words opened.
+fn renew(sealed: &mut Sealed<File>, key: &VolumeKey, open: &OpenAlkv, log: &Log) {
+    let own = luks_phrase(&open.data_secret());
+    match sealed.set_phrase(BY_VAULT, own.expose().as_bytes(), key) {
+        Ok(()) => log.warn("the words opened the data partition; the vault opens it again now"),
+        Err(error) => log.error(format_args!(
             "the data partition keeps an old key slot: {error}"
         )),
     }
-    Ok(key)
 }
 
 /// The first boot; `None` where the configuration wants no vault.
@@ -461,7 +437,8 @@ fn unlock(
         Front::Blank if !open.pending().partition => Err(blanked(disk.found.name())),
         _ => Ok(()),
     };
-    let opened = vault::open_if(found, keeper, offer, &media, log, &permits);
+    keeper.note(&found.newest);
+    let opened = vault::open(found, keeper, offer, &media, log, &permits);
     let open = opened.map_err(|waiting| waits(disk, waiting))?;
     if found.damaged.is_some() || found.other.is_some() {
         match disk.copies().save(&open) {

@@ -26,7 +26,8 @@ fn machine() -> Machine {
     let found = data::copies(&disk).load().expect("good");
     let found = found.expect("a vault");
     let media = Secrets::default();
-    let opened = vault::open(&found, &keeper, &Offer::default(), &media, &log);
+    let (offer, permits) = (Offer::default(), |_: &OpenAlkv| Ok(()));
+    let opened = vault::open(&found, &keeper, &offer, &media, &log, &permits);
     opened.map(drop).expect("its key lies beside it");
     let (events, _) = mpsc::channel(EVENTS_MAX);
     let keeper = Arc::new(keeper);
@@ -140,7 +141,8 @@ async fn a_configuration_that_came_while_the_machine_runs_is_noted_in_the_vault(
     let log = Log::default();
     let keeper = Keeper::new().expect("memory");
     let (offer, media) = (Offer::default(), Secrets::default());
-    let opened = vault::open(&found(), &keeper, &offer, &media, &log);
+    let permits = |_: &OpenAlkv| Ok(());
+    let opened = vault::open(&found(), &keeper, &offer, &media, &log, &permits);
     opened.map(drop).expect("its key lies beside it");
     let (events, mut arriving) = mpsc::channel(EVENTS_MAX);
     let keeper = Arc::new(keeper);

@@ -14,7 +14,7 @@ use crate::{
     boot::{self, Opened},
     console::{Answer, Console},
     control::{PowerAction, Problem, ToNode},
-    data::{self, Prepared},
+    data::{self, Access, Prepared},
     errand::Outcome,
     facts::Clock,
     helper,
@@ -59,6 +59,7 @@ impl Machine {
             Some(waiting) => {
                 // Also where the attempt ended in a panic.
                 self.keeper.lock();
+                self.keeper.forget_words();
                 self.timers.open = waiting.retries.then_some(now + OPEN_EVERY_MS);
                 self.offer.keep(offer);
                 self.asking.wait_for(Some(waiting));
@@ -201,12 +202,17 @@ impl Machine {
             };
             return self.blocking("opening the data", as_before, open);
         }
-        let at = prepared.vault_at.clone();
+        let (at, state_dir) = (prepared.vault_at.clone(), prepared.state_dir.clone());
         self.prepared = Some(prepared);
         let as_before = Event::Unlocked(self.waiting.clone().map(Box::new));
         self.blocking("opening the vault", as_before, move || {
             assert!(!breaks, "a fault was injected");
-            let waiting = at.and_then(|at| data::reopen(&at, &keeper, &offer, &log).err());
+            let access = Access {
+                keeper: &keeper,
+                offer: &offer,
+                log: &log,
+            };
+            let waiting = at.and_then(|at| data::reopen(&at, &state_dir, access).err());
             Event::Unlocked(waiting.map(Box::new))
         });
     }

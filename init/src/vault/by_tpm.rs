@@ -101,7 +101,6 @@ pub(crate) fn cover(open: &mut OpenAlkv, keeper: &Keeper, offer: &Offer, log: &L
              anew: {error}"
         )),
     }
-    keeper.note(open.alkv());
     open.alkv() != &before
 }
 

@@ -39,7 +39,7 @@ pub(crate) use credentials::{Kept as KeptCredentials, keep as keep_credentials};
 pub(crate) use escrow::{Escrow, For};
 pub(crate) use events::Events;
 pub(crate) use first::{First, create};
-pub(crate) use open::{conclude, open, open_if};
+pub(crate) use open::{conclude, open};
 pub(crate) use randomness::wait_for_randomness;
 pub(crate) use words::{note_kept, settle as settle_words};
 
@@ -184,6 +184,23 @@ struct State {
     uncounted: Vec<Problem>,
 }
 
+impl State {
+    fn describe(&mut self, alkv: &Alkv) {
+        if self.vault != Some(alkv.uuid()) {
+            // What the vault of one disk permits does not hold for that of another.
+            *self = Self {
+                vault: Some(alkv.uuid()),
+                attempts: self.attempts,
+                ..Self::default()
+            };
+        }
+        self.known = true;
+        self.slots = alkv.slots().iter().map(|slot| slot.kind()).collect();
+        self.tpm2 = alkv.slots().iter().filter_map(tpm2_facts).collect();
+        self.device = alkv.device().number();
+    }
+}
+
 /// The words, encrypted to the recipients that the configuration names.
 #[derive(Debug)]
 struct WordsAge {
@@ -248,8 +265,7 @@ impl Keeper {
     /// Takes the words in.
     fn admit(&self, open: &OpenAlkv) -> Result<(), AdmitError> {
         self.escrow.clear();
-        self.note(open.alkv());
-        self.is_at(open.alkv());
+        self.is_now(open);
         let mut state = self.state();
         state.opened_by = opening_slot(open);
         state.device = open.alkv().device().number();
@@ -267,31 +283,37 @@ impl Keeper {
         }
     }
 
-    /// What is known of it without opening it.
-    fn note(&self, alkv: &Alkv) {
+    /// Takes what a vault says that no slot has opened yet, to ask for what may open it. Whoever writes to the disk can
+    /// have written that: once the vault has opened here, nothing is taken from it.
+    pub(crate) fn note(&self, alkv: &Alkv) {
         let mut state = self.state();
-        if state.vault != Some(alkv.uuid()) {
-            // What the vault of one disk permits does not hold for that of another.
-            *state = State {
-                vault: Some(alkv.uuid()),
-                attempts: state.attempts,
-                ..State::default()
-            };
+        if state.vault != Some(alkv.uuid()) || state.pending.is_none() {
+            state.describe(alkv);
         }
-        state.known = true;
-        state.slots = alkv.slots().iter().map(|slot| slot.kind()).collect();
-        state.tpm2 = alkv.slots().iter().filter_map(tpm2_facts).collect();
-        state.device = alkv.device().number();
     }
 
-    /// Takes the generation of a vault that opened here.
-    fn is_at(&self, alkv: &Alkv) {
-        self.state().generation = alkv.generation();
+    /// Takes what a vault says that opened here, or that this machine has just written.
+    fn is_now(&self, open: &OpenAlkv) {
+        let mut state = self.state();
+        state.describe(open.alkv());
+        state.generation = open.alkv().generation();
     }
 
-    /// How new a vault has to be that opens once more.
-    fn generation(&self) -> u64 {
-        self.state().generation
+    /// Refuses what opened and is not the vault in use, or an older copy of it: the disk may answer a running machine
+    /// with anything.
+    ///
+    /// # Errors
+    /// Which of the two it is.
+    pub(crate) fn check_in_use(&self, open: &OpenAlkv) -> Result<(), NotInUse> {
+        let state = self.state();
+        let alkv = open.alkv();
+        if state.vault != Some(alkv.uuid()) {
+            return Err(NotInUse::Another);
+        }
+        if alkv.generation() < state.generation {
+            return Err(NotInUse::Older);
+        }
+        Ok(())
     }
 
     /// Forgets the seed. The node, which shares it, has none any more either.
@@ -306,6 +328,14 @@ impl Keeper {
     /// There is no vault any more. It was locked before.
     pub(crate) fn forget(&self) {
         *self.state() = State::default();
+    }
+
+    /// Forgets new words that nobody has seen, and their file of age, which may be in memory only: neither is for the
+    /// next vault that opens, nor for what a medium named meanwhile.
+    pub(crate) fn forget_words(&self) {
+        let mut state = self.state();
+        state.words = None;
+        state.words_age = None;
     }
 
     /// Words to be shown once.
@@ -422,6 +452,15 @@ impl Keeper {
         // Plain values: whole after any panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Why a vault that opened is not the one in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NotInUse {
+    #[error("the vault on the disk is another one than this machine opened")]
+    Another,
+    #[error("the vault on the disk is older than the one that this machine opened")]
+    Older,
 }
 
 /// Why an opened vault has no place in memory.

@@ -128,8 +128,11 @@ impl Ledger<'_> {
         Ok(())
     }
 
-    /// Notes a vault that was changed, and has the TPM count it.
-    pub(crate) fn note(&self, alkv: &Alkv) {
+    /// Notes a vault that was changed and is on the disk, and has the TPM count it. Nothing older opens while this
+    /// machine runs.
+    pub(crate) fn note(&self, open: &OpenAlkv) {
+        self.keeper.is_now(open);
+        let alkv = open.alkv();
         let tpms = tpms_of(alkv);
         let mut presence = Presence::of(&tpms).unwrap_or_else(Presence::Away);
         let former = note::read(self.state_dir, self.log);

@@ -19,19 +19,8 @@ pub(super) const UNATTENDED: [SlotType; 4] = [
     SlotType::None,
 ];
 
-/// Opens `found`, and puts its words where the node finds them.
+/// Opens `found`, and puts its words where the node finds them if `permits` what it says inside: else they go nowhere.
 pub(crate) fn open(
-    found: &Found,
-    keeper: &Keeper,
-    offer: &Offer,
-    media: &Secrets,
-    log: &Log,
-) -> Result<OpenAlkv, Waiting> {
-    open_if(found, keeper, offer, media, log, &|_| Ok(()))
-}
-
-/// [`open`], where `permits` what it says inside: else its words go nowhere.
-pub(crate) fn open_if(
     found: &Found,
     keeper: &Keeper,
     offer: &Offer,
@@ -43,7 +32,6 @@ pub(crate) fn open_if(
         permits(&opened)?;
         admitted(opened, keeper, log)
     };
-    keeper.note(&found.newest);
     let slots = |kind| {
         let slots = found.newest.slots().iter();
         slots.filter(move |slot| slot.kind() == kind)
@@ -236,7 +224,8 @@ fn admitted(opened: OpenAlkv, keeper: &Keeper, log: &Log) -> Result<OpenAlkv, Wa
 /// that needs no typing. Answers what the vault still permits.
 ///
 /// # Errors
-/// No such slot opens it now, or it cannot be written. The next start tries again.
+/// No such slot opens it now, or the disk answers with another vault or an older copy, or it cannot be written. The next
+/// start tries again.
 pub(crate) fn conclude(
     found: &Found,
     ended: Pending,
@@ -254,6 +243,8 @@ pub(crate) fn conclude(
         }
         match unattended(found, kind, keeper, media) {
             Ok(mut open) => {
+                let in_use = keeper.check_in_use(&open);
+                in_use.map_err(|error| error.to_string())?;
                 let changed = open.conclude(ended).map_err(|error| error.to_string())?;
                 if changed {
                     save(&open).map_err(|error| error.to_string())?;

@@ -8,6 +8,9 @@ use crate::nic::{Nic, Wire};
 
 /// The same as NoCloud's label, in FAT's letters.
 const SEED_LABEL: &str = "CIDATA";
+/// A layer of a disk that answers every read with `EIO`, 5.
+const UNREADABLE: &str = "file.driver=blkdebug,file.inject-error.0.event=none,\
+                          file.inject-error.0.iotype=read,file.inject-error.0.errno=5";
 
 impl Machine {
     pub(super) fn disk(&self, index: usize, disk: &Disk, args: &mut Arguments) {
@@ -25,6 +28,10 @@ impl Machine {
                     "{head}{read_only},cache=writeback,file.driver=nbd,file.server.type=unix,file.server.path="
                 ),
                 socket,
+            ),
+            Backing::Unreadable(path) => option(
+                &format!("{head}{read_only},cache=unsafe,{UNREADABLE},file.image.filename="),
+                path,
             ),
         };
         args.pair("-drive", drive);

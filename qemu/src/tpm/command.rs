@@ -131,7 +131,7 @@ pub(super) fn write(file: &Path, asked: &[Exchange]) -> Result<()> {
     let codes = asked.iter().map(|one| code(&one.command));
     if let Some(other) = codes.into_iter().find(|it| !OF_FIRMWARE.contains(it)) {
         let why = format!("it is too late to save it: its TPM was asked 0x{other:x}");
-        return Err(Error::BadMachine(why));
+        return Err(Error::TooLate(why));
     }
     let mut bytes = vec![];
     for Exchange { command, code } in asked {

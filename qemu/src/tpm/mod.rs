@@ -79,7 +79,7 @@ impl Chip {
         asked.retain(|one| command::is_ready_to_boot(&one.command));
         if asked.len() > usize::from(self.is_held()) {
             let why = "its firmware reads already what it is going to start";
-            return Err(Error::BadMachine(why.to_owned()));
+            return Err(Error::TooLate(why.to_owned()));
         }
         Ok(())
     }

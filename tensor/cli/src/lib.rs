@@ -257,10 +257,17 @@ const fn found(something: bool) -> Outcome {
     }
 }
 
-/// A name from a file as a terminal may show it.
+/// A name from a file as a terminal may show it: without what moves its cursor, ends a line or turns one around
+/// (UAX #9).
 fn printable(name: &str) -> String {
+    let turns = |c: char| {
+        matches!(
+            c,
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+        )
+    };
     let shown = |c: char| -> String {
-        if c.is_control() {
+        if c.is_control() || turns(c) {
             c.escape_default().collect()
         } else {
             c.into()

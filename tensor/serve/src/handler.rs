@@ -99,8 +99,7 @@ impl TensorHandler {
             let permit = Arc::clone(&permits).try_acquire_owned().ok();
             let stream = Stream {
                 store: Arc::clone(&self.store),
-                // Asked for anew with each request: scopes change while connections stay.
-                identity: connection.identity(),
+                connection: connection.clone(),
                 patience: self.patience,
                 send,
                 recv,
@@ -162,13 +161,19 @@ impl From<StreamError> for Ended {
 /// One request.
 struct Stream {
     store: Arc<Store>,
-    identity: Option<Arc<Identity>>,
+    connection: Connection,
     patience: Patience,
     send: SendStream,
     recv: RecvStream,
 }
 
 impl Stream {
+    /// Who asks, once it is read what for: scopes change while connections stay, and while streams are open on which
+    /// nothing was asked yet.
+    fn identity(&self) -> Result<Arc<Identity>, ServeError> {
+        self.connection.identity().ok_or(ServeError::Missing)
+    }
+
     async fn answer(mut self, busy: Option<ServeError>) {
         let ended = match busy {
             Some(busy) => Err(Ended::Refused(busy)),
@@ -225,7 +230,7 @@ impl Stream {
     }
 
     async fn fetch(&mut self, fetch: Fetch) -> Result<(), Ended> {
-        let identity = self.identity.clone().ok_or(ServeError::Missing)?;
+        let identity = self.identity()?;
         let store = Arc::clone(&self.store);
         let id = store.resolve(&identity.scopes, &fetch.src)?;
         let part = blocking(move || {
@@ -254,7 +259,7 @@ impl Stream {
     }
 
     async fn put(&mut self, path: Option<StorePath>) -> Result<(), Ended> {
-        let identity = self.identity.clone().ok_or(ServeError::Missing)?;
+        let identity = self.identity()?;
         let place = path.as_ref().map_or(NAMELESS, StorePath::as_str);
         if !allows(&identity.scopes, Deed::Write, place) {
             return Err(ServeError::Missing.into());

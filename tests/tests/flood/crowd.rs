@@ -1,19 +1,21 @@
 //! One host with thousands of addresses, each of which finishes its handshake, proves nothing, and stays.
-//! An administrator gets in all the while, over QUIC and over TCP, by IPv4 and from another IPv6 network than theirs.
+//! An administrator gets in all the while, over QUIC and over TCP, by IPv4 and from another IPv6 network than theirs. And
+//! one host that knocks at a hub from all of its networks, where somebody else waits.
 
-use std::net::{Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use alknet_call::{ALPN, CallClient};
-use alknet_core::Carriage;
+use alknet_core::{Carriage, PeerKey};
 use alknet_endpoint::Target;
 use alknet_test_support::{deadline, took};
-use alknet_tests::Bench;
-use alknet_tls::{ClientTls, ClientTlsOptions, Place};
+use alknet_tests::{Bench, Elsewhere, wire};
+use alknet_tls::{ClientTls, ClientTlsOptions, NodeKey, Place};
 use rustls::ClientConnection;
+use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
 use super::{Honest, Lab, Served, among, call, full, ip, values};
@@ -26,8 +28,9 @@ const HANDS: usize = 8;
 
 /// Places that unknown peers get of the 512 that the node has, as on a machine of 128 MiB.
 const FOR_UNKNOWN: f64 = 384.0;
-/// Places that unknown peers of one network get.
+/// Places that unknown peers of one network get, and those of all networks of a site.
 const OF_ONE_NETWORK: f64 = 64.0;
+const OF_ONE_SITE: f64 = 4.0 * OF_ONE_NETWORK;
 
 /// No rate keeps the crowd out: the places do.
 const CONFIG: &str =
@@ -49,6 +52,8 @@ const CROWD_V6: &str = "2001:db8::/44";
 enum Spread {
     /// All in one /64.
     OneNetwork,
+    /// In all /56 of one /48, which a host may have for itself.
+    OneSite,
     /// Each in a /56 of its own, as those of a provider.
     Everywhere,
 }
@@ -58,6 +63,7 @@ impl Spread {
         let n = u16::try_from(n % full(CROWD)).expect("small");
         match self {
             Self::OneNetwork => [0x2001, 0xdb8, 0, 0, 0, 0, 0, n + 1].into(),
+            Self::OneSite => [0x2001, 0xdb8, 0, n << 8, 0, 0, 0, (n >> 8) + 1].into(),
             Self::Everywhere => [0x2001, 0xdb8, n >> 8, n << 8, 0, 0, 0, 1].into(),
         }
     }
@@ -211,6 +217,7 @@ async fn scenario(admin: &Path, served: &Served) {
     let (_, mut refused) = counted(&admin[0]).await;
     for (spread, most) in [
         (Spread::OneNetwork, OF_ONE_NETWORK),
+        (Spread::OneSite, OF_ONE_SITE),
         (Spread::Everywhere, FOR_UNKNOWN),
     ] {
         let progress = Arc::new(Progress::default());
@@ -293,5 +300,51 @@ fn a_host_with_thousands_of_addresses_keeps_no_administrator_out() {
         let served = lab.serve(&bench, "::", CONFIG);
         let admin = bench.admin().state().to_owned();
         among(&lab, scenario(&admin, &served));
+    }
+}
+
+/// Keys that may wait at a hub, and those that knock there from one host.
+const WAITING: usize = 32;
+const KNOCKS: usize = 100;
+
+/// Knocks with a new key, which is returned.
+fn knocks(target: &Target, from: impl Into<IpAddr>) -> PeerKey {
+    let key = NodeKey::generate().expect("the system has entropy");
+    let public = key.public();
+    let connection = Elsewhere::connect(target, from, Some(key), b"alknet/enroll");
+    let mut connection = connection.expect("anybody may connect");
+    connection.say(&wire::frame(b"{}")).expect("it is taken");
+    // Whether it waits or not, it is told.
+    connection.event().expect("an answer");
+    public
+}
+
+async fn knocking(admin: &Path, served: &Served) {
+    let honest = knocks(&served.target, super::OTHERS);
+    let by_ipv6 = by_ipv6(served);
+    for n in 0..KNOCKS {
+        knocks(&by_ipv6, Spread::OneSite.address(n));
+    }
+    let admin = Honest::new(admin, &served.target).connect().await;
+    let peers = admin.call("hub/peers", &Value::Null).await;
+    let peers = peers.expect("an administrator");
+    let waiting = peers.value()["waiting"].as_array().expect("a list");
+    assert_eq!(waiting.len(), WAITING, "all places are taken");
+    let honest = honest.to_string();
+    assert!(
+        waiting.iter().any(|knock| knock["key"] == honest),
+        "{waiting:?}"
+    );
+}
+
+/// It takes another key and another /56 each time.
+#[test]
+fn a_host_with_many_networks_pushes_out_nobody_who_waits() {
+    if let Some(lab) = Lab::new('k').map(Lab::crowded) {
+        let bench = Bench::new();
+        let config = format!("{CONFIG}[hub]\nenabled = true\nenroll = \"approve\"\n");
+        let served = lab.serve(&bench, "::", &config);
+        let admin = bench.admin().state().to_owned();
+        among(&lab, knocking(&admin, &served));
     }
 }

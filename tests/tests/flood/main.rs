@@ -50,6 +50,9 @@ const SEEN_PERCENT_BESIDE_OTHERS: u64 = 50;
 /// Calls and connections of somebody honest before the flood, in a run of the tests and in a campaign.
 const CALM_CALLS: [usize; 2] = [500, 2000];
 const CALM_CONNECTIONS: [usize; 2] = [25, 100];
+/// How often there is a new connection: less often than the node lets a known peer connect without a charge to its
+/// address.
+const CONNECTION_EVERY: Duration = Duration::from_millis(10);
 /// Calls between two connections.
 const CALLS_EACH: usize = 20;
 
@@ -240,15 +243,16 @@ impl<'a> Honest<'a> {
 
     /// Calls over a connection that is there, and makes new ones in between.
     async fn use_it(&self, lasting: &CallConnection, times: &mut Times) {
-        let began = Instant::now();
+        let connected = Instant::now();
         let fresh = self.connect().await;
         call(&fresh).await;
-        times.connections.push(began.elapsed());
+        times.connections.push(connected.elapsed());
         for _ in 0..CALLS_EACH {
             let began = Instant::now();
             call(lasting).await;
             times.calls.push(began.elapsed());
         }
+        tokio::time::sleep_until((connected + CONNECTION_EVERY).into()).await;
     }
 }
 

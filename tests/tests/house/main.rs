@@ -1,6 +1,7 @@
 //! Rules about the code and the program, whatever they do.
 
 mod architecture;
+mod arguments;
 mod documentation;
 mod early_returns;
 mod hardware;

@@ -133,3 +133,30 @@ fn nothing_is_left_unfinished() {
         &[],
     );
 }
+
+/// What a node said is shown there so that nothing of it acts on a terminal.
+#[test]
+fn the_command_line_writes_to_standard_output_in_one_place() {
+    const PLACE: &str = "appliance/src/cli/output.rs";
+    let own = sources()
+        .iter()
+        .filter(|it| it.path.starts_with("appliance/src/"));
+    let mut places = Vec::new();
+    for Source { path, text } in own {
+        if ["stdout()", "println!(", "print!("]
+            .iter()
+            .any(|it| writes(text, it))
+        {
+            places.push(path.as_str());
+        }
+    }
+    assert_eq!(places, [PLACE]);
+}
+
+/// Whether a source has this, and not as the end of a longer name.
+fn writes(text: &str, what: &str) -> bool {
+    text.match_indices(what).any(|(at, _)| {
+        let before = text[..at].chars().next_back();
+        !before.is_some_and(|c| c.is_alphanumeric() || c == '_')
+    })
+}

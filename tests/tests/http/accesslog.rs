@@ -3,12 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use alknet_core::{Carriage, Connection, RecvStream, SendStream};
-use alknet_endpoint::Dialer;
+use alknet_tests::raw::{H1, Raw};
 use alknet_tests::{Bench, Web, eventually, http3};
-use alknet_tls::NodeKey;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::task::block_in_place;
 
 /// What the callers of these tests send beside their tokens, and the log must not have.
@@ -70,37 +68,12 @@ fn line(bench: &Bench, web: &Web, wanted: &[(&str, &str)]) -> Line {
     })
 }
 
-/// A connection of HTTP/1.1 that says what it likes.
-struct Raw {
-    _connection: Connection,
-    send: SendStream,
-    recv: RecvStream,
-}
-
-impl Raw {
-    async fn open(web: &Web) -> Self {
-        let dialer = Dialer::new(Some(NodeKey::generate().expect("the system has entropy")));
-        let dialled = dialer
-            .dial_over(Carriage::Tcp, &web.target(), b"http/1.1")
-            .await;
-        let connection = dialled.expect("anybody may connect");
-        let (send, recv) = connection.accept_bi().await.expect("one stream");
-        Self {
-            _connection: connection,
-            send,
-            recv,
-        }
-    }
-
-    /// Sends a request and reads until its answer has begun.
-    async fn begin(&mut self, request: &str) -> String {
-        let sent = self.send.write_all(request.as_bytes()).await;
-        sent.expect("it reads");
-        self.send.flush().await.expect("it reads");
-        let mut told = vec![0; 64 << 10];
-        let read = self.recv.read(&mut told).await.expect("it answers");
-        String::from_utf8_lossy(&told[..read]).into_owned()
-    }
+/// Sends a request of HTTP/1.1 and reads until its answer has begun.
+async fn begin(raw: &mut Raw, request: &str) -> String {
+    assert!(raw.say(request.as_bytes()).await, "it reads");
+    let mut told = vec![0; 64 << 10];
+    let read = raw.recv.read(&mut told).await.expect("it answers");
+    String::from_utf8_lossy(&told[..read]).into_owned()
 }
 
 #[test]
@@ -218,16 +191,15 @@ async fn whoever_goes_away_and_whoever_stays_for_long_is_in_it() {
     let web = Web::start(&bench, "");
     // A stream of events that its reader leaves.
     let body = json!({ "operation": "/node/log", "input": { "follow": true } }).to_string();
-    let mut raw = Raw::open(&web).await;
-    let told = raw
-        .begin(&format!(
-            "POST /subscribe?{HUSH} HTTP/1.1\r\nHost: localhost\r\n\
-             Authorization: Bearer {}\r\nAccept: text/event-stream\r\n\
-             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-            web.admin,
-            body.len()
-        ))
-        .await;
+    let mut raw = Raw::open(&web.target(), H1).await;
+    let request = format!(
+        "POST /subscribe?{HUSH} HTTP/1.1\r\nHost: localhost\r\n\
+         Authorization: Bearer {}\r\nAccept: text/event-stream\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        web.admin,
+        body.len()
+    );
+    let told = begin(&mut raw, &request).await;
     assert!(told.starts_with("HTTP/1.1 200 "), "{told}");
     drop(raw);
     let left = block_in_place(|| line(&bench, &web, &[("path", "/subscribe")]));
@@ -235,16 +207,15 @@ async fn whoever_goes_away_and_whoever_stays_for_long_is_in_it() {
     assert_eq!(left["operation"], "node/log", "{left:?}");
 
     // A WebSocket, whose token stands where others have the name of a protocol.
-    let mut raw = Raw::open(&web).await;
-    let told = raw
-        .begin(&format!(
-            "GET /alknet/call?{HUSH} HTTP/1.1\r\nHost: localhost\r\n\
-             Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
-             Sec-WebSocket-Protocol: alknet.call, alknet.bearer.{}\r\n\r\n",
-            web.reader
-        ))
-        .await;
+    let mut raw = Raw::open(&web.target(), H1).await;
+    let request = format!(
+        "GET /alknet/call?{HUSH} HTTP/1.1\r\nHost: localhost\r\n\
+         Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+         Sec-WebSocket-Protocol: alknet.call, alknet.bearer.{}\r\n\r\n",
+        web.reader
+    );
+    let told = begin(&mut raw, &request).await;
     assert!(told.starts_with("HTTP/1.1 101 "), "{told}");
     let session = block_in_place(|| line(&bench, &web, &[("path", "/alknet/call")]));
     assert_eq!(session["status"], "101", "{session:?}");

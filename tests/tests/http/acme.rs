@@ -3,13 +3,13 @@
 use std::io::{BufReader, Read};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Stdio};
 use std::time::Duration;
 
 use alknet_test_support::Port;
 use alknet_test_support::seconds;
 use alknet_tests::pebble::{Authority, Manners};
-use alknet_tests::{Bench, Web};
+use alknet_tests::{Bench, Curl, Web};
 use serde_json::json;
 
 /// The node's name, which the authority's name server says is here.
@@ -103,15 +103,21 @@ struct Download {
 impl Download {
     fn begin(node: SocketAddr, root: &Path, version: &'static str) -> Self {
         let port = node.port();
-        let mut curl = Command::new("curl")
-            .args(["--silent", "--show-error", "--fail", "--no-buffer"])
-            .args([version, "--max-time", &seconds(LIMIT), "--cacert"])
-            .arg(root)
-            .args(["--resolve", &format!("{NAME}:{port}:{}", node.ip())])
-            .arg(format!("https://{NAME}:{port}/large.bin"))
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("curl is installed by the set-up");
+        let (limit, root) = (seconds(LIMIT), root.display().to_string());
+        let found = format!("{NAME}:{port}:{}", node.ip());
+        let url = format!("https://{NAME}:{port}/large.bin");
+        let fixed = ["--silent", "--show-error", "--fail", "--no-buffer", version];
+        let asks = [
+            "--max-time",
+            &limit,
+            "--cacert",
+            &root,
+            "--resolve",
+            &found,
+            "--url",
+            &url,
+        ];
+        let mut curl = Curl::new(&[&fixed[..], &asks].concat()).start(Stdio::piped());
         let output = curl.stdout.take().expect("it was asked for above");
         let mut download = Self {
             curl,

@@ -1,12 +1,12 @@
 //! The gateway's paths, by curl.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use alknet_gateway::limits::STREAMS_PER_IDENTITY;
 use alknet_test_support::seconds;
-use alknet_tests::{Bench, Web, eventually};
+use alknet_tests::{Bench, Curl, Web, eventually};
 use serde_json::{Value, json};
 
 const VERSIONS: [(&str, &str); 2] = [("--http1.1", "HTTP/1.1"), ("--http2", "HTTP/2")];
@@ -276,25 +276,14 @@ fn events_come_as_they_happen_and_end_when_nobody_reads() {
     let bench = Bench::new();
     let web = Web::start(&bench, "");
     for (version, _) in VERSIONS {
-        let mut curl = Command::new("curl")
-            .args([
-                "--silent",
-                "--no-buffer",
-                "--insecure",
-                version,
-                "--max-time",
-                &seconds(Duration::from_secs(60)),
-            ])
-            .args(["--header", &format!("Authorization: Bearer {}", web.admin)])
-            .args(["--header", "Accept: text/event-stream"])
-            .args([
-                "--json",
-                r#"{"operation":"/node/log","input":{"follow":true,"last":3}}"#,
-            ])
-            .arg(web.url("/subscribe"))
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("curl is installed by the set-up");
+        let (within, url) = (seconds(Duration::from_secs(60)), web.url("/subscribe"));
+        let bearer = format!("Authorization: Bearer {}", web.admin);
+        let follow = r#"{"operation":"/node/log","input":{"follow":true,"last":3}}"#;
+        let fixed = ["--silent", "--no-buffer", "--insecure", version];
+        let asks = ["--max-time", &within, "--header", &bearer, "--json", follow];
+        let more = ["--header", "Accept: text/event-stream", "--url", &url];
+        let all = [&fixed[..], &asks, &more].concat();
+        let mut curl = Curl::new(&all).start(Stdio::piped());
         let lines = BufReader::new(curl.stdout.take().expect("asked for")).lines();
         let data = lines
             .map_while(Result::ok)
@@ -347,18 +336,16 @@ fn nothing_is_left_running_for_a_client_that_is_gone() {
         let file = bench.path().join("followers");
         let text = each.collect::<Vec<_>>().join("next\n");
         std::fs::write(&file, text).expect("the folder is ours");
-        let mut curl = Command::new("curl")
-            .args([
-                "--silent",
-                "--parallel",
-                "--parallel-max",
-                "300",
-                "--config",
-            ])
-            .arg(&file)
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("curl is installed by the set-up");
+        let file = file.display().to_string();
+        let all = [
+            "--silent",
+            "--parallel",
+            "--parallel-max",
+            "300",
+            "--config",
+            &file,
+        ];
+        let mut curl = Curl::new(&all).start(Stdio::null());
         eventually("every one hears something", || {
             let has_heard = |n: &usize| heard(*n).metadata().is_ok_and(|file| file.len() > 0);
             (0..STREAMS_PER_IDENTITY)

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
+use alknet_tests::tools::run_with_json;
 use alknet_tests::{Bench, Told, Web};
 use serde_json::{Value, json};
 
@@ -125,8 +126,9 @@ fn client(name: &str) -> PathBuf {
         .collect()
 }
 
-fn says_fine(command: &mut Command) {
-    let output = command.output().expect("the set-up installs it");
+fn says_fine(command: &mut Command, web: &Web) {
+    let facts = json!({ "url": web.url("/mcp"), "token": web.admin });
+    let output = run_with_json(command, &facts);
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text);
     assert!(output.status.success() && text.contains("fine"), "{text}");
@@ -138,8 +140,8 @@ fn pythons_kit_uses_a_node() {
     let web = Web::start(&bench, PINNED);
     let mut python = Command::new("python3");
     python.arg("-S").arg(client("mcp_node.py"));
-    python.args([web.url("/mcp"), web.admin.clone()]);
-    says_fine(python.env("PYTHONPATH", folder("ALKNET_TEST_MCP_PYTHON")));
+    python.env("PYTHONPATH", folder("ALKNET_TEST_MCP_PYTHON"));
+    says_fine(&mut python, &web);
 }
 
 #[test]
@@ -149,7 +151,7 @@ fn typescripts_kit_uses_a_node() {
     let mut node = Command::new("node");
     node.arg(client("mcp_node.mjs"))
         .arg(folder("ALKNET_TEST_MCP_NODE"));
-    node.args([web.url("/mcp"), web.admin.clone()]);
     // The node's certificate is of its own making.
-    says_fine(node.env("NODE_TLS_REJECT_UNAUTHORIZED", "0"));
+    node.env("NODE_TLS_REJECT_UNAUTHORIZED", "0");
+    says_fine(&mut node, &web);
 }

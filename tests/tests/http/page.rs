@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use alknet_test_support::seconds;
-use alknet_tests::{Bench, Browser, HostNode, eventually, spki, tools};
+use alknet_tests::{Bench, Browser, Curl, HostNode, eventually, spki};
 use serde_json::{Value, json};
 
 /// What curl was answered.
@@ -28,6 +28,7 @@ impl Got {
     }
 }
 
+/// Options, and then the address.
 fn curl(arguments: &[&str]) -> Got {
     let wait = seconds(Duration::from_secs(60));
     let mut all = vec![
@@ -38,8 +39,10 @@ fn curl(arguments: &[&str]) -> Got {
         &wait,
         "--include",
     ];
-    all.extend(arguments);
-    let text = tools::tool_says("curl", &all);
+    let (url, options) = arguments.split_last().expect("an address");
+    all.extend(["--url", url]);
+    all.extend(options);
+    let text = Curl::new(&all).says();
     let (headers, body) = text.split_once("\r\n\r\n").expect("a head and a body");
     let status = headers
         .split(' ')

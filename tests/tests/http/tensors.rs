@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use alknet_test_support::seconds;
-use alknet_tests::{Bench, Told, Web};
+use alknet_tests::{Bench, Curl, Told, Web};
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 
@@ -69,14 +69,11 @@ fn b3sum(bytes: &[u8]) -> String {
 
 /// Runs curl for the body alone, which may end too early.
 fn body(web: &Web, token: &str, path: &str, arguments: &[&str]) -> Output {
-    let mut command = Command::new("curl");
-    command
-        .args(["--silent", "--insecure", "--max-time"])
-        .arg(seconds(Duration::from_secs(300)))
-        .args(["--header", &format!("Authorization: Bearer {token}")])
-        .args(arguments)
-        .arg(web.url(path));
-    command.output().expect("curl is installed by the set-up")
+    let (within, url) = (seconds(Duration::from_secs(300)), web.url(path));
+    let bearer = format!("Authorization: Bearer {token}");
+    let fixed = ["--silent", "--insecure", "--max-time", &within];
+    let asks = ["--header", &bearer, "--url", &url];
+    Curl::new(&[&fixed[..], &asks, arguments].concat()).output()
 }
 
 /// A token with this scope and no other.

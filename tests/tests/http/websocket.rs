@@ -3,10 +3,11 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Command};
 use std::time::Duration;
 
 use alknet_test_support::limited;
+use alknet_tests::tools::{run_with_json, start_with_json};
 use alknet_tests::{Bench, Web};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -53,15 +54,13 @@ struct Python {
 
 impl Python {
     fn start(facts: &Value, tests: &[&str]) -> Self {
-        let mut child = limited(PATIENCE, "python3")
+        let mut python = limited(PATIENCE, "python3");
+        python
             .arg(file("clients/websocket.py"))
-            .arg(facts.to_string())
             .args(tests)
             .env("PYTHONPATH", variable(PYTHON_VARIABLE))
-            .env("PYTHONDONTWRITEBYTECODE", "1")
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("Python is installed by the set-up");
+            .env("PYTHONDONTWRITEBYTECODE", "1");
+        let mut child = start_with_json(&mut python, facts);
         let lines = BufReader::new(child.stdout.take().expect("it was asked for above"));
         Self { child, lines }
     }
@@ -202,14 +201,12 @@ fn node(place: &Place, ws: Option<&str>) -> Vec<String> {
         "module": folder.path().join("alknet.mjs"),
         "ws": ws,
     });
-    let output = limited(PATIENCE, "node")
-        .arg("--no-warnings")
+    let mut node = limited(PATIENCE, "node");
+    node.arg("--no-warnings")
         .arg(folder.path().join("run.mjs"))
-        .arg(facts.to_string())
         // The node's certificate is its own.
-        .env("NODE_TLS_REJECT_UNAUTHORIZED", "0")
-        .output()
-        .expect("Node is installed by the set-up");
+        .env("NODE_TLS_REJECT_UNAUTHORIZED", "0");
+    let output = run_with_json(&mut node, &facts);
     let why = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{why}");
     let said = String::from_utf8_lossy(&output.stdout);

@@ -1,10 +1,11 @@
 //! What PID 1 does with disks as they are found: none, full, damaged, somebody else's, larger than
 //! before. Each says so on the console and in `node/info`.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use alknet_qemu::{Dhcp4, Disk, Lan, LanSettings, NODE_PORT, Nic, Vm};
@@ -244,8 +245,8 @@ fn debugfs_overfull(image: &Path, filler: &Path) {
     tool_says("debugfs", &arguments);
 }
 
-/// Its own file system with damaged group descriptors, with a damaged superblock and under somebody else's, and data
-/// where only a disk that is not blank has any.
+/// Its own file system with damaged group descriptors, with a damaged superblock, under somebody else's and on a disk
+/// that cannot be read; another system's encrypted partition, and data where only a disk that is not blank has any.
 #[test]
 fn what_is_no_file_system_of_its_own_is_refused_and_never_formatted() {
     let bench = Bench::new();
@@ -267,21 +268,53 @@ fn what_is_no_file_system_of_its_own_is_refused_and_never_formatted() {
     );
     let text = bench.disk("text", SMALL_BYTES);
     overwrite(&text, b"a diary", (1 << 20) - 512);
-    for (image, why) in [
-        (descriptors, "data disk vdb cannot be mounted"),
-        (superblock, "neither blank nor a file system"),
-        (fat, "neither blank nor a file system"),
-        (text, "neither blank nor a file system"),
+    let foreign = encrypted_elsewhere(&bench);
+    let unknown = "neither blank nor a file system";
+    let locked = "data disk vdb is encrypted, and no vault is in its header";
+    for (disk, image, code, why) in [
+        (
+            Disk::file(&descriptors),
+            &descriptors,
+            "data-damaged",
+            "data disk vdb cannot be mounted",
+        ),
+        (
+            Disk::file(&superblock),
+            &superblock,
+            "data-damaged",
+            unknown,
+        ),
+        (Disk::file(&fat), &fat, "data-damaged", unknown),
+        (Disk::file(&text), &text, "data-damaged", unknown),
+        (Disk::file(&foreign), &foreign, "data-locked", locked),
+        (
+            Disk::unreadable(&own),
+            &own,
+            "data-unreadable",
+            "data disk vdb cannot be read",
+        ),
     ] {
-        let before = checksum(&image);
-        let disk = Disk::file(&image).data();
-        let machine = bench.machine(Boot::MicrovmErofs).data(Some(disk)).plain();
-        let vm = machine.start();
-        closed(&vm, "data-damaged", why);
+        let before = checksum(image);
+        let machine = bench.machine(Boot::MicrovmErofs).data(Some(disk.data()));
+        let vm = machine.plain().start();
+        closed(&vm, code, why);
         drop(vm);
-        let after = checksum(&image);
+        let after = checksum(image);
         assert_eq!(before, after, "{} was written to", image.display());
     }
+}
+
+/// A disk that cryptsetup encrypted as it does by default: noise is where this machine would have its vault.
+fn encrypted_elsewhere(bench: &Bench) -> PathBuf {
+    let image = bench.disk("foreign", SMALL_BYTES);
+    let key = bench.path().join("foreign.key");
+    fs::write(&key, "of another system").expect("the folder is ours");
+    let arguments =
+        "luksFormat --batch-mode --type luks2 --pbkdf pbkdf2 --pbkdf-force-iterations 1000";
+    let mut arguments: Vec<_> = arguments.split(' ').map(OsStr::new).collect();
+    arguments.extend([image.as_os_str(), key.as_os_str()]);
+    tool_says("cryptsetup", &arguments);
+    image
 }
 
 #[test]

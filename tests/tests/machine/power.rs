@@ -2,7 +2,9 @@
 //!
 //! `ALKNET_SOAK=full` asks for the promised 400 power cuts; `ALKNET_SEED` repeats a campaign.
 
+use std::collections::BTreeMap;
 use std::error::Error;
+use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -12,9 +14,12 @@ use alknet_call::{ALPN, CallClient, CallConnection, CallOptions, ErrorCode, Subs
 use alknet_core::{Carriage, CloseCode, CloseReason};
 use alknet_endpoint::{Dialer, Target};
 use alknet_qemu::{Disk, Recorder, Recording, Scratch};
+use alknet_sealed::Content;
+use alknet_sealed::limits::VAULT_B_AT;
 use alknet_tests::tools::{RAW_DATA_AT, assert_clean, has_groups_without_descriptors, replay};
 use alknet_tests::{Bench, Boot, Machine, Node, READY};
 use alknet_tls::NodeKey;
+use alknet_vault::slots::{Copies, FileArea};
 use serde_json::{Value, json};
 
 use super::disks::small;
@@ -29,6 +34,8 @@ const SEED_VARIABLE: &str = "ALKNET_SEED";
 const CUTS_FULL: usize = 100;
 /// Header, key slots and vault of a sealed disk (docs/sealed.md).
 const HEAD_BYTES: u64 = 16 << 20;
+/// So many losses of each write of the head are looked at.
+const LOOKS: usize = 4;
 /// Size of the blank data disk that is cut.
 const DISK_BYTES: u64 = 256 << 20;
 /// Superblock and group descriptors of the data on a disk image.
@@ -57,7 +64,8 @@ fn a_power_cut_on_a_blank_disk_that_is_sealed_never_costs_the_identity() {
 }
 
 /// Power cuts in the writes of the vault's copies, the header and its key slots: few of a campaign's
-/// moments are, and they are those after which nothing would open.
+/// moments are, and they are those after which nothing would open. All of them are cut and looked at; of what is left
+/// one of each kind is booted, and in a campaign as many as it promises.
 #[test]
 fn a_power_cut_in_the_head_of_a_sealed_disk_leaves_a_vault_that_opens() {
     let bench = Bench::new();
@@ -75,14 +83,79 @@ fn a_power_cut_in_the_head_of_a_sealed_disk_leaves_a_vault_that_opens() {
     );
     let mut dice = Dice::from_environment();
     let image = Evidence(bench.path().join("cut.raw"));
-    for number in 0..cuts(2) {
+    let mut kinds: BTreeMap<Head, Vec<(usize, u64)>> = BTreeMap::new();
+    for moment in &moments {
+        for _ in 0..LOOKS {
+            let seed = dice.next();
+            let cut = session.recording.cut_blank(*moment, seed, &image.0);
+            cut.unwrap_or_else(|error| panic!("{error}"));
+            let head = Head::of(&image.0);
+            let is_lost = head.header == Header::Sealed && !head.vault;
+            assert!(!is_lost, "moment {moment}, seed {seed}: no vault");
+            assert!(
+                *moment < session.announced || head == Head::WHOLE,
+                "moment {moment}, seed {seed}: {head:?} after the announcement"
+            );
+            kinds.entry(head).or_default().push((*moment, seed));
+        }
+    }
+    assert!(kinds.len() > 2, "{:?}", kinds.keys());
+    let one_of_each = kinds.values().map(|cuts| cuts[dice.below(cuts.len())]);
+    let mut booted: Vec<_> = one_of_each.collect();
+    if is_full() {
         // One half in the vault.
-        let some = if number % 2 == 0 { &vault } else { &moments };
-        let (moment, seed) = (some[dice.below(some.len())], dice.next());
+        booted.extend((0..CUTS_FULL).map(|number| {
+            let some = if number % 2 == 0 { &vault } else { &moments };
+            (some[dice.below(some.len())], dice.next())
+        }));
+    }
+    for (number, (moment, seed)) in booted.into_iter().enumerate() {
         let cut = session.recording.cut(moment, seed, &image.0);
         let cut = cut.unwrap_or_else(|error| panic!("{error}"));
-        eprintln!("cut {number}: moment {moment}, seed {seed}: {cut:?}");
+        let head = Head::of(&image.0);
+        eprintln!("cut {number}: moment {moment}, seed {seed}: {cut:?}, {head:?}");
         session.serves_again(&bench, &image.0, moment);
+    }
+}
+
+/// What a start finds in the head of a disk that is sealed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Head {
+    header: Header,
+    /// Whether a vault was ever finished.
+    vault: bool,
+}
+
+/// What there is of a header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Header {
+    None,
+    Half,
+    Sealed,
+}
+
+impl Head {
+    const WHOLE: Self = Self {
+        header: Header::Sealed,
+        vault: true,
+    };
+
+    /// Of the disk in a file; one that a start would not go on with fails the test.
+    fn of(disk: &Path) -> Self {
+        let file = File::open(disk).expect("it was made");
+        let bytes = file.metadata().expect("it was made").len();
+        let header = match alknet_sealed::Sealed::probe(&file, bytes).expect("readable") {
+            Content::Unsealed => Header::None,
+            Content::HalfFormatted => Header::Half,
+            Content::Sealed(_) => Header::Sealed,
+            other => panic!("{other:?}"),
+        };
+        let area = |at| FileArea::at(disk, at);
+        let vault = Copies::new(area(VAULT_A_AT), area(VAULT_B_AT)).load();
+        Self {
+            header,
+            vault: vault.expect("one or none").is_some(),
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
-use alknet_qemu::Vm;
+use alknet_qemu::{Disk, Recorder, Recording, Vm};
 use alknet_tests::tools::{RAW_DATA_AT, age, tool_says};
 use alknet_tests::{Bench, Boot, Node, READY};
 use data_encoding::BASE64;
@@ -16,7 +16,8 @@ use sha2::{Digest, Sha256};
 use crate::console::{commands, typed};
 use crate::knock;
 use crate::rescue;
-use crate::tpm::{TPM_ALONE, measured, set_up};
+use crate::tpm::{TPM_ALONE, measured, set_up, type_line};
+use crate::vault::{VAULT_A_AT, VAULT_B_AT};
 
 /// From power-on until the console says what is wrong; firmware alone takes long when it is emulated.
 const SAID_WITHIN: Duration = Duration::from_secs(60);
@@ -30,6 +31,8 @@ const CHECKSUM: std::ops::Range<usize> = 448..512;
 const DATA_AT: u64 = 16 << 20;
 /// What a machine does not write to while it is closed: everything before the data, and their beginning.
 const HEAD_BYTES: usize = (16 << 20) + (64 << 10);
+/// Bytes of a copy of the vault.
+const COPY_BYTES: usize = 64 << 10;
 /// What the first sector says while the partition is being formatted.
 const FORMATTING: &[u8] = b"alknet: this partition is being formatted\n";
 
@@ -49,7 +52,7 @@ fn a_damaged_disk_opens_nothing_and_takes_nobody_in() {
     let machine = |document: &str| measured(&bench, "own").after_firmware().config(document);
     let disk = bench.raw();
     let whole = head(&disk);
-    let thiefs = thiefs_document(&bench);
+    let thiefs = thiefs_document(&bench, TPM_ALONE);
     let zeroes = vec![0; 1 << 20];
     let mut mark = vec![0; 512];
     mark[..FORMATTING.len()].copy_from_slice(FORMATTING);
@@ -105,8 +108,9 @@ fn a_damaged_disk_opens_nothing_and_takes_nobody_in() {
 }
 
 /// The medium that opens the vault lies beside it. Words that the owner never confirmed can be read during the start
-/// at which the console reminds of that; after the next one only by who has them. Who cannot read the encrypted data
-/// can damage what is in them: no document of a medium takes the place of the stored one, although the medium opens the
+/// at which the console reminds of that; after the next one only by who has them, also where the vault is put back as
+/// it was during the first boot, and with recipients that another medium names. Who cannot read the encrypted data can
+/// damage what is in them: no document of a medium takes the place of the stored one, although the medium opens the
 /// vault.
 #[test]
 fn a_medium_that_opens_the_vault_gives_no_words_after_the_reminder_and_no_configuration() {
@@ -115,11 +119,16 @@ fn a_medium_that_opens_the_vault_gives_no_words_after_the_reminder_and_no_config
         &bench.admin().identity(),
         &format!("[vault]\nunlock = [\"provisioning\"]\n{}", secrets()),
     );
-    let start = |document: &str| bench.machine(Boot::MicrovmErofs).config(document).start();
+    let machine = |document: &str| bench.machine(Boot::MicrovmErofs).config(document);
+    let start = |document: &str| machine(document).start();
     let boot = || Node::new(start(&owners), Boot::MicrovmErofs, bench.admin().clone());
-    let node = boot();
+    let recorder = Recorder::serve(&bench.data()).unwrap_or_else(|error| panic!("{error}"));
+    let recorded = Disk::recorded(&recorder).data();
+    let node = machine(&owners).data(Some(recorded)).boot();
     assert_eq!(node.info()["problems"], json!([]), "the first ten minutes");
     node.end();
+    let early = after_first_boot(&bench, &recorder.recording());
+    drop(recorder);
 
     let reminded = |node: &Node| {
         let info = node.info();
@@ -152,6 +161,7 @@ fn a_medium_that_opens_the_vault_gives_no_words_after_the_reminder_and_no_config
     commands(node.vm());
     typed(node.vm(), "slot add passphrase", PROOF);
     node.end();
+    put_back(&bench, &early);
 
     // An attacker without the words tries places; they say which ones matter.
     let damaged = rescue::damage(&bench, &bench.data(), &words, "admin_keys");
@@ -160,6 +170,75 @@ fn a_medium_that_opens_the_vault_gives_no_words_after_the_reminder_and_no_config
     let vm = start(&document(&thief, &secrets()));
     let told = "the stored configuration of this sealed node cannot be read";
     stays_closed(&vm, "config-lost", told);
+}
+
+/// Has the bench's disk what a recorded one has after the first boot, and answers with the vault as it was during that:
+/// with all that it permits.
+fn after_first_boot(bench: &Bench, recording: &Recording) -> Vec<u8> {
+    let image = bench.path().join("recorded.raw");
+    let cut = |at: usize| {
+        let cut = recording.cut(at, 0, &image);
+        cut.unwrap_or_else(|error| panic!("{error}"));
+    };
+    let writes = |at: u64| recording.writes_in(at..at + COPY_BYTES as u64);
+    let made = writes(VAULT_B_AT)[0];
+    let mut changed = writes(VAULT_A_AT).into_iter();
+    let changed = changed.find(|moment| *moment > made);
+    // The other copy is as it was made then.
+    cut(changed.expect("the end of the first boot is noted"));
+    let file = File::open(&image).expect("it was made");
+    let mut early = vec![0; COPY_BYTES];
+    let read = file.read_exact_at(&mut early, VAULT_B_AT);
+    read.expect("the disk is longer");
+    cut(recording.len());
+    alknet_qemu::copy(&image, &bench.data()).unwrap_or_else(|error| panic!("{error}"));
+    early
+}
+
+/// A thief has both copies of the vault say what one did during the first boot, and names himself as the recipient of its
+/// words. When the machine has refused that, the disk answers with what it had, and the machine is made to try again.
+fn put_back(bench: &Bench, early: &[u8]) {
+    let disk = File::options().read(true).write(true).open(bench.data());
+    let disk = disk.expect("the disk is ours");
+    let mut newest = vec![0; 2 * COPY_BYTES];
+    let read = disk.read_exact_at(&mut newest, VAULT_A_AT);
+    read.expect("the disk is longer");
+    assert!(
+        newest[..COPY_BYTES] != *early,
+        "the vault was changed since"
+    );
+    let put = |copies: &[u8]| {
+        let put = disk.write_all_at(copies, VAULT_A_AT);
+        put.expect("the disk is ours");
+    };
+    put(&[early, early].concat());
+    let thiefs = format!("{}{}", thiefs_document(bench, "[vault]"), secrets());
+    let vm = bench.machine(Boot::MicrovmErofs).config(thiefs).start();
+    let told = "the vault is older than the data beside it";
+    stays_closed(&vm, "vault-old", told);
+    put(&newest);
+    type_line(&vm, &pasted(bench));
+    let node = Node::new(vm, Boot::MicrovmErofs, bench.admin().clone());
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["words_age"], Value::Null, "{status:#}");
+    let text = node.vm().console().text();
+    for shown in ["BEGIN AGE", WORDS] {
+        assert!(!text.contains(shown), "{shown:?} in {text}");
+    }
+    node.end();
+}
+
+/// A document as it is pasted at a console.
+fn pasted(bench: &Bench) -> String {
+    let [file, line] = ["thief.toml", "thief.line"].map(|name| bench.path().join(name));
+    let thief = bench.somebody("thief");
+    std::fs::write(&file, document(&thief.identity(), "")).expect("the folder is ours");
+    let mut provision = thief.command(&["provision", "--form", "console"]);
+    provision.arg("--config").arg(&file).arg("--out").arg(&line);
+    provision.args(["--words-to", &recipient(bench)]);
+    thief.run(provision).json();
+    let line = std::fs::read_to_string(&line).expect("it was written");
+    line.trim().to_owned()
 }
 
 /// The words of a table of them, each behind its number.
@@ -186,20 +265,22 @@ fn document(admin: &str, more: &str) -> String {
     format!("[node]\nname = \"alknet\"\nadmin_keys = [\"{admin}\"]\n{more}")
 }
 
-/// One by which the thief would be the administrator, and get the words.
-fn thiefs_document(bench: &Bench) -> String {
+/// One by which the thief would be the administrator, and get the words. `vault` says how that is opened.
+fn thiefs_document(bench: &Bench, vault: &str) -> String {
     let key = bench.path().join("thief.key").display().to_string();
     tool_says(&age("age-keygen"), &["-o", &key]);
-    let text = std::fs::read_to_string(&key).expect("it was written");
-    let recipient = text
-        .lines()
-        .find_map(|line| line.strip_prefix("# public key: "));
-    let recipient = recipient.expect("a public key");
+    let recipient = recipient(bench);
     let thief = bench.somebody("thief").identity();
-    document(
-        &thief,
-        &format!("{TPM_ALONE}\nwords_to = [\"{recipient}\"]\n"),
-    )
+    document(&thief, &format!("{vault}\nwords_to = [\"{recipient}\"]\n"))
+}
+
+/// Whom the thief would have the words encrypted to.
+fn recipient(bench: &Bench) -> String {
+    let key = std::fs::read_to_string(bench.path().join("thief.key"));
+    let key = key.expect("it was made for the document");
+    let mut lines = key.lines();
+    let recipient = lines.find_map(|line| line.strip_prefix("# public key: "));
+    recipient.expect("a public key").to_owned()
 }
 
 /// Waits until the machine says what is wrong, and tries what a thief would at its port and its console.

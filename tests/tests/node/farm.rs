@@ -32,6 +32,9 @@ const WORKERS: [&str; 3] = ["w1", "w2", "w3"];
 const SOON: Duration = Duration::from_secs(20);
 const SOON_MAX: Duration = Duration::from_secs(CALL_TIMEOUT_DEFAULT.as_secs() - 5);
 
+/// Between two looks at what tells nobody that it changed.
+const POLL: Duration = Duration::from_millis(5);
+
 /// A test that hangs fails instead, and says where.
 #[track_caller]
 fn soon<F: Future>(future: F) -> impl Future<Output = F::Output> {
@@ -347,6 +350,13 @@ async fn a_worker_changes_its_key_and_no_call_is_lost() {
             }
         };
 
+        // One of them is under way for as long as the worker has two connections.
+        let mut running = old.running.subscribe();
+        let caller = client.clone();
+        let long =
+            tokio::spawn(async move { caller.call("farm/finish", &json!({ "to": "w1" })).await });
+        soon(running.wait_for(|n| *n == 1)).await.expect("it runs");
+
         let new = NodeKey::generate().expect("a key");
         let id: PeerId = "w1".parse().expect("a peer id");
         let rotate = hub.known.rotate(id.clone(), old.key.public(), new.public());
@@ -355,6 +365,14 @@ async fn a_worker_changes_its_key_and_no_call_is_lost() {
         // Attached with the new key, while the old one still counts.
         let serves = CallClient::new(Arc::new(worker("w1", &old.running, &old.finish)));
         let (_dialer, link) = hub.dial(carriage, &new, serves).await;
+        let superseded = async {
+            while !old.link.is_draining() && !old.link.is_closed() {
+                tokio::time::sleep(POLL).await;
+            }
+        };
+        soon(superseded).await;
+        old.finish.release.notify_one();
+        soon(long).await.expect("no panic").expect("it is answered");
         soon(old.link.closed()).await;
         hub.attached(&["w1"]).await;
         let (_other, with_old) = hub

@@ -1,23 +1,18 @@
 //! Peers that speak the protocol by hand: with schemas that are written against the hub, which imports them and
-//! checks with them what its own operations and scripts call; one that counts what it is asked; and one that reads
-//! requests and answers none.
+//! checks with them what its own operations and scripts call; one that counts what it is asked; those that read no
+//! requests, or answer none; and those whose answers and events have binary data.
 
 use std::fs;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use alknet_call::{
-    ALPN, CallClient, CallOptions, Envelope, EventKind, FrameBody, FrameReader, Idempotence,
-    OperationSpec, encode_event,
-};
-use alknet_core::{CloseCode, Connection, RecvStream, SendStream};
-use alknet_endpoint::{Dialer, Target};
-use alknet_test_support::took;
-use alknet_tests::{Asking, Bench, Cli, HostNode, eventually};
-use alknet_tls::NodeKey;
+use alknet_call::{CallOptions, ErrorCode, Idempotence, OperationSpec};
+use alknet_core::CloseCode;
+use alknet_test_support::{deadline, took};
+use alknet_tests::{Asking, Bench, Cli, HostNode, eventually, wire};
 use serde_json::{Map, Value, json};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
+use super::by_hand::{OFTEN, POINTED, Peer, caller, dial, people, until_attached};
 use super::unread::memory;
 
 /// What the hub answers within meanwhile.
@@ -31,6 +26,28 @@ const SCHEMAS_GROWTH_MAX: u64 = 48 << 20;
 const PASSED_ON: usize = 48;
 /// What they may make the hub grow by, half of what they have: one is on its way at a time.
 const PASSED_ON_GROWTH_MAX: u64 = 24 << 20;
+
+/// Inputs of as many bytes that a peer does not read: more than the windows of its connection take, and the hub keeps.
+const UNREAD: usize = 96;
+/// How many are refused at least, and what all of them may make the hub grow by: 16 MiB wait in the windows of the
+/// connection that they come over, 4 MiB are kept, and the rest is on its way (31,892 KiB were seen for 64).
+const UNREAD_REFUSED_MIN: usize = 32;
+const UNREAD_GROWTH_MAX: u64 = 48 << 20;
+
+/// What an answer may make the hub grow by that points to the same data thousands of times.
+const OFTEN_GROWTH_MAX: u64 = 32 << 20;
+/// Subscriptions of events with much binary data, of which nothing is taken, and what these may make it grow by: 16 MiB
+/// wait in the windows of the connection, 4 MiB are kept, and twice 4 MiB wait to be read.
+const FLOWS: usize = 48;
+const FLOWS_GROWTH_MAX: u64 = 64 << 20;
+
+/// What two answers with 450,000 short values may make it grow by: a tree of one has 32 MiB and more.
+const LISTS_GROWTH_MAX: u64 = 24 << 20;
+
+/// How long anything may take before a test calls it hung.
+const HUNG: Duration = Duration::from_secs(60);
+/// How long nothing happens that is believed to have come to its end.
+const QUIET: Duration = Duration::from_millis(500);
 
 /// A chain of forty, each twice the next.
 fn chain() -> Value {
@@ -58,99 +75,6 @@ fn numbers() -> Value {
     json!({ "items": { "enum": numbers } })
 }
 
-/// A peer that says of itself what it likes.
-struct Peer {
-    _dialer: Dialer,
-    connection: Connection,
-    /// What it was asked for.
-    asked: Arc<Mutex<Vec<String>>>,
-}
-
-/// A connection to the hub, and what made it.
-async fn dial(hub: &HostNode, who: &Cli) -> (Dialer, Connection) {
-    let file = who.state().join("identity.key");
-    let (key, _) = NodeKey::load_or_create(&file).expect("a key");
-    let dialer = Dialer::new(Some(key));
-    let target: Target = hub.target().parse().expect("the hub's own target");
-    let connection = dialer.dial(&target, ALPN).await.expect("it is known");
-    (dialer, connection)
-}
-
-impl Peer {
-    async fn start(hub: &HostNode, who: &Cli, spec: OperationSpec) -> Self {
-        Self::serving(hub, who, vec![spec]).await
-    }
-
-    async fn serving(hub: &HostNode, who: &Cli, specs: Vec<OperationSpec>) -> Self {
-        let (dialer, connection) = dial(hub, who).await;
-        let asked = Arc::new(Mutex::new(Vec::new()));
-        let specs: Arc<[Value]> = specs.into_iter().map(|spec| json!(spec)).collect();
-        let (incoming, note) = (connection.clone(), Arc::clone(&asked));
-        tokio::spawn(async move {
-            while let Ok((send, recv)) = incoming.accept_bi().await {
-                tokio::spawn(answer(send, recv, Arc::clone(&specs), Arc::clone(&note)));
-            }
-        });
-        Self {
-            _dialer: dialer,
-            connection,
-            asked,
-        }
-    }
-
-    fn asked(&self, operation: &str) -> usize {
-        let asked = self.asked.lock().expect("no panic");
-        asked.iter().filter(|one| *one == operation).count()
-    }
-}
-
-/// A row of `services/list`.
-fn listed(spec: &Value) -> Value {
-    json!({ "name": spec["name"], "namespace": "node", "op_type": "query" })
-}
-
-async fn answer(
-    mut send: SendStream,
-    mut recv: RecvStream,
-    specs: Arc<[Value]>,
-    asked: Arc<Mutex<Vec<String>>>,
-) {
-    let mut frames = FrameReader::new();
-    while let Ok(Some(chunk)) = recv.read_chunk(64 << 10).await {
-        frames.push(chunk);
-        while let Some(frame) = frames.next_frame(64 << 20).expect("a good node") {
-            let body = FrameBody::parse(frame).expect("a good node");
-            let event = Envelope::parse(&body.envelope, 64).expect("a good node");
-            if event.kind != EventKind::Requested {
-                continue;
-            }
-            let payload: Value = serde_json::from_str(event.payload).expect("JSON");
-            let operation = payload["operationId"].as_str().unwrap_or_default();
-            let operation = operation.trim_start_matches('/').to_owned();
-            let output = match operation.as_str() {
-                "services/list" => {
-                    let all: Value = specs.iter().map(listed).collect();
-                    json!({ "operations": all, "registry": "r" })
-                }
-                "services/schema" => json!({ "specs": &*specs }),
-                // It tells of no changes.
-                "services/watch" => continue,
-                "node/hold" => {
-                    asked.lock().expect("no panic").push(operation);
-                    continue;
-                }
-                _ => json!("done"),
-            };
-            asked.lock().expect("no panic").push(operation);
-            let payload = json!({ "output": output }).to_string();
-            let bytes = encode_event(EventKind::Responded, &event.id, &payload);
-            if send.write_chunk(bytes).await.is_err() {
-                return;
-            }
-        }
-    }
-}
-
 /// The code and the text that a script's call of an operation of a peer's ends with; nothing where it is answered.
 fn called(hub: &HostNode, peer: &str, input: &str) -> (String, String) {
     let source = format!(
@@ -164,13 +88,10 @@ fn called(hub: &HostNode, peer: &str, input: &str) -> (String, String) {
 }
 
 /// The configuration of a hub that knows these peers.
-fn knows<'a>(people: impl Iterator<Item = (&'a str, &'a Cli)>) -> String {
-    let mut config = "[hub]\nenabled = true\n".to_owned();
-    for (name, who) in people {
-        let key = who.identity();
-        config += &format!("[[peers]]\npeer_id = \"{name}\"\nkeys = [\"{key}\"]\n");
-    }
-    config
+fn knows<'a>(known: impl Iterator<Item = (&'a str, &'a Cli)>) -> String {
+    let none: &[&str] = &[];
+    let known = known.map(|(name, who)| (name, who, none));
+    "[hub]\nenabled = true\n".to_owned() + &people(known)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -229,6 +150,75 @@ async fn schemas_of_peers_cost_the_hub_little_time() {
     }
 }
 
+/// A thousand operations, each with patterns that compile to as much as they may.
+fn patterns() -> Vec<OperationSpec> {
+    let operation = |n: usize| {
+        let one = |m| json!({ "pattern": format!("^[ab]{{2000}}c{n}-{m}") });
+        let patterns: Vec<_> = (0..8).map(one).collect();
+        let name = match n {
+            0 => "node/do".to_owned(),
+            n => format!("node/do-{n}"),
+        };
+        OperationSpec::query(&name, "Works.").with_input(json!({ "anyOf": patterns }))
+    };
+    (0..1000).map(operation).collect()
+}
+
+/// Each reference looks at the names of members once more.
+fn references() -> Value {
+    let to = |n: usize| json!({ "$ref": format!("#/$defs/{n}") });
+    let all: Vec<_> = (0..2_500).map(to).collect();
+    let defs: Map<_, _> = (0..2_500).map(|n| (n.to_string(), json!({}))).collect();
+    json!({ "propertyNames": { "allOf": all }, "$defs": defs })
+}
+
+/// Each keyword goes through the members once more.
+fn through_members() -> Value {
+    json!({ "allOf": vec![json!({ "propertyNames": {} }); 5_000] })
+}
+
+/// What compiling patterns takes is counted for all operations of a peer together, what going through names takes is
+/// counted, and none of them is copied.
+#[tokio::test(flavor = "multi_thread")]
+async fn patterns_and_names_of_peers_are_counted() {
+    let bench = Bench::new();
+    let names = ["patterns", "references", "members"];
+    let people = names.map(|name| bench.somebody(name));
+    let config = knows(names.iter().copied().zip(&people)) + "[log]\nlevel = \"debug\"\n";
+    let hub = bench.host_with(&config);
+    let does = |schema| OperationSpec::query("node/do", "Works.").with_input(schema);
+    let refused = Peer::serving(&hub, &people[0], patterns()).await;
+    let references = Peer::start(&hub, &people[1], does(references())).await;
+    let members = Peer::start(&hub, &people[2], does(through_members())).await;
+    until_read(&hub, ["patterns"]);
+    assert!(refused.asked("services/schema") > 0);
+    assert_eq!(called(&hub, "patterns", "'x'").0, "NOT_FOUND");
+    // The first values have the schemas compiled.
+    for (name, peer) in [("references", &references), ("members", &members)] {
+        eventually(name, || {
+            let (code, _) = called(&hub, name, "({})");
+            (code.is_empty() && peer.asked("node/do") > 0).then_some(())
+        });
+    }
+    fs::write(format!("/proc/{}/clear_refs", hub.pid()), "5").expect("it is our process");
+    let held = memory(&hub, "VmRSS:");
+    let one_name = "({ ['a'.repeat(500000)]: 0 })";
+    assert_eq!(called(&hub, "references", one_name).0, "");
+    // JSON has six characters for each of these.
+    let escaped = "Object.fromEntries([0, 1, 2, 3].map((n) => ['\\u0001'.repeat(37000) + n, 0]))";
+    let before = members.asked("node/do");
+    let (code, said) = called(&hub, "members", escaped);
+    assert_eq!(code, "INVALID_INPUT", "{said}");
+    assert!(said.contains("steps"), "{said}");
+    assert_eq!(members.asked("node/do"), before);
+    let grown = memory(&hub, "VmHWM:").saturating_sub(held);
+    println!("figure names of peers: {} KiB", grown >> 10);
+    assert!(grown <= SCHEMAS_GROWTH_MAX, "{grown} bytes");
+    for peer in [refused, references, members] {
+        peer.connection.close(CloseCode::Normal, "");
+    }
+}
+
 /// Waits until the hub has imported what these peers serve, or says in its log, of each, why it does not.
 fn until_read<const N: usize>(hub: &HostNode, peers: [&str; N]) {
     eventually("what the peers serve was read", || {
@@ -244,16 +234,6 @@ fn until_read<const N: usize>(hub: &HostNode, peers: [&str; N]) {
     });
 }
 
-/// Waits until an operation of a peer is there.
-fn until_attached(hub: &HostNode) {
-    eventually("the peer is attached", || {
-        let listed = hub.call("services/list-peers", &Value::Null);
-        let peers = listed["peers"].as_array()?.iter();
-        let operations = peers.filter_map(|peer| peer["operations"].as_array());
-        operations.flatten().next().map(drop)
-    });
-}
-
 /// A requester has them passed on to a peer that is in league with it.
 #[tokio::test(flavor = "multi_thread")]
 async fn inputs_that_a_peer_has_read_are_not_kept_by_the_hub() {
@@ -262,8 +242,7 @@ async fn inputs_that_a_peer_has_read_are_not_kept_by_the_hub() {
     let hub = bench.host_with(&knows([("sink", &sink)].into_iter()));
     let sink = Peer::start(&hub, &sink, OperationSpec::query("node/hold", "Waits.")).await;
     until_attached(&hub);
-    let (_dialer, connection) = dial(&hub, bench.admin()).await;
-    let client = CallClient::without_operations().attach(connection, None);
+    let (_dialer, client) = caller(&hub, bench.admin()).await;
     let mut calls: Vec<JoinHandle<_>> = Vec::new();
     let mut before = 0;
     for n in 0..=PASSED_ON {
@@ -297,6 +276,174 @@ async fn inputs_that_a_peer_has_read_are_not_kept_by_the_hub() {
     sink.connection.close(CloseCode::Normal, "");
 }
 
+/// The same, and the peer reads none of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn inputs_that_a_peer_does_not_read_are_refused() {
+    let bench = Bench::new();
+    let sink = bench.somebody("sink");
+    let hub = bench.host_with(&knows([("sink", &sink)].into_iter()));
+    let sink = Peer::start(&hub, &sink, OperationSpec::query("node/hold", "Waits.")).await;
+    until_attached(&hub);
+    let (_dialer, client) = caller(&hub, bench.admin()).await;
+    let holds = || {
+        let client = client.clone();
+        async move {
+            let input = "x".repeat((1 << 20) - 1000);
+            let input = json!({ "peer": "sink", "operation": "node/hold", "input": input });
+            let options = CallOptions {
+                timeout: Some(Duration::from_secs(600)),
+                ..CallOptions::default()
+            };
+            client.call_with("hub/invoke", &input, &options).await
+        }
+    };
+    // The first one makes what stays.
+    let mut calls = JoinSet::new();
+    calls.spawn(holds());
+    eventually("it is passed on", || {
+        (sink.asked("node/hold") > 0).then_some(())
+    });
+    sink.falls_deaf();
+    fs::write(format!("/proc/{}/clear_refs", hub.pid()), "5").expect("it is our process");
+    let before = memory(&hub, "VmRSS:");
+    for _ in 0..UNREAD {
+        calls.spawn(holds());
+    }
+    let mut refused = 0;
+    while refused < UNREAD_REFUSED_MIN {
+        let ended = tokio::time::timeout(deadline(HUNG), calls.join_next()).await;
+        let ended = ended.unwrap_or_else(|_| panic!("{refused} are refused"));
+        let outcome = ended.expect("some run").expect("no panic");
+        let error = outcome.expect_err("nobody answers it");
+        assert_eq!(error.code, ErrorCode::Overloaded, "{error}");
+        assert!(error.message.contains("wait to be read"), "{error}");
+        refused += 1;
+    }
+    // Of the rest some may be refused still.
+    while let Ok(Some(ended)) = tokio::time::timeout(deadline(QUIET), calls.join_next()).await {
+        let error = ended.expect("no panic").expect_err("nobody answers it");
+        assert_eq!(error.code, ErrorCode::Overloaded, "{error}");
+        refused += 1;
+    }
+    let grown = memory(&hub, "VmHWM:").saturating_sub(before);
+    println!(
+        "figure {UNREAD} inputs that nobody reads: {} KiB, {refused} refused",
+        grown >> 10
+    );
+    assert!(grown <= UNREAD_GROWTH_MAX, "{grown} bytes");
+    assert_eq!(hub.call("node/info", &Value::Null)["problems"], json!([]));
+}
+
+/// How an answer begins that a requester gets who takes no binary data.
+async fn asked_as_text(hub: &HostNode, who: &Cli, operation: &str) -> Value {
+    let (_dialer, connection) = dial(hub, who).await;
+    let (mut send, mut recv) = wire::stream(&connection).await.expect("it is connected");
+    let payload = json!({ "operationId": operation, "input": null, "peer": "blob" });
+    let event = json!({ "type": "call.requested", "id": "1", "payload": payload });
+    let frame = wire::frame(event.to_string().as_bytes());
+    send.write_chunk(frame.into())
+        .await
+        .expect("the node reads");
+    let event = tokio::time::timeout(deadline(HUNG), wire::event(&mut recv)).await;
+    event.expect("it hangs").expect("an answer")
+}
+
+/// Text in which thousands of values point to the same data would be a thousand times as long for whoever takes none.
+#[tokio::test(flavor = "multi_thread")]
+async fn binary_data_of_a_peer_is_not_repeated_without_end() {
+    let bench = Bench::new();
+    let blob = bench.somebody("blob");
+    let hub = bench.host_with(&knows([("blob", &blob)].into_iter()));
+    let specs = ["node/once", "node/often"].map(|name| OperationSpec::query(name, "Answers."));
+    let blob = Peer::serving(&hub, &blob, specs.into()).await;
+    until_attached(&hub);
+    let once = asked_as_text(&hub, bench.admin(), "/node/once").await;
+    let output = once["payload"]["output"].as_str().map(str::len);
+    assert_eq!(output, Some(POINTED / 3 * 4), "{}", once["type"]);
+    fs::write(format!("/proc/{}/clear_refs", hub.pid()), "5").expect("it is our process");
+    let before = memory(&hub, "VmRSS:");
+    let often = asked_as_text(&hub, bench.admin(), "/node/often").await;
+    // What would be as long stays as it came.
+    let pointer = json!({ "$bin": [0, POINTED] });
+    assert_eq!(often["payload"]["output"], json!(vec![pointer; OFTEN]));
+    let grown = memory(&hub, "VmHWM:").saturating_sub(before);
+    println!(
+        "figure data that is pointed to {OFTEN} times: {} KiB",
+        grown >> 10
+    );
+    assert!(grown <= OFTEN_GROWTH_MAX, "{grown} bytes");
+    assert_eq!(blob.asked("node/often"), 1);
+}
+
+/// Events with binary data, in many subscriptions of which nothing is taken: those that there is no room for wait at the
+/// peer.
+#[tokio::test(flavor = "multi_thread")]
+async fn events_of_a_peer_that_nobody_takes_wait_at_the_peer() {
+    let bench = Bench::new();
+    let flow = bench.somebody("flow");
+    let hub = bench.host_with(&knows([("flow", &flow)].into_iter()));
+    let spec = OperationSpec::subscription("node/flow", "Goes on for ever.");
+    let flow = Peer::start(&hub, &flow, spec).await;
+    until_attached(&hub);
+    let (_dialer, client) = caller(&hub, bench.admin()).await;
+    let follow = json!({ "peer": "flow", "operation": "node/flow" });
+    fs::write(format!("/proc/{}/clear_refs", hub.pid()), "5").expect("it is our process");
+    let before = memory(&hub, "VmRSS:");
+    let mut left = Vec::new();
+    for _ in 0..FLOWS {
+        let events = client.subscribe("hub/subscribe", &follow).await;
+        left.push(events.expect("it is sent"));
+    }
+    eventually("the peer is asked", || {
+        (flow.asked("node/flow") == FLOWS).then_some(())
+    });
+    let mut most = 0;
+    loop {
+        // Nothing tells that the hub keeps no more.
+        tokio::time::sleep(deadline(QUIET)).await;
+        let now = memory(&hub, "VmHWM:");
+        if now == most {
+            break;
+        }
+        most = now;
+    }
+    let grown = most.saturating_sub(before);
+    println!(
+        "figure {FLOWS} subscriptions that nobody takes: {} KiB",
+        grown >> 10
+    );
+    assert!(grown <= FLOWS_GROWTH_MAX, "{grown} bytes");
+    let served = hub.try_call("node/info", &Value::Null);
+    assert_eq!(served.status, 0, "{served:?}");
+    drop(left);
+}
+
+/// What a peer says of its GPU is not this node's, and nothing is made of the long list that it says beside it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_peer_says_of_its_gpu_ends_no_script() {
+    let bench = Bench::new();
+    let liar = bench.somebody("liar");
+    let hub = bench.host_with(&knows([("liar", &liar)].into_iter()));
+    let spec = OperationSpec::query("compute/dispatch", "Lies.");
+    let liar = Peer::start(&hub, &liar, spec).await;
+    until_attached(&hub);
+    // What is made by the first script stays.
+    hub.call("runtime/eval", &json!({ "source": "export default 1" }));
+    fs::write(format!("/proc/{}/clear_refs", hub.pid()), "5").expect("it is our process");
+    let before = memory(&hub, "VmRSS:");
+    let source = "const said = [];
+        for (let n = 0; n < 2; n++) {
+            said.push((await ops.call('compute/dispatch', {}, { peer: 'liar' })).gpu_ms);
+        }
+        export default said";
+    let ran = hub.call("runtime/eval", &json!({ "source": source }));
+    assert_eq!(ran["value"], json!([3_600_000, 3_600_000]), "{ran}");
+    assert_eq!(liar.asked("compute/dispatch"), 2);
+    let grown = memory(&hub, "VmHWM:").saturating_sub(before);
+    println!("figure answers with long lists: {} KiB", grown >> 10);
+    assert!(grown <= LISTS_GROWTH_MAX, "{grown} bytes");
+}
+
 /// A script that does not know whether its call arrived asks again under the same key. The peer, which runs whatever
 /// it is asked, is asked once for each.
 #[tokio::test(flavor = "multi_thread")]
@@ -318,4 +465,51 @@ async fn the_key_of_a_script_s_call_has_it_run_once() {
         "{ran}"
     );
     assert_eq!(bank.asked("node/pay"), 3);
+}
+
+/// A script on a worker calls a peer of the worker's, which has no room at first. Whoever asked the hub for it under a
+/// key asks again.
+#[tokio::test(flavor = "multi_thread")]
+async fn that_there_was_no_room_is_not_kept_for_a_key() {
+    let bench = Bench::new();
+    let (admin, bank) = (bench.admin(), bench.somebody("bank"));
+    let hub = bench.host_with("[hub]\nenabled = true\n");
+    let invited = admin.run(admin.command(&["hub", "invite", hub.target()]));
+    let invited = invited.json();
+    let join = invited["join"].as_str().expect("a join string");
+    let config = bench.path().join("worker.toml");
+    let document = format!(
+        "{}[node]\nname = \"kitchen\"\n[[join]]\ncode = \"{join}\"\n\
+         scopes = [\"runtime:debug\"]\n",
+        knows([("bank", &bank)].into_iter())
+    );
+    fs::write(&config, document).expect("the folder is ours");
+    let worker = HostNode::start_with(&bench.path().join("worker"), admin, Some(&config));
+    let full = OperationSpec::query("node/full", "Has no room at first.");
+    let bank = Peer::start(&worker, &bank, full).await;
+    for (node, operation) in [(&worker, "node/full"), (&hub, "runtime/eval")] {
+        eventually(operation, || {
+            let listed = node.call("services/list-peers", &Value::Null);
+            listed.to_string().contains(operation).then_some(())
+        });
+    }
+    let (_dialer, client) = caller(&hub, admin).await;
+    let source = "export default await ops.call('node/full', {}, { peer: 'bank' })";
+    let input = json!({
+        "peer": "kitchen", "operation": "runtime/eval", "input": { "source": source },
+    });
+    let options = CallOptions {
+        idempotency_key: Some("k".to_owned()),
+        ..CallOptions::default()
+    };
+    let ask = async || client.call_with("hub/invoke", &input, &options).await;
+    let refused = ask().await.expect_err("there is no room");
+    assert_eq!(refused.code, ErrorCode::Overloaded, "{refused}");
+    assert!(refused.retryable, "{refused}");
+    for _ in 0..2 {
+        let answer = ask().await.expect("there is room by now");
+        assert_eq!(answer.value()["value"], "done");
+    }
+    assert_eq!(bank.asked("node/full"), 2);
+    bank.connection.close(CloseCode::Normal, "");
 }

@@ -1,5 +1,6 @@
 //! A node as its users meet it: `alknet serve` on this host, and where it matters a booted appliance.
 
+mod by_hand;
 mod calling;
 mod enrolment;
 mod enrolment_machines;
@@ -7,6 +8,7 @@ mod escrow;
 mod farm;
 mod here;
 mod hostile;
+mod hostile_memory;
 mod hostile_peers;
 mod hostile_scripts;
 mod identities;

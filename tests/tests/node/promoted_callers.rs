@@ -2,7 +2,7 @@
 //! other callers, what is theirs.
 
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -10,8 +10,9 @@ use std::time::Duration;
 use alknet_call::{ALPN, CallClient, CallConnection, ErrorCode};
 use alknet_endpoint::{Dialer, Target};
 use alknet_test_support::deadline;
-use alknet_tests::{Bench, Cli, HostNode, assert_known_labels};
+use alknet_tests::{Bench, Cli, Curl, HostNode, assert_known_labels};
 use alknet_tls::NodeKey;
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
@@ -42,7 +43,9 @@ async fn dial(node: &HostNode, who: &Cli) -> (Dialer, CallConnection) {
 struct Draft<'a> {
     name: &'a str,
     uses: &'a [&'a str],
-    /// Its export `run` answers `'done'` to 0.
+    /// What its input is like, and one to which its export `run` answers `'done'`.
+    input: Value,
+    example: Value,
     source: &'a str,
 }
 
@@ -52,6 +55,8 @@ impl<'a> Draft<'a> {
         Self {
             name,
             uses: &[],
+            input: json!({ "type": "integer" }),
+            example: json!(0),
             source: "export const run = (ms) =>
                 ms ? new Promise((done) => setTimeout(() => done('done'), ms)) : 'done';",
         }
@@ -60,11 +65,10 @@ impl<'a> Draft<'a> {
     fn write(&self, bench: &Bench) -> PathBuf {
         let at = bench.path().join(self.name);
         std::fs::create_dir_all(&at).expect("the folder is ours");
-        let input = json!({ "type": "integer" });
         let operation = json!({
-            "spec": { "name": self.name, "kind": "query", "input": input, "uses": self.uses },
+            "spec": { "name": self.name, "kind": "query", "input": self.input, "uses": self.uses },
             "entry": "./main.js", "export": "run",
-            "tests": [{ "input": 0, "expect": { "output": "done" } }],
+            "tests": [{ "input": self.example, "expect": { "output": "done" } }],
         });
         std::fs::write(at.join("operation.json"), operation.to_string()).expect("room");
         std::fs::write(at.join("main.js"), self.source).expect("room");
@@ -227,13 +231,11 @@ async fn whoever_calls_without_end_leaves_the_author_and_others_theirs() {
 fn post_batch(node: &HostNode, token: &str, calls: &Value) -> Child {
     let (_, address) = node.target().rsplit_once('@').expect("key and address");
     let batch = json!({ "calls": calls, "mode": "parallel" });
-    let mut curl = Command::new("curl");
-    curl.args(["--silent", "--insecure", "--max-time", "300"])
-        .args(["--header", &format!("Authorization: Bearer {token}")])
-        .args(["--json", &batch.to_string()])
-        .arg(format!("https://{address}/batch"))
-        .stdout(Stdio::null());
-    curl.spawn().expect("curl is installed by the set-up")
+    let (batch, url) = (batch.to_string(), format!("https://{address}/batch"));
+    let bearer = format!("Authorization: Bearer {token}");
+    let fixed = ["--silent", "--insecure", "--max-time", "300", "--url", &url];
+    let asks = ["--header", &bearer, "--json", &batch];
+    Curl::new(&[&fixed[..], &asks].concat()).start(Stdio::null())
 }
 
 /// All calls of a batch have one id. The first is one of an author's operation; what the others call of the author's
@@ -294,6 +296,122 @@ async fn the_calls_of_a_batch_are_not_taken_for_one_another() {
     curl.wait().expect("it is our child");
 }
 
+/// A machine with so much memory has 32 MiB for requests, and 16 MiB for those of one identity.
+const SMALL: u64 = 256 << 20;
+/// Calls with a list of short values, whose trees have 1.6 MB each: together twice as much as that.
+const TREES: usize = 20;
+
+/// They are much longer than the frames that they come in, and what the operation is given.
+#[tokio::test(flavor = "multi_thread")]
+async fn trees_of_inputs_count_for_who_sent_them() {
+    let bench = Bench::new();
+    let [ada, rev, eve, bob] = ["ada", "rev", "eve", "bob"].map(|name| bench.somebody(name));
+    let config = configuration(
+        "",
+        &[
+            ("ada", &ada, &["ops:propose"]),
+            ("rev", &rev, &["ops:promote"]),
+            ("eve", &eve, &["call:js:tree"]),
+            ("bob", &bob, &["call:js:tree"]),
+        ],
+    );
+    if let Some(node) = bench.host_on(SMALL, &config) {
+        let draft = Draft {
+            input: json!({ "type": "array" }),
+            example: json!([0]),
+            source: "export const run = (list) => list[0]
+                ? new Promise((done) => setTimeout(() => done('done'), list[0])) : 'done';",
+            ..Draft::waits("tree")
+        };
+        promote(&bench, node.target(), ("ada", &ada), &rev, &draft);
+        let list = |ms: u64| {
+            let mut list = vec![0; 11_000];
+            list[0] = ms;
+            json!(list)
+        };
+        let (_eves, eve) = dial(&node, &eve).await;
+        let mut calls = JoinSet::new();
+        for _ in 0..TREES {
+            let (eve, list) = (eve.clone(), list(LASTS_MS));
+            calls.spawn(async move { eve.call("js/tree", &list).await });
+        }
+        // What there is no room for is refused at once, and what there is room for lasts.
+        for _ in 0..TREES / 2 {
+            let ended = tokio::time::timeout(deadline(Duration::from_secs(60)), calls.join_next());
+            let ended = ended.await.expect("half of them are refused");
+            let refused = ended.expect("some run").expect("no panic");
+            let refused = refused.expect_err("there is no room");
+            assert_eq!(refused.code, ErrorCode::Overloaded, "{refused}");
+        }
+        let (_bobs, bob) = dial(&node, &bob).await;
+        let answer = bob.call("js/tree", &list(0)).await;
+        assert_eq!(answer.expect("there is room").value(), &json!("done"));
+        assert!(!calls.is_empty(), "those that have room go on");
+        calls.abort_all();
+    }
+}
+
+/// Values of which each takes most of the steps that a check may take: more of them than may wait for their turn.
+const CHECKED: usize = 200;
+/// Items of each, and how many an item is compared with.
+const ITEMS: usize = 9_000;
+const COMPARED: u32 = 100;
+
+/// One caller has as many large values checked as it can: another's is checked.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_caller_does_not_take_all_checks() {
+    let bench = Bench::new();
+    let [ada, rev, eve, bob] = ["ada", "rev", "eve", "bob"].map(|name| bench.somebody(name));
+    let config = configuration(
+        "",
+        &[
+            ("ada", &ada, &["ops:propose"]),
+            ("rev", &rev, &["ops:promote"]),
+            ("eve", &eve, &["call:js:picky"]),
+            ("bob", &bob, &["call:js:picky"]),
+        ],
+    );
+    let node = bench.host_with(&config);
+    let numbers: Vec<_> = (0..COMPARED).map(|n| f64::from(n) + 0.5).collect();
+    let last = f64::from(COMPARED) - 0.5;
+    let draft = Draft {
+        input: json!({ "type": "array", "items": { "enum": numbers } }),
+        example: json!([last]),
+        source: "export const run = () => 'done';",
+        ..Draft::waits("picky")
+    };
+    promote(&bench, node.target(), ("ada", &ada), &rev, &draft);
+    let fits = vec![last; ITEMS];
+    let mut wrong = fits.clone();
+    wrong.push(7.0);
+    let (_eves, eve) = dial(&node, &eve).await;
+    let (_bobs, bob) = dial(&node, &bob).await;
+    let (fits, wrong) = (json!(fits), Arc::new(json!(wrong)));
+    let mut checks = JoinSet::new();
+    for _ in 0..CHECKED {
+        let (eve, wrong) = (eve.clone(), Arc::clone(&wrong));
+        checks.spawn(async move { eve.call("js/picky", &wrong).await });
+    }
+    let (mut checked, mut refused) = (0, 0);
+    let mut answer = None;
+    while let Some(ended) = checks.join_next().await {
+        match ended.expect("no panic").expect_err("it does not fit").code {
+            ErrorCode::InvalidInput => checked += 1,
+            ErrorCode::Overloaded => refused += 1,
+            code => panic!("{code:?}"),
+        }
+        // From now on as many of hers wait as may.
+        if refused > 0 && answer.is_none() {
+            let four = (0..4).map(|_| bob.call("js/picky", &fits));
+            answer = Some(join_all(four).await);
+        }
+    }
+    for answer in answer.expect("more are refused than wait") {
+        assert_eq!(answer.expect("his have a turn").value(), &json!("done"));
+    }
+    assert!(checked > 0, "{refused} of {CHECKED} are refused");
+}
+
 /// Calls of a new version: more of them fail than may, if they speak against it.
 const FAILING: usize = 30;
 
@@ -325,9 +443,9 @@ async fn a_caller_who_takes_all_room_has_no_version_taken_back() {
              export const run = async (n) => {{ if (n) await ops.call('js/second', 0); return 'done'; }};"
         );
         let draft = Draft {
-            name: "first",
             uses: &["js/second"],
             source: &source,
+            ..Draft::waits("first")
         };
         promote(&bench, node.target(), ("ada", &ada), &rev, &draft);
     }
@@ -348,6 +466,8 @@ async fn a_caller_who_takes_all_room_has_no_version_taken_back() {
     for _ in 0..FAILING {
         let refused = eve.call("js/first", &json!(1)).await;
         let refused = refused.expect_err("there is no room below it");
+        assert_eq!(refused.code, ErrorCode::Overloaded, "{refused}");
+        assert!(refused.retryable, "{refused}");
         let details = refused.details.expect("why");
         assert_eq!(details["code"], "OVERLOADED", "{details}");
     }

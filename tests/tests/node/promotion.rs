@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use alknet_tests::tools::{client, variable};
+use alknet_tests::tools::{client, run_with_json, variable};
 use alknet_tests::{Answer, Bench, Cli, HostNode, Told, curl};
 use serde_json::{Value, json};
 
@@ -126,10 +126,11 @@ impl Callers<'_> {
         assert_eq!(told.json()["output"].as_f64(), Some(expected), "{told:?}");
         let mut python = Command::new("python3");
         python.arg("-S").arg(client("mcp_node.py"));
-        python.args([&url(node, "/mcp"), &self.token, &format!("/{PATH}")]);
+        python.arg(format!("/{PATH}"));
         python.args([input.to_string(), expected.to_string()]);
         python.env("PYTHONPATH", variable("ALKNET_TEST_MCP_PYTHON"));
-        let output = python.output().expect("the set-up installs it");
+        let facts = json!({ "url": url(node, "/mcp"), "token": self.token });
+        let output = run_with_json(&mut python, &facts);
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text);
         assert!(output.status.success() && text.contains("fine"), "{text}");

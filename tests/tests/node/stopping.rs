@@ -14,7 +14,7 @@ use alknet_call::{
 use alknet_core::{CloseCode, Entries, HandlerRegistry, Identities, SystemClock};
 use alknet_endpoint::{Dialer, Server, ServerOptions};
 use alknet_test_support::{deadline, skip, took};
-use alknet_tests::{Answer, Bench, Cli, Web, eventually, whole_seconds};
+use alknet_tests::{Answer, Bench, Cli, Curl, Web, eventually, whole_seconds};
 use alknet_tls::NodeKey;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -345,22 +345,11 @@ async fn a_shader_whose_caller_stops_is_stopped() {
         let call = json!({
             "operation": "compute/dispatch", "input": shader(ENDLESS), "timeout_ms": 600_000,
         });
-        let first = Command::new("curl")
-            .args([
-                "--silent",
-                "--insecure",
-                version,
-                "--json",
-                &call.to_string(),
-            ])
-            .args([
-                "--header",
-                &format!("Authorization: Bearer {}", node.web.admin),
-            ])
-            .arg(node.web.url("/call"))
-            .stdout(Stdio::null())
-            .spawn();
-        let mut first = first.expect("curl is installed by the set-up");
+        let (call, url) = (call.to_string(), node.web.url("/call"));
+        let bearer = format!("Authorization: Bearer {}", node.web.admin);
+        let asks = ["--silent", "--insecure", version, "--json", &call];
+        let more = ["--header", &bearer, "--url", &url];
+        let mut first = Curl::new(&[&asks[..], &more].concat()).start(Stdio::null());
         node.until_busy(since, node.short);
         first.kill().expect("it is our child");
         first.wait().expect("it is our child");

@@ -7,6 +7,7 @@ use alknet_core::{AuthToken, Carriage, CloseReason, Connection};
 use alknet_endpoint::{Dialer, Target};
 use alknet_test_support::deadline;
 use alknet_tests::{Answer, Bench, Cli, HostNode};
+use alknet_tls::NodeKey;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
@@ -151,6 +152,60 @@ async fn nobody_makes_a_token_with_more_than_they_hold() {
         unknown.expect_err("a stranger").code,
         ErrorCode::Unauthenticated
     );
+}
+
+/// The holder of a token calls and calls over its connection while the token gets fewer scopes, and once more when that
+/// was answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_has_less_from_the_answer_on_that_its_token_has() {
+    const ROUNDS: usize = 30;
+    const RACING: usize = 16;
+    let bench = Bench::new();
+    let (node, admin) = (bench.host(), bench.admin());
+    let token = AuthToken::generate().expect("the system has entropy");
+    let hash = token.hash().expect("a token").to_string();
+    let (key_id, sha256) = hash.split_once(':').expect("the form of a hash");
+    let key = NodeKey::load_or_create(&admin.state().join("identity.key"));
+    let dialer = Dialer::new(Some(key.expect("it has one").0));
+    let target: Target = node.target().parse().expect("a target");
+    let connection = dialer.dial(&target, ALPN).await.expect("it is known");
+    let boss = CallClient::without_operations().attach(connection, None);
+    let admin = admin.identity();
+    let grant = async |scope: &str| {
+        let document = format!(
+            "node.admin_keys = [\"{admin}\"]\n[[api_keys]]\nkey_id = \"{key_id}\"\n\
+             sha256 = \"{sha256}\"\nscopes = [\"{scope}\"]\n"
+        );
+        let input = json!({ "document": document });
+        let applied = boss.call("config/apply", &input).await;
+        applied.expect("an administrator may");
+    };
+    grant("peer:list").await;
+    let (_dialer, _connection, client) = stranger(&node).await;
+    client.authenticate(&token).await.expect("a good token");
+    let list = async |client: CallConnection| client.call("peer/list", &Value::Null).await;
+    for round in 0..ROUNDS {
+        list(client.clone()).await.expect("allowed");
+        let race = |_| {
+            let client = client.clone();
+            tokio::spawn(async move {
+                loop {
+                    if let Err(refused) = client.call("peer/list", &Value::Null).await {
+                        break refused.code;
+                    }
+                }
+            })
+        };
+        let racing: Vec<_> = (0..RACING).map(race).collect();
+        grant("metrics:read").await;
+        let refused = list(client.clone()).await.expect_err("it was answered");
+        assert_eq!(refused.code, ErrorCode::Forbidden, "{round}");
+        for call in racing {
+            let code = timeout(hung(), call).await.expect("in time");
+            assert_eq!(code.expect("no panic"), ErrorCode::Forbidden, "{round}");
+        }
+        grant("peer:list").await;
+    }
 }
 
 /// An administrator who is about to be taken off the list makes a token, and a token that is about to be taken

@@ -1,7 +1,7 @@
 //! Requests that an operation of this node passes on to an attached peer which its input names.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use alknet_core::{Identity, PeerId};
 use futures_util::{StreamExt, stream};
@@ -17,7 +17,9 @@ use crate::handler::BoxStream;
 use crate::limits::{OPERATION_BYTES_MAX, SESSION_RECHECK};
 use crate::peers::reexport::{ask_around, follow};
 use crate::peers::table::NoPeer;
+use crate::spec::OperationType;
 use crate::standing;
+use crate::sync::lock;
 
 /// What is passed on, to whom, and under which rule.
 ///
@@ -86,24 +88,32 @@ impl Onward {
     /// # Errors
     /// `FORBIDDEN` and `UNAUTHENTICATED` by either rule, `NOT_FOUND` where the peer or the operation
     /// is not there, `UNAVAILABLE` where peers serve it and none is well, `INVALID_OPERATION_TYPE`
-    /// for a subscription; and what the peer answers.
+    /// for a subscription; and what the peer answers. A query is answered by the rights of when its answer is there.
     pub async fn call(self, input: Body, ctx: &Ctx) -> Result<Output, CallError> {
         let elsewhere = matches!(self.to, To::Any(_));
-        let find = |input: &Body, except: Option<&PeerId>| self.find(input, ctx, except);
-        ask_around(find, elsewhere, input, ctx).await
+        let asked = Mutex::new(None);
+        let find = |input: &Body, except: Option<&PeerId>| {
+            let (found, resource) = self.find(input, ctx, except)?;
+            *lock(&asked) = Some((found.clone(), resource));
+            Ok(found)
+        };
+        let answer = ask_around(find, elsewhere, input, ctx).await;
+        let asked = lock(&asked).take();
+        if let Some((found, resource)) = asked
+            && found.operation.spec.op_type == OperationType::Query
+            && !ctx.has_rights_of_now()
+        {
+            self.holds(&found, resource.as_deref(), ctx)?;
+        }
+        answer
     }
 
     /// Subscribes there. Ends with an error as soon as one of the rules does not hold any more.
     #[must_use]
     pub fn subscribe(self, input: Body, ctx: &Ctx) -> BoxStream<Result<Item, CallError>> {
-        let found = match self.find(&input, ctx, None) {
-            Ok(found) => found,
-            Err(error) => return stream::iter([Err(error)]).boxed(),
-        };
         // The input itself is not kept as long as the subscription runs.
-        let identity = ctx.identity().map(AsRef::as_ref);
-        let resource = match resource(&found.operation, identity, &input) {
-            Ok(resource) => resource,
+        let (found, resource) = match self.find(&input, ctx, None) {
+            Ok(found) => found,
             Err(error) => return stream::iter([Err(error)]).boxed(),
         };
         let events = follow(&found, input, ctx.clone());
@@ -125,12 +135,13 @@ impl Onward {
         .boxed()
     }
 
+    /// Where to, and the resource that the input names there.
     fn find(
         &self,
         input: &Body,
         ctx: &Ctx,
         except: Option<&PeerId>,
-    ) -> Result<Resolved, CallError> {
+    ) -> Result<(Resolved, Option<Box<str>>), CallError> {
         if ctx.internal() {
             let message = "an operation calls a peer by its own authority: invoke with a PeerRef";
             return Err(CallError::new(ErrorCode::Forbidden, message));
@@ -142,7 +153,19 @@ impl Onward {
         }?;
         let resource = resource(&found.operation, identity, input)?;
         check_rule(&found.operation, identity, resource.as_deref(), ctx)?;
-        Ok(found)
+        Ok((found, resource))
+    }
+
+    /// Whether both rules hold now for what was asked of the peer that was found.
+    fn holds(&self, found: &Resolved, resource: Option<&str>, ctx: &Ctx) -> Result<(), CallError> {
+        let now = ctx.identity_now();
+        let peer = found.peer().map(PeerId::as_str);
+        let way = match self.may_go(None, now.as_deref()) {
+            Verdict::Allowed if matches!(self.to, To::Any(_)) => Verdict::Allowed,
+            _ => self.may_go(peer, now.as_deref()),
+        };
+        way.into_result()?;
+        check_rule(&found.operation, now.as_deref(), resource, ctx)
     }
 
     fn named(
@@ -271,15 +294,7 @@ impl Right {
     }
 
     fn holds(&self) -> Result<(), CallError> {
-        let now = self.ctx.identity_now();
-        let peer = self.found.peer().map(PeerId::as_str);
-        let way = match self.onward.may_go(None, now.as_deref()) {
-            Verdict::Allowed if matches!(self.onward.to, To::Any(_)) => Verdict::Allowed,
-            _ => self.onward.may_go(peer, now.as_deref()),
-        };
-        way.into_result()?;
-        let operation = &self.found.operation;
         let resource = self.resource.as_deref();
-        check_rule(operation, now.as_deref(), resource, &self.ctx)
+        self.onward.holds(&self.found, resource, &self.ctx)
     }
 }

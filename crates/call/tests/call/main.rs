@@ -18,5 +18,6 @@ mod onward;
 mod peers;
 mod repeat;
 mod request_bytes;
+mod rights;
 mod session;
 mod unread;

@@ -410,6 +410,35 @@ async fn a_subscription_that_was_passed_on_ends_with_the_right_to_it() {
     }
 }
 
+/// The answer to a query that a peer was asked, by an operation that is none.
+#[tokio::test]
+async fn an_answer_that_was_passed_on_is_told_by_the_rights_of_then() {
+    let people = Untold::new(&["go:w1"]);
+    let hub = hub(Some(Arc::clone(&people) as _), Patience::default());
+    let worker = worker("w1");
+    let _link = worker.join(&hub, Carriage::Memory, identity("w1", &[]));
+    attached(&hub, &["w1"]).await;
+    let user = hub.client(Carriage::Memory, None);
+    let options = CallOptions {
+        auth_token: Some("any".to_owned()),
+        ..CallOptions::default()
+    };
+    let input = json!({ "peer": "w1", "operation": "work/hang" });
+    for (n, scopes, told) in [(1, &["go:w1", "other"][..], true), (2, &["other"], false)] {
+        people.set(Some(&["go:w1"]));
+        let call = tokio::spawn({
+            let (user, input, options) = (user.clone(), input.clone(), options.clone());
+            async move { user.call_with("farm/call", &input, &options).await }
+        });
+        worker.probe.wait(|p| &p.started, n).await;
+        people.set(Some(scopes));
+        worker.probe.release.notify_one();
+        let answer = soon(call).await.expect("no panic");
+        let code = answer.err().map(|refused| refused.code);
+        assert_eq!(code, (!told).then_some(ErrorCode::Forbidden), "{scopes:?}");
+    }
+}
+
 /// Waits until a peer is in this state.
 async fn in_state(hub: &Node, peer: &str, state: Option<PeerState>) {
     let peer: PeerId = peer.parse().expect("a peer id");

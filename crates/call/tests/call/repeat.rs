@@ -1,7 +1,7 @@
 //! Calls made together, made again, and made over another connection.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use alknet_call::*;
@@ -136,6 +136,118 @@ async fn a_key_of_a_call_between_operations_runs_once_for_each_requester() {
         let refused = json!(["INVALID_INPUT", "INVALID_INPUT"]);
         assert_eq!(order(&one, json!(["", "k".repeat(65)])).await, refused);
         assert_eq!(order(&one, json!(["c"])).await, json!([7]));
+    }
+}
+
+/// A shop whose orders run once for a key, and fail in their own name where paying does.
+struct Shop {
+    node: Node,
+    /// How paying ends: without room, for good, or well.
+    paying: Arc<Mutex<&'static str>>,
+    orders: Arc<AtomicUsize>,
+}
+
+impl Shop {
+    fn open() -> Self {
+        let paying = Arc::new(Mutex::new("well"));
+        let orders = Arc::new(AtomicUsize::new(0));
+        let pays = Arc::clone(&paying);
+        let pay = HandlerKind::once(move |_, _| {
+            let pays = *pays.lock().expect("no panics here");
+            async move {
+                match pays {
+                    "full" => Err(CallError::new(ErrorCode::Overloaded, "full")),
+                    "fails" => Err(CallError::internal("no")),
+                    _ => Ok(json!("paid")),
+                }
+            }
+        });
+        let full = HandlerKind::once(|_, _| async {
+            Err::<Value, _>(CallError::new(ErrorCode::Overloaded, "always"))
+        });
+        let ordered = Arc::clone(&orders);
+        let order = HandlerKind::once(move |_, ctx: Ctx| {
+            ordered.fetch_add(1, Ordering::SeqCst);
+            async move {
+                let paid = ctx.env().invoke("bank/pay", &Value::Null).await;
+                let paid = paid.map(Output::from);
+                paid.map_err(|_| CallError::internal("in its own name"))
+            }
+        });
+        // Its own call has no key, and its order has.
+        let desk = HandlerKind::once(|input: Body, ctx: Ctx| async move {
+            let env = ctx.env();
+            if input.value() == "busy" {
+                let refused = env.invoke("bank/full", &Value::Null).await;
+                refused.expect_err("it never has room");
+            }
+            let options = InvokeOptions {
+                idempotency_key: Some("k".to_owned()),
+                ..InvokeOptions::default()
+            };
+            let ordered = env.invoke_with("shop/order", &Value::Null, &options).await;
+            ordered.map(Output::from)
+        });
+        let mut keyed = OperationSpec::mutation("shop/order", "Pays.").with_scope("shop");
+        keyed.idempotent = Idempotence::Keyed;
+        let spec = OperationSpec::mutation("shop/desk", "Orders.").with_scope("shop");
+        let authority = || CompositionAuthority::new("shop", ["*"]);
+        let reach = || ScopedPeerEnv::new(["bank/*", "shop/*"]);
+        let registry = Registry::builder()
+            .with(Registration::new(spec, desk).composing(authority(), reach()))
+            .with(Registration::new(keyed, order).composing(authority(), reach()))
+            .with(Registration::new(
+                OperationSpec::query("bank/pay", "For tests."),
+                pay,
+            ))
+            .with(Registration::new(
+                OperationSpec::query("bank/full", "For tests."),
+                full,
+            ));
+        Self {
+            node: crate::composition::node(registry),
+            paying,
+            orders,
+        }
+    }
+
+    /// Orders under the same key, and tells what came of it and how many orders there were.
+    async fn order(&self, at: &str, input: &Value, paying: &'static str) -> (String, usize) {
+        *self.paying.lock().expect("no panics here") = paying;
+        let one = identity("one", &["shop"]);
+        let client = self.node.client(Carriage::Memory, Some(one));
+        let options = keyed("k");
+        let ordered = soon(client.call_with(at, input, &options)).await;
+        let told = match ordered {
+            Ok(answer) => answer.value().as_str().unwrap_or_default().to_owned(),
+            Err(error) => error.code.name().to_owned(),
+        };
+        (told, self.orders.load(Ordering::SeqCst))
+    }
+}
+
+/// Whoever asks again under the key may find room, whatever the operation made of that there was none.
+#[tokio::test]
+async fn that_there_was_no_room_is_not_kept_for_a_key() {
+    for at in ["shop/order", "shop/desk"] {
+        let shop = Shop::open();
+        for (paying, told, orders) in [
+            ("full", "INTERNAL", 1),
+            ("full", "INTERNAL", 2),
+            ("well", "paid", 3),
+            ("full", "paid", 3),
+        ] {
+            let ordered = shop.order(at, &Value::Null, paying).await;
+            assert_eq!(ordered, (told.to_owned(), orders), "{at} {paying}");
+        }
+        // What fails for good is kept, also where something else of the request found no room.
+        for input in [Value::Null, json!("busy")] {
+            let shop = Shop::open();
+            for paying in ["fails", "well"] {
+                let ordered = shop.order(at, &input, paying).await;
+                assert_eq!(ordered, ("INTERNAL".to_owned(), 1), "{at} {input} {paying}");
+            }
+        }
     }
 }
 

@@ -50,6 +50,7 @@ impl Day {
 
 #[derive(Default)]
 pub(super) struct Index {
+    generation: u64,
     by_key: HashMap<PeerKey, Holder>,
     by_token: HashMap<KeyId, (TokenHash, Holder, Day)>,
     by_id: HashMap<PeerId, Holder>,
@@ -61,7 +62,10 @@ pub(super) struct Index {
 impl Index {
     /// Takes names, keys and tokens from the first source that has them.
     pub(super) fn new(sources: &[&Entries], generation: u64, day: impl Fn(&KeyId) -> Day) -> Self {
-        let mut index = Self::default();
+        let mut index = Self {
+            generation,
+            ..Self::default()
+        };
         for (n, source) in sources.iter().enumerate() {
             let taken = |id: &PeerId| sources[..n].iter().any(|earlier| earlier.holds(id));
             for (id, key) in source.admins.iter().filter(|(id, _)| !taken(id)) {
@@ -95,6 +99,11 @@ impl Index {
                 entry.or_insert_with(|| peer.peer_id.clone());
             }
         }
+    }
+
+    /// Its number, which every identity in it carries.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
     }
 
     pub(super) fn by_name(&self, name: &str) -> Option<&PeerId> {

@@ -195,6 +195,23 @@ fn an_end_counts_once_the_clock_is_sane() {
     assert_eq!(known(1000), (false, true));
 }
 
+/// Whoever keeps an identity tells by its number that it is not as it is now, as soon as the change is made.
+#[test]
+fn an_identity_has_the_number_of_the_table_it_is_from() {
+    let (all, _) = of(vec![peer("edge", &[1])]);
+    let kept = all.by_key(&key(1)).expect("known");
+    assert_eq!(all.table(), Some(kept.generation));
+    all.replace_config(Entries {
+        peers: vec![peer("edge", &[1]), peer("other", &[2])],
+        ..Entries::default()
+    });
+    assert_ne!(all.table(), Some(kept.generation));
+    for known in [1, 2] {
+        let now = all.by_key(&key(known)).expect("known");
+        assert_eq!(all.table(), Some(now.generation), "{known}");
+    }
+}
+
 #[test]
 fn a_change_is_announced_with_its_generation() {
     let (all, _) = of(vec![peer("edge", &[1])]);

@@ -9,14 +9,14 @@ use alknet_core::{Carriage, ConnectionInfo, StreamBudget};
 use alknet_tls::{NodeKey, ServerTls};
 use aws_lc_rs::{hkdf, hmac};
 use quinn::EndpointConfig;
-use quinn::crypto::rustls::HandshakeData;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::mpsc;
 
 use super::{Handshake, Probe, bounded, canonical, proof, stopped};
 use crate::admission::{self, Address, Limit};
 use crate::error::EndpointError;
-use crate::hello::HelloChooser;
+use crate::hello::{Greeting, HelloChooser};
+use crate::limits::WINDOW_BYTES_FIRST;
 use crate::quic;
 use crate::serve::{Arrived, Shared, serve};
 
@@ -192,8 +192,11 @@ impl Incoming for QuinnIncoming {
 fn arrived(connection: quinn::Connection, bound: Option<SocketAddr>) -> Arrived {
     let data = connection
         .handshake_data()
-        .and_then(|data| data.downcast::<HandshakeData>().ok());
-    let (alpn, sni) = data.map_or((None, None), |data| (data.protocol, data.server_name));
+        .and_then(|data| data.downcast::<Greeting>().ok());
+    let (alpn, sni, window) = data.map_or((None, None, None), |data| {
+        let Greeting { tls, window } = *data;
+        (tls.protocol, tls.server_name, Some(window))
+    });
     let chain = connection
         .peer_identity()
         .and_then(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().ok());
@@ -202,6 +205,7 @@ fn arrived(connection: quinn::Connection, bound: Option<SocketAddr>) -> Arrived 
         let ip = connection.local_ip().unwrap_or_else(|| bound.ip());
         SocketAddr::new(ip.to_canonical(), bound.port())
     });
+    let credit = window.map(|window| quic::credit(&connection, window));
     Arrived {
         info: ConnectionInfo {
             alpn: alpn.unwrap_or_default().into(),
@@ -213,7 +217,8 @@ fn arrived(connection: quinn::Connection, bound: Option<SocketAddr>) -> Arrived 
         },
         proof: chain.and_then(|chain| proof(&chain)),
         from: remote.ip(),
-        source: Box::new(quic::Source::new(connection)),
+        credit: credit.clone(),
+        source: Box::new(quic::Source::new(connection, credit)),
     }
 }
 
@@ -227,7 +232,11 @@ pub(crate) fn server_config(
     let token_key = hkdf::Prk::new_less_safe(hkdf::HKDF_SHA256, &*key.derive("quic address token"));
     let mut config = quinn::ServerConfig::new(Arc::new(chooser), Arc::new(token_key));
     config
-        .transport_config(quic::transport(StreamBudget::UNAUTHENTICATED, false))
+        .transport_config(quic::transport(
+            StreamBudget::UNAUTHENTICATED,
+            WINDOW_BYTES_FIRST,
+            false,
+        ))
         .max_incoming(INCOMING_MAX)
         .incoming_buffer_size(INCOMING_BYTES)
         .incoming_buffer_size_total(INCOMING_BYTES_TOTAL)

@@ -165,6 +165,7 @@ fn arrived(
         info,
         proof: session.peer_certificates().and_then(proof),
         from: remote.ip(),
+        credit: None,
         source: Box::new(TcpSource::new(TlsStream::Server(tls))),
     }
 }

@@ -6,6 +6,8 @@ use std::time::Instant;
 
 use alknet_core::{PeerId, PeerKey};
 
+use super::{Bucket, Rate};
+
 /// Addresses remembered of one peer; one more takes the place of the one unseen for longest. A peer of the least
 /// rights can have its key seen at any number of addresses, and each has rights that other addresses do not have.
 pub(super) const ADDRESSES_MAX: usize = 4;
@@ -19,6 +21,8 @@ struct Seen {
     /// The last one it was seen at comes last.
     at: Vec<IpAddr>,
     last: Instant,
+    /// Handshakes that it has for nothing, wherever it makes them; full until it is looked at.
+    free: Option<Bucket>,
 }
 
 /// What is remembered. Several peers may share an address.
@@ -46,6 +50,7 @@ impl KnownAddresses {
             key,
             at: Vec::new(),
             last: now,
+            free: None,
         });
         (seen.key, seen.last) = (key, now);
         if let Some(known) = seen.at.iter().position(|at| *at == from) {
@@ -58,6 +63,17 @@ impl KnownAddresses {
         if let Some(left) = left {
             super::decrement(&mut self.addresses, &left);
         }
+    }
+
+    /// Takes one of the handshakes that `peer` has for nothing, of which it earns back as many as `rate` says; false
+    /// where it has had them. The first one of a peer that is not remembered is not counted.
+    pub(super) fn takes_free(&mut self, peer: &PeerId, rate: Rate, now: Instant) -> bool {
+        let Some(seen) = self.peers.get_mut(peer) else {
+            return true;
+        };
+        let free = seen.free.get_or_insert_with(|| Bucket::full(rate, now));
+        free.refill(rate, now);
+        free.take()
     }
 
     /// The peer is let in no more.

@@ -374,6 +374,59 @@ fn a_known_peers_address_does_not_pay_for_its_neighbours() {
     );
 }
 
+/// A peer of the least rights makes handshakes without end, some with proof of its address before and some without.
+#[test]
+fn a_known_peer_has_many_handshakes_and_not_any_number() {
+    let (mut admission, limits, now) = admission();
+    let edge = peer("edge");
+    let handshake = |admission: &mut Admission, who: &PeerId, from, address, now| match admission
+        .quic(Carriage::Quic, from, address, now)
+    {
+        Quic::Accept { ticket, paid, .. } => {
+            admission.finish(ticket);
+            admission.recognise(Carriage::Quic, (who, key(1)), from, paid, now)
+        }
+        _ => false,
+    };
+    let own = 1 + PEER_TIMES * limits.handshake_burst;
+    for (n, address) in (0..own).zip([Address::Proven, Address::Unproven].into_iter().cycle()) {
+        // As many without proof as there may be in a second.
+        let now = now + Duration::from_secs(u64::from(n / 400));
+        let served = handshake(&mut admission, &edge, v4(1), address, now);
+        assert!(served, "{n}: a known peer pays nothing");
+    }
+    // What its address has comes beside that, and no more: then it is refused before the node signs anything.
+    let now = now + Duration::from_secs(1);
+    let mut more = 0;
+    while handshake(&mut admission, &edge, v4(1), Address::Proven, now) {
+        more += 1;
+        assert!(more < 10 * limits.handshake_burst, "without end");
+    }
+    let asked = admission.quic(Carriage::Quic, v4(1), Address::Proven, now);
+    assert_eq!(asked, Quic::Refuse(Limit::HandshakeRate));
+    // Nor from elsewhere, but for what everybody has there: the network once, and then its address.
+    let elsewhere_too = (0..2 * limits.handshake_burst)
+        .filter(|_| handshake(&mut admission, &edge, elsewhere(7), Address::Proven, now));
+    assert_eq!(elsewhere_too.count(), 1 + limits.handshake_burst as usize);
+    // Another one has its own.
+    let ada = peer("ada");
+    assert!(handshake(
+        &mut admission,
+        &ada,
+        elsewhere(8),
+        Address::Proven,
+        now
+    ));
+    let later = now + Duration::from_secs(1);
+    assert!(handshake(
+        &mut admission,
+        &edge,
+        v4(1),
+        Address::Proven,
+        later
+    ));
+}
+
 /// A peer of the least rights was seen at a thousand addresses. Thousands of silent connections come from those.
 #[test]
 fn addresses_of_one_peer_do_not_take_every_handshake() {

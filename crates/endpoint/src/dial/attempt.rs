@@ -150,7 +150,9 @@ impl Attempt<'_> {
     ) -> Result<Dialled, DialError> {
         let tls = QuicClientConfig::try_from(config).map_err(|e| self.tls_error(&e.to_string()))?;
         let mut config = quinn::ClientConfig::new(Arc::new(tls));
-        config.transport_config(quic::transport(StreamBudget::AUTHENTICATED, true));
+        let budget = StreamBudget::AUTHENTICATED;
+        let window_bytes = budget.connection_window_bytes;
+        config.transport_config(quic::transport(budget, window_bytes, true));
         let connecting = self
             .dialer
             .endpoint()?
@@ -162,7 +164,7 @@ impl Attempt<'_> {
             .and_then(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().ok());
         let keys = self.check(chain.as_deref().map_or(&[], Vec::as_slice))?;
         let local = connection.local_ip().map(|ip| SocketAddr::new(ip, 0));
-        let source = Box::new(quic::Source::new(connection));
+        let source = Box::new(quic::Source::new(connection, None));
         let connection = self.connection(source, Carriage::Quic, address, local);
         Ok(Dialled { connection, keys })
     }

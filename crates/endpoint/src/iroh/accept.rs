@@ -2,19 +2,25 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
 
 use alknet_core::{Carriage, ConnectionInfo, PeerKey};
 use alknet_tls::PeerProof;
 use iroh::Endpoint;
-use iroh::endpoint::{ConnectingError, IncomingAddr};
+use iroh::endpoint::{ConnectingError, IncomingAddr, WeakConnectionHandle};
 
-use super::carriage::Source;
+use super::carriage::{Source, credit};
 use crate::accept::quic::{Incoming, Listener};
 use crate::admission::Address;
 use crate::serve::Arrived;
+use crate::windows::Window;
 
 /// The prefix that is routed nowhere (RFC 6666): no client has an address of it.
 const RELAYED: u16 = 0x100;
+
+/// How often it is looked whether anything is left of a connection that has ended.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Where iroh's first packets arrive.
 pub(crate) struct IrohListener(pub(crate) Endpoint);
@@ -66,6 +72,9 @@ impl Incoming for iroh::endpoint::Incoming {
         // Iroh lets clients send early data, which can be replayed. It is never asked for here:
         // whoever replays a handshake cannot finish it.
         let connection = accepting.await.map_err(handshake_error)?;
+        let window = Arc::default();
+        tokio::spawn(keep(connection.weak_handle(), Arc::clone(&window)));
+        let credit = Some(credit(&connection, window));
         Ok(Arrived {
             info: ConnectionInfo {
                 alpn: connection.alpn().into(),
@@ -80,9 +89,20 @@ impl Incoming for iroh::endpoint::Incoming {
                 certificate: None,
             }),
             from,
-            source: Box::new(Source::new(connection)),
+            credit: credit.clone(),
+            source: Box::new(Source::new(connection, credit)),
         })
     }
+}
+
+/// Has the window count for as long as the library keeps anything of the connection. It does a while longer than
+/// until the end, how long is the peer's choice, and tells nobody when it is over.
+async fn keep(connection: WeakConnectionHandle, window: Arc<Window>) {
+    connection.closed().await;
+    while connection.upgrade().is_some() {
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    drop(window);
 }
 
 /// Whether the first packet has the whole ClientHello: the library reads protocols in no other.

@@ -89,7 +89,7 @@ impl Attempt<'_> {
         let shown = connection.remote_id();
         let spki = PeerKey::ed25519_spki(shown.as_bytes()).to_vec();
         let keys = self.check(&[CertificateDer::from(spki)])?;
-        let source = Box::new(Source::new(connection));
+        let source = Box::new(Source::new(connection, None));
         let connection = self.connection(source, Carriage::Iroh, self.addresses[0], None);
         Ok(Dialled { connection, keys })
     }

@@ -7,6 +7,7 @@ macro_rules! quic_carriage {
     ($library:ident $(:: $module:ident)*) => {
         use std::io;
         use std::pin::Pin;
+        use std::sync::Arc;
         use std::task::{Context, Poll, ready};
         use std::time::Duration;
 
@@ -22,17 +23,43 @@ macro_rules! quic_carriage {
             StoppedError, VarInt, WriteError,
         };
 
+        use crate::windows::{Credit, Window, Windowed};
+
         /// A connection of this library.
-        pub(crate) struct Source(Connection);
+        pub(crate) struct Source {
+            connection: Connection,
+            /// Where its window is one of those that are counted; else it is what its budget says.
+            credit: Option<Arc<Credit>>,
+        }
 
         impl Source {
-            pub(crate) fn new(connection: Connection) -> Self {
-                Self(connection)
+            pub(crate) fn new(connection: Connection, credit: Option<Arc<Credit>>) -> Self {
+                Self { connection, credit }
+            }
+
+            fn pair(&self, (send, recv): (Sending, Receiving)) -> (SendStream, RecvStream) {
+                (send_stream(send), self.recv_stream(recv))
+            }
+
+            fn recv_stream(&self, stream: Receiving) -> RecvStream {
+                let credit = self.credit.clone();
+                RecvStream::new(Box::new(Recv { stream, credit }))
             }
         }
 
-        fn pair((send, recv): (Sending, Receiving)) -> (SendStream, RecvStream) {
-            (send_stream(send), recv_stream(recv))
+        impl Windowed for Connection {
+            fn set_window(&self, bytes: u32) {
+                self.set_receive_window(bytes.into());
+            }
+
+            fn rtt(&self) -> Option<Duration> {
+                rtt(self)
+            }
+        }
+
+        /// The window of a connection that counts.
+        pub(crate) fn credit(connection: &Connection, window: Arc<Window>) -> Arc<Credit> {
+            Credit::new(window, Box::new(connection.clone()))
         }
 
         fn send_stream(stream: Sending) -> SendStream {
@@ -42,25 +69,30 @@ macro_rules! quic_carriage {
             }))
         }
 
-        fn recv_stream(stream: Receiving) -> RecvStream {
-            RecvStream::new(Box::new(Recv(stream)))
-        }
-
         impl StreamSource for Source {
             fn accept_bi(&self) -> BoxFuture<'_, Result<(SendStream, RecvStream), StreamError>> {
-                Box::pin(async { self.0.accept_bi().await.map(pair).map_err(lost) })
+                Box::pin(async {
+                    let streams = self.connection.accept_bi().await;
+                    streams.map(|streams| self.pair(streams)).map_err(lost)
+                })
             }
 
             fn open_bi(&self) -> BoxFuture<'_, Result<(SendStream, RecvStream), StreamError>> {
-                Box::pin(async { self.0.open_bi().await.map(pair).map_err(lost) })
+                Box::pin(async {
+                    let streams = self.connection.open_bi().await;
+                    streams.map(|streams| self.pair(streams)).map_err(lost)
+                })
             }
 
             fn accept_uni(&self) -> BoxFuture<'_, Result<RecvStream, StreamError>> {
-                Box::pin(async { self.0.accept_uni().await.map(recv_stream).map_err(lost) })
+                Box::pin(async {
+                    let stream = self.connection.accept_uni().await;
+                    stream.map(|stream| self.recv_stream(stream)).map_err(lost)
+                })
             }
 
             fn open_uni(&self) -> BoxFuture<'_, Result<SendStream, StreamError>> {
-                Box::pin(async { self.0.open_uni().await.map(send_stream).map_err(lost) })
+                Box::pin(async { self.connection.open_uni().await.map(send_stream).map_err(lost) })
             }
 
             fn is_multi(&self) -> bool {
@@ -72,25 +104,26 @@ macro_rules! quic_carriage {
             }
 
             fn close_foreign(&self, code: u32, reason: &str) {
-                self.0.close(code.into(), reason.as_bytes());
+                self.connection.close(code.into(), reason.as_bytes());
             }
 
             fn closed(&self) -> BoxFuture<'_, CloseReason> {
-                Box::pin(async { close_reason(self.0.closed().await) })
+                Box::pin(async { close_reason(self.connection.closed().await) })
             }
 
             fn set_budget(&self, budget: StreamBudget) {
-                self.0
-                    .set_max_concurrent_bi_streams(budget.bidi_streams.into());
-                self.0
-                    .set_max_concurrent_uni_streams(budget.uni_streams.into());
-                self.0
-                    .set_receive_window(budget.connection_window_bytes.into());
-                set_send_window(&self.0, budget.send_window_bytes);
+                let connection = &self.connection;
+                connection.set_max_concurrent_bi_streams(budget.bidi_streams.into());
+                connection.set_max_concurrent_uni_streams(budget.uni_streams.into());
+                match &self.credit {
+                    Some(credit) => credit.allow(budget.connection_window_bytes),
+                    None => connection.set_receive_window(budget.connection_window_bytes.into()),
+                }
+                set_send_window(connection, budget.send_window_bytes);
             }
 
             fn rtt(&self) -> Option<Duration> {
-                rtt(&self.0)
+                rtt(&self.connection)
             }
 
             fn export_keying_material(
@@ -99,7 +132,7 @@ macro_rules! quic_carriage {
                 context: &[u8],
                 out: &mut [u8],
             ) -> Result<(), StreamError> {
-                self.0
+                self.connection
                     .export_keying_material(out, label, context)
                     .map_err(|_| io::Error::other("the TLS session exports no such keying material").into())
             }
@@ -212,7 +245,18 @@ macro_rules! quic_carriage {
             }
         }
 
-        struct Recv(Receiving);
+        struct Recv {
+            stream: Receiving,
+            credit: Option<Arc<Credit>>,
+        }
+
+        impl Recv {
+            fn count(&self, bytes: usize) {
+                if let Some(credit) = &self.credit {
+                    credit.read(bytes);
+                }
+            }
+        }
 
         impl RecvHalf for Recv {
             fn poll_read_chunk(
@@ -221,12 +265,18 @@ macro_rules! quic_carriage {
                 max: usize,
             ) -> Poll<Result<Option<Bytes>, StreamError>> {
                 // As above: the future is stateless, so each poll may make a new one.
-                let read = std::pin::pin!(read_chunk(&mut self.0, max));
-                read.poll(cx).map_err(read_error)
+                let read = {
+                    let read = std::pin::pin!(read_chunk(&mut self.stream, max));
+                    ready!(read.poll(cx)).map_err(read_error)
+                };
+                if let Ok(Some(chunk)) = &read {
+                    self.count(chunk.len());
+                }
+                Poll::Ready(read)
             }
 
             fn stop(&mut self, code: StreamCode) {
-                let _ = self.0.stop(code.code().into());
+                let _ = self.stream.stop(code.code().into());
             }
         }
 
@@ -236,8 +286,10 @@ macro_rules! quic_carriage {
                 cx: &mut Context<'_>,
                 buf: &mut ReadBuf<'_>,
             ) -> Poll<io::Result<()>> {
-                let read = ready!(self.0.poll_read(cx, buf.initialize_unfilled())).map_err(read_error)?;
+                let unfilled = buf.initialize_unfilled();
+                let read = ready!(self.stream.poll_read(cx, unfilled)).map_err(read_error)?;
                 buf.advance(read);
+                self.count(read);
                 Poll::Ready(Ok(()))
             }
         }

@@ -1,5 +1,6 @@
 //! A certificate authority of the tests, and clients and servers that use its certificates.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use alknet_core::{Carriage, PeerKey};
@@ -126,11 +127,11 @@ impl rustls::server::ResolvesServerCert for Always {
 }
 
 /// A server of somebody else's: shows one key in one form, and repeats what it is sent after the
-/// name of the key its client proved.
+/// name of the key its client proved. It listens on loopback alone: it takes every certificate.
 pub(crate) struct Foreign {
     pub(crate) tcp: u16,
     pub(crate) quic: u16,
-    _endpoint: quinn::Endpoint,
+    _endpoints: Vec<quinn::Endpoint>,
 }
 
 impl Foreign {
@@ -146,18 +147,28 @@ impl Foreign {
         let mut config = builder.with_cert_resolver(Arc::new(Always(key, raw)));
         config.alpn_protocols = vec![ECHO.to_vec()];
         let config = Arc::new(config);
-        let tcp = TcpListener::bind("[::]:0").await.expect("a port");
+        let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
+        let tcp = tcp.expect("a port");
         let tcp_port = tcp.local_addr().expect("an address").port();
         tokio::spawn(serve_tcp(tcp, Arc::clone(&config)));
+        // "localhost" may be that, too, where there is IPv6.
+        if let Ok(tcp) = TcpListener::bind((Ipv6Addr::LOCALHOST, tcp_port)).await {
+            tokio::spawn(serve_tcp(tcp, Arc::clone(&config)));
+        }
         let quic = quinn::crypto::rustls::QuicServerConfig::try_from(config).expect("TLS 1.3");
         let quic = quinn::ServerConfig::with_crypto(Arc::new(quic));
-        let endpoint = quinn::Endpoint::server(quic, (std::net::Ipv6Addr::UNSPECIFIED, 0).into())
-            .expect("a port");
-        tokio::spawn(serve_quic(endpoint.clone()));
+        let four = quinn::Endpoint::server(quic.clone(), (Ipv4Addr::LOCALHOST, 0).into());
+        let four = four.expect("a port");
+        let quic_port = four.local_addr().expect("an address").port();
+        let six = quinn::Endpoint::server(quic, (Ipv6Addr::LOCALHOST, quic_port).into());
+        let endpoints: Vec<_> = [Ok(four), six].into_iter().flatten().collect();
+        for endpoint in &endpoints {
+            tokio::spawn(serve_quic(endpoint.clone()));
+        }
         Self {
             tcp: tcp_port,
-            quic: endpoint.local_addr().expect("an address").port(),
-            _endpoint: endpoint,
+            quic: quic_port,
+            _endpoints: endpoints,
         }
     }
 
@@ -283,4 +294,31 @@ pub(crate) async fn shown(
         .await?;
     let chain = tls.get_ref().1.peer_certificates().expect("certificates");
     Ok(chain[0].clone())
+}
+
+/// It takes any key, and shows its own to whoever asks.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_of_others_listens_on_loopback_alone() {
+    let (key, _) = Authority::new().certified(&["localhost"]);
+    let foreign = Foreign::start(key, false).await;
+    let mut found = 0;
+    for (list, port) in [
+        ("tcp", foreign.tcp),
+        ("tcp6", foreign.tcp),
+        ("udp", foreign.quic),
+        ("udp6", foreign.quic),
+    ] {
+        // A kernel without IPv6 has no such list.
+        let text = std::fs::read_to_string(format!("/proc/self/net/{list}")).unwrap_or_default();
+        let of_port = format!(":{port:04X}");
+        let locals = text
+            .lines()
+            .filter_map(|line| line.split_whitespace().nth(1));
+        for local in locals.filter_map(|local| local.strip_suffix(of_port.as_str())) {
+            let loopback = ["0100007F", "00000000000000000000000001000000"];
+            assert!(loopback.contains(&local), "{list}: {local}");
+            found += 1;
+        }
+    }
+    assert!(found >= 2, "{found} sockets");
 }

@@ -16,3 +16,4 @@ mod served;
 mod support;
 mod third_party;
 mod unread;
+mod windows;

@@ -233,6 +233,40 @@ async fn quic_handshakes_are_charged_without_retry() {
     assert!(served < BURST / 2, "{served} beyond the rate");
 }
 
+/// Each costs the node a signature, whoever makes it.
+#[tokio::test(flavor = "multi_thread")]
+async fn handshakes_of_a_known_peer_have_a_rate() {
+    let node = Node::with_limits(Limits {
+        handshake_burst: 2,
+        handshakes_per_second: 1,
+        ..Limits::default()
+    });
+    let (friend, _) = node.peer("friend");
+    for carriage in CARRIAGES {
+        // Ten times what a network has, and more than that for a start.
+        let mut served = 0;
+        let until = tokio::time::Instant::now() + hung();
+        while let Ok(connection) = friend.dial_over(carriage, &node.target(), ECHO).await {
+            if !ask(&connection, b"x").await.is_ok_and(|said| said == "x") {
+                break;
+            }
+            served += 1;
+            assert!(tokio::time::Instant::now() < until, "{served} and no end");
+        }
+        assert!(node.server.counters().handshakes_refused > 0);
+        println!("figure {carriage}: {served} handshakes");
+        // It is a rate: who waits is let in again.
+        let again = async || match friend.dial_over(carriage, &node.target(), ECHO).await {
+            Ok(connection) => ask(&connection, b"x").await.is_ok_and(|said| said == "x"),
+            Err(_) => false,
+        };
+        while !again().await {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            assert!(tokio::time::Instant::now() < until, "it is let in no more");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn limits_have_their_codes() {
     let node = Node::with_limits(Limits {

@@ -349,7 +349,7 @@ fn incoming<'a>(caller: &'a Caller, call: &'a Invocation, request_id: &'a str) -
         input: call.input.clone(),
         memory: call.memory.clone(),
         identity: caller.identity.clone(),
-        token: caller.token.as_deref(),
+        token: caller.token.as_ref(),
         proved_by: caller.proved_by,
         timeout: call.timeout,
         idempotency_key: call.idempotency_key.as_deref(),

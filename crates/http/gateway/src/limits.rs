@@ -45,8 +45,14 @@ pub const BATCH_ITEM_BYTES: usize = 1 << 10;
 /// nothing from others, and no more long bodies are read at once than have room.
 pub const BODY_AHEAD: usize = 16;
 /// Bytes up to which a request is a small one. A quarter of the bytes is for those alone, and for identities that have
-/// few of them ([`BYTES_LEAST`]).
+/// few of them: of what is left once [`FREE_EIGHTHS`] are taken, each has a part ([`BYTES_LEAST`]).
 pub const SMALL_BYTES: usize = 64 << 10;
+/// Eighths of the bytes that are given to whoever asks first. A first identity has half of all, a second one the rest of
+/// these, which is a body of [`CALL_BYTES_MAX`] on a machine with 512 MiB.
+pub const FREE_EIGHTHS: usize = 5;
+/// Which part of what is left of three quarters one identity may have, once those are taken and its request is no small
+/// one: a sixteenth. With 512 MiB of memory a third identity has some 480 KiB so.
+pub const LONG_LEAST: usize = 16;
 /// Requests a second for one identity, on average.
 pub const REQUESTS_PER_SECOND: u32 = 50;
 /// Requests one identity may make at once before the average counts.

@@ -3,13 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use alknet_call::limits::leaves_room;
 use alknet_call::{CallError, ErrorCode, InputMemory};
 use bytes::Bytes;
 use http::StatusCode;
 
 use crate::error::ApiError;
-use crate::limits::{ANSWER_BYTES_MIN, SMALL_BYTES};
+use crate::limits::{ANSWER_BYTES_MIN, BYTES_LEAST, FREE_EIGHTHS, LONG_LEAST, SMALL_BYTES};
 use crate::room::{Account, Load};
 
 /// What is told to wait until others have been answered.
@@ -40,10 +39,16 @@ impl Most {
         self.each.min(self.of_node(bytes))
     }
 
-    /// Whether the node has room for what is counted. Who has many small requests leaves others room in the quarter
-    /// that is kept for these: two identities would take all of it.
+    /// Whether the node has room for what is counted. Once [`FREE_EIGHTHS`] are taken, nobody has more than a part of
+    /// what is left: two identities would take all of it, be it in long requests or in small ones.
     fn has_room(self, sums: Sums) -> bool {
-        sums.node <= self.of_node(sums.request) && leaves_room(sums.small, sums.node, self.node)
+        let most = self.of_node(sums.request);
+        let (own, part) = match sums.request > SMALL_BYTES {
+            true => (sums.account, LONG_LEAST),
+            false => (sums.small, BYTES_LEAST),
+        };
+        sums.node <= self.node / 8 * FREE_EIGHTHS
+            || (sums.node <= most && own <= (most - sums.node) / part)
     }
 }
 

@@ -363,7 +363,7 @@ mod tests {
         assert_eq!(code(room.lease(&ada).more(3 * small)), 429, "of ada's");
         assert_eq!(code(room.lease(&bob).more(33 * small)), 413, "never");
         let second = room.lease(&bob);
-        second.more(18 * small).expect("room");
+        second.more(10 * small).expect("room");
         assert_eq!(
             code(room.lease(&eve).more(small + 1)),
             429,
@@ -374,7 +374,7 @@ mod tests {
             third.more(small / 16).expect("room");
         }
         assert_eq!(code(third.more(small / 2)), 429, "kept for others");
-        assert_eq!(room.bytes(), 48 * small + small / 4);
+        assert_eq!(room.bytes(), 40 * small + small / 4);
         first.less(10 * small);
         room.lease(&eve).more(2 * small).expect("room again");
         drop((first, second, third));
@@ -396,7 +396,7 @@ mod tests {
         let ada = account("ada");
         let mut held = takes_all(&ada, small);
         held.extend(takes_all(&account("bob"), small));
-        assert_eq!(room.bytes(), 48 * small);
+        assert_eq!(room.bytes(), 40 * small);
         // Others who take all that they may leave the next one something.
         for n in 0..40 {
             held.extend(takes_all(&account(&format!("other-{n}")), 1 << 10));
@@ -407,6 +407,34 @@ mod tests {
         drop((held, eve));
         let small_bytes = ada.load.small_bytes.load(Ordering::Acquire);
         assert_eq!((room.bytes(), small_bytes), (0, 0));
+    }
+
+    /// Long bodies, or many small ones: what is left is for long requests of others as well.
+    #[test]
+    fn two_identities_leave_others_long_requests() {
+        const MIB: usize = 1 << 20;
+        let room = Room::new(Quota::default().for_memory(512 << 20));
+        let account = |name: &str| room.account(Some(&name.parse().expect("an id")), None);
+        for piece in [limits::CALL_BYTES_MAX, MIB, limits::SMALL_BYTES] {
+            let takes_all = |name: &str| {
+                let next = || {
+                    let lease = room.lease(&account(name));
+                    lease.more(piece).is_ok().then_some(lease)
+                };
+                std::iter::from_fn(next).collect::<Vec<_>>()
+            };
+            let held = (takes_all("ada"), takes_all("bob"));
+            assert!(room.bytes() >= 40 * MIB, "{piece}: {}", room.bytes());
+            // A body of 128 KiB, and its answer; another identity after it.
+            for name in ["eve", "dan"] {
+                let lease = room.lease(&account(name));
+                lease.more(128 << 10).expect("the body has room");
+                let reserve = lease.reserve().expect("so has the least of an answer");
+                reserve.answer(128 << 10).expect("and all of it");
+            }
+            drop(held);
+            assert_eq!(room.bytes(), 0);
+        }
     }
 
     /// Each of their requests is a small one.
@@ -425,9 +453,11 @@ mod tests {
             held.iter().filter(|lease| lease.could(1).is_ok()).count(),
             0
         );
-        let ada = room.account(Some(&"ada".parse().expect("an id")), None);
-        room.lease(&ada).more(32 * small).expect("room");
-        drop(held);
+        let account = |name: &str| room.account(Some(&name.parse().expect("an id")), None);
+        let (ada, bob) = (room.lease(&account("ada")), room.lease(&account("bob")));
+        ada.more(24 * small).expect("room");
+        bob.more(small / 2).expect("room");
+        drop((held, ada, bob));
         assert_eq!(
             (room.bytes(), room.strangers.bytes.load(Ordering::Acquire)),
             (0, 0)

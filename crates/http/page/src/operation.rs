@@ -101,14 +101,12 @@ fn proof(page: &Inner, ctx: &Ctx) -> Result<Proof, CallError> {
             "the operation needs an identity",
         )
     })?;
-    let key = ctx.conn().key;
-    let by_key = key.filter(|key| {
-        let holder = page.identities.by_key(key);
-        holder.is_some_and(|holder| holder.id == who.id && holder.kind == who.kind)
-    });
-    let proof = match by_key {
-        Some(key) => Proof::key(who.id.clone(), key),
-        None => Proof::name(who.id.clone()),
+    let id = who.id.clone();
+    // A token before the key: what comes of it ends with it, whatever else the peer has.
+    let proof = match (ctx.token(), ctx.conn().key) {
+        (Some(token), _) => Proof::token(id, Arc::clone(token)),
+        (None, Some(key)) => Proof::key(id, key),
+        (None, None) => Proof::name(id),
     };
     match proof.resolve(&*page.identities) {
         Some(_) => Ok(proof),

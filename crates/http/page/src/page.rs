@@ -369,9 +369,11 @@ impl Asked<'_> {
     fn viewer(&self, used: bool) -> Option<Viewer> {
         let proved = self.caller.identity.as_ref();
         if let Some(identity) = proved.filter(|it| it.scopes.allows(SCOPE)) {
-            let proof = match &self.caller.token {
-                Some(token) => Proof::token(identity.id.clone(), Arc::clone(token)),
-                None => Proof::name(identity.id.clone()),
+            let id = identity.id.clone();
+            let proof = match (&self.caller.token, self.caller.gate.key()) {
+                (Some(token), _) => Proof::token(id, Arc::clone(token)),
+                (None, Some(key)) => Proof::key(id, key),
+                (None, None) => Proof::name(id),
             };
             return Some(Viewer {
                 caller: self.caller.clone().via(Via::Page),

@@ -39,10 +39,9 @@ pub(crate) struct Proof {
 enum By {
     /// The key of the connection over which a link was asked for.
     Key(PeerKey),
-    /// The token that was pasted.
+    /// The token that was pasted, or that a link was asked for with. Its holder may have others, and keys.
     Token(Arc<AuthToken>),
-    /// Something that was not seen here, such as a token over the call protocol: the name is as good,
-    /// because a token of a program has one of its own.
+    /// Something that was not seen here: the connection has no key, and whoever serves it says whose it is.
     Name,
 }
 

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use alknet_call::ProvedBy;
 use alknet_gateway::{ApiError, Caller, Code, Lease, RequestId, Subscription};
 use axum::body::Body;
 use bytes::Bytes;
@@ -91,24 +92,39 @@ pub(crate) fn ticket(
     }
     line.calls([call.operation.as_str()]);
     let id = caller.request_id;
-    // The token may be gone by now.
-    let caller = match &caller.token {
-        Some(token) => match shared
-            .gateway
-            .authenticate(&caller.gate, Some(token.expose()))
-        {
-            Ok(known) => Caller {
-                identity: known.identity,
-                account: None,
-                ..caller
-            },
-            Err(error) => return Some(answer::error(&error, &id)),
-        },
-        None => caller,
+    let caller = match as_now(shared, caller) {
+        Ok(caller) => caller,
+        Err(error) => return Some(answer::error(&error, &id)),
     };
     Some(match shared.gateway.subscribe(caller, call) {
         Ok(subscription) => events(shared, subscription),
         Err(error) => answer::error(&error, &id),
+    })
+}
+
+/// The caller who made a ticket, by what it was made with: a token or a key may stand for nobody by now. The connection
+/// that it was made on may be closed, and keeps the identity that it had.
+fn as_now(shared: &Shared, caller: Caller) -> Result<Caller, ApiError> {
+    let gate = &caller.gate;
+    let (identity, proved_by) = match (&caller.token, gate.key()) {
+        (Some(token), _) => {
+            let known = shared.gateway.authenticate(gate, Some(token.expose()))?;
+            (known.identity, None)
+        }
+        (None, Some(key)) => (gate.by_key(key), Some(ProvedBy::Key(key))),
+        // Its handler says whose it is.
+        (None, None) => (gate.identity(), None),
+    };
+    let then = caller.identity.as_ref().map(|then| &then.id);
+    let identity = identity.filter(|now| then == Some(&now.id));
+    if identity.is_none() {
+        return Err(ApiError::unauthenticated(answer::NO_TOKEN));
+    }
+    Ok(Caller {
+        identity,
+        proved_by,
+        account: None,
+        ..caller
     })
 }
 

@@ -54,6 +54,8 @@ enum Why {
     /// A head began, and does not end.
     Slow,
     Leave,
+    /// Nobody has proved in time who asks on it.
+    Unknown,
     Stalled,
 }
 
@@ -62,21 +64,22 @@ async fn over(conn: &Conn, draining: watch::Receiver<bool>) -> Why {
     let Patience {
         head,
         keep_alive,
+        stranger,
         reader,
         ..
     } = conn.patience();
     let wait = async {
         tokio::select! {
             () = leave(conn, draining) => Why::Leave,
-            why = idle(conn, head, keep_alive) => why,
+            why = idle(conn, (head, keep_alive), stranger) => why,
             () = stalled(conn, reader) => Why::Stalled,
         }
     };
     Drowsy::new(wait).await
 }
 
-/// Resolves when nothing was asked for a while, or what is asked does not come.
-async fn idle(conn: &Conn, first: Duration, later: Duration) -> Why {
+/// Resolves when nothing was asked for a while, or what is asked does not come, or nobody has said in time who asks.
+async fn idle(conn: &Conn, (first, later): (Duration, Duration), unknown: Duration) -> Why {
     loop {
         let limit = if conn.is_new() { first } else { later };
         let quiet = conn.quiet().unwrap_or_default();
@@ -84,6 +87,14 @@ async fn idle(conn: &Conn, first: Duration, later: Duration) -> Why {
             return Why::Idle;
         }
         let mut wait = limit - quiet;
+        // A small request now and then costs a client next to nothing, and would keep an unknown peer's place.
+        if let Some(left) = conn.stays(unknown) {
+            if left.is_zero() {
+                conn.leave();
+                return Why::Unknown;
+            }
+            wait = wait.min(left);
+        }
         if conn.is_watched() {
             let since = conn.head_since().unwrap_or_default();
             if since >= first {

@@ -57,7 +57,7 @@ pub(crate) async fn serve(
         ended = accept(&mut server, &conn, &cancels, &mut requests) => ended,
         why = over(&conn, draining) => match why {
             // Apart: what an end needs is not kept as long as there is none.
-            Why::Leave => Box::pin(drain(&mut server, &mut requests)).await,
+            Why::Leave | Why::Unknown => Box::pin(drain(&mut server, &mut requests)).await,
             Why::Idle | Why::Slow => Box::pin(server.shutdown(NEXT)).await.map_err(drop),
             Why::Stalled => {
                 requests.abort_all();

@@ -19,7 +19,7 @@ use super::pooled::Pooled;
 use super::resets::Counted;
 use super::stream::Streams;
 use super::timed::Timed;
-use super::{Why, answer, over};
+use super::{Why, answer, over, stalled};
 use crate::connection::Conn;
 use crate::limits;
 
@@ -65,6 +65,7 @@ pub(crate) async fn serve(
                     serving.as_mut().graceful_shutdown();
                     match why {
                         Why::Leave => serving.await,
+                        Why::Unknown => end(serving, &conn).await,
                         Why::Idle => {
                             // One that is on its way has what is left of its time.
                             let left = |since| patience.head.saturating_sub(since);
@@ -88,6 +89,7 @@ pub(crate) async fn serve(
                     serving.as_mut().graceful_shutdown();
                     match why {
                         Why::Leave => drive(serving, &send).await,
+                        Why::Unknown => end(drive(serving, &send), &conn).await,
                         Why::Idle => finish(drive(serving, &send), limits::HEADER_TIMEOUT).await,
                         Why::Slow | Why::Stalled => Ok(()),
                     }
@@ -110,6 +112,23 @@ async fn finish<F: Future<Output = Result<(), hyper::Error>>>(
 ) -> Result<(), hyper::Error> {
     let goodbye = tokio::time::timeout(time, serving).await;
     goodbye.unwrap_or(Ok(()))
+}
+
+/// Ends a connection whose client was asked to leave, once what it had begun before is over. The library alone would
+/// serve on a client of HTTP/2 that does not say it has heard (it is asked so by PING).
+async fn end<F: Future<Output = Result<(), hyper::Error>>>(
+    serving: F,
+    conn: &Conn,
+) -> Result<(), hyper::Error> {
+    let patience = conn.patience();
+    let mut serving = pin!(serving);
+    tokio::select! {
+        biased;
+        ended = serving.as_mut() => return ended,
+        () = conn.finished_earlier() => {}
+        () = stalled(conn, patience.reader) => return Ok(()),
+    }
+    finish(serving, patience.head).await
 }
 
 fn builder() -> http2::Builder<Streams> {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, IoSliceMut};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -136,6 +136,8 @@ pub(super) struct Files {
     cache: Mutex<Cache>,
     /// Whose turn it is to look: one for each name, and a few names at once.
     turns: [tokio::sync::Mutex<()>; SITE_LOOKS],
+    /// Another one in each process: no client knows which names wait for each other.
+    hashes: RandomState,
 }
 
 /// A file that is there, as it is now.
@@ -151,6 +153,7 @@ impl Files {
             folder,
             cache: Mutex::default(),
             turns: Default::default(),
+            hashes: RandomState::new(),
         };
         if let Err(error) = files.open_folder() {
             let folder = files.folder.display();
@@ -162,12 +165,14 @@ impl Files {
     /// What lies under this name, as it was a moment ago at most.
     pub(super) async fn look(self: &Arc<Self>, name: &Path) -> Option<Entry> {
         let asked = Instant::now();
+        let mut announced = None;
         if let Some(looked) = self.cache().names.get_mut(name) {
             if looked.at.elapsed() < SITE_LOOK_AGAIN {
                 return Some(looked.entry.clone());
             }
             // One looks again, whoever else comes meanwhile takes what was.
             looked.at = Instant::now();
+            announced = Some(looked.at);
         }
         let _turn = self.turn(name).await;
         // Somebody may have looked while this one waited.
@@ -177,16 +182,17 @@ impl Files {
             .get(name)
             .map(|looked| (looked.at, looked.entry.clone()));
         match looked {
-            Some((at, entry)) if at > asked => Some(entry),
+            Some((at, entry)) if at > asked && announced != Some(at) => Some(entry),
             _ => self.looked(name).await,
         }
     }
 
     async fn turn(&self, name: &Path) -> tokio::sync::MutexGuard<'_, ()> {
-        let mut hash = DefaultHasher::new();
-        name.hash(&mut hash);
-        let n = hash.finish() as usize % self.turns.len();
-        self.turns[n].lock().await
+        self.turns[self.turn_of(name)].lock().await
+    }
+
+    fn turn_of(&self, name: &Path) -> usize {
+        self.hashes.hash_one(name) as usize % self.turns.len()
     }
 
     /// What lies under this name now.
@@ -413,4 +419,44 @@ async fn read_chunk(file: Arc<File>, range: Range<u64>) -> io::Result<(Bytes, Ar
         Ok((chunk.into(), file))
     });
     read.await.map_err(io::Error::other)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A packed form changes nothing about the file that it was made of.
+    #[tokio::test]
+    async fn a_known_name_is_looked_at_again_after_a_while() {
+        let folder = tempfile::tempdir().expect("room");
+        let (name, packed) = (Path::new("page.html"), folder.path().join("page.html.br"));
+        std::fs::write(folder.path().join(name), "page").expect("room");
+        let files = Arc::new(Files::new(folder.path().to_owned()));
+        let forms = async || match files.look(name).await {
+            Some(Entry::File(forms)) => forms.packed.len(),
+            _ => panic!("there is a file"),
+        };
+        assert_eq!(forms().await, 0);
+        std::fs::write(packed, "packed").expect("room");
+        tokio::time::sleep(SITE_LOOK_AGAIN).await;
+        assert_eq!(forms().await, 1);
+    }
+
+    /// By whatever a client can compute beside the node: the turns of another process are as good as it gets.
+    #[test]
+    fn names_cannot_be_aimed_at_the_turn_of_another() {
+        let folder = tempfile::tempdir().expect("room");
+        let files = || Files::new(folder.path().to_owned());
+        let (known, node) = (files(), files());
+        let page = Path::new("index.html");
+        let aimed: Vec<_> = (0..100 * SITE_LOOKS)
+            .map(|n| PathBuf::from(format!("missing-{n}")))
+            .filter(|name| known.turn_of(name) == known.turn_of(page))
+            .collect();
+        assert!(aimed.len() > SITE_LOOKS, "{}", aimed.len());
+        let hits = aimed
+            .iter()
+            .filter(|name| node.turn_of(name) == node.turn_of(page));
+        assert!(hits.count() < aimed.len() / 2);
+    }
 }

@@ -17,6 +17,8 @@ pub(super) struct Out {
     buffer: BytesMut,
     /// Bytes at the front of `buffer` that are whole frames.
     whole: usize,
+    /// Bytes of `buffer` until the end of its last pong or ping; 0 when both were written.
+    control_end: usize,
     /// Whether messages that are text are sent as text.
     pub(super) text: bool,
     /// The length of the next message, as far as it came.
@@ -80,9 +82,10 @@ impl Out {
         self.continues = true;
     }
 
-    /// Answers a ping; of several that wait for an answer the last one.
+    /// Answers a ping; of several that wait for an answer the last one (RFC 6455 section 5.5.3). The payload is copied:
+    /// it is a part of what was read, and would keep all of that.
     pub(super) fn pong(&mut self, payload: Bytes) {
-        self.pong = Some(payload);
+        self.pong = Some(Bytes::copy_from_slice(&payload));
     }
 
     /// Asks for a sign of life.
@@ -105,6 +108,7 @@ impl Out {
     pub(super) fn wrote(&mut self, bytes: usize) {
         self.buffer.advance(bytes);
         self.whole -= bytes;
+        self.control_end = self.control_end.saturating_sub(bytes);
         if self.buffer.is_empty() && self.buffer.capacity() > KEPT_BYTES_MAX {
             self.buffer = BytesMut::new();
         }
@@ -118,7 +122,8 @@ impl Out {
         }
         if self.close.is_some() {
             self.buffer.truncate(self.whole);
-        } else if self.buffer.len() > self.whole {
+        } else if self.buffer.len() > self.whole || self.control_end > 0 {
+            // A client that takes nothing may send any number of pings: one pong is in the buffer, one waits here.
             return;
         }
         if let Some(payload) = self.pong.take() {
@@ -135,6 +140,7 @@ impl Out {
             self.closed = true;
         }
         self.whole = self.buffer.len();
+        self.control_end = self.whole;
     }
 }
 
@@ -156,5 +162,61 @@ fn put_head(out: &mut BytesMut, opcode: u8, is_last: bool, len: usize) {
             out.put_u8(127);
             out.put_u64(len as u64);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A client that takes nothing of what it is sent sends pings.
+    #[test]
+    fn pongs_that_are_not_taken_do_not_pile_up() {
+        const PINGS: u32 = 100_000;
+        let mut out = Out::default();
+        let payload = |n: u32| Bytes::from([&n.to_be_bytes()[..], &[0; 121]].concat());
+        for n in 0..PINGS {
+            out.pong(payload(n));
+            assert!(out.ready().len() <= 2 * (2 + CONTROL_BYTES_MAX), "{n}");
+        }
+        assert!(out.buffer.capacity() <= 4096, "{}", out.buffer.capacity());
+        // The first was on its way; of the others the last one is answered.
+        for n in [0, PINGS - 1] {
+            let written = out.ready();
+            assert_eq!(written[..2], [0x80 | PONG, 125]);
+            assert_eq!(written[2..], payload(n));
+            // In two pieces: nothing is put behind the first one.
+            let len = written.len();
+            out.wrote(len - 1);
+            assert_eq!(out.ready().len(), 1);
+            out.wrote(1);
+        }
+        assert_eq!(out.ready(), b"");
+    }
+
+    /// A client that takes some of a long answer has its pings answered meanwhile.
+    #[test]
+    fn a_pong_comes_between_two_frames_of_a_long_message() {
+        let mut out = Out::default();
+        let message = vec![b' '; 4 * FRAME_SENT_BYTES];
+        let prefix = (message.len() as u32).to_be_bytes();
+        let mut chunk = Bytes::from([&prefix[..], &message].concat());
+        out.take(&mut chunk);
+        out.pong(Bytes::from_static(b"a"));
+        let mut written = Vec::new();
+        loop {
+            let bytes = out.ready();
+            if bytes.is_empty() {
+                break;
+            }
+            let some = bytes.len().min(1000);
+            written.extend_from_slice(&bytes[..some]);
+            out.wrote(some);
+            out.take(&mut chunk);
+        }
+        let pong = [0x80 | PONG, 1, b'a'];
+        let at = written.windows(3).position(|bytes| bytes == pong);
+        let at = at.expect("a pong");
+        assert!(at < 2 * FRAME_SENT_BYTES, "{at} of {}", written.len());
     }
 }

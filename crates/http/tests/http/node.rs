@@ -545,6 +545,35 @@ impl Node {
         String::from_utf8(heard).expect("text")
     }
 
+    /// Says `begin`, and then what `piece` makes, with a pause before each, until the node ends the connection. How
+    /// often that was, and what was heard.
+    pub(crate) async fn repeats(
+        &self,
+        alpn: &'static [u8],
+        begin: &[u8],
+        mut piece: impl FnMut(u32) -> Vec<u8>,
+        pause: Duration,
+    ) -> (u32, Vec<u8>) {
+        let (dialled, served) = self.dial(alpn);
+        let (mut send, mut recv) = dialled.open_bi().await.expect("a stream");
+        let saying = async {
+            let mut said = 0;
+            let mut text = begin.to_vec();
+            while send.write_all(&text).await.is_ok() {
+                said += 1;
+                tokio::time::sleep(pause).await;
+                text = piece(said);
+            }
+            said
+        };
+        let mut heard = Vec::new();
+        let work = async { tokio::join!(saying, recv.read_to_end(&mut heard)) };
+        // How it ends says nothing more.
+        let (said, _) = tokio::time::timeout(hung(), work).await.expect("it hangs");
+        Served(served).ended().await;
+        (said, heard)
+    }
+
     pub(crate) async fn client(&self, version: &'static str) -> Client {
         self.connect(version).await.0
     }

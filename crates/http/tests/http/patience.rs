@@ -158,6 +158,95 @@ async fn heads_without_end_are_ended_by_what_is_taken_of_them() {
     assert_ne!(goodbye[4..8], [0; 4], "{goodbye:?}");
 }
 
+/// Over which nobody has proved who asks.
+fn unknown() -> Duration {
+    10 * moment()
+}
+
+/// A small request now and then, whatever the client makes of being asked to leave.
+#[tokio::test]
+async fn whoever_proves_nothing_for_too_long_is_let_go() {
+    let node = Node::patient(Patience {
+        head: enough(),
+        keep_alive: LONG,
+        stranger: unknown(),
+        ..Patience::default()
+    });
+    let whole = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let again = |_| whole.to_vec();
+    let (said, heard) = node.repeats(b"http/1.1", whole, again, moment()).await;
+    let answered = String::from_utf8_lossy(&heard)
+        .matches("HTTP/1.1 200 ")
+        .count();
+    assert!(said > 1 && answered > 1, "{answered} of {said}");
+
+    // A client of HTTP/2 that does not say whether it has heard.
+    const END_OF_STREAM_AND_HEADERS: u8 = 5;
+    let asks = |n: u32| {
+        let mut block = vec![0x82, 0x87, 0x84, 0x41, 9];
+        block.extend(b"localhost");
+        let mut asks = frame(HEADERS, 2 * n + 1, &block);
+        asks[4] = END_OF_STREAM_AND_HEADERS;
+        asks
+    };
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let begin = [&preface[..], &frame(SETTINGS, 0, &[]), &asks(0)].concat();
+    let (said, heard) = node.repeats(b"h2", &begin, asks, moment()).await;
+    let count = |wanted| frames(&heard).filter(|(kind, _)| *kind == wanted).count();
+    assert!(
+        said > 1 && count(HEADERS) > 1,
+        "{} of {said}",
+        count(HEADERS)
+    );
+    assert!(count(GOAWAY) > 0, "it is asked to leave");
+}
+
+/// Whoever has proved who it is, and whoever is in the middle of an answer.
+#[tokio::test]
+async fn nobody_else_is_let_go() {
+    for version in VERSIONS {
+        let node = Node::patient(Patience {
+            head: enough(),
+            keep_alive: LONG,
+            stranger: unknown(),
+            event_ping: moment(),
+            ..Patience::default()
+        });
+        let (mut known, served) = node.connect(version).await;
+        let call = json!({ "operation": "/test/echo" }).to_string();
+        for _ in 0..20 {
+            tokio::time::sleep(moment()).await;
+            let request = node.request(Method::POST, Some("good"), "/call", &call);
+            let mut response = known.ask(request).await;
+            assert_eq!(response.status(), StatusCode::OK);
+            text(&mut response, usize::MAX).await;
+        }
+        assert!(!served.is_over(), "{version}");
+
+        // The address of a ticket is asked for by a browser, which proves nothing.
+        let mut request = node.subscribe("good", &json!({ "operation": "/test/silent" }));
+        let prefer = HeaderName::from_static("prefer");
+        let later = HeaderValue::from_static("respond-async");
+        request.headers_mut().insert(prefer, later);
+        let made = node.client(version).await.told(request).await.json();
+        let url = made["url"].as_str().expect("a ticket");
+        let (mut client, served) = node.connect(version).await;
+        let mut response = client.ask(node.request(Method::GET, None, url, "")).await;
+        // For longer than it may stay, and than an end takes.
+        let pings = 2 * (unknown() + enough()).as_millis() / moment().as_millis();
+        let told = text(&mut response, pings as usize * PING.len()).await;
+        assert_eq!(told.replace(PING, ""), "", "{version}");
+        assert!(!served.is_over(), "{version}");
+        node.revoke();
+        assert!(
+            text(&mut response, usize::MAX)
+                .await
+                .contains("event: error")
+        );
+        served.ended().await;
+    }
+}
+
 /// A frame of HTTP/2 without flags (RFC 9113 section 4.1).
 fn frame(kind: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();

@@ -58,6 +58,14 @@ pub(crate) fn no_room(failure: Failure) -> CallError {
         .with_retry_after_ms(BUSY_RETRY_MS)
 }
 
+/// What has run until something that it called found no room. `retryable` where the caller may ask again.
+pub(crate) fn lacked_room(message: String, retryable: bool) -> CallError {
+    let mut error = CallError::new(ErrorCode::Overloaded, message);
+    error.retryable = retryable;
+    error.retry_after_ms = retryable.then_some(BUSY_RETRY_MS);
+    error
+}
+
 impl From<PromotionError> for CallError {
     fn from(error: PromotionError) -> Self {
         let text = error.to_string();

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::bundle::{Code, Hash};
 use crate::callers::{Callers, Counted, Origin};
-use crate::error::no_room;
+use crate::error::{lacked_room, no_room};
 use crate::limits::{ACTS, CALLS_AT_ONCE};
 use crate::store::{Authority, Terms};
 use crate::tally::{Crashes, Tally, Verdict};
@@ -101,7 +101,7 @@ impl Making {
         let (call, _counted) = self.begin(input, ctx.clone())?;
         let answer = self.invoker.invoke(call).await;
         self.ended(&ctx, answer.as_ref().err());
-        answer.map_err(|failure| call_error(&self.code, failure))
+        answer.map_err(|failure| call_error(&self.code, failure, &ctx))
     }
 
     fn stream(self: Arc<Self>, input: Body, ctx: Ctx) -> BoxStream<Result<Value, CallError>> {
@@ -122,7 +122,7 @@ impl Making {
                 Some(Err(failure)) if !*failed => {
                     *failed = true;
                     self.ended(&ctx, Some(&failure));
-                    Some(Err(call_error(&self.code, failure)))
+                    Some(Err(call_error(&self.code, failure, &ctx)))
                 }
                 _ => None,
             };
@@ -247,8 +247,9 @@ fn is_vacant(error: &OpError) -> bool {
     error.path.starts_with(ACTS) && error.code == ErrorCode::Unavailable.name()
 }
 
-/// What callers see of a failure: a capability that does not act, a declared error as it is, the runtime's by the table of codes.
-pub(crate) fn call_error(code: &Code, failure: Failure) -> CallError {
+/// What callers see of a failure: a capability that does not act, a declared error as it is, what it called and found no
+/// room for, the runtime's by the table of codes.
+pub(crate) fn call_error(code: &Code, failure: Failure, ctx: &Ctx) -> CallError {
     if failure.is_no_room() {
         return no_room(failure);
     }
@@ -268,7 +269,12 @@ pub(crate) fn call_error(code: &Code, failure: Failure) -> CallError {
             };
         }
         let details = json!({ "code": error.code, "path": error.path });
-        return CallError::internal(error.message).with_details(details);
+        // Scripts say what they like: that something was refused for want of room is noted where it was.
+        let told = match ctx.is_excused() && error.says_no_room() {
+            true => lacked_room(error.message, error.retryable),
+            false => CallError::internal(error.message),
+        };
+        return told.with_details(details);
     }
     let (name, retryable) = failure.code.on_the_wire();
     let mut details = json!({ "code": failure.code.name() });

@@ -1,6 +1,7 @@
 //! What the real cargo makes of a target folder that was pruned.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -11,6 +12,7 @@ use super::marked::{MarkedCache, mark};
 use super::needs::Needs;
 use super::prune::prune;
 use super::units;
+use crate::scratch::Scratch;
 
 /// A workspace with a library, a build script, a procedural macro, a program, its test and its example,
 /// beside a package of others that is no member.
@@ -81,13 +83,16 @@ fn manifest(lib: &str, third: &str) -> String {
     )
 }
 
+/// A folder in the cache, in which no other user can write, nor in any above it. Cargo takes settings from all of them, and
+/// among them is the name of a program to start: one that any user could write in the folder of temporary files.
 struct Tree {
-    base: tempfile::TempDir,
+    base: Scratch,
 }
 
 impl Tree {
     fn new() -> Self {
-        let base = tempfile::tempdir().expect("a temporary folder");
+        let cache = xtask::cache::folder().expect("the run's cache");
+        let base = Scratch::new(&cache, "cargo-test-").expect("a folder in the cache");
         let tree = Self { base };
         mark(&tree.cache());
         for (name, text) in FILES {
@@ -233,4 +238,57 @@ fn every_unit_is_named_in_its_messages(tree: &Tree) {
         assert!(artefacts.package.is_some(), "{unit:?} {artefacts:?}");
     }
     assert_eq!(found.len(), recorded.needed.len());
+}
+
+/// Set in the process that builds the tree while others write among temporary files.
+const BUILDS: &str = "ALKNET_TEST_BUILDS";
+
+/// A setting among temporary files, as every user can write one there.
+#[test]
+fn settings_among_temporary_files_start_no_program() {
+    let test = "cache::cargo_tests::settings_among_temporary_files_start_no_program";
+    if std::env::var_os(BUILDS).is_some() {
+        let tree = Tree::new();
+        tree.write("own/app/Cargo.toml", &manifest("", ""));
+        tree.cargo(&["check", "--package", "made-derive"]);
+    } else {
+        let temporary = tempfile::tempdir().expect("a temporary folder");
+        let at = |name: &str| temporary.path().join(name);
+        let write = |name: &str, text: &str| {
+            fs::create_dir_all(at(name).parent().expect("it lies in a folder")).expect("writable");
+            fs::write(at(name), text).expect("writable");
+        };
+        write(
+            "wrapper",
+            &format!("#!/bin/sh\ntouch {}\nexec \"$@\"\n", at("it-ran").display()),
+        );
+        fs::set_permissions(at("wrapper"), fs::Permissions::from_mode(0o755)).expect("ours");
+        let program = at("wrapper").display().to_string();
+        write(
+            ".cargo/config.toml",
+            &format!("[build]\nrustc-wrapper = {program:?}\n"),
+        );
+        // What the setting does to whoever runs cargo below it.
+        write(
+            "made/Cargo.toml",
+            "[package]\nname = \"made\"\n[lib]\npath = \"lib.rs\"\n[workspace]\n",
+        );
+        write("made/lib.rs", "");
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut check = Command::new(cargo);
+        check.args(["check", "--offline"]).current_dir(at("made"));
+        check.env("CARGO_TARGET_DIR", at("target"));
+        let checked = check.output().expect("cargo runs");
+        assert!(at("it-ran").exists(), "{checked:?}");
+        fs::remove_file(at("it-ran")).expect("it is there");
+
+        let child = Command::new("/proc/self/exe")
+            .args(["--exact", test])
+            .env(BUILDS, "1")
+            .env("TMPDIR", temporary.path())
+            .output()
+            .expect("this program runs");
+        assert!(child.status.success(), "{child:?}");
+        assert!(!at("it-ran").exists(), "a program of others ran");
+    }
 }

@@ -34,7 +34,9 @@ impl<'a> MarkedCache<'a> {
 /// Marks a folder as the front does, for tests; it is empty, or has nothing in it but entries of a cache.
 #[cfg(test)]
 pub(super) fn mark(cache: &Path) {
-    let clone = tempfile::tempdir().expect("a temporary folder");
+    // Beside the cache: no folder above it is one that the clone does not lie in.
+    let beside = cache.parent().expect("it lies in a folder");
+    let clone = tempfile::tempdir_in(beside).expect("a temporary folder");
     xtask::cache::open(clone.path(), cache).expect("a cache");
 }
 

@@ -1,4 +1,4 @@
-//! From Mesa's source to the objects and archives of one driver.
+//! From Mesa's source to the objects and archives of one driver. This file is a part of the archive's name.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,13 +10,10 @@ use super::{Sealed, archive_name, seal};
 use crate::context::Context;
 use crate::failure::{Failure, Result};
 use crate::scratch::Scratch;
-use crate::{cached, sources};
+use crate::{cached, sources, steps};
 
 /// Debian's Python has the modules that Mesa's generators import; another one in front of it may not.
 const PYTHON: &str = "/usr/bin/python3";
-
-/// The same holds for everything that meson looks for.
-const SYSTEM_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Every function in a section of its own, so that the last link can leave out what nobody calls.
 const SECTIONS: &str = "['-ffunction-sections', '-fdata-sections']";
@@ -90,7 +87,7 @@ impl<'a> Build<'a> {
     fn unpack(&self, archive: &Path, to: &str) -> Result<()> {
         let folder = self.folder(to);
         fs::create_dir(&folder).map_err(Failure::io(format!("make {}", folder.display())))?;
-        let mut tar = Command::new("tar");
+        let mut tar = steps::program("tar");
         tar.args(["--no-same-owner", "--strip-components=1", "-xJf"])
             .arg(archive)
             .arg("-C")
@@ -101,7 +98,7 @@ impl<'a> Build<'a> {
     fn patch(&self, name: &str, text: &str) -> Result<()> {
         let file = self.folder(&format!("{name}.patch"));
         fs::write(&file, text).map_err(Failure::io(format!("write {}", file.display())))?;
-        let mut git = Command::new("git");
+        let mut git = steps::program("git");
         // The cache may lie in somebody's repository; the patch is not for that one.
         git.args(["apply", "--whitespace=nowarn"])
             .arg(&file)
@@ -120,7 +117,7 @@ impl<'a> Build<'a> {
     }
 
     fn meson(&self, build: &str, source: &str) -> Command {
-        let mut meson = Command::new(PYTHON);
+        let mut meson = steps::program(PYTHON);
         meson
             .arg(self.meson.join("bin/meson"))
             .arg("setup")
@@ -128,40 +125,27 @@ impl<'a> Build<'a> {
             .arg(self.folder(source))
             .arg("--native-file")
             .arg(self.folder("native.ini"));
-        self.clean(&mut meson);
+        self.prepare(&mut meson);
         meson
     }
 
     fn ninja(&self, build: &str) -> Command {
-        let mut ninja = Command::new("nice");
+        let mut ninja = steps::program("nice");
         // Cargo, beside which this runs, has the longer way to go.
         ninja.args(["-n", "5", "ninja"]);
         ninja.args(["-j", &self.cx.jobs().to_string(), "-C"]);
         ninja.arg(self.folder(build));
-        self.clean(&mut ninja);
+        self.prepare(&mut ninja);
         ninja
     }
 
-    /// Nothing of the caller's environment shall decide what is built.
-    fn clean(&self, command: &mut Command) {
+    /// What meson and the programs that it finds need.
+    fn prepare(&self, command: &mut Command) {
         command
-            .env("PATH", SYSTEM_PATH)
             .env("PYTHONPATH", &self.meson)
             .env("PYTHONDONTWRITEBYTECODE", "1")
             // Mesa would put the name of a commit of ours into its version.
-            .env("GIT_CEILING_DIRECTORIES", self.scratch.path())
-            .env("LC_ALL", "C");
-        for variable in [
-            "CC",
-            "CFLAGS",
-            "CPPFLAGS",
-            "CXX",
-            "CXXFLAGS",
-            "LDFLAGS",
-            "PKG_CONFIG_PATH",
-        ] {
-            command.env_remove(variable);
-        }
+            .env("GIT_CEILING_DIRECTORIES", self.scratch.path());
     }
 
     fn configure(&self, libdrm: Option<&Path>) -> Result<()> {

@@ -21,10 +21,15 @@ use self::recipe::{Llvm, Recipe, Recipes};
 use crate::context::Context;
 use crate::digest;
 use crate::failure::{Failure, Result};
-use crate::{kernel, sources, third_party};
+use crate::{kernel, sources, steps, third_party};
 
-/// Changed when the steps change in a way that changes their result.
-const RECIPE: &str = "2";
+/// How a driver is built: a part of its name.
+const STEPS: [&str; 4] = [
+    include_str!("build.rs"),
+    include_str!("ninja.rs"),
+    include_str!("seal.rs"),
+    include_str!("../steps.rs"),
+];
 
 /// Mesa's build tool, pinned by SHA-256.
 pub(crate) const MESON: &str = include_str!("../../../../compute/driver/meson.txt");
@@ -163,7 +168,8 @@ fn key(
 ) -> Result<String> {
     let own = serde_json::to_string(recipe)
         .map_err(|error| Failure::Arguments(format!("drivers.toml: {error}")))?;
-    let mut parts = vec![RECIPE.to_owned(), mesa.to_owned(), tools.to_owned(), own];
+    let mut parts: Vec<String> = STEPS.map(str::to_owned).into();
+    parts.extend([mesa.to_owned(), tools.to_owned(), own]);
     parts.extend([recipes.mesa.options.join(" "), MESON.to_owned()]);
     if recipe.llvm {
         parts.push(recipes.llvm.components.join(" "));
@@ -257,7 +263,7 @@ fn installed_llvm(llvm: &Llvm) -> Result<Option<String>> {
     if !Path::new(&llvm.config).exists() {
         return Ok(None);
     }
-    let version = first_line(Command::new(&llvm.config).arg("--version"))?;
+    let version = first_line(steps::program(&llvm.config).arg("--version"))?;
     if version != llvm.version {
         return Err(Failure::Arguments(format!(
             "{} is LLVM {version}, but compute/driver/drivers.toml asks for {}",
@@ -267,7 +273,7 @@ fn installed_llvm(llvm: &Llvm) -> Result<Option<String>> {
     let package = llvm_package(&version);
     // Elsewhere than in Debian there is no such package, and its version stays out of the name.
     let built =
-        first_line(Command::new("dpkg-query").args(["-W", "-f=${Version}", package.as_str()]));
+        first_line(steps::program("dpkg-query").args(["-W", "-f=${Version}", package.as_str()]));
     Ok(Some(format!(
         "LLVM {version} {}\n",
         built.unwrap_or_default()

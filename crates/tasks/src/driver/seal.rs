@@ -12,6 +12,7 @@ use super::first_line;
 use super::ninja::Parts;
 use super::recipe::Llvm;
 use crate::failure::{Failure, Result};
+use crate::steps;
 
 /// What every Vulkan driver shows to a loader, and what we call it behind the driver's name.
 const ENTRIES: [(&str, &str); 2] = [
@@ -53,7 +54,7 @@ pub(super) fn seal(
         ["linked.o", "named.o", "hidden.o"].map(|name| scratch.join(name));
     step(&mut link(inputs, &linked)?, "link")?;
     step(
-        Command::new("strip").arg("--strip-debug").arg(&linked),
+        steps::program("strip").arg("--strip-debug").arg(&linked),
         "strip",
     )?;
     let unique = scratch.join("unique");
@@ -61,9 +62,9 @@ pub(super) fn seal(
         .map_err(Failure::io(format!("write {}", unique.display())))?;
     // One after the other: hiding goes by what renaming made. C++'s unique names (static variables of
     // templates) cannot be hidden, weak ones can.
-    let mut rename = Command::new("objcopy");
+    let mut rename = steps::program("objcopy");
     rename.arg(format!("--weaken-symbols={}", unique.display()));
-    let mut hide = Command::new("objcopy");
+    let mut hide = steps::program("objcopy");
     for (entry, own) in ENTRIES {
         let own = format!("{}_{own}", inputs.driver);
         rename.arg(format!("--redefine-sym={entry}={own}"));
@@ -72,7 +73,7 @@ pub(super) fn seal(
     step(rename.arg(&linked).arg(&named), "rename")?;
     hide.args(UNWINDING.map(|section| format!("--remove-section={section}")));
     step(hide.arg(&named).arg(&hidden), "hide")?;
-    let mut pack = Command::new("ar");
+    let mut pack = steps::program("ar");
     // D: no times and owners, so that two builds give the same bytes.
     pack.arg("rcsD").arg(archive).arg(&hidden);
     step(&mut pack, "pack")
@@ -82,7 +83,7 @@ pub(super) fn seal(
 /// what is not called; C++'s groups of equal functions are resolved here, because hidden names in them
 /// would clash with the next sealed object's.
 fn link(inputs: &Inputs<'_>, output: &Path) -> Result<Command> {
-    let mut command = Command::new("ld");
+    let mut command = steps::program("ld");
     command
         .current_dir(inputs.folder)
         .args(["-r", "--force-group-allocation"]);
@@ -110,7 +111,7 @@ fn link(inputs: &Inputs<'_>, output: &Path) -> Result<Command> {
 
 /// Names of an object that are unique in the sense of C++, one to a line.
 fn unique_names(object: &Path) -> Result<String> {
-    let output = Command::new("nm")
+    let output = steps::program("nm")
         .arg("--defined-only")
         .arg(object)
         .output()
@@ -133,7 +134,7 @@ fn unique_in(symbols: &str) -> String {
 /// LLVM's own program knows which archives the components need.
 fn llvm_archives(llvm: &Llvm) -> Result<Vec<String>> {
     let ask = |what: &str| {
-        let mut command = Command::new(&llvm.config);
+        let mut command = steps::program(&llvm.config);
         command.args(["--link-static", what]).args(&llvm.components);
         first_line(&mut command)
     };
@@ -144,17 +145,8 @@ fn llvm_archives(llvm: &Llvm) -> Result<Vec<String>> {
 /// Where the compiler has a static library; its bare name when it has none, which the linker then
 /// reports as missing.
 fn library_file(name: &str) -> Result<String> {
-    first_line(Command::new("g++").arg(format!("-print-file-name={name}")))
+    first_line(steps::program("g++").arg(format!("-print-file-name={name}")))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn unique_names_are_told_from_others() {
-        let symbols = "0000000000000000 T vk_icd\n0000000000000010 u _ZN1AIiE1vE\n\
-                       0000000000000000 d u_format\n";
-        assert_eq!(unique_in(symbols), "_ZN1AIiE1vE\n");
-    }
-}
+mod tests;

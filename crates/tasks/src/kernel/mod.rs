@@ -1,21 +1,18 @@
 //! Builds the kernel from the pinned source and the fragments in `kernel-config/`.
 //!
 //! The result lies in the cache under a name made of everything that decides its bytes: the
-//! source's hash, the fragments, the compiler and this recipe.
+//! source's hash, the fragments, the compiler and the steps.
 
+mod build;
 mod config;
 
-use std::collections::HashMap;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
+use self::build::Build;
 use crate::context::Context;
-use crate::digest;
 use crate::failure::{Failure, Result};
-use crate::scratch::Scratch;
-use crate::sources;
+use crate::{digest, sources, steps};
 
 /// The fragments of the one x86-64 kernel, in the order they are merged.
 pub const X86_64_FRAGMENTS: [&str; 13] = [
@@ -37,23 +34,12 @@ pub const X86_64_FRAGMENTS: [&str; 13] = [
 /// Largest kernel in bytes: docs/SPECIFICATION.md promises at most 9 MB.
 pub const BZIMAGE_BYTES_MAX: u64 = 9_000_000;
 
-/// Changed when the steps below change in a way that changes their result.
-const RECIPE: &str = "1";
-
-/// Makes two builds of the same inputs byte-identical.
-const REPRODUCIBLE: [(&str, &str); 5] = [
-    ("KBUILD_BUILD_TIMESTAMP", "1970-01-01"),
-    ("KBUILD_BUILD_USER", "alknet"),
-    ("KBUILD_BUILD_HOST", "alknet"),
-    ("KBUILD_BUILD_VERSION", "1"),
-    ("SOURCE_DATE_EPOCH", "0"),
-];
+/// How it is built: a part of its name.
+const STEPS: [&str; 2] = [include_str!("build.rs"), include_str!("../steps.rs")];
 
 /// A built kernel.
 #[derive(Clone, Debug)]
 pub struct Kernel {
-    /// The folder's name in the cache.
-    pub key: String,
     /// For boot loaders, EFI and QEMU's `-kernel`.
     pub bzimage: PathBuf,
     /// ELF with a PVH entry, without symbols.
@@ -71,7 +57,7 @@ pub fn ensure(cx: &Context) -> Result<Kernel> {
     }
     cx.install_compilers()?;
     let source = sources::obtain(cx, "linux")?;
-    let kernel = Kernel::at(cx.cache(), key(&source.pin.sha256, &fragments, &tools));
+    let kernel = Kernel::at(cx.cache(), &key(&source.pin.sha256, &fragments, &tools));
     Build::new(cx, &fragments)?.run(&source.path, &kernel)?;
     Ok(kernel)
 }
@@ -83,15 +69,14 @@ pub(crate) fn cached(cx: &Context) -> Result<Option<Kernel>> {
 
 fn find(cx: &Context, fragments: &[(String, String)], tools: &str) -> Result<Option<Kernel>> {
     let pins = sources::accepted("linux")?.into_iter();
-    let mut kernels = pins.map(|pin| Kernel::at(cx.cache(), key(&pin.sha256, fragments, tools)));
+    let mut kernels = pins.map(|pin| Kernel::at(cx.cache(), &key(&pin.sha256, fragments, tools)));
     Ok(kernels.find(Kernel::exists))
 }
 
 impl Kernel {
-    fn at(cache: &Path, key: String) -> Self {
-        let folder = cache.join("kernel").join(&key);
+    fn at(cache: &Path, key: &str) -> Self {
+        let folder = cache.join("kernel").join(key);
         Self {
-            key,
             bzimage: folder.join("bzImage"),
             vmlinux: folder.join("vmlinux"),
             config: folder.join("config"),
@@ -112,9 +97,11 @@ impl Kernel {
 
 fn key(source: &str, fragments: &[(String, String)], tools: &str) -> String {
     let texts = fragments.iter().map(|(_, text)| text.as_bytes());
+    let steps = STEPS.map(str::as_bytes);
     digest::key(
-        [source.as_bytes(), tools.as_bytes(), RECIPE.as_bytes()]
+        [source.as_bytes(), tools.as_bytes()]
             .into_iter()
+            .chain(steps)
             .chain(texts),
     )
 }
@@ -129,11 +116,11 @@ fn read_fragments(root: &Path) -> Result<Vec<(String, String)>> {
     X86_64_FRAGMENTS.iter().map(read).collect()
 }
 
-/// First lines of the compiler's and linker's version texts.
+/// First lines of the compiler's and linker's version texts, of those that the steps start.
 pub fn tool_versions() -> Result<String> {
     let mut text = String::new();
     for tool in ["gcc", "ld"] {
-        let output = Command::new(tool)
+        let output = steps::program(tool)
             .arg("--version")
             .output()
             .map_err(Failure::io(format!(
@@ -146,128 +133,6 @@ pub fn tool_versions() -> Result<String> {
         text.push('\n');
     }
     Ok(text)
-}
-
-/// One build in a scratch folder, gone when dropped.
-struct Build<'a> {
-    cx: &'a Context,
-    fragments: &'a [(String, String)],
-    scratch: Scratch,
-}
-
-impl<'a> Build<'a> {
-    fn new(cx: &'a Context, fragments: &'a [(String, String)]) -> Result<Self> {
-        let scratch = Scratch::new(cx.cache(), "kernel-build-")?;
-        Ok(Self {
-            cx,
-            fragments,
-            scratch,
-        })
-    }
-
-    fn run(&self, source: &Path, kernel: &Kernel) -> Result<()> {
-        self.unpack(source)?;
-        self.configure()?;
-        let mut make = self.make();
-        let jobs = format!("-j{}", self.cx.jobs());
-        make.args([&*jobs, "bzImage", "vmlinux"]);
-        self.cx.run(&mut make, "kernel", "kernel-build")?;
-        self.publish(kernel)
-    }
-
-    fn source(&self) -> PathBuf {
-        self.scratch.path().join("source")
-    }
-
-    fn output(&self) -> PathBuf {
-        self.scratch.path().join("output")
-    }
-
-    fn unpack(&self, archive: &Path) -> Result<()> {
-        for folder in [self.source(), self.output()] {
-            fs::create_dir(&folder).map_err(Failure::io(format!("make {}", folder.display())))?;
-        }
-        let mut tar = Command::new("tar");
-        tar.args(["--strip-components=1", "-xJf"])
-            .arg(archive)
-            .arg("-C")
-            .arg(self.source());
-        self.cx
-            .run(&mut tar, "unpack the kernel's source", "kernel-unpack")
-    }
-
-    /// Starts from nothing, adds the fragments, and checks that the kernel's own rules kept them.
-    fn configure(&self) -> Result<()> {
-        let asked = self.output().join("fragments.config");
-        let text: String = self
-            .fragments
-            .iter()
-            .map(|(_, text)| text.as_str())
-            .collect();
-        fs::write(&asked, text).map_err(Failure::io("write the fragments"))?;
-        let mut make = self.make();
-        make.arg("allnoconfig").env("KCONFIG_ALLCONFIG", &asked);
-        self.cx
-            .run(&mut make, "kernel configuration", "kernel-config")?;
-        let config = fs::read_to_string(self.output().join(".config"))
-            .map_err(Failure::io("read the kernel's configuration"))?;
-        let lost = config::lost(self.fragments, &config);
-        if lost.is_empty() {
-            Ok(())
-        } else {
-            Err(Failure::OptionsLost(lost))
-        }
-    }
-
-    fn make(&self) -> Command {
-        // What runs beside this waits for one another; the kernel waits for nothing.
-        let mut make = Command::new("nice");
-        make.args(["-n", "10", "make", "-C"])
-            .arg(self.source())
-            .arg(format!("O={}", self.output().display()));
-        make.envs(HashMap::from(REPRODUCIBLE))
-            .env_remove("MAKEFLAGS")
-            .env("LC_ALL", "C");
-        make
-    }
-
-    /// Puts the results together beside their place, then moves the folder there in one step.
-    fn publish(&self, kernel: &Kernel) -> Result<()> {
-        let ready = self.scratch.path().join("ready");
-        fs::create_dir(&ready).map_err(Failure::io("make a folder for the kernel"))?;
-        let copy = |from: &str, to: &str| {
-            fs::copy(self.output().join(from), ready.join(to))
-                .map_err(Failure::io(format!("copy the kernel's {from}")))
-        };
-        let bytes = copy("arch/x86/boot/bzImage", "bzImage")?;
-        if bytes > BZIMAGE_BYTES_MAX {
-            return Err(Failure::TooLarge {
-                what: "the kernel".into(),
-                bytes,
-                limit: BZIMAGE_BYTES_MAX,
-            });
-        }
-        copy(".config", "config")?;
-        let mut strip = Command::new("strip");
-        strip
-            .args(["--strip-all", "-o"])
-            .arg(ready.join("vmlinux"))
-            .arg(self.output().join("vmlinux"));
-        self.cx
-            .run(&mut strip, "strip the kernel", "kernel-strip")?;
-        place(&ready, kernel.folder()).map_err(Failure::io("put the kernel into the cache"))
-    }
-}
-
-/// Another process may have put the same kernel there meanwhile, which is just as good.
-fn place(ready: &Path, folder: &Path) -> io::Result<()> {
-    if let Some(parent) = folder.parent() {
-        fs::create_dir_all(parent)?;
-    }
-    match fs::rename(ready, folder) {
-        Err(_) if folder.join("bzImage").exists() => Ok(()),
-        result => result,
-    }
 }
 
 #[cfg(test)]

@@ -32,6 +32,19 @@ pub(super) fn fetch_from_pool(cx: &Context, path: &str, to: &Path) -> Result<()>
     cx.run(&mut command, &format!("download {address}"), "apt-download")
 }
 
+/// Takes one file out of the package at this address.
+pub(super) fn fetch_from_snapshot(
+    cx: &Context,
+    address: &str,
+    member: &str,
+    to: &Path,
+) -> Result<()> {
+    let scratch = Scratch::new(cx.cache(), "snapshot-")?;
+    let package = scratch.path().join("package.deb");
+    super::download(cx, address, &package)?;
+    extract(&package, member, to)
+}
+
 /// A private view of the archive, gone when dropped.
 #[derive(Debug)]
 pub(crate) struct Archive {
@@ -225,6 +238,38 @@ mod tests {
         assert_eq!(addresses(old), ["http://a.example/debian"]);
         let new = "Types: deb\nURIs: https://b.example/debian\nSuites: bookworm\n";
         assert_eq!(addresses(new), ["https://b.example/debian"]);
+    }
+
+    #[test]
+    fn a_file_is_taken_out_of_a_package_at_an_address() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let write = |name: &str, text: &str| {
+            let path = folder.path().join("tree").join(name);
+            fs::create_dir_all(path.parent().expect("a folder")).expect("writable");
+            fs::write(path, text).expect("writable");
+        };
+        write("usr/bin/made", "a program");
+        let control =
+            "Package: made\nVersion: 1\nArchitecture: all\nMaintainer: nobody\nDescription: made\n";
+        write("DEBIAN/control", control);
+        for name in ["tree", "tree/DEBIAN"] {
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+            fs::set_permissions(folder.path().join(name), mode).expect("ours");
+        }
+        let package = folder.path().join("made_1_all.deb");
+        let built = Command::new("dpkg-deb")
+            .arg("--build")
+            .arg(folder.path().join("tree"))
+            .arg(&package)
+            .output();
+        let built = built.expect("every Debian has it");
+        assert!(built.status.success(), "{built:?}");
+        let cx = Context::in_folder(&folder.path().join("cache"));
+        let to = folder.path().join("taken");
+        let fetch = |address: &str| fetch_from_snapshot(&cx, address, "./usr/bin/made", &to);
+        fetch(&format!("file://{}", package.display())).expect("it is there");
+        assert_eq!(fs::read_to_string(&to).expect("readable"), "a program");
+        fetch(&format!("file://{}.gone", package.display())).expect_err("it is not");
     }
 
     #[test]

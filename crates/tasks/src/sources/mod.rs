@@ -3,10 +3,14 @@
 mod debian;
 mod npm;
 mod pins;
+mod registry;
 
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use tempfile::NamedTempFile;
 
 use self::debian::Archive;
 pub use self::pins::Pin;
@@ -14,6 +18,9 @@ use self::pins::{Pins, Source};
 use crate::context::Context;
 use crate::digest;
 use crate::failure::{Failure, Result};
+
+/// Debian's archive of all times, by date.
+const SNAPSHOT: &str = "https://snapshot.debian.org/archive/debian";
 
 /// A file whose bytes are those of its pin.
 #[derive(Clone, Debug)]
@@ -43,16 +50,16 @@ pub(crate) fn likely(cx: &Context, name: &str) -> Result<Pin> {
     likely.ok_or_else(|| Failure::Arguments(format!("sources.toml: {name} has no version")))
 }
 
-/// Gets a source: from the user's folder, the cache, Debian, npm's registry, or upstream.
+/// Gets a source: from the user's folder, the cache, Debian, a registry of packages, or upstream.
 pub fn obtain(cx: &Context, name: &str) -> Result<Obtained> {
     let pins = Pins::own()?;
     let source = pins.find(name)?;
+    let kept = cx.cache().join("sources");
     if let Some(folder) = &cx.sources
-        && let Some(found) = in_folder(source, folder)?
+        && let Some(found) = in_folder(source, folder, &kept)?
     {
         return Ok(found);
     }
-    let kept = cx.cache().join("sources");
     if let Some(found) = in_cache(source, &kept)? {
         return Ok(found);
     }
@@ -68,10 +75,16 @@ pub fn obtain(cx: &Context, name: &str) -> Result<Obtained> {
     if let Some(found) = search.npm()? {
         return Ok(found);
     }
+    if let Some(found) = search.crates()? {
+        return Ok(found);
+    }
     if let Some(found) = search.pool()? {
         return Ok(found);
     }
     if let Some(found) = search.upstream()? {
+        return Ok(found);
+    }
+    if let Some(found) = search.snapshot()? {
         return Ok(found);
     }
     Err(Failure::Source {
@@ -81,22 +94,22 @@ pub fn obtain(cx: &Context, name: &str) -> Result<Obtained> {
 }
 
 /// A file of the right name in the user's folder must have the right bytes: falling back silently
-/// would hide that the folder is not what the user believes.
-fn in_folder(source: &Source, folder: &Path) -> Result<Option<Obtained>> {
+/// would hide that the folder is not what the user believes. It is copied to `kept`, and the copy is judged and used:
+/// whoever can write in the folder may change the file at any time, and some of these files are programs.
+fn in_folder(source: &Source, folder: &Path, kept: &Path) -> Result<Option<Obtained>> {
     let mut refused = Vec::new();
     for pin in &source.pins {
         let path = folder.join(&pin.file);
         if !path.exists() {
             continue;
         }
-        match verify(&path, pin)? {
-            None => {
-                return Ok(Some(Obtained {
-                    path,
-                    pin: pin.clone(),
-                }));
-            }
-            Some(got) => refused.push(mismatch(&path, pin, &got)),
+        let fresh = beside(kept, pin)?;
+        File::open(&path)
+            .and_then(|mut file| io::copy(&mut file, &mut fresh.as_file()))
+            .map_err(Failure::io(format!("copy {}", path.display())))?;
+        match settle(fresh, kept, pin)? {
+            Ok(found) => return Ok(Some(found)),
+            Err(got) => refused.push(mismatch(&path, pin, &got)),
         }
     }
     if refused.is_empty() {
@@ -127,6 +140,36 @@ fn in_cache(source: &Source, kept: &Path) -> Result<Option<Obtained>> {
 
 fn kept_path(kept: &Path, pin: &Pin) -> PathBuf {
     kept.join(&pin.sha256).join(&pin.file)
+}
+
+/// A file beside the place of a pin's.
+fn beside(kept: &Path, pin: &Pin) -> Result<NamedTempFile> {
+    let path = kept_path(kept, pin);
+    let folder = path.parent().unwrap_or(kept);
+    fs::create_dir_all(folder).map_err(Failure::io(format!("make {}", folder.display())))?;
+    NamedTempFile::new_in(folder).map_err(Failure::io(format!("write in {}", folder.display())))
+}
+
+/// Moves it there if it matches, unless one that matches is there: another command may have started that. Else the hash
+/// that it has.
+fn settle(
+    fresh: NamedTempFile,
+    kept: &Path,
+    pin: &Pin,
+) -> Result<std::result::Result<Obtained, String>> {
+    if let Some(got) = verify(fresh.path(), pin)? {
+        return Ok(Err(got));
+    }
+    let path = kept_path(kept, pin);
+    if !path.exists() || verify(&path, pin)?.is_some() {
+        fresh
+            .persist(&path)
+            .map_err(|error| Failure::io("keep a source")(error.error))?;
+    }
+    Ok(Ok(Obtained {
+        path,
+        pin: pin.clone(),
+    }))
 }
 
 /// The hash that a file has instead of the pinned one; none when it matches.
@@ -197,6 +240,20 @@ impl Search<'_> {
         Ok(None)
     }
 
+    fn crates(&mut self) -> Result<Option<Obtained>> {
+        for pin in &self.source.pins {
+            let Some(package) = &pin.cargo else {
+                continue;
+            };
+            let what = format!("cargo {package}");
+            let found = self.take(pin, &what, |to| registry::fetch(self.cx, package, to))?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
     fn pool(&mut self) -> Result<Option<Obtained>> {
         for pin in &self.source.pins {
             let Some(path) = &pin.pool else {
@@ -225,6 +282,24 @@ impl Search<'_> {
         Ok(None)
     }
 
+    fn snapshot(&mut self) -> Result<Option<Obtained>> {
+        for pin in &self.source.pins {
+            let place = pin.debian.as_ref();
+            let Some((place, snapshot)) = place.zip(place.and_then(|it| it.snapshot.as_ref()))
+            else {
+                continue;
+            };
+            let address = format!("{SNAPSHOT}/{snapshot}");
+            let fetch =
+                |to: &Path| debian::fetch_from_snapshot(self.cx, &address, &place.member, to);
+            let found = self.take(pin, &address, fetch)?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
     /// Fetches beside the final place, and moves the file there only when it matches.
     fn take(
         &mut self,
@@ -232,28 +307,20 @@ impl Search<'_> {
         what: &str,
         fetch: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<Option<Obtained>> {
-        let path = kept_path(&self.kept, pin);
-        let folder = path.parent().unwrap_or(&self.kept);
-        fs::create_dir_all(folder).map_err(Failure::io(format!("make {}", folder.display())))?;
-        let fresh = tempfile::NamedTempFile::new_in(folder)
-            .map_err(Failure::io(format!("write in {}", folder.display())))?;
+        let fresh = beside(&self.kept, pin)?;
         if let Err(error) = fetch(fresh.path()) {
             self.attempts.push(format!("  {what}: {error}"));
             return Ok(None);
         }
-        if let Some(got) = verify(fresh.path(), pin)? {
-            let text = mismatch(Path::new(what), pin, &got);
-            eprintln!("refused{text}");
-            self.attempts.push(text);
-            return Ok(None);
+        match settle(fresh, &self.kept, pin)? {
+            Ok(found) => Ok(Some(found)),
+            Err(got) => {
+                let text = mismatch(Path::new(what), pin, &got);
+                eprintln!("refused{text}");
+                self.attempts.push(text);
+                Ok(None)
+            }
         }
-        fresh
-            .persist(&path)
-            .map_err(|error| Failure::io("keep a source")(error.error))?;
-        Ok(Some(Obtained {
-            path,
-            pin: pin.clone(),
-        }))
     }
 }
 
@@ -276,6 +343,8 @@ fn download(cx: &Context, address: &str, to: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
@@ -286,6 +355,7 @@ mod tests {
             file: "f.tar.xz".into(),
             sha256: sha256.into(),
             debian: None,
+            cargo: None,
             npm: None,
             pool: None,
             upstream: None,
@@ -308,18 +378,41 @@ mod tests {
     #[test]
     fn any_accepted_version_in_the_users_folder_will_do() {
         let folder = folder_with("abc");
+        let kept = tempfile::tempdir().expect("a temporary folder");
         let source = source(vec![pin("2", &"0".repeat(64)), pin("1", ABC)]);
-        let found = in_folder(&source, folder.path())
+        let found = in_folder(&source, folder.path(), kept.path())
             .expect("readable")
             .expect("it matches");
         assert_eq!(found.pin.version, "1");
     }
 
+    /// Minutes pass between the look at a file and its use, and some of these files are started.
+    #[test]
+    fn what_is_put_into_the_users_folder_afterwards_is_not_used() {
+        let folder = folder_with("abc");
+        let kept = tempfile::tempdir().expect("a temporary folder");
+        let source = source(vec![pin("1", ABC)]);
+        let obtain = || in_folder(&source, folder.path(), kept.path());
+        let found = obtain().expect("readable").expect("it matches");
+        let file = folder.path().join("f.tar.xz");
+        fs::write(&file, "another program").expect("it is writable");
+        assert_eq!(fs::read(&found.path).expect("readable"), b"abc");
+        obtain().expect_err("it does not match any more");
+        assert_eq!(fs::read(&found.path).expect("readable"), b"abc");
+        // A program that runs is not replaced by the same once more.
+        fs::write(&file, "abc").expect("it is writable");
+        let inode = || fs::metadata(&found.path).expect("it is there").ino();
+        let before = inode();
+        assert!(obtain().expect("readable").is_some());
+        assert_eq!(inode(), before);
+    }
+
     #[test]
     fn a_mismatch_in_the_users_folder_is_refused_by_name() {
         let folder = folder_with("abd");
-        let error =
-            in_folder(&source(vec![pin("1", ABC)]), folder.path()).expect_err("wrong bytes");
+        let kept = tempfile::tempdir().expect("a temporary folder");
+        let source = source(vec![pin("1", ABC)]);
+        let error = in_folder(&source, folder.path(), kept.path()).expect_err("wrong bytes");
         let text = error.to_string();
         assert!(
             text.contains("thing") && text.contains("f.tar.xz"),
@@ -334,12 +427,10 @@ mod tests {
 
     #[test]
     fn a_folder_without_the_file_is_no_mistake() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        assert!(
-            in_folder(&source(vec![pin("1", ABC)]), folder.path())
-                .expect("fine")
-                .is_none()
-        );
+        let [folder, kept] = [(); 2].map(|()| tempfile::tempdir().expect("a temporary folder"));
+        let source = source(vec![pin("1", ABC)]);
+        let found = in_folder(&source, folder.path(), kept.path()).expect("fine");
+        assert!(found.is_none());
     }
 
     #[test]

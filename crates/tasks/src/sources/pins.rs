@@ -38,6 +38,8 @@ pub struct Pin {
     pub sha256: String,
     /// The Debian package that holds it.
     pub debian: Option<DebianPlace>,
+    /// The package of crates.io, as `NAME@VERSION`.
+    pub cargo: Option<String>,
     /// The package of npm's registry, as `NAME@VERSION`.
     pub npm: Option<String>,
     /// Where it lies below the address of Debian's archive, as a part of a source package.
@@ -58,6 +60,9 @@ pub struct DebianPlace {
     pub suite: String,
     /// Path inside the package, as `dpkg-deb --contents` prints it.
     pub member: String,
+    /// A date on which Debian's archive had the package, and its path there: `20261123T000000Z/pool/…`. The archive itself
+    /// drops a version at the next point release.
+    pub snapshot: Option<String>,
 }
 
 impl Pins {
@@ -156,6 +161,7 @@ mod tests {
         for (source, pin) in pins.all() {
             assert!(
                 pin.debian.is_some()
+                    || pin.cargo.is_some()
                     || pin.npm.is_some()
                     || pin.pool.is_some()
                     || pin.upstream.is_some(),
@@ -169,6 +175,41 @@ mod tests {
                 "{address}"
             );
         }
+    }
+
+    /// Nobody else has the file once Debian has another version.
+    #[test]
+    fn what_debian_alone_has_is_in_its_archive_of_all_times() {
+        let pins = Pins::own().expect("sources.toml parses");
+        let of_others = |pin: &Pin| {
+            let places = [&pin.cargo, &pin.npm, &pin.pool, &pin.upstream];
+            places.into_iter().any(Option::is_some)
+        };
+        let mut checked = 0;
+        for source in &pins.sources {
+            let snapshots = source.pins.iter().filter_map(|pin| {
+                let place = pin.debian.as_ref()?;
+                Some((place, place.snapshot.as_ref()?))
+            });
+            let snapshots: Vec<_> = snapshots.collect();
+            let has_others = source.pins.iter().any(of_others);
+            assert!(has_others || !snapshots.is_empty(), "{}", source.name);
+            for (place, snapshot) in snapshots {
+                let (date, path) = snapshot.split_once('/').expect("a date and a path");
+                let digits = date.bytes().filter(u8::is_ascii_digit).count();
+                assert!(digits == 14 && date.len() == 16, "{snapshot}");
+                assert!(
+                    date.as_bytes()[8] == b'T' && date.ends_with('Z'),
+                    "{snapshot}"
+                );
+                // Of exactly the pinned version.
+                let file = format!("/{}_{}_", place.package, place.version);
+                let is_there = path.starts_with("pool/main/") && path.contains(&file);
+                assert!(is_there && path.ends_with(".deb"), "{snapshot}");
+                checked += 1;
+            }
+        }
+        assert!(checked >= 10, "{checked}");
     }
 
     #[test]

@@ -9,8 +9,8 @@ use crate::context::Context;
 use crate::failure::Result;
 use crate::third_party;
 
-/// The licence and dependency checker, built once into the cache.
-pub(crate) const DENY_VERSION: &str = "0.20.2";
+/// The licence and dependency checker, as `sources.toml` names it.
+pub(crate) const DENY: &str = "cargo-deny";
 
 pub(super) fn format(cx: &Context) -> Result<()> {
     let mut command = cx.cargo("fmt");
@@ -58,7 +58,7 @@ fn is_finding(output: &str) -> bool {
 
 /// The checker; its own dependencies are no part of this workspace.
 pub fn deny_program(cx: &Context) -> Result<PathBuf> {
-    third_party::installed(cx, "cargo-deny", DENY_VERSION, "cargo-deny")
+    third_party::installed(cx, DENY, "cargo-deny")
 }
 
 #[cfg(test)]

@@ -57,6 +57,12 @@ fn processor_time() -> Duration {
     time.map_or(Duration::MAX, Duration::from)
 }
 
+/// Has the machines of this command wait longer where the host is busy now, as those of the tests do.
+pub fn lengthen_deadlines() -> Result<()> {
+    alknet_qemu::expect_slowdown(Slowdown::set_or_measured()?.at_start);
+    Ok(())
+}
+
 /// What tests read from the environment about the machine, and the file in which they note what they
 /// skipped.
 #[derive(Debug)]

@@ -19,15 +19,16 @@ mod tests;
 use std::iter;
 use std::thread;
 
-use xtask::memory::Memory;
+use xtask::memory::{self, Memory};
 use xtask::progress::Command;
 
 pub(crate) use self::booted::Variables;
 use self::booted::variables;
 pub use self::booted::{Booted, command};
-pub(crate) use self::checks::DENY_VERSION;
+pub(crate) use self::checks::DENY;
 pub use self::checks::deny_program;
 pub(crate) use self::load::Surroundings;
+pub use self::load::lengthen_deadlines;
 use self::needs::Needs;
 use self::null::NullDevice;
 use self::plan::Plan;
@@ -122,6 +123,15 @@ impl Slowdown {
         Self::of(set.as_deref(), || load::slowdown(processors))
     }
 
+    /// The larger of this and a later one: what began meanwhile goes on, and what has ended may come back.
+    fn or_larger(self, later: Self) -> Self {
+        if later.at_start > self.at_start {
+            later
+        } else {
+            self
+        }
+    }
+
     /// `set` is the value of the variable, if it is set; otherwise the factor is measured.
     fn of(set: Option<&str>, measure: impl FnOnce() -> f64) -> Result<Self> {
         let at_start = match set {
@@ -146,12 +156,12 @@ impl Slowdown {
 
 /// Runs the checks and the tests. What failed stands at the end, then how long each step took.
 pub fn run(cx: &mut Context, arguments: &Arguments) -> Result<()> {
-    let processors = thread::available_parallelism().map_or(1, usize::from);
-    let slowdown = Slowdown::set_or_measured()?;
+    let processors = memory::test_processors();
+    let mut slowdown = Slowdown::set_or_measured()?;
     let memory = Memory::go_on();
     let mut cache = SizeWatch::begin(cx);
     let null = NullDevice::new();
-    let result = all(cx, arguments, processors, slowdown, &null, &mut cache);
+    let result = all(cx, arguments, processors, &mut slowdown, &null, &mut cache);
     eprint!("{}", cx.table());
     eprintln!(
         "  {}",
@@ -170,7 +180,7 @@ fn all(
     cx: &mut Context,
     arguments: &Arguments,
     processors: usize,
-    slowdown: Slowdown,
+    slowdown: &mut Slowdown,
     null: &NullDevice,
     cache: &mut SizeWatch,
 ) -> Result<()> {
@@ -216,6 +226,10 @@ fn all(
     }
     cx.parallel(jobs)?;
     null.look(cx, "after the tests were built");
+    if scope.tests {
+        // Nothing of this command runs at this moment: it is the load of others that is measured.
+        *slowdown = slowdown.or_larger(Slowdown::set_or_measured()?);
+    }
     cache.built();
     if !scope.tests {
         return Ok(());

@@ -64,6 +64,16 @@ fn run_with(filter: Option<&str>, programs: Vec<Program>, variables: &Variables)
     plan(filter, &NullDevice::new()).run(&cx, programs, variables, &arguments)
 }
 
+/// Other programs that begin while the tests are built.
+#[test]
+fn the_larger_of_two_measurements_counts() {
+    let measured = |factor: f64| Slowdown::of(None, || factor).expect("a number");
+    let (rest, busy) = (measured(1.0), measured(4.0));
+    assert_eq!(rest.or_larger(busy), busy);
+    assert_eq!(busy.or_larger(rest), busy, "what has ended may come back");
+    assert_eq!(rest.or_larger(rest), rest);
+}
+
 #[test]
 fn a_run_without_a_test_fails() {
     // In two pieces, or the name of a test could contain it.

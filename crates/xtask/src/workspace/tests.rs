@@ -171,7 +171,7 @@ fn a_second_clone_waits_and_says_for_which() {
     let held = workspace.claim().expect("nothing was built yet");
     assert!(lock_file(&workspace).try_lock().is_err());
     let mut second = Claiming::start(&base, "exit 0");
-    let line = second.line("waiting for another clone that is building");
+    let line = second.line("waiting for another clone that is building or testing: ");
     let holder = format!("clone (process {}) ...", std::process::id());
     assert!(line.contains(&holder), "{line}");
     drop(held);

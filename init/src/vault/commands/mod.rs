@@ -329,9 +329,7 @@ fn on_disk(place: &Place<'_>) -> Attempt<Alkv> {
 /// Writes a changed vault, both copies.
 fn save(place: &Place<'_>, open: &OpenAlkv) -> Attempt<()> {
     data::copies(place.device).save(open)?;
-    place.keeper.note(open.alkv());
-    place.keeper.is_at(open.alkv());
-    place.ledger().note(open.alkv());
+    place.ledger().note(open);
     Ok(())
 }
 

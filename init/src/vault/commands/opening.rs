@@ -30,15 +30,12 @@ impl Session {
         self.held(place)
     }
 
-    /// An older copy that is put back while the machine runs may have slots that its owner removed.
+    /// An older copy that is put back while the machine runs may have slots that its owner removed, and another vault
+    /// those of whoever made it.
     fn held(&mut self, place: &Place<'_>) -> Attempt<&mut OpenAlkv> {
         let open = self.open.as_mut();
         let open = open.ok_or_else(|| Halt::refused("the vault is not open"))?;
-        if open.alkv().generation() < place.keeper.generation() {
-            return Err(Halt::refused(
-                "the vault on the disk is older than the one that this machine opened",
-            ));
-        }
+        place.keeper.check_in_use(open).map_err(Halt::refused)?;
         Ok(open)
     }
 

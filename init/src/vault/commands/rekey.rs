@@ -67,9 +67,7 @@ impl Session {
         let lose: Vec<SlotId> = lost.iter().map(|(id, _)| *id).collect();
         let next = old.rekey(&mut keep, &lose, consent)?;
         change(place, old, &next)?;
-        place.keeper.note(next.alkv());
-        place.keeper.is_at(next.alkv());
-        place.ledger().note(next.alkv());
+        place.ledger().note(&next);
         let events = place.keeper.events();
         events.add(Event::Rekeyed);
         let gone = alkv.slots().iter().filter(|slot| is_lost(slot.id()));

@@ -1,3 +1,5 @@
+mod in_use;
+
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -30,6 +32,11 @@ struct Machine {
 impl Machine {
     /// With a vault that opens by itself.
     fn new() -> Self {
+        Self::of(&vault())
+    }
+
+    /// With this vault, which is open.
+    fn of(open: &OpenAlkv) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let machine = Self {
             keeper: Keeper::new().expect("memory"),
@@ -37,14 +44,13 @@ impl Machine {
             next: std::cell::Cell::default(),
             dir,
         };
-        let open = vault();
         let disk = File::create_new(machine.device()).expect("a new file");
         disk.set_len(BYTES).expect("a sparse file");
         data::copies(&machine.device())
-            .create(&open)
+            .create(open)
             .expect("written");
-        format(machine.file(), BYTES, &open);
-        machine.keeper.admit(&open).expect("it has a place");
+        format(machine.file(), BYTES, open);
+        machine.keeper.admit(open).expect("it has a place");
         machine
     }
 

@@ -162,7 +162,7 @@ fn a_removal_while_the_tpm_is_absent_is_owed_and_told_until_it_is_counted() {
     let copy = noted(&vault, &own, 7);
     note::write(machine.dir.path(), &copy).expect("writable");
     // What asks the machine's TPM: there is none.
-    machine.with(|ledger| ledger.note(vault.alkv()));
+    machine.with(|ledger| ledger.note(&vault));
     assert_eq!(machine.noted().count_of(&own), Some(7));
     assert_eq!(machine.told(), ["vault-uncounted"]);
     assert_eq!(
@@ -217,7 +217,7 @@ fn a_change_while_the_tpm_is_absent_is_owed_and_told_and_a_start_alone_is_no_cha
 
     let other = vault.add(NewSlot::None).expect("added");
     vault.remove(other, Consent::None).expect("two are left");
-    machine.with(|ledger| ledger.note(vault.alkv()));
+    machine.with(|ledger| ledger.note(&vault));
     let owed = machine.noted();
     assert_eq!(owed.generation, vault.alkv().generation());
     assert_eq!(

@@ -1,8 +1,9 @@
 //! Nobody reads or writes what no scope says.
 
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
 
-use crate::scene::{Scene, ask, file, refused};
+use crate::scene::{Scene, answer, ask, file, identity, refused};
 
 fn header(src: Value) -> Value {
     json!({ "v": 1, "want": "header", "src": src })
@@ -48,6 +49,29 @@ async fn an_id_is_as_good_as_a_path_that_leads_to_it() {
     scene.add("models/a", &other());
     let peer = scene.peer("ada", &["tensor:read:models"]);
     assert_eq!(ask(&peer, &by_id).await.0["code"], "E_NOTFOUND");
+}
+
+/// A stream that is open when the rights change has asked for nothing yet.
+#[tokio::test]
+async fn a_request_is_allowed_by_the_rights_of_when_it_is_there() {
+    let (scene, _) = Scene::holding("models/a");
+    let mut served = None;
+    let peer = scene.peer_through("ada", &["tensor:read:models"], |end| {
+        served = Some(end.clone());
+        end
+    });
+    let request = header(json!({ "path": "models/a" }));
+    let text = request.to_string();
+    let len = u32::try_from(text.len()).expect("short").to_be_bytes();
+    let (mut send, recv) = peer.open_bi().await.expect("connected");
+    send.write_all(&len).await.expect("taken");
+    // Streams are taken in order: when the second is answered, the first is there.
+    assert_eq!(ask(&peer, &request).await.0["ok"], true);
+    let served = served.expect("it has its end");
+    let less = identity("ada", &["tensor:read:other"]);
+    served.set_identity(less).expect("the same peer");
+    send.write_all(text.as_bytes()).await.expect("taken");
+    assert_eq!(answer(recv).await.0["code"], "E_NOTFOUND");
 }
 
 #[tokio::test]

@@ -2,10 +2,11 @@
 
 use std::time::Instant;
 
+use alknet_tests::raw::{CONTINUATION, H1, HEADERS, Raw, asks, hung};
 use alknet_tests::{Bench, Web};
 use tokio::io::AsyncWriteExt;
 
-use super::{GROWTH_BYTES, H1, H2, Raw, head, hung, peak, resident, survives};
+use super::{GROWTH_BYTES, peak, resident, survives};
 
 /// Bytes of a head that are more than what is on its way to a node that has stopped to read.
 const HEAD_BYTES: usize = 64 << 20;
@@ -18,13 +19,13 @@ async fn slow_heads_and_slow_bodies_are_cut_off() {
     let started = Instant::now();
     let mut slow = Vec::new();
     for _ in 0..24 {
-        let mut raw = Raw::open(&web, H1).await;
+        let mut raw = Raw::open(&web.target(), H1).await;
         raw.say(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Slow: ")
             .await;
         slow.push(raw);
     }
     let token = &web.admin;
-    let mut body = Raw::open(&web, H1).await;
+    let mut body = Raw::open(&web.target(), H1).await;
     let head = format!(
         "POST /call HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\
 Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{{"
@@ -50,7 +51,7 @@ async fn heads_without_end_end() {
     let line = format!("X-A: {}\r\n", "a".repeat(1000)).repeat(4);
     let lines = b"A: b\r\n".repeat(700);
     for piece in [line.as_bytes(), lines.as_slice(), &[b'a'; 4096]] {
-        let mut raw = Raw::open(&web, H1).await;
+        let mut raw = Raw::open(&web.target(), H1).await;
         raw.say(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n")
             .await;
         let mut sent = 0;
@@ -64,14 +65,13 @@ async fn heads_without_end_end() {
         let refused = told.is_empty() || told.starts_with("HTTP/1.1 431 ");
         assert!(refused, "{told}");
     }
-    let mut raw = Raw::open(&web, H2).await;
-    raw.preface().await;
-    raw.frame(1, 0, 1, &head("localhost")).await;
+    let mut raw = Raw::open_two(&web.target()).await;
+    raw.frame(HEADERS, 0, 1, &asks("/healthz")).await;
     // CONTINUATION that never ends (CVE-2024-27316): a literal header each.
     let mut more = vec![0x00, 1, b'a', 0x7f, 0xe1, 0x1e];
     more.extend([b'a'; 4000]);
     let mut sent = 0;
-    while raw.frame(9, 0, 1, &more).await {
+    while raw.frame(CONTINUATION, 0, 1, &more).await {
         sent += more.len();
         assert!(sent < HEAD_BYTES, "the node reads on");
     }
@@ -97,7 +97,7 @@ async fn nonsense_is_refused_and_nothing_else_stops() {
         "GET /healthz HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
         smuggled,
     ] {
-        let mut raw = Raw::open(&web, H1).await;
+        let mut raw = Raw::open(&web.target(), H1).await;
         raw.say(text.as_bytes()).await;
         raw.send.shutdown().await.ok();
         let told = String::from_utf8_lossy(&raw.hear().await).into_owned();

@@ -1,4 +1,4 @@
-//! Many WebSockets in few connections of HTTP/2: messages that do not end, and answers that nobody reads.
+//! WebSockets in connections of HTTP/2: messages that do not end, and answers that nobody reads, pongs among them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,6 +7,7 @@ use alknet_call::ALPN;
 use alknet_core::{Carriage, Connection};
 use alknet_endpoint::Dialer;
 use alknet_test_support::deadline;
+use alknet_tests::raw::within;
 use alknet_tests::{Bench, Web, wire};
 use alknet_tls::NodeKey;
 use bytes::Bytes;
@@ -19,7 +20,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::{JoinSet, block_in_place};
 
-use super::{GROWTH_BYTES, forget_peak, peak, resident, share, within};
+use super::{GROWTH_BYTES, forget_peak, peak, resident, share};
 
 /// WebSockets that one connection carries.
 const SOCKETS: usize = 16;
@@ -38,6 +39,8 @@ const QUIET: Duration = Duration::from_millis(500);
 const CONTINUATION: u8 = 0;
 const TEXT: u8 = 1;
 const CLOSE: u8 = 8;
+const PING: u8 = 9;
+const PONG: u8 = 10;
 
 /// Lets one client do much at once: what is attacked here is something else.
 const FAST: &str = "[http]\nrequests_per_second = 10000\nrequests_burst = 10000\n\
@@ -355,4 +358,51 @@ async fn answers_that_no_connection_of_a_token_reads_are_counted_together() {
     // Each has two records of TLS and a piece of what it asks besides.
     let most = share() + CONNECTIONS as u64 * (256 << 10) + GROWTH_BYTES;
     assert!(grown <= most, "{grown} bytes: {most} are room");
+}
+
+/// Without a token, and for as long as an unknown peer may stay: each ping is a frame of DATA by itself, and would be
+/// answered behind the answers that the client has not taken.
+#[tokio::test(flavor = "multi_thread")]
+async fn pings_whose_answers_nobody_takes_are_not_kept() {
+    const PINGS: u32 = 300_000;
+    /// Bytes of what a ping carries (RFC 6455 section 5.5).
+    const PAYLOAD_BYTES: usize = 125;
+    /// What one connection may cost; the answers together would be 36 MiB.
+    const MOST_BYTES: u64 = 8 << 20;
+    let bench = Bench::new();
+    let web = Web::start(&bench, FAST);
+    let mut carrier = Carrier::open(&web, 8 << 10).await;
+    let mut socket = carrier.socket(None).await;
+    let follow = message(&request(0, "services/watch", &Value::Null));
+    socket.write_all(&follow).await.expect("it is taken");
+    let mut heard = Vec::new();
+    while !String::from_utf8_lossy(&heard).contains("call.responded") {
+        let read = within(socket.read_buf(&mut heard)).await;
+        assert_ne!(read.expect("it goes on"), 0);
+    }
+    let before = resident(&web);
+    forget_peak(&web);
+    let payload = |n: u32| {
+        let mut payload = n.to_be_bytes().to_vec();
+        payload.resize(PAYLOAD_BYTES, b'x');
+        payload
+    };
+    let pings = async {
+        for n in 1..=PINGS {
+            let ping = [&head(PING, true, PAYLOAD_BYTES)[..], &payload(n)].concat();
+            // Taken means read: the node grants room for as much as it has looked at.
+            socket.write_all(&ping).await.expect("it is taken");
+        }
+    };
+    within(pings).await;
+    let grown = peak(&web).saturating_sub(before);
+    println!("figure {PINGS} pings: {} KiB", grown >> 10);
+    assert!(grown <= MOST_BYTES, "{grown} bytes for {PINGS} pings");
+    // Whoever takes answers again has the one to the last ping.
+    let last = [&[PONG | 0x80, PAYLOAD_BYTES as u8][..], &payload(PINGS)].concat();
+    heard.clear();
+    while !heard.windows(last.len()).any(|bytes| bytes == last) {
+        let read = within(socket.read_buf(&mut heard)).await;
+        assert_ne!(read.expect("it goes on"), 0);
+    }
 }

@@ -45,9 +45,21 @@ const IDENTITY_BYTES: usize = 32 << 20;
 /// Longest message for models' tools.
 const MESSAGE_BYTES_MAX: usize = 4 << 20;
 
-/// A body that comes slowly comes in pieces, with a pause before each: a megabyte a second.
+/// How slowly a body comes: in pieces, with a pause before each.
+#[derive(Clone, Copy)]
+pub(super) struct Pace {
+    pub(super) bytes: usize,
+    pub(super) pause: Duration,
+}
+
+/// A megabyte a second.
+const SLOWLY: Pace = Pace {
+    bytes: 64 << 10,
+    pause: Duration::from_micros(62_500),
+};
+
+/// Bytes at once of a body that comes as fast as it may.
 const PIECE_BYTES: usize = 64 << 10;
-const PIECE_EVERY: Duration = Duration::from_micros(62_500);
 
 /// Longest wait for an answer of an emulated machine.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(300);
@@ -56,7 +68,7 @@ const ANSWERED_WITHIN: Duration = Duration::from_secs(300);
 const ENDED_WITHIN: Duration = Duration::from_secs(60);
 
 /// Between two questions about the memory. An attack takes many seconds.
-const ASK_EVERY: Duration = Duration::from_millis(250);
+pub(super) const ASK_EVERY: Duration = Duration::from_millis(250);
 
 /// So many questions are asked over a connection that was there before, for one over a connection of its own: that is a
 /// handshake and a program, and on an emulated machine those took as long as the attack.
@@ -70,7 +82,8 @@ pub(super) fn bodies_cost_little_memory(web: &Machine) {
 
     // As fast as they go, each would be answered before the next one begins.
     let long = body(BODY_BYTES_MAX);
-    let (outcomes, mut most) = meanwhile(&mut watcher, at_once(web, "/call", long, BODIES, true));
+    let attack = at_once(web, "/call", long, BODIES, Some(SLOWLY));
+    let (outcomes, mut most) = meanwhile(&mut watcher, attack);
     let count = |wanted: Outcome| outcomes.iter().filter(|it| **it == wanted).count();
     let answered = |status: u16| count(Outcome::Answered(status));
     // An emulated machine reads so many bodies more slowly than a body may come.
@@ -100,7 +113,7 @@ pub(super) fn bodies_cost_little_memory(web: &Machine) {
         ("/mcp", tool, MESSAGE_BYTES_MAX, 200),
     ] {
         let lists = IDENTITY_BYTES / longest;
-        let (outcomes, seen) = meanwhile(&mut watcher, at_once(web, path, text, lists, false));
+        let (outcomes, seen) = meanwhile(&mut watcher, at_once(web, path, text, lists, None));
         let known = [413, 429, most_says].map(Outcome::Answered);
         assert!(
             outcomes.len() == lists && outcomes.iter().all(|it| known.contains(it)),
@@ -121,7 +134,7 @@ pub(super) fn bodies_cost_little_memory(web: &Machine) {
 
 /// What came of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
+pub(super) enum Outcome {
     /// An answer with this status, which came whole.
     Answered(u16),
     /// The node ended the connection, which was one for this request alone, before it answered: there is no place for
@@ -138,23 +151,14 @@ fn at_once(
     path: &'static str,
     text: String,
     count: usize,
-    slowly: bool,
+    pace: Option<Pace>,
 ) -> JoinHandle<Vec<Outcome>> {
-    let target: Target = web.node.target().parse().expect("the machine's own target");
-    let bearer = format!("Bearer {}", web.reader);
-    let place = format!("https://{}", web.address());
+    let target = web.target();
+    let post = posts(web);
     let text = Bytes::from(text);
-    let post = move |path: &str, body: Upload| {
-        Request::post(format!("{place}{path}"))
-            .header("authorization", &bearer)
-            .header("content-type", "application/json")
-            .header("accept", "application/json, text/event-stream")
-            .body(body)
-            .expect("a request")
-    };
     let request = {
         let post = post.clone();
-        move || post(path, Upload::of(&text, slowly))
+        move || post(path, Upload::of(&text, pace))
     };
     thread::spawn(move || {
         let runtime = Runtime::new().expect("a runtime");
@@ -166,7 +170,7 @@ fn at_once(
             // ends the oldest, and on a busy host none of its bodies would have arrived.
             if let Some(client) = first.clone() {
                 let small = Bytes::from_static(br#"{"operation":"/services/list"}"#);
-                let small = post("/call", Upload::of(&small, false));
+                let small = post("/call", Upload::of(&small, None));
                 assert_eq!(outcome(client, small, false).await, Outcome::Answered(200));
             }
             let asked = (0..count).map(async |number| {
@@ -187,16 +191,30 @@ fn at_once(
     })
 }
 
+/// Makes requests with a token of the least scope.
+pub(super) fn posts(web: &Machine) -> impl Fn(&str, Upload) -> Request<Upload> + Clone + use<> {
+    let bearer = format!("Bearer {}", web.reader);
+    let place = format!("https://{}", web.address());
+    move |path: &str, body: Upload| {
+        Request::post(format!("{place}{path}"))
+            .header("authorization", &bearer)
+            .header("content-type", "application/json")
+            .header("accept", "application/json, text/event-stream")
+            .body(body)
+            .expect("a request")
+    }
+}
+
 /// A connection for HTTP/2.
 #[derive(Clone)]
-struct Client {
+pub(super) struct Client {
     requests: SendRequest<Upload>,
     /// Nothing is ever told here. It is closed when the connection has ended.
     ended: watch::Receiver<()>,
 }
 
 /// A connection for HTTP/2, if the machine has a place for it.
-async fn connected(dialer: &Dialer, target: &Target) -> Option<Client> {
+pub(super) async fn connected(dialer: &Dialer, target: &Target) -> Option<Client> {
     let connection = dialer.dial_over(Carriage::Tcp, target, b"h2").await.ok()?;
     let (send, recv) = connection.accept_bi().await.ok()?;
     let io = TokioIo::new(tokio::io::join(recv, send));
@@ -211,7 +229,11 @@ async fn connected(dialer: &Dialer, target: &Target) -> Option<Client> {
 }
 
 /// What comes of a request, which is alone on its connection or not.
-async fn outcome(mut client: Client, request: Request<Upload>, is_alone: bool) -> Outcome {
+pub(super) async fn outcome(
+    mut client: Client,
+    request: Request<Upload>,
+    is_alone: bool,
+) -> Outcome {
     let answer = match client.requests.send_request(request).await {
         Ok(answer) => answer,
         Err(error) => {
@@ -229,20 +251,22 @@ async fn outcome(mut client: Client, request: Request<Upload>, is_alone: bool) -
 }
 
 /// A body.
-struct Upload {
+pub(super) struct Upload {
     rest: Bytes,
+    piece: usize,
     pauses: Option<Interval>,
 }
 
 impl Upload {
-    fn of(text: &Bytes, slowly: bool) -> Self {
-        let pauses = slowly.then(|| {
-            let mut pauses = interval(PIECE_EVERY);
+    pub(super) fn of(text: &Bytes, pace: Option<Pace>) -> Self {
+        let pauses = pace.map(|pace| {
+            let mut pauses = interval(pace.pause);
             pauses.set_missed_tick_behavior(MissedTickBehavior::Delay);
             pauses
         });
         Self {
             rest: text.clone(),
+            piece: pace.map_or(PIECE_BYTES, |pace| pace.bytes),
             pauses,
         }
     }
@@ -262,7 +286,7 @@ impl Body for Upload {
         if let Some(pauses) = &mut self.pauses {
             ready!(pauses.poll_tick(cx));
         }
-        let bytes = self.rest.len().min(PIECE_BYTES);
+        let bytes = self.rest.len().min(self.piece);
         let piece = self.rest.split_to(bytes);
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
@@ -277,7 +301,7 @@ impl Body for Upload {
 }
 
 /// An administrator who keeps a connection, and asks for the memory of the node over it.
-struct Watcher<'a> {
+pub(super) struct Watcher<'a> {
     web: &'a Machine,
     runtime: Runtime,
     // Where it is dropped its connections end.
@@ -286,7 +310,7 @@ struct Watcher<'a> {
 }
 
 impl<'a> Watcher<'a> {
-    fn new(web: &'a Machine) -> Self {
+    pub(super) fn new(web: &'a Machine) -> Self {
         Self {
             web,
             runtime: Runtime::new().expect("a runtime"),
@@ -296,17 +320,17 @@ impl<'a> Watcher<'a> {
     }
 
     /// Memory of the node, by its own account; `None` where it ended the connection, or had no place for another.
-    fn resident(&mut self) -> Option<u64> {
+    pub(super) fn resident(&mut self) -> Option<u64> {
         let Self {
             web,
             runtime,
             dialer,
             client,
         } = self;
-        let target: Target = web.node.target().parse().expect("the machine's own target");
+        let target = web.target();
         let request = Request::get(web.url("/metrics"))
             .header("authorization", format!("Bearer {}", web.admin))
-            .body(Upload::of(&Bytes::new(), false))
+            .body(Upload::of(&Bytes::new(), None))
             .expect("a request");
         let told = runtime.block_on(async {
             if client.is_none() {

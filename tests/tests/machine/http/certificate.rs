@@ -2,13 +2,13 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 use std::time::Duration;
 
 use alknet_qemu::{Disk, Nic, Vm};
 use alknet_tests::pebble::{Authority, GATEWAY, Manners, Pebble};
 use alknet_tests::tools::{ext4_of, tool_says};
-use alknet_tests::{Bench, Boot, Node, Told, curl, http3, whole_seconds};
+use alknet_tests::{Bench, Boot, Curl, Node, Told, curl, http3, whole_seconds};
 use serde_json::json;
 
 use super::{HTTP_PORT, VERSIONS};
@@ -128,8 +128,16 @@ fn believed(pebble: &Pebble, port: SocketAddr) {
         &whole_seconds(DONE_WITHIN),
     ];
     for (version, _) in VERSIONS {
-        let asked = [version, "--cacert", &root, "--resolve", &found, &url];
-        let page = tool_says("curl", &[&fixed[..], &asked].concat());
+        let asked = [
+            version,
+            "--cacert",
+            &root,
+            "--resolve",
+            &found,
+            "--url",
+            &url,
+        ];
+        let page = Curl::new(&[&fixed[..], &asked].concat()).says();
         assert_eq!(page, PAGE, "{version}");
     }
 }
@@ -175,12 +183,12 @@ fn port_80_sends_on_and_does_nothing_else(plain: SocketAddr) {
     assert!(!prior.status.success(), "{prior:?}");
 }
 
+/// Options, and then the address.
 fn asked(arguments: &[&str]) -> Output {
-    let mut command = Command::new("curl");
-    command
-        .args(["--silent", "--max-time", &whole_seconds(DONE_WITHIN)])
-        .args(arguments);
-    command.output().expect("curl is installed by the set-up")
+    let within = whole_seconds(DONE_WITHIN);
+    let (url, options) = arguments.split_last().expect("an address");
+    let fixed = ["--silent", "--max-time", &within, "--url", url];
+    Curl::new(&[&fixed[..], options].concat()).output()
 }
 
 fn files_are_served_and_nothing_beside_them(port: SocketAddr) {

@@ -142,21 +142,19 @@ pub(super) fn the_module_works_in_node(web: &Machine) {
 }
 
 pub(super) fn models_use_it(web: &Machine) {
-    let given = [web.url("/mcp"), web.admin.clone()];
+    let facts = json!({ "url": web.url("/mcp"), "token": web.admin });
     let mut python = limited(DONE_WITHIN, "python3");
     python
         .arg("-S")
         .arg(client("mcp_node.py"))
-        .args(&given)
         .env("PYTHONPATH", variable("ALKNET_TEST_MCP_PYTHON"));
     let mut node = limited(DONE_WITHIN, "node");
     node.arg(client("mcp_node.mjs"))
         .arg(variable("ALKNET_TEST_MCP_NODE"))
-        .args(&given)
         // The machine's certificate is its own.
         .env("NODE_TLS_REJECT_UNAUTHORIZED", "0");
     for kit in [&mut python, &mut node] {
-        let output = kit.output().expect("the set-up installs it");
+        let output = run_with_json(kit, &facts);
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text);
         assert!(output.status.success() && text.contains("fine"), "{text}");

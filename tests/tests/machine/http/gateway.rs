@@ -1,9 +1,8 @@
 //! The gateway's paths, by curl.
 
-use std::process::Command;
 use std::time::Duration;
 
-use alknet_tests::{Bench, Told, whole_seconds};
+use alknet_tests::{Bench, Curl, Told, whole_seconds};
 use serde_json::{Value, json};
 
 use super::{HTTP_PORT, Machine, VERSIONS};
@@ -188,15 +187,8 @@ pub(super) fn port_80_is_closed(web: &Machine) {
         .forward_of(HTTP_PORT)
         .expect("it is forwarded");
     let url = format!("http://{plain}/");
-    let asked = Command::new("curl")
-        .args([
-            "--silent",
-            "--max-time",
-            &whole_seconds(EXPECT_WITHIN),
-            &url,
-        ])
-        .output()
-        .expect("curl is installed by the set-up");
+    let within = whole_seconds(EXPECT_WITHIN);
+    let asked = Curl::new(&["--silent", "--max-time", &within, "--url", &url]).output();
     assert!(!asked.status.success(), "{asked:?}");
     assert!(asked.stdout.is_empty(), "{asked:?}");
 }

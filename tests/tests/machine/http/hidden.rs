@@ -1,6 +1,6 @@
 //! What a machine says to pages of other sites, and one that hides to strangers.
 
-use alknet_tests::{Bench, Boot, Heard, Told, curl, http3};
+use alknet_tests::{Bench, Boot, Heard, Told, curl, http3, wrong_token};
 use serde_json::{Value, json};
 
 use super::{Machine, VERSIONS};
@@ -88,7 +88,7 @@ pub(super) fn strangers_see_one_and_the_same_nothing(bench: &Bench, token: &str)
         headers.retain(|(name, _)| name != "date");
         (told.status, headers, told.body.clone())
     };
-    let wrong = format!("Authorization: Bearer alk_00000000_{}", "A".repeat(43));
+    let wrong = format!("Authorization: Bearer {}", wrong_token());
     for (version, _) in VERSIONS {
         let nothing = face(&ask("/nonsense", &[version]));
         assert_eq!(nothing.0, 404);

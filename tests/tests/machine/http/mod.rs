@@ -4,23 +4,35 @@
 mod attacks;
 mod certificate;
 mod clients;
+mod files;
 mod framing;
 mod gateway;
 #[path = "../../http/judges/generated.rs"]
 mod generated;
+mod guesses;
 mod hidden;
 mod page;
+mod slow;
+mod unread;
 
 use alknet_qemu::Nic;
 use alknet_tests::{Bench, Boot, Node, Web};
 use serde_json::json;
 
+use slow::Slow;
+use unread::Unread;
+
 /// A machine that speaks HTTP.
 type Machine = Web<Node>;
 
-/// What models get as a tool of its own, and whose pages may call.
-const DOCUMENT: &str = "[http]\nenabled = true\n[http.mcp]\ntools = [\"node/info\"]\n\
+/// What models get as a tool of its own, and whose pages may call. The site is all that the image has: its data
+/// partition is sealed, so that the test can put no file there.
+const DOCUMENT: &str = "[http]\nenabled = true\nsite = \"/\"\npage = true\n\
+                        [http.mcp]\ntools = [\"node/info\"]\n\
                         [http.cors]\norigins = [\"https://app.example.org\"]\n";
+
+/// The only file of the image, and a large one: the program itself.
+const LARGE: &str = "/init";
 
 /// Where plain HTTP is expected.
 const HTTP_PORT: u16 = 80;
@@ -33,6 +45,11 @@ fn a_booted_machine_serves_whoever_speaks_http() {
     let bench = Bench::set_up();
     let nic = Nic::user().forward(HTTP_PORT);
     let web = Web::boot(bench.machine(Boot::MicrovmErofs).nic(nic), DOCUMENT);
+
+    files::a_large_file_is_not_read_before_it_is_sent(&web);
+    // These wait for limits of up to a minute: everything up to their ends is served beside them.
+    let unread = Unread::begin(&web);
+    let slow = Slow::begin(&web);
 
     gateway::every_path_answers(&web);
     gateway::whoever_may_not_is_told_so(&web);
@@ -50,16 +67,19 @@ fn a_booted_machine_serves_whoever_speaks_http() {
 
     hidden::pages_of_others_may_what_is_configured(&web);
 
-    attacks::bodies_cost_little_memory(&web);
-    framing::what_does_not_end_is_ended(&web);
-
     page::a_link_lets_in_once(&bench, &web);
     let browser = page::a_browser_shows_the_machine(&bench, &web);
     page::a_browser_uses_it(browser, &web);
 
+    attacks::bodies_cost_little_memory(&web);
+    framing::what_does_not_end_is_ended(&web);
+    slow.end();
+    unread.end(&bench, &web);
+
     let info = web.node.info();
     assert_eq!(info["problems"], json!([]), "{info:#}");
     assert_eq!(info["node_restarts"], 0, "{info:#}");
+    guesses::a_guesser_is_told_to_wait_and_nobody_else_is_refused(&bench, &web);
     hidden::is_to_hide(&bench, &web);
     let token = web.admin.clone();
     page::a_link_restarts_the_machine(&bench, web);

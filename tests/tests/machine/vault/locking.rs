@@ -2,6 +2,8 @@
 //! passphrase, and what the log says of both.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 use alknet_qemu::{Mark, Vm};
 use alknet_tests::tools::tool_says;
@@ -10,11 +12,13 @@ use serde_json::{Value, json};
 
 use crate::console::{commands, typed};
 
-use super::{ASKED_WITHIN, DONE_WITHIN, PICTURE_ENDS, asked, type_line};
+use super::{ASKED_WITHIN, DONE_WITHIN, PICTURE_ENDS, VAULT_A_AT, asked, type_line};
 
 /// Wrong passphrases in a row: the last is one that was waited for, since five may be tried at once. Each is a second
 /// and a half of an emulated processor.
 const WRONG: usize = 6;
+/// Bytes of both copies of the vault, which lie one after the other.
+const COPIES_BYTES: usize = 128 << 10;
 
 #[test]
 fn a_vault_that_is_locked_serves_what_it_has_and_ends_when_it_must() {
@@ -56,6 +60,7 @@ fn slots_and_master_key_are_changed_at_the_console_and_a_hard_lock_is_in_the_log
     let bench = Bench::new();
     let mut node = bench.snapshot(Boot::MicrovmErofs).restore();
     let identity = node.identity().to_owned();
+    let before = copies(&bench);
     // A passphrase in place of the key that lies beside the vault, which opens without being typed.
     let vm = node.vm();
     commands(vm);
@@ -104,6 +109,7 @@ fn slots_and_master_key_are_changed_at_the_console_and_a_hard_lock_is_in_the_log
     }
     node.end();
     is_rekeyed(&bench);
+    gives_no_key_slot_to(&before, &bench);
     opens_and_is_changed_again(&bench, &identity);
 }
 
@@ -117,6 +123,33 @@ fn is_rekeyed(bench: &Bench) {
         dump.contains("1: luks2") && dump.contains("2: luks2") && !dump.contains("0: luks2"),
         "{dump}"
     );
+}
+
+/// The vault from before opens by itself, and its words are still those of the data. It is older than the data, and gets
+/// no key slot of them again.
+fn gives_no_key_slot_to(before: &[u8], bench: &Bench) {
+    let put = |copies: &[u8]| {
+        let disk = File::options().write(true).open(bench.data());
+        let put = disk.and_then(|disk| disk.write_all_at(copies, VAULT_A_AT));
+        put.expect("the disk is ours");
+    };
+    let now = copies(bench);
+    put(before);
+    let vm = bench.machine(Boot::MicrovmErofs).start();
+    let said = vm.wait_line("the vault is older than the data beside it", ASKED_WITHIN);
+    said.unwrap_or_else(|error| panic!("{error}"));
+    drop(vm);
+    is_rekeyed(bench);
+    put(&now);
+}
+
+/// Both copies of the vault.
+fn copies(bench: &Bench) -> Vec<u8> {
+    let mut copies = vec![0; COPIES_BYTES];
+    let disk = File::open(bench.data());
+    let read = disk.and_then(|disk| disk.read_exact_at(&mut copies, VAULT_A_AT));
+    read.expect("the disk is ours");
+    copies
 }
 
 /// After a boot it opens by the passphrase, which is changed, and by the new one its words are shown.

@@ -1,12 +1,12 @@
 //! Many handshakes, finished and unfinished.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use alknet_core::{Carriage, Connection};
 use alknet_endpoint::{DialError, Dialer, Target};
-use alknet_tests::{Bench, Boot, wire};
-use serde_json::Value;
+use alknet_tests::{Bench, Boot, Elsewhere, wire};
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::{JoinSet, block_in_place};
@@ -51,6 +51,113 @@ async fn quic_handshakes_are_charged_without_retry() {
     assert!((1..DIALLED).contains(&served), "{served} of {DIALLED}");
     let refused = &site.info(&[])["endpoint"]["handshakes_refused"];
     assert!(refused.as_u64() > Some(0), "{refused}");
+}
+
+/// By a peer that may do nothing, whose handshakes cost the node a signature each all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn handshakes_of_a_known_peer_have_a_rate() {
+    /// No more than the burst: those under way are paid for until it is clear whose they are.
+    const TOGETHER: usize = 4;
+    let bench = Bench::new();
+    let edge = key();
+    let node = bench.host_with(&format!(
+        "[limits]\nhandshake_burst = 4\nhandshakes_per_second = 1\n\n\
+         [[peers]]\npeer_id = \"edge\"\nkeys = [\"{}\"]\nscopes = []\n",
+        edge.public()
+    ));
+    let target: Target = node.target().parse().expect("the node's own target");
+    let edge = Arc::new(Dialer::new(Some(edge)));
+    let (mut served, mut refused) = (0, 0);
+    let until = std::time::Instant::now() + super::hung();
+    // Ten a second are for nothing, and forty in a burst.
+    while refused == 0 {
+        let mut dials = JoinSet::new();
+        for _ in 0..TOGETHER {
+            let (edge, target) = (Arc::clone(&edge), target.clone());
+            dials.spawn(async move {
+                match within(edge.dial_over(Carriage::Quic, &target, CALL)).await {
+                    Ok(connection) => is_answered(&connection).await,
+                    Err(_) => false,
+                }
+            });
+        }
+        while let Some(was_served) = dials.join_next().await {
+            match was_served.expect("no panic") {
+                true => served += 1,
+                false => refused += 1,
+            }
+        }
+        assert!(std::time::Instant::now() < until, "{served} handshakes");
+    }
+    println!("figure handshakes of a known peer: {served}");
+    // Once its time has come the administrator, who is behind the same address, sees what there was.
+    let site = Site {
+        admin: bench.admin(),
+        target: node.target().to_owned(),
+    };
+    let admin = Dialer::new(Some(key_of(bench.admin())));
+    let served_again = async || match admin.dial_over(Carriage::Quic, &site.parsed(), CALL).await {
+        Ok(connection) => is_answered(&connection).await,
+        Err(_) => false,
+    };
+    while !served_again().await {
+        tokio::time::sleep(super::LOOK_AGAIN).await;
+        assert!(
+            std::time::Instant::now() < until,
+            "the administrator is kept out"
+        );
+    }
+    let refused = &site.info(&[])["endpoint"]["handshakes_refused"];
+    assert!(refused.as_u64() > Some(0), "{refused}");
+}
+
+/// A known peer of the least rights shows its key at many addresses, each of which then takes as many handshakes as one
+/// address may have, and says nothing over them.
+#[tokio::test(flavor = "multi_thread")]
+async fn addresses_of_a_known_peer_do_not_take_every_handshake() {
+    const ADDRESSES: u8 = 8;
+    let bench = Bench::new();
+    let eve = bench.somebody("eve");
+    let config = format!(
+        "[limits]\nhandshake_burst = 10000\nhandshakes_per_second = 10000\n\
+         [[peers]]\npeer_id = \"eve\"\nkeys = [\"{}\"]\n",
+        eve.identity()
+    );
+    let node = bench.host_with(&config);
+    let site = Site {
+        admin: bench.admin(),
+        target: node.target().to_owned(),
+    };
+    let target = &site.parsed();
+    let from = |n: u8| Ipv4Addr::new(127, 0, n, 1);
+    let silent = |n: u8| {
+        let all = (0..HANDSHAKES_AT_ONCE).map(move |_| Elsewhere::tcp(target, from(n)));
+        all.map(|tcp| tcp.expect("the node accepts"))
+    };
+    block_in_place(|| {
+        let mut shown = Vec::new();
+        for n in 1..=ADDRESSES {
+            let key = Some(key_of(&eve));
+            let peer = Elsewhere::connect(target, from(n), key, CALL);
+            let mut peer = peer.expect("she is known");
+            let ask = wire::request("1", "services/list", &json!({ "limit": 1 }));
+            peer.say(&ask).expect("it is taken");
+            assert_eq!(peer.event().expect("an answer")["type"], "call.responded");
+            shown.push(peer);
+        }
+        // Half of them take all that there are.
+        let mut held: Vec<_> = (1..=ADDRESSES / 2).flat_map(silent).collect();
+        // Of somebody whom the node has never seen.
+        let honest = Elsewhere::tcp(target, from(99)).expect("the node accepts");
+        held.extend((ADDRESSES / 2 + 1..=ADDRESSES).flat_map(silent));
+        let honest = Elsewhere::over(honest, target, None, CALL);
+        let mut honest = honest.expect("its handshake was not ended for another");
+        let ask = wire::request("1", "services/list", &json!({ "limit": 1 }));
+        honest.say(&ask).expect("it is taken");
+        assert_eq!(honest.event().expect("an answer")["type"], "call.responded");
+        drop((held, shown));
+    });
+    site.serves();
 }
 
 /// Whether the node answers what anybody may ask.

@@ -5,6 +5,7 @@ mod callers;
 mod crowds;
 mod frames;
 mod silence;
+mod windows;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

@@ -7,9 +7,10 @@ use std::time::Duration;
 use alknet_core::Carriage;
 use alknet_endpoint::Limits;
 use alknet_test_support::deadline;
+use serde_json::Value;
 use tokio::time::timeout;
 
-use super::lab::{Lab, Someone, document, hung};
+use super::lab::{Lab, Someone, WAIT, document, hung};
 
 /// Calls at once of each peer.
 const AT_ONCE: usize = 16;
@@ -24,7 +25,7 @@ const DRAIN: Duration = Duration::from_secs(10);
 async fn no_call_that_was_accepted_is_lost() {
     let peers: Vec<_> = (0..6).map(|n| Someone::new(&format!("peer-{n}"))).collect();
     let lab = Lab::start(&document(&peers), Limits::default());
-    let mut callers = Vec::new();
+    let (mut callers, mut long) = (Vec::new(), Vec::new());
     let mut answered = 0;
     for (n, peer) in peers.iter().enumerate() {
         let carriage = [Carriage::Quic, Carriage::Tcp][n % 2];
@@ -32,6 +33,11 @@ async fn no_call_that_was_accepted_is_lost() {
         // The client has its connection before the node has let it in.
         client.work().await.expect("nothing is drained yet");
         answered += 1;
+        // Short calls alone would be over before the node could cut any.
+        let waits = Arc::clone(&client.client);
+        long.push(tokio::spawn(
+            async move { waits.call(WAIT, &Value::Null).await },
+        ));
         for _ in 0..AT_ONCE {
             let client = Arc::clone(&client);
             callers.push(tokio::spawn(async move {
@@ -52,13 +58,24 @@ async fn no_call_that_was_accepted_is_lost() {
         }
     };
     timeout(hung(), begun).await.expect("calls are answered");
-    let drained = lab.server.drain(deadline(DRAIN)).await;
+    let mut waiting = lab.waiting.subscribe();
+    let all_wait = waiting.wait_for(|begun| *begun == peers.len());
+    let all_wait = timeout(hung(), all_wait).await;
+    assert!(all_wait.is_ok_and(|it| it.is_ok()), "the long ones run");
+    let told = async {
+        for caller in callers {
+            let (calls, end) = caller.await.expect("no panic");
+            assert_eq!(end.code.name(), "UNAVAILABLE", "{end:?}");
+            assert!(end.retryable);
+            answered += calls;
+        }
+        lab.permits.add_permits(peers.len());
+    };
+    let (drained, ()) = tokio::join!(lab.server.drain(deadline(DRAIN)), told);
     assert_eq!((drained.finished, drained.cut), (peers.len(), 0));
-    for caller in callers {
-        let (calls, end) = caller.await.expect("no panic");
-        assert_eq!(end.code.name(), "UNAVAILABLE", "{end:?}");
-        assert!(end.retryable);
-        answered += calls;
+    for call in long {
+        let answer = call.await.expect("no panic").expect("it was let in");
+        assert_eq!(answer.value(), "waited");
     }
     assert_eq!(answered, lab.worked.load(Ordering::SeqCst));
 }

@@ -1,5 +1,6 @@
-//! Subscriptions that run while the rights behind them are taken away.
+//! Subscriptions and calls that run while the rights behind them are taken away, and calls that come after.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use alknet_call::{CallError, CallOptions, Subscription};
@@ -10,7 +11,7 @@ use alknet_tls::NodeKey;
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::lab::{Client, FOLLOW, Lab, Someone, document, hung};
+use super::lab::{Client, FOLLOW, Lab, Someone, WAIT, document, hung};
 
 const CARRIAGES: [Carriage; 2] = [Carriage::Quic, Carriage::Tcp];
 
@@ -139,18 +140,79 @@ async fn a_narrower_token_of_a_connection_ends_what_runs_on_it() {
             AT_ONCE,
             began.elapsed(),
         );
-        // Two watches see the change, in no order: the subscription's, and that of the connection, whose identity
-        // is what calls are let in by.
-        let refused = async {
-            loop {
-                match client.work().await {
-                    Ok(_) => tokio::time::sleep(Duration::from_millis(1)).await,
-                    Err(refused) => break refused,
-                }
-            }
-        };
-        let refused = timeout(deadline(BEFORE_A_LOOK), refused).await;
-        let refused = refused.expect("the connection has less as well");
+        let refused = client.work().await;
+        let refused = refused.expect_err("the connection has less as well");
         assert_eq!(refused.code.name(), "FORBIDDEN");
+    }
+}
+
+/// How often rights are taken away and given back, and how many calls race each change.
+const ROUNDS: usize = 50;
+const RACING: usize = 8;
+
+/// The connection acts as a token, whose rights the endpoint does not look after.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_comes_after_a_change_has_no_right_of_before() {
+    let token = AuthToken::generate().expect("randomness");
+    for carriage in CARRIAGES {
+        let lab = Lab::start(&api_key(&token, "work"), Limits::default());
+        let stranger = NodeKey::generate().expect("a key");
+        let client = Arc::new(lab.connect(&stranger, carriage).await);
+        client.client.authenticate(&token).await.expect("known");
+        for round in 0..ROUNDS {
+            client.work().await.expect("allowed, at once again");
+            let race = |_| {
+                let client = Arc::clone(&client);
+                let refused = async move {
+                    loop {
+                        if let Err(refused) = client.work().await {
+                            break refused;
+                        }
+                    }
+                };
+                tokio::spawn(refused)
+            };
+            let racing: Vec<_> = (0..RACING).map(race).collect();
+            client.work().await.expect("allowed");
+            lab.apply(&api_key(&token, "less"));
+            let refused = client.work().await.expect_err("it came after the change");
+            assert_eq!(refused.code.name(), "FORBIDDEN", "{round}");
+            for call in racing {
+                let refused = call.await.expect("no panic");
+                assert_eq!(refused.code.name(), "FORBIDDEN", "{round}");
+            }
+            lab.apply(&api_key(&token, "work"));
+        }
+    }
+}
+
+/// The answer is made after the right to it is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_query_is_not_answered_after_the_right_to_it() {
+    let edge = Someone::new("edge");
+    let token = AuthToken::generate().expect("randomness");
+    let peers = document(std::slice::from_ref(&edge));
+    let wide = peers.clone() + &api_key(&token, "work");
+    let narrow = wide.replace("\"work\"", "\"less\"");
+    for carriage in CARRIAGES {
+        let lab = Lab::start(&wide, Limits::default());
+        let peer = lab.connect(&edge.key, carriage).await;
+        let stranger = NodeKey::generate().expect("a key");
+        let stranger = lab.connect(&stranger, carriage).await;
+        stranger.client.authenticate(&token).await.expect("known");
+        let waiting: Vec<_> = [&peer, &stranger]
+            .map(|client| Arc::clone(&client.client))
+            .map(|client| tokio::spawn(async move { client.call(WAIT, &Value::Null).await }))
+            .into();
+        let mut began = lab.waiting.subscribe();
+        let began = timeout(hung(), began.wait_for(|began| *began == waiting.len())).await;
+        began.expect("in time").expect("the lab is there");
+        lab.apply(&narrow);
+        lab.permits.add_permits(waiting.len());
+        for call in waiting {
+            let answer = timeout(hung(), call).await.expect("in time");
+            let refused = answer.expect("no panic").expect_err("its right is gone");
+            assert_eq!(refused.code.name(), "FORBIDDEN");
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use alknet_test_support::limited;
+use alknet_tests::tools::run_with_json;
 use alknet_tests::{Bench, Boot, Cli, Pem};
 use serde_json::{Value, json};
 
@@ -85,12 +86,8 @@ impl Client {
         let tests: Vec<_> = tests.iter().copied().filter(fits).collect();
         let suite = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("clients/suite.py");
         let mut command = python();
-        command
-            .arg(suite)
-            .arg(self.path())
-            .arg(facts.to_string())
-            .args(&tests);
-        let output = command.output().expect("timeout is part of every Debian");
+        command.arg(suite).arg(self.path()).args(&tests);
+        let output = run_with_json(&mut command, facts);
         let said = String::from_utf8_lossy(&output.stdout);
         let passed: Vec<_> = said.lines().map(|l| l.trim_start_matches("ok ")).collect();
         let why = String::from_utf8_lossy(&output.stderr);

@@ -1,7 +1,13 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use alknet_call::{Dispatcher, Gate, HandlerKind, OperationSpec, Registry};
-use alknet_core::{ApiKey, Clock, Entries, Identities, IdentityStore, PeerKey, memory_pair};
+use alknet_call::{
+    ALPN, CallClient, CallHandler, CallOptions, Dispatcher, Gate, HandlerKind, OperationSpec,
+    Registry,
+};
+use alknet_core::{
+    ApiKey, AuthContext, Clock, Entries, Identities, IdentityStore, PeerEntry, PeerKey,
+    ProtocolHandler, memory_pair,
+};
 use alknet_gateway::{Quota, RequestId};
 use http::header::{COOKIE, LOCATION, SET_COOKIE};
 use http_body_util::Full;
@@ -513,6 +519,60 @@ async fn the_operation_makes_links_for_administrators() {
         .await
         .expect("a link");
     assert!(made["path"].as_str().is_some_and(|it| it.starts_with(ACT)));
+}
+
+/// A token of an administrator's own, which is shown over a connection of some other key. Its holder stays an
+/// administrator when it is taken back.
+#[tokio::test]
+async fn what_a_link_of_a_token_led_to_ends_with_the_token() {
+    const MOST: std::time::Duration = std::time::Duration::from_secs(60);
+    for by_session in [true, false] {
+        let node = Node::new();
+        let token = AuthToken::generate().expect("randomness");
+        let ada = PeerEntry {
+            token_hashes: vec![token.hash().expect("a token")],
+            scopes: ["admin"].iter().collect(),
+            ..PeerEntry::new("ada".parse().expect("a peer id"))
+        };
+        node.identities.put(ada).await.expect("room");
+        let (dialled, accepted) = memory_pair(ALPN);
+        let auth = AuthContext {
+            identity: None,
+            key: Some(PeerKey::Ed25519([9; 32])),
+            alpn: ALPN.into(),
+            sni: None,
+            remote_addr: None,
+            carriage: accepted.carriage(),
+            early_data: false,
+        };
+        let handler = Arc::new(CallHandler::new(Arc::clone(&node.dispatcher)));
+        tokio::spawn(handler.handle(accepted, auth));
+        let client = CallClient::without_operations().attach(dialled, None);
+        let mut options = CallOptions::default();
+        match by_session {
+            true => client.authenticate(&token).await.expect("it is ada's"),
+            false => options.auth_token = Some(token.expose().to_owned()),
+        }
+        let input = json!({});
+        let made = client.call_with("node/page-ticket", &input, &options).await;
+        let made = made.expect("a link");
+        let path = made.value()["path"].as_str().expect("text").to_owned();
+        let (_, headers, _) = node.ask(get(&path)).await;
+        let cookie = cookie_in(&headers);
+        let open = with_cookie("/status/events", &cookie);
+        let revoked = async {
+            let key_id = token.hash().expect("a token").key_id;
+            node.identities.revoke_token(key_id).await.expect("room");
+        };
+        let both = async { tokio::join!(node.ask(open), revoked) };
+        let ended = tokio::time::timeout(MOST, both).await;
+        let ((_, _, events), ()) = ended.expect("the page goes on");
+        assert!(events.ends_with("event: over\ndata: {}\n\n"), "{events}");
+        let (_, _, text) = node.ask(with_cookie("/", &cookie)).await;
+        assert!(text.contains("name=\"token\""), "{text}");
+        let holder = node.identities.by_id(&"ada".parse().expect("a peer id"));
+        assert!(holder.is_some(), "ada is still somebody");
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::support::*;
 
-/// Calls in all, and so many at the same time.
+/// Calls in all at least, and so many at the same time.
 const CALLS: usize = 400;
 const AT_ONCE: usize = 40;
 
@@ -51,21 +51,25 @@ async fn a_call_sees_one_generation() {
         })
     };
     let client = node.client("cal");
-    let answers = stream::iter(0..CALLS).map(|_| async {
-        let answer = soon(client.call("js/whole", &json!({}))).await;
-        answer.expect("an answer").value().clone()
-    });
-    let answers: Vec<Value> = answers.buffer_unordered(AT_ONCE).collect().await;
+    let mut kinds = std::collections::BTreeSet::new();
+    let mut asked = 0;
+    // On a busy machine the calls may be done before the first generation has gone.
+    while asked < CALLS || kinds.len() < 2 {
+        let answers = stream::iter(0..AT_ONCE).map(|_| async {
+            let answer = soon(client.call("js/whole", &json!({}))).await;
+            answer.expect("an answer").value().clone()
+        });
+        let answers: Vec<Value> = answers.buffer_unordered(AT_ONCE).collect().await;
+        for answer in &answers {
+            let seen = answer.as_array().expect("a list");
+            assert!(seen.iter().all(|it| *it == seen[0]), "{answer}");
+            kinds.insert(seen[0].as_u64().expect("a number"));
+        }
+        asked += answers.len();
+    }
     over.store(true, Ordering::SeqCst);
     let swaps = soon(swaps).await.expect("no panic");
-    let mut kinds = std::collections::BTreeSet::new();
-    for answer in &answers {
-        let seen = answer.as_array().expect("a list");
-        assert!(seen.iter().all(|it| *it == seen[0]), "{answer}");
-        kinds.insert(seen[0].as_u64().expect("a number"));
-    }
-    assert_eq!(answers.len(), CALLS);
-    assert!(swaps > 1 && kinds.len() > 1, "{swaps} swaps, {kinds:?}");
+    assert!(swaps > 0, "{kinds:?}");
 }
 
 #[tokio::test]

@@ -9,6 +9,9 @@ use serde_json::{Value, json};
 use crate::limits::FAULT_BYTES_MAX;
 use crate::wire;
 
+/// The code of what found no room.
+const OVERLOADED: &str = "OVERLOADED";
+
 /// How long a caller waits before it tries again where there are too many.
 const RETRY_MS: u64 = 1000;
 
@@ -42,9 +45,14 @@ pub fn declared_errors() -> Vec<ErrorDef> {
 }
 
 /// What a caller sees of a failure. `declares` knows the operation's own codes: an error of another
-/// operation that a script let pass goes on unchanged where its code is among them.
+/// operation that a script let pass goes on unchanged where its code is among them. Where the node noted that something
+/// was refused for want of room, `excused`, such an error is `OVERLOADED` as it was.
 #[must_use]
-pub fn to_call_error(failure: &Failure, declares: impl Fn(&str) -> bool) -> CallError {
+pub fn to_call_error(
+    failure: &Failure,
+    excused: bool,
+    declares: impl Fn(&str) -> bool,
+) -> CallError {
     if let Some(error) = failure
         .operation
         .as_deref()
@@ -56,7 +64,12 @@ pub fn to_call_error(failure: &Failure, declares: impl Fn(&str) -> bool) -> Call
             ..CallError::operation(&error.code, error.message.clone())
         };
     }
-    let (name, retryable) = failure.code.on_the_wire();
+    let lacked = failure.operation.as_deref();
+    let lacked = lacked.filter(|error| excused && error.says_no_room());
+    let (name, retryable) = match lacked {
+        Some(error) => (OVERLOADED, error.retryable),
+        None => failure.code.on_the_wire(),
+    };
     let mut details = json!({ "code": failure.code.name() });
     if let Some(place) = &failure.place {
         details["module"] = json!(place.module);
@@ -70,6 +83,7 @@ pub fn to_call_error(failure: &Failure, declares: impl Fn(&str) -> bool) -> Call
     }
     CallError {
         retryable,
+        retry_after_ms: lacked.filter(|_| retryable).map(|_| RETRY_MS),
         ..CallError::new(ErrorCode::from_name(name), failure.message.clone()).with_details(details)
     }
 }
@@ -85,7 +99,7 @@ pub(crate) fn overloaded(what: &str) -> CallError {
 pub(crate) fn of_open(failure: &Failure) -> CallError {
     match failure.code {
         Code::Quota => overloaded(&failure.message),
-        _ => to_call_error(failure, |_| false),
+        _ => to_call_error(failure, false, |_| false),
     }
 }
 
@@ -158,7 +172,7 @@ mod tests {
     #[test]
     fn every_code_arrives_as_the_table_says_with_its_name_in_the_details() {
         for code in Code::ALL {
-            let error = to_call_error(&Failure::new(code, "x"), |_| false);
+            let error = to_call_error(&Failure::new(code, "x"), true, |_| false);
             let (name, retryable) = code.on_the_wire();
             assert_eq!((error.code.name(), error.retryable), (name, retryable));
             assert_eq!(error.details.expect("details")["code"], code.name());
@@ -176,10 +190,40 @@ mod tests {
             details: Box::new(json!({ "at": 3 })),
             ..OpError::new("OUT_OF_INK", "no ink")
         }));
-        let passed = to_call_error(&failure, |code| code == "OUT_OF_INK");
+        let passed = to_call_error(&failure, true, |code| code == "OUT_OF_INK");
         assert_eq!(passed.code.name(), "OUT_OF_INK");
         assert_eq!(passed.details.expect("details")["at"], 3);
-        let hidden = to_call_error(&failure, |_| false);
+        let hidden = to_call_error(&failure, true, |_| false);
         assert_eq!(hidden.code, ErrorCode::Internal);
+    }
+
+    /// Any script can say that there was no room: it counts where the node refused something.
+    #[test]
+    fn want_of_room_passes_where_the_node_knows_of_it() {
+        let told = |code: &str, retryable, excused| {
+            let mut failure = Failure::new(Code::Exception, "x");
+            failure.operation = Some(Box::new(OpError {
+                retryable,
+                ..OpError::new(code, "full")
+            }));
+            let error = to_call_error(&failure, excused, |_| false);
+            (error.code, error.retryable, error.retry_after_ms.is_some())
+        };
+        let (full, internal) = (ErrorCode::Overloaded, ErrorCode::Internal);
+        assert_eq!(told("OVERLOADED", true, true), (full.clone(), true, true));
+        assert_eq!(
+            told("QUOTA_EXCEEDED", true, true),
+            (full.clone(), true, true)
+        );
+        // What has run, and had no room for its answer.
+        assert_eq!(told("OVERLOADED", false, true), (full, false, false));
+        for (code, retryable, excused) in [
+            ("OVERLOADED", true, false),
+            ("QUOTA_EXCEEDED", false, true),
+            ("UNAVAILABLE", true, true),
+        ] {
+            let expected = (internal.clone(), false, false);
+            assert_eq!(told(code, retryable, excused), expected, "{code}");
+        }
     }
 }

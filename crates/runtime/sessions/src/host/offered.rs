@@ -107,7 +107,7 @@ impl Script {
         let input = self.input(&input)?;
         let ran = self.entrance.invoke(&self.name, input, ctx.env()).await;
         ran.map(|ran| ran.value)
-            .map_err(|failure| self.error(&failure))
+            .map_err(|failure| self.error(&failure, &ctx))
     }
 
     fn input<'a>(&self, input: &'a Body) -> Result<&'a Value, CallError> {
@@ -117,8 +117,9 @@ impl Script {
         }
     }
 
-    fn error(&self, failure: &alknet_runtime::Failure) -> CallError {
-        to_call_error(failure, |code| self.declares.iter().any(|own| own == code))
+    fn error(&self, failure: &alknet_runtime::Failure, ctx: &Ctx) -> CallError {
+        let declares = |code: &str| self.declares.iter().any(|own| own == code);
+        to_call_error(failure, ctx.is_excused(), declares)
     }
 }
 
@@ -133,22 +134,22 @@ fn follow(
         let following = script
             .entrance
             .follow_operation(&script.name, &input, ctx.env());
-        following.map_err(|failure| script.error(&failure))
+        following.map_err(|failure| script.error(&failure, ctx))
     });
     let state: State = match begun {
         Ok(following) => State::Runs(Box::new(following)),
         Err(error) => State::Failed(error),
     };
-    let script = Arc::clone(script);
+    let (script, ctx) = (Arc::clone(script), ctx.clone());
     stream::unfold(state, move |state| {
-        let script = Arc::clone(&script);
+        let (script, ctx) = (Arc::clone(&script), ctx.clone());
         async move {
             match state {
                 State::Over => None,
                 State::Failed(error) => Some((Err(error), State::Over)),
                 State::Runs(mut following) => match following.next().await? {
                     Ok(item) => Some((Ok(item), State::Runs(following))),
-                    Err(failure) => Some((Err(script.error(&failure)), State::Over)),
+                    Err(failure) => Some((Err(script.error(&failure, &ctx)), State::Over)),
                 },
             }
         }

@@ -174,6 +174,22 @@ async fn lines_of_a_repl_go_to_the_same_session() {
     eval(&dev, line("i", "1")).await.expect("a value");
 }
 
+/// What a session may is fixed when it is opened.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repl_ends_with_the_rights_that_it_was_opened_with() {
+    let lab = Lab::new();
+    let dev = |scopes: &[&str]| lab.client(&identity("dev", scopes));
+    let (wide, narrow) = (&["runtime:debug", "paper:*"][..], &["runtime:debug"][..]);
+    let paper = json!({ "repl": "a", "source": "await ops.call('test/paper', {})" });
+    eval(&dev(wide), paper.clone()).await.expect("it may");
+    assert_eq!(refused(&dev(narrow), paper.clone()).await.0, "FORBIDDEN");
+    // The one that begins now has what its owner has, and goes on when that becomes more.
+    for scopes in [narrow, wide] {
+        let told = refused(&dev(scopes), paper.clone()).await;
+        assert_eq!(told.0, "SCRIPT_FAILED", "{scopes:?} {}", told.1);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_are_listed_counted_and_killed() {
     let lab = Lab::new();

@@ -6,7 +6,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use alknet_call::{CallError, Ctx};
+use alknet_call::{CallError, Ctx, ErrorCode};
+use alknet_core::Identity;
 use alknet_runtime::{Calls, Clock, Code, Failure, Mode, ModuleSet, Record, Work};
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
@@ -31,6 +32,22 @@ struct Repl {
     /// One line at a time.
     turn: Arc<tokio::sync::Mutex<()>>,
     used: Instant,
+    /// Whose rights it was opened with.
+    owner: Option<Arc<Identity>>,
+}
+
+/// A session that waits for further lines, its turn, and its owner as it was opened.
+type Known = (Session, Arc<tokio::sync::Mutex<()>>, Option<Arc<Identity>>);
+
+/// Whether somebody has all that somebody else had.
+fn has_rights_of(now: Option<&Identity>, before: Option<&Identity>) -> bool {
+    let (Some(now), Some(before)) = (now, before) else {
+        return before.is_none();
+    };
+    let held = |kind| now.resources.get(kind).map_or(&[][..], Vec::as_slice);
+    let mut resources = before.resources.iter();
+    now.scopes.covers(&before.scopes)
+        && resources.all(|(kind, ids)| ids.iter().all(|id| held(kind).contains(id)))
 }
 
 /// Who hears what a script says, and what it calls.
@@ -109,7 +126,7 @@ impl Evals {
         let session = opened.map_err(|failure| of_open(&failure))?;
         session.set_record(heard.record);
         let ran = session.run(&ctx.env(), Work::Module { module: main }).await;
-        ran.map_err(|failure| told(&failure))
+        ran.map_err(|failure| ended(&failure, ctx))
     }
 
     /// Lines of a REPL, which is opened by the first of them.
@@ -130,12 +147,19 @@ impl Evals {
         let name = (tenant, name);
         let source = asked.source.clone().unwrap_or_default();
         let known = self.known(&name);
+        if let Some((.., owner)) = &known
+            && !has_rights_of(ctx.identity().map(AsRef::as_ref), owner.as_deref())
+        {
+            self.lock().remove(&name);
+            let text = "the REPL was opened with rights that its owner has no more; it is closed";
+            return Err(CallError::new(ErrorCode::Forbidden, text));
+        }
         if asked.end {
             // What was begun before runs to its end; nobody finds it any more.
             self.lock().remove(&name);
         }
         let (session, turn) = match known {
-            Some(known) => known,
+            Some((session, turn, _)) => (session, turn),
             None if asked.end => return Err(CallError::invalid_input("no such REPL is open")),
             None => self.begin(&name, &asked, ctx).await?,
         };
@@ -148,15 +172,16 @@ impl Evals {
         if let Some(repl) = self.lock().get_mut(&name) {
             repl.used = Instant::now();
         }
-        ran.map_err(|failure| told(&failure))
+        ran.map_err(|failure| ended(&failure, ctx))
     }
 
-    fn known(&self, name: &Name) -> Option<(Session, Arc<tokio::sync::Mutex<()>>)> {
+    fn known(&self, name: &Name) -> Option<Known> {
         let mut repls = self.lock();
         repls.retain(|_, repl| !matches!(repl.session.info().state, State::Closed(_)));
         let repl = repls.get_mut(name)?;
         repl.used = Instant::now();
-        Some((repl.session.clone(), Arc::clone(&repl.turn)))
+        let owner = repl.owner.clone();
+        Some((repl.session.clone(), Arc::clone(&repl.turn), owner))
     }
 
     async fn begin(
@@ -181,6 +206,7 @@ impl Evals {
             session: session.clone(),
             turn: Arc::clone(&turn),
             used: Instant::now(),
+            owner: ctx.identity().cloned(),
         };
         // Two that began at once: the later one is the one.
         self.lock().insert(name.clone(), repl);
@@ -232,11 +258,19 @@ impl Evals {
     }
 }
 
-/// The caller wrote the script: an exception is theirs to see, and no fault of the node's.
+/// What is wrong with what was asked for, before anything ran.
 fn told(failure: &Failure) -> CallError {
-    let mut error = to_call_error(failure, |_| false);
+    to_call_error(failure, false, |_| false)
+}
+
+/// The caller wrote the script: an exception is theirs to see, and no fault of the node's.
+fn ended(failure: &Failure, ctx: &Ctx) -> CallError {
+    let mut error = to_call_error(failure, ctx.is_excused(), |_| false);
     if failure.code == Code::Exception {
-        error.code = CallError::operation(SCRIPT_FAILED, "").code;
+        // Where something found no room, that is what the caller has to know.
+        if error.code != ErrorCode::Overloaded {
+            error.code = CallError::operation(SCRIPT_FAILED, "").code;
+        }
         if let (Some(operation), Some(details)) = (&failure.operation, &mut error.details) {
             details["operation"] = json!(operation);
         }

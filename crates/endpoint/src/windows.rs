@@ -1,0 +1,221 @@
+//! Receive windows of QUIC connections: bytes that peers may send before the node has looked at any. No sockets.
+//!
+//! What a window lets come stays in memory for as long as the peer likes, on streams that nobody reads or whose first
+//! byte is missing, and a window that was announced cannot be taken back. So each connection begins with a small one,
+//! and what it gets beside that is counted before it is announced, for its peer and for the node, until nothing of the
+//! connection is left. A window grows with what is read: a long path fills it in a round trip, and a peer whose bytes
+//! nobody reads does not.
+
+mod account;
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use alknet_core::{Network, PeerId, StreamBudget};
+
+use crate::limits::{WINDOW_BYTES_FIRST, WINDOW_BYTES_START};
+
+use account::{Need, Owner};
+
+pub(crate) use account::Windows;
+
+/// A window grows when half of it is read within two round trips, or within this time: on a short path what bounds a
+/// transfer is how soon its reader gets its turn.
+const FAST: Duration = Duration::from_millis(5);
+
+/// What a window needs of its connection.
+pub(crate) trait Windowed: Send + Sync {
+    /// Lets the peer send so many bytes more than were read.
+    fn set_window(&self, bytes: u32);
+
+    /// Smoothed round-trip time, where it is known.
+    fn rtt(&self) -> Option<Duration>;
+}
+
+/// The window of one connection, and its connection. Until [`begin`](Self::begin) it stays as it is.
+pub(crate) struct Credit {
+    window: Arc<Window>,
+    connection: Box<dyn Windowed>,
+}
+
+impl Credit {
+    pub(crate) fn new(window: Arc<Window>, connection: Box<dyn Windowed>) -> Arc<Self> {
+        Arc::new(Self { window, connection })
+    }
+
+    /// The connection is served: from now on its window counts for the unknown peers of the network of `from`.
+    pub(crate) fn begin(&self, windows: &Arc<Windows>, from: IpAddr) {
+        self.window.begin(windows, from, Instant::now());
+    }
+
+    /// The peer is `who`: its window counts for it.
+    pub(crate) fn identify(&self, who: &PeerId) {
+        let set = |bytes| self.connection.set_window(bytes);
+        self.window.identify(who, set);
+    }
+
+    /// The window may grow to so many bytes.
+    pub(crate) fn allow(&self, most: u32) {
+        let set = |bytes| self.connection.set_window(bytes);
+        self.window.allow(most, set);
+    }
+
+    /// So many bytes were read.
+    pub(crate) fn read(&self, bytes: usize) {
+        if self.window.is_due(bytes) {
+            let set = |bytes| self.connection.set_window(bytes);
+            self.window.look(Instant::now(), self.connection.rtt(), set);
+        }
+    }
+}
+
+/// The window of one connection. It counts until its last owner drops it: whoever keeps what came in the window has to
+/// be one of them.
+#[derive(Debug)]
+pub(crate) struct Window {
+    /// Once it counts.
+    counted: Mutex<Option<Counted>>,
+    /// Bytes read since it was looked at.
+    read: AtomicUsize,
+    /// As many let it be looked at.
+    due: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct Counted {
+    windows: Arc<Windows>,
+    owner: Owner,
+    /// Its size.
+    bytes: usize,
+    /// The largest that it may have.
+    most: usize,
+    /// When it was looked at.
+    since: Instant,
+}
+
+impl Default for Window {
+    fn default() -> Self {
+        Self {
+            counted: Mutex::default(),
+            read: AtomicUsize::new(0),
+            due: AtomicUsize::new(usize::MAX),
+        }
+    }
+}
+
+impl Window {
+    fn begin(&self, windows: &Arc<Windows>, from: IpAddr, now: Instant) {
+        let mut slot = self.lock();
+        let counted = slot.get_or_insert_with(|| Counted {
+            windows: Arc::clone(windows),
+            owner: Owner::Network(Network::of(from)),
+            bytes: WINDOW_BYTES_FIRST as usize,
+            most: StreamBudget::UNAUTHENTICATED.connection_window_bytes as usize,
+            since: now,
+        });
+        self.due.store(counted.due(), Ordering::Relaxed);
+    }
+
+    fn identify(&self, who: &PeerId, set: impl Fn(u32)) {
+        self.change(set, |counted| {
+            if matches!(counted.owner, Owner::Network(_)) {
+                let peer = Owner::Peer(who.clone());
+                let extra = counted.extra();
+                // Where the peer has no room it stays the network's, and as small.
+                if counted.windows.hand_over(&counted.owner, &peer, extra) {
+                    counted.owner = peer;
+                }
+            }
+            counted.start();
+        });
+    }
+
+    fn allow(&self, most: u32, set: impl Fn(u32)) {
+        self.change(set, |counted| {
+            counted.most = most as usize;
+            counted.start();
+        });
+    }
+
+    /// Adds to what was read; whether the window is to be looked at.
+    fn is_due(&self, bytes: usize) -> bool {
+        let read = self.read.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        read >= self.due.load(Ordering::Relaxed)
+    }
+
+    /// Lets it grow where what was read came fast.
+    fn look(&self, now: Instant, rtt: Option<Duration>, set: impl Fn(u32)) {
+        self.change(set, |counted| {
+            // Somebody else may have looked meanwhile.
+            if self.read.load(Ordering::Relaxed) < counted.due() {
+                return;
+            }
+            self.read.store(0, Ordering::Relaxed);
+            let took = now.saturating_duration_since(counted.since);
+            counted.since = now;
+            if took <= (rtt.unwrap_or_default() * 2).max(FAST) {
+                let twice = counted.bytes.saturating_mul(2).min(counted.most);
+                counted.grow(twice, Need::Read);
+            }
+        });
+    }
+
+    /// Changes it, and says so to the peer before anybody else can change it again: the library takes a smaller size
+    /// for one that shrinks.
+    fn change(&self, set: impl Fn(u32), change: impl FnOnce(&mut Counted)) {
+        let mut slot = self.lock();
+        let Some(counted) = slot.as_mut() else {
+            return;
+        };
+        let before = counted.bytes;
+        change(counted);
+        self.due.store(counted.due(), Ordering::Relaxed);
+        if counted.bytes > before {
+            set(u32::try_from(counted.bytes).unwrap_or(u32::MAX));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Counted>> {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Counted {
+    /// What it has beside that with which every window begins.
+    fn extra(&self) -> usize {
+        self.bytes - WINDOW_BYTES_FIRST as usize
+    }
+
+    /// A known peer that may have more begins with more: some of its streams may wait to be read beside others.
+    fn start(&mut self) {
+        let strangers = StreamBudget::UNAUTHENTICATED.connection_window_bytes as usize;
+        if matches!(self.owner, Owner::Peer(_)) && self.most > strangers {
+            let start = self.most.min(WINDOW_BYTES_START as usize);
+            self.grow(start, Need::Start);
+        }
+    }
+
+    fn grow(&mut self, to: usize, need: Need) {
+        let more = to.saturating_sub(self.bytes);
+        self.bytes += self.windows.grant(&self.owner, more, need);
+    }
+
+    /// After how many bytes it is looked at. One that has all that it may have is not.
+    fn due(&self) -> usize {
+        match self.bytes < self.most {
+            true => self.bytes / 2,
+            false => usize::MAX,
+        }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.windows.give_back(&self.owner, self.extra());
+    }
+}
+
+#[cfg(test)]
+mod tests;

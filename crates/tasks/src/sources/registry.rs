@@ -1,0 +1,75 @@
+//! Packages of crates.io, fetched by cargo: it knows the address and the way there that this machine is set up for.
+//! Nothing of a package runs.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::context::Context;
+use crate::failure::{Failure, Result};
+use crate::scratch::Scratch;
+
+/// Takes the archive of `package`, `NAME@VERSION`, as the registry has it.
+pub(super) fn fetch(cx: &Context, package: &str, to: &Path) -> Result<()> {
+    let home = home().ok_or_else(|| {
+        Failure::Arguments("no place of cargo's packages: set HOME or CARGO_HOME".to_owned())
+    })?;
+    let file = format!("{}.crate", package.replace('@', "-"));
+    let archive = match kept(&home, &file) {
+        Some(archive) => archive,
+        None => {
+            download(cx, package)?;
+            kept(&home, &file).ok_or_else(|| {
+                let what = format!("cargo put no {file} into {}", home.display());
+                Failure::Arguments(what)
+            })?
+        }
+    };
+    fs::copy(&archive, to)
+        .map(|_| ())
+        .map_err(Failure::io(format!("copy {}", archive.display())))
+}
+
+/// Cargo tells of a package what its archive has, and keeps the archive.
+fn download(cx: &Context, package: &str) -> Result<()> {
+    // In a folder of no workspace: a member of that name would be told of in its place.
+    let scratch = Scratch::new(cx.cache(), "registry-")?;
+    let mut command = cx.cargo("info");
+    command.arg(package).current_dir(scratch.path());
+    cx.run(&mut command, &format!("download {package}"), "registry")
+}
+
+/// Cargo's own folder.
+fn home() -> Option<PathBuf> {
+    let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
+    let home = set("CARGO_HOME").map(PathBuf::from);
+    home.or_else(|| Some(PathBuf::from(set("HOME")?).join(".cargo")))
+}
+
+/// The archive, of whichever registry or mirror of one cargo took it from. Its bytes are judged by the caller.
+fn kept(home: &Path, file: &str) -> Option<PathBuf> {
+    let registries = fs::read_dir(home.join("registry/cache")).ok()?;
+    let archives = registries
+        .flatten()
+        .map(|registry| registry.path().join(file));
+    archives.into_iter().find(|archive| archive.exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_archive_is_found_whatever_the_registry_is_called() {
+        let home = tempfile::tempdir().expect("a temporary folder");
+        assert_eq!(kept(home.path(), "a-1.0.0.crate"), None);
+        for registry in ["one", "two"] {
+            let folder = home.path().join("registry/cache").join(registry);
+            fs::create_dir_all(folder).expect("writable");
+        }
+        assert_eq!(kept(home.path(), "a-1.0.0.crate"), None);
+        let archive = home.path().join("registry/cache/two/a-1.0.0.crate");
+        fs::write(&archive, "packed").expect("writable");
+        assert_eq!(kept(home.path(), "a-1.0.0.crate"), Some(archive));
+    }
+}

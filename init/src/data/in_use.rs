@@ -1,0 +1,75 @@
+//! The vault of a device whose data are in use: opened once more, after it was locked, or to end its first boot.
+//!
+//! Whoever controls the disk can have it answer otherwise than at the start of the machine: with slots that the vault
+//! does not have, with an older copy, or with another vault. What opens counts only if it is the vault in use, and not
+//! older; what does not open changes nothing.
+
+use std::path::Path;
+
+use alknet_vault::slots::{OpenAlkv, Pending};
+
+use super::{Access, copies};
+use crate::log::Log;
+use crate::media::Media;
+use crate::vault::newest::{self, Ledger};
+use crate::vault::{self, Keeper, NotInUse, Waiting};
+
+/// What to do where the disk answers with something else.
+const HINT: &str = "put the disk back that the machine was started with, and type what opens the vault; or restart";
+
+/// Opens the vault of a device again, whose data are mounted at `state_dir`.
+///
+/// # Errors
+/// Nothing opens it now, or the disk answers with another vault or an older copy. It stays locked, and what is known of
+/// it stays as it was.
+pub(crate) fn reopen(device: &Path, state_dir: &Path, access: Access<'_>) -> Result<(), Waiting> {
+    let Access { keeper, offer, log } = access;
+    // What was typed may be right, and the disk answer better the next time.
+    let ask = keeper.asks();
+    let gone = |why: String| Waiting::new(ask, "vault-locked", why, HINT);
+    let found = copies(device).load();
+    let found = found.map_err(|error| gone(error.to_string()))?;
+    let found = found.ok_or_else(|| gone("there is no vault any more".to_owned()))?;
+    let media = Media::secrets_for(&found.newest);
+    let permits = |open: &OpenAlkv| {
+        keeper.check_in_use(open).map_err(|which| match which {
+            NotInUse::Another => gone(which.to_string()),
+            NotInUse::Older => Waiting::new(ask, "vault-old", which.to_string(), HINT),
+        })?;
+        // Words of a medium are for a start: there is a console now.
+        let proof = || newest::is_proven(&found, open, offer, keeper, || false);
+        access.ledger(device, state_dir).check(open, false, proof)
+    };
+    vault::open(&found, keeper, offer, &media, log, &permits).map(drop)
+}
+
+/// Withdraws permissions of the first boot in the vault of a device, whose data are mounted at `state_dir`. Answers what
+/// is still permitted.
+///
+/// # Errors
+/// The vault cannot be opened without somebody typing, or not be written; or the disk answers with another vault or an
+/// older copy.
+pub(crate) fn conclude(
+    device: &Path,
+    state_dir: &Path,
+    ended: Pending,
+    keeper: &Keeper,
+    log: &Log,
+) -> Result<Pending, String> {
+    let mut copies = copies(device);
+    let found = copies.load().map_err(|error| error.to_string())?;
+    let found = found.ok_or_else(|| "there is no vault any more".to_owned())?;
+    let media = Media::secrets_for(&found.newest);
+    vault::conclude(&found, ended, keeper, &media, |open| {
+        copies.save(open)?;
+        // A copy from before permits more.
+        let ledger = Ledger {
+            device,
+            keeper,
+            log,
+            state_dir,
+        };
+        ledger.note(open);
+        Ok(())
+    })
+}

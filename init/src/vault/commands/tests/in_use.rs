@@ -1,0 +1,187 @@
+//! Whoever controls the disk has it answer the running machine otherwise than at its start.
+//!
+//! On a booted machine the kernel keeps the blocks of the vault in memory for as long as the data are mounted, and asks
+//! the disk again when it needs that memory for something else. No test can wait for that: here the disk is a file, and
+//! what it says is read each time.
+
+use super::*;
+use crate::data::Access;
+use crate::vault::{Ask, Offer};
+
+/// What the newest vault was, beside the data.
+const NOTE: &str = "config/vault-newest.json";
+
+impl Machine {
+    /// One that is sealed by the passphrase "one" and was configured, and its vault from before it was sealed, which
+    /// opens by itself.
+    fn sealed() -> (Self, String) {
+        let machine = Self::new();
+        machine.done("slot add passphrase", vec![new("one")]);
+        let before = machine.copy_at(VAULT_A_AT);
+        machine.done("slot rm 0", vec![]);
+        machine.assert_in_use();
+        (machine, before)
+    }
+
+    /// Nothing is taken from a medium, and nothing is shown or added without the passphrase.
+    #[track_caller]
+    fn assert_in_use(&self) {
+        let facts = self.keeper.facts();
+        assert!(self.keeper.is_sealed(), "{facts:?}");
+        assert!(self.keeper.is_configured(), "{facts:?}");
+        assert_eq!(self.keeper.asks(), Ask::Passphrase);
+        assert_eq!(facts.slots, ["passphrase"]);
+    }
+
+    /// From now on both copies say this.
+    fn answers(&self, text: &str) {
+        for at in [VAULT_A_AT, VAULT_B_AT] {
+            self.put_copy(at, text);
+        }
+    }
+
+    /// Tries to open it once more, with what was typed, or says why it stays locked.
+    fn reopened(&self, typed: Option<&str>) -> Result<(), String> {
+        let offer = Offer {
+            passphrase: typed.map(SecretStr::from),
+            ..Offer::default()
+        };
+        let access = Access {
+            keeper: &self.keeper,
+            offer: &offer,
+            log: &self.log,
+        };
+        let opened = data::reopen(&self.device(), self.dir.path(), access);
+        assert_eq!(opened.is_ok(), self.keeper.is_open());
+        opened.map_err(|waiting| waiting.problem.text)
+    }
+
+    fn note(&self) -> PathBuf {
+        self.dir.path().join(NOTE)
+    }
+}
+
+fn json(text: &str) -> serde_json::Value {
+    serde_json::from_str(text).expect("JSON")
+}
+
+/// A vault that whoever made it opens, and that is newer than any other.
+fn attackers() -> String {
+    let mut open = vault();
+    for _ in 0..8 {
+        open.add(NewSlot::None).expect("there is room");
+    }
+    open.alkv().to_text()
+}
+
+/// Locked, a machine would take a configuration from the console if its vault were not sealed.
+#[test]
+fn slots_that_only_the_disk_lists_take_nothing_from_a_locked_vault() {
+    let (machine, _) = Machine::sealed();
+    let newest = machine.copy_at(VAULT_A_AT);
+    let mut forged = json(&newest);
+    forged["slots"] = json(&vault().alkv().to_text())["slots"].take();
+    machine.keeper.lock();
+    machine.answers(&forged.to_string());
+    assert!(!on_listed(&machine).is_sealed(), "it is forged");
+    for typed in [None, Some("one")] {
+        let why = machine.reopened(typed).expect_err("no slot opens");
+        assert!(why.contains("the vault is locked"), "{why}");
+        machine.assert_in_use();
+    }
+    machine.answers(&newest);
+    assert_eq!(machine.reopened(Some("one")), Ok(()));
+    machine.assert_in_use();
+}
+
+#[test]
+fn a_locked_vault_opens_by_no_older_copy_and_by_no_other_vault() {
+    let (machine, before) = Machine::sealed();
+    let newest = machine.copy_at(VAULT_A_AT);
+    let older = "the vault on the disk is older than the one that this machine opened";
+    let another = "the vault on the disk is another one than this machine opened";
+    machine.keeper.lock();
+    for (text, told) in [(&before, older), (&attackers(), another)] {
+        machine.answers(text);
+        for typed in [None, Some("one")] {
+            assert_eq!(machine.reopened(typed), Err(told.to_owned()));
+            machine.assert_in_use();
+        }
+    }
+    machine.answers(&newest);
+    assert_eq!(machine.reopened(Some("one")), Ok(()));
+}
+
+/// The note beside the data counts as at a start.
+#[test]
+fn a_locked_vault_that_is_older_than_the_data_opens_for_its_owner_only() {
+    let machine = Machine::new();
+    machine.done("slot add passphrase", vec![new("one")]);
+    let noted = std::fs::read_to_string(machine.note()).expect("it was changed");
+    let mut noted = json(&noted);
+    noted["generation"] = 1000.into();
+    std::fs::write(machine.note(), noted.to_string()).expect("writable");
+    machine.keeper.lock();
+    let why = machine.reopened(None).expect_err("it opens by itself");
+    assert!(why.contains("older than the data beside it"), "{why}");
+    assert_eq!(machine.reopened(Some("one")), Ok(()));
+}
+
+/// The vault in use is open. What the disk answers would be changed, and noted as the newest.
+#[test]
+fn commands_change_no_other_vault() {
+    let (machine, _) = Machine::sealed();
+    let newest = machine.copy_at(VAULT_A_AT);
+    let noted = std::fs::read(machine.note()).expect("it was changed");
+    let attackers = attackers();
+    machine.answers(&attackers);
+    for line in ["slot add none", "slot add passphrase", "slot rm 0", "words"] {
+        let why = machine.refused(line, vec![]);
+        assert!(why.contains("another one"), "{line}: {why}");
+        machine.assert_in_use();
+    }
+    assert_eq!(machine.copy_at(VAULT_A_AT), attackers);
+    assert_eq!(std::fs::read(machine.note()).expect("it is there"), noted);
+    machine.answers(&newest);
+    let shown = machine.typed("words", vec![passphrase("one")]);
+    assert!(matches!(shown, Outcome::Words(_)), "{shown:?}");
+}
+
+/// Ten minutes after the first start, or when the words are confirmed, the vault is changed without anybody typing.
+#[test]
+fn the_end_of_the_first_boot_makes_no_older_copy_the_newest() {
+    let words = Entropy::generate(WordCount::TwentyFour).expect("random bytes");
+    let first = NewVault {
+        pending: Pending::ALL,
+        ..NewVault::new(words, 0)
+    };
+    let first = OpenAlkv::create(first, NewSlot::None).expect("made");
+    let machine = Machine::of(&first);
+    let before = machine.copy_at(VAULT_A_AT);
+    machine.done("slot add passphrase", vec![new("one")]);
+    let newest = machine.copy_at(VAULT_A_AT);
+    let noted = std::fs::read(machine.note()).expect("it was changed");
+    let conclude = || {
+        let (keeper, log) = (&machine.keeper, &machine.log);
+        data::conclude_vault(
+            &machine.device(),
+            machine.dir.path(),
+            Pending::ALL,
+            keeper,
+            log,
+        )
+    };
+    for (text, told) in [(&before, "older than"), (&attackers(), "another one")] {
+        machine.answers(text);
+        let why = conclude().expect_err("it is not in use");
+        assert!(why.contains(told), "{why}");
+        assert_eq!(machine.copy_at(VAULT_A_AT), *text, "it was changed");
+        assert_eq!(std::fs::read(machine.note()).expect("it is there"), noted);
+    }
+    machine.answers(&newest);
+    assert_eq!(conclude(), Ok(Pending::default()));
+    // What permits more than the newest is an older copy from then on.
+    machine.answers(&newest);
+    let why = machine.refused("slot add none", vec![]);
+    assert!(why.contains("older than"), "{why}");
+}

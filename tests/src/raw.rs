@@ -1,0 +1,382 @@
+//! HTTP over TCP by hand, to say what our own clients never would: connections that say what they like, and frames of
+//! HTTP/2 (RFC 9113 section 4.1).
+
+use std::time::Duration;
+
+use alknet_core::{Carriage, Connection, RecvStream, SendStream};
+use alknet_endpoint::{Dialer, Target};
+use alknet_test_support::deadline;
+use alknet_tls::NodeKey;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// ALPN of HTTP/1.1.
+pub const H1: &[u8] = b"http/1.1";
+/// ALPN of HTTP/2.
+pub const H2: &[u8] = b"h2";
+
+/// Types of frames (RFC 9113 section 6).
+pub const DATA: u8 = 0;
+/// Fields of a request or an answer.
+pub const HEADERS: u8 = 1;
+/// The end of one stream.
+pub const RST_STREAM: u8 = 3;
+/// What one side asks of the other.
+pub const SETTINGS: u8 = 4;
+/// Answered when what came before it was read.
+pub const PING: u8 = 6;
+/// More fields.
+pub const CONTINUATION: u8 = 9;
+
+/// Flags of frames: the last frame of its side of the stream, and the last of the fields.
+pub const END_STREAM: u8 = 1;
+/// See [`END_STREAM`].
+pub const END_HEADERS: u8 = 4;
+
+/// The status 200, as the first byte of an answer's fields (RFC 7541 appendix A).
+pub const OK: u8 = 0x88;
+/// The same of 206.
+pub const PARTIAL: u8 = 0x8a;
+
+/// Bytes before the payload of a frame.
+const FRAME_HEAD_BYTES: usize = 9;
+
+/// What is in the ping that asks whether everything was read.
+const ASKS: [u8; 8] = [7; 8];
+
+/// How long anything may take before a test calls it hung.
+const HUNG: Duration = Duration::from_secs(120);
+
+/// The same on this machine.
+#[must_use]
+pub fn hung() -> Duration {
+    deadline(HUNG)
+}
+
+/// What comes of this.
+///
+/// # Panics
+/// It hangs.
+pub async fn within<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(hung(), work).await.expect("it hangs")
+}
+
+/// A frame of HTTP/2.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    /// Its type.
+    pub kind: u8,
+    /// Its flags.
+    pub flags: u8,
+    /// The number of its stream.
+    pub stream: u32,
+    /// What it carries.
+    pub payload: Vec<u8>,
+}
+
+/// What became of the requests of a connection of HTTP/2, as far as it was read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Answers that began with the status 200.
+    pub served: u32,
+    /// Answers that began with another one.
+    pub refused: u32,
+    /// Answers that came whole.
+    pub whole: u32,
+    /// Streams that the node reset.
+    pub reset: u32,
+}
+
+impl Tally {
+    /// Answers that began.
+    #[must_use]
+    pub fn begun(&self) -> u32 {
+        self.served + self.refused
+    }
+
+    /// Requests of which nothing more comes.
+    #[must_use]
+    pub fn over(&self) -> u32 {
+        self.whole + self.reset
+    }
+
+    fn count(&mut self, frame: &Frame) {
+        match (frame.kind, frame.payload.first()) {
+            (HEADERS, Some(&OK)) => self.served += 1,
+            (HEADERS, _) => self.refused += 1,
+            (RST_STREAM, _) => self.reset += 1,
+            _ => {}
+        }
+        let ends = [HEADERS, DATA].contains(&frame.kind) && frame.flags & END_STREAM != 0;
+        self.whole += u32::from(ends);
+    }
+}
+
+/// A connection that says what it likes.
+#[derive(Debug)]
+pub struct Raw {
+    _connection: Connection,
+    /// To the node.
+    pub send: SendStream,
+    /// From the node.
+    pub recv: RecvStream,
+    /// What came and is no whole frame yet.
+    heard: Vec<u8>,
+    tally: Tally,
+}
+
+impl Raw {
+    /// Connects with a key that nobody knows.
+    ///
+    /// # Panics
+    /// The node has no place for it.
+    pub async fn open(target: &Target, alpn: &'static [u8]) -> Self {
+        let key = NodeKey::generate().expect("the system has entropy");
+        Self::open_as(target, alpn, key).await
+    }
+
+    /// Connects with this key.
+    ///
+    /// # Panics
+    /// As [`open`](Self::open).
+    pub async fn open_as(target: &Target, alpn: &'static [u8], key: NodeKey) -> Self {
+        let dialer = Dialer::new(Some(key));
+        let connection = dialer.dial_over(Carriage::Tcp, target, alpn).await;
+        let connection = connection.expect("anybody may connect");
+        let (send, recv) = connection.accept_bi().await.expect("one stream");
+        Self {
+            _connection: connection,
+            send,
+            recv,
+            heard: Vec::new(),
+            tally: Tally::default(),
+        }
+    }
+
+    /// One of HTTP/2 that takes as much of each answer as clients usually do.
+    ///
+    /// # Panics
+    /// As [`open`](Self::open).
+    pub async fn open_two(target: &Target) -> Self {
+        let mut raw = Self::open(target, H2).await;
+        raw.preface(&[]).await;
+        raw
+    }
+
+    /// One of HTTP/2 that takes one byte of each answer: SETTINGS_INITIAL_WINDOW_SIZE (RFC 9113 section 6.5.2).
+    ///
+    /// # Panics
+    /// As [`open`](Self::open).
+    pub async fn open_left_alone(target: &Target) -> Self {
+        let mut raw = Self::open(target, H2).await;
+        raw.preface(&[0, 4, 0, 0, 0, 1]).await;
+        raw
+    }
+
+    async fn preface(&mut self, settings: &[u8]) {
+        self.say(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+        self.frame(SETTINGS, 0, 0, settings).await;
+    }
+
+    /// Whether the node still takes it.
+    ///
+    /// # Panics
+    /// It hangs.
+    pub async fn say(&mut self, bytes: &[u8]) -> bool {
+        let said =
+            async { self.send.write_all(bytes).await.is_ok() && self.send.flush().await.is_ok() };
+        within(said).await
+    }
+
+    /// The same with a frame of HTTP/2.
+    ///
+    /// # Panics
+    /// It hangs.
+    pub async fn frame(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> bool {
+        self.say(&frame(kind, flags, stream, payload)).await
+    }
+
+    /// Hears more of what comes over HTTP/1.1 until it has `end`; all of it.
+    ///
+    /// # Panics
+    /// It does not come in time.
+    pub async fn hear_until(&mut self, end: &str, within: Duration) -> String {
+        let mut heard = std::mem::take(&mut self.heard);
+        let work = async {
+            while !String::from_utf8_lossy(&heard).contains(end) {
+                let read = self.recv.read_buf(&mut heard).await.expect("it goes on");
+                assert_ne!(read, 0, "it ended before {end:?}");
+            }
+        };
+        let over = tokio::time::timeout(within, work).await;
+        let heard = String::from_utf8_lossy(&heard).into_owned();
+        assert!(over.is_ok(), "no {end:?} in time: {heard}");
+        heard
+    }
+
+    /// Everything until the node ends the connection.
+    ///
+    /// # Panics
+    /// It does not.
+    pub async fn hear(&mut self) -> Vec<u8> {
+        let mut all = std::mem::take(&mut self.heard);
+        // How it ends says nothing more.
+        let _ = within(self.recv.read_to_end(&mut all)).await;
+        all
+    }
+
+    /// Says this again and again, after a pause each time, for as long as the node takes it. Returns what the node said
+    /// once that is enough, or the node has ended the connection.
+    ///
+    /// # Panics
+    /// Neither comes.
+    pub async fn drip(
+        mut self,
+        piece: &[u8],
+        pause: Duration,
+        is_enough: impl Fn(&[u8]) -> bool,
+    ) -> Vec<u8> {
+        let (send, recv, mut all) = (&mut self.send, &mut self.recv, self.heard);
+        let drips = async {
+            loop {
+                tokio::time::sleep(pause).await;
+                if send.write_all(piece).await.is_err() || send.flush().await.is_err() {
+                    break;
+                }
+            }
+            // What the node said before may have yet to be read.
+            std::future::pending::<()>().await;
+        };
+        let hears = within(async {
+            // How it ends says nothing more.
+            while !is_enough(&all) && matches!(recv.read_buf(&mut all).await, Ok(1..)) {}
+        });
+        tokio::select! {
+            () = hears => {}
+            () = drips => {}
+        }
+        all
+    }
+
+    /// The next frame of HTTP/2; `None` once the connection has ended.
+    ///
+    /// # Panics
+    /// Neither comes.
+    pub async fn next_frame(&mut self) -> Option<Frame> {
+        loop {
+            if let Some(frame) = self.take_frame() {
+                self.tally.count(&frame);
+                return Some(frame);
+            }
+            match within(self.recv.read_buf(&mut self.heard)).await {
+                Ok(0) | Err(_) => return None,
+                Ok(_) => {}
+            }
+        }
+    }
+
+    fn take_frame(&mut self) -> Option<Frame> {
+        let [a, b, c, kind, flags, stream @ ..]: [u8; FRAME_HEAD_BYTES] =
+            *self.heard.first_chunk()?;
+        let end = FRAME_HEAD_BYTES + u32::from_be_bytes([0, a, b, c]) as usize;
+        let payload = self.heard.get(FRAME_HEAD_BYTES..end)?.to_vec();
+        self.heard.drain(..end);
+        Some(Frame {
+            kind,
+            flags,
+            stream: u32::from_be_bytes(stream),
+            payload,
+        })
+    }
+
+    /// Reads frames until this is so, or the connection has ended. Returns what became of all requests so far.
+    ///
+    /// # Panics
+    /// The node says nothing more before.
+    pub async fn until(&mut self, is_so: impl Fn(&Tally) -> bool) -> Tally {
+        while !is_so(&self.tally) && self.next_frame().await.is_some() {}
+        self.tally
+    }
+
+    /// Sends requests, each of which it resets, so many at a time: `most`, or as many as the node took before it ended
+    /// the connection.
+    ///
+    /// # Panics
+    /// It hangs.
+    pub async fn resets(&mut self, most: u32, at_once: u32) -> u32 {
+        for first in (0..most).step_by(at_once as usize) {
+            let mut bytes = Vec::new();
+            for n in first..first + at_once {
+                let stream = n * 2 + 1;
+                bytes.extend(get(stream, "/healthz"));
+                bytes.extend(frame(RST_STREAM, 0, stream, &8u32.to_be_bytes()));
+            }
+            if !self.say(&bytes).await || !self.until_read().await {
+                return first;
+            }
+        }
+        most
+    }
+
+    /// Whether the node has read all frames of HTTP/2 that were sent, and goes on: it answers a ping after them.
+    ///
+    /// # Panics
+    /// It hangs.
+    pub async fn until_read(&mut self) -> bool {
+        if !self.frame(PING, 0, 0, &ASKS).await {
+            return false;
+        }
+        while let Some(frame) = self.next_frame().await {
+            if frame.kind == PING && frame.payload == ASKS {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+/// The bytes of a frame.
+#[must_use]
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+    frame.extend([kind, flags]);
+    frame.extend(stream.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+/// Fields of a request for this path, by the static table and literals that are not kept (RFC 7541 section 6.2.2 and
+/// appendix A).
+#[must_use]
+pub fn asks(path: &str) -> Vec<u8> {
+    let mut block = vec![0x82, 0x87, 0x04, length(path)];
+    block.extend(path.as_bytes());
+    block.extend([0x01, 9]);
+    block.extend(b"localhost");
+    block
+}
+
+/// These fields as literals that are not kept.
+#[must_use]
+pub fn literals(fields: &[(&str, &str)]) -> Vec<u8> {
+    let mut block = Vec::new();
+    for (name, value) in fields {
+        block.push(0);
+        for text in [name, value] {
+            block.push(length(text));
+            block.extend(text.as_bytes());
+        }
+    }
+    block
+}
+
+/// A length of one byte.
+fn length(text: &str) -> u8 {
+    assert!(text.len() < 127, "{text:?} is too long");
+    text.len() as u8
+}
+
+/// The frame of a whole request for this path.
+#[must_use]
+pub fn get(stream: u32, path: &str) -> Vec<u8> {
+    frame(HEADERS, END_STREAM | END_HEADERS, stream, &asks(path))
+}

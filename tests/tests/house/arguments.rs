@@ -1,0 +1,55 @@
+//! No program that a test starts gets a token as an argument: `/proc` shows arguments to every user of the host, and
+//! these nodes run as whoever runs the tests.
+
+use super::tree::sources;
+
+/// The one file that starts curl, which it hands options over by its standard input.
+const CURL: &str = "tests/src/curl.rs";
+
+/// This file has what it looks for.
+const RULE: &str = "tests/tests/house/arguments.rs";
+
+/// How tests name tokens of nodes, and objects that have one.
+const TOKENS: [&str; 8] = [
+    "Bearer",
+    "(token",
+    "&token",
+    ".token",
+    "facts",
+    "web.admin",
+    "web.expired",
+    "web.reader",
+];
+
+#[test]
+fn curl_is_told_by_its_input() {
+    let tests = sources().iter().filter(|it| it.path.starts_with("tests/"));
+    for source in tests.filter(|it| ![CURL, RULE].contains(&it.path.as_str())) {
+        let starts = source.text.contains("\"curl\"");
+        assert!(!starts, "{}: start it by `alknet_tests::Curl`", source.path);
+    }
+}
+
+/// Of a list of arguments the first line is read: a longer one begins with what every run has in common.
+#[test]
+fn no_argument_is_a_token() {
+    let mut arguments = 0;
+    let tests = sources().iter().filter(|it| it.path.starts_with("tests/"));
+    for source in tests.filter(|it| it.path != RULE) {
+        for (number, line) in source.text.lines().enumerate() {
+            if !line.contains(".arg(") && !line.contains(".args(") {
+                continue;
+            }
+            arguments += 1;
+            let token = TOKENS.iter().find(|token| line.contains(**token));
+            assert_eq!(
+                token,
+                None,
+                "{}:{}: hand it over by `tools::start_with_json`: {line}",
+                source.path,
+                number + 1
+            );
+        }
+    }
+    assert!(arguments > 50, "{arguments} lines");
+}

@@ -1,0 +1,306 @@
+//! Those who want all of what a small machine has for requests, answers and tickets: each is refused what is beyond its
+//! share, and others find theirs. The limits go by the machine's memory, so the node is told of little.
+
+use std::convert::Infallible;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use alknet_core::{Carriage, Connection};
+use alknet_endpoint::Dialer;
+use alknet_tests::{Bench, Elsewhere, Web};
+use alknet_tls::NodeKey;
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use hyper::client::conn::http2::{Builder, SendRequest};
+use hyper::{Request, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::{Value, json};
+use tokio::task::{JoinHandle, block_in_place};
+
+use alknet_tests::raw::{H2, frame, within};
+
+/// The least machine that there is, as far as requests go: 4 MiB for them, half of it for an identity.
+const LEAST: u64 = 32 << 20;
+const EACH: usize = 2 << 20;
+
+/// Bytes of the longest request that counts as a small one.
+const SMALL: usize = 64 << 10;
+
+/// Bytes of one that is short, with the place that it is copied into when it grows.
+const SHORT: usize = 28 << 10;
+
+/// Lets one client do much at once: what is attacked here is something else.
+const FAST: &str = "[http]\nrequests_per_second = 10000\nrequests_burst = 10000\n";
+
+/// Between two questions whether something has come so far.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+type Body = BoxBody<Bytes, Infallible>;
+
+/// A connection of HTTP/2.
+struct Client {
+    requests: SendRequest<Body>,
+    _connection: Connection,
+}
+
+impl Client {
+    async fn open(web: &Web) -> Self {
+        let dialer = Dialer::new(Some(NodeKey::generate().expect("the system has entropy")));
+        let connection = dialer.dial_over(Carriage::Tcp, &web.target(), H2).await;
+        let connection = connection.expect("anybody may connect");
+        let (send, recv) = connection.accept_bi().await.expect("one stream");
+        let io = TokioIo::new(tokio::io::join(recv, send));
+        let builder = Builder::new(TokioExecutor::new());
+        let (mut requests, driver) = builder.handshake(io).await.expect("it speaks HTTP/2");
+        tokio::spawn(driver);
+        within(requests.ready()).await.expect("it is connected");
+        Self {
+            requests,
+            _connection: connection,
+        }
+    }
+
+    /// Posts so many bytes of a body, `said` in its head, and keeps it open where these are more. The request is given
+    /// up with what is returned.
+    fn begin(&mut self, token: &str, path: &str, said: usize, sent: Bytes) -> Begun {
+        let is_whole = said == sent.len();
+        let first = stream::iter((!sent.is_empty()).then(|| Ok(Frame::data(sent))));
+        let body = match is_whole {
+            true => BodyExt::boxed(StreamBody::new(first)),
+            false => BodyExt::boxed(StreamBody::new(first.chain(stream::pending()))),
+        };
+        let request = Request::post(format!("https://localhost{path}"))
+            .header("authorization", format!("Bearer {token}"))
+            .header("content-type", "application/json")
+            .header("content-length", said)
+            // Of a subscription, which is answered with a ticket.
+            .header("prefer", "respond-async")
+            .body(body)
+            .expect("correct headers");
+        let asked = self.requests.send_request(request);
+        Begun(tokio::spawn(async move {
+            asked.await.ok().map(|told| told.status())
+        }))
+    }
+
+    /// Posts all of it, and says how it is answered.
+    async fn post(&mut self, token: &str, path: &str, call: &Value) -> StatusCode {
+        let body = Bytes::from(call.to_string());
+        let mut begun = self.begin(token, path, body.len(), body);
+        let told = within(&mut begun.0).await.expect("no panic");
+        told.expect("an answer")
+    }
+
+    /// How a short call is answered.
+    async fn calls(&mut self, token: &str) -> StatusCode {
+        self.post(token, "/call", &list("x")).await
+    }
+
+    /// Resolves once a call with so much is answered so.
+    async fn until(&mut self, token: &str, bytes: usize, status: StatusCode) {
+        let call = list(&"x".repeat(bytes));
+        within(async {
+            while self.post(token, "/call", &call).await != status {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        })
+        .await;
+    }
+}
+
+/// A request that is given up when it is dropped.
+struct Begun(JoinHandle<Option<StatusCode>>);
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn list(prefix: &str) -> Value {
+    json!({ "operation": "/services/list", "input": { "prefix": prefix } })
+}
+
+/// A token of the least scope beside the reader's.
+fn second(web: &Web) -> String {
+    let made = block_in_place(|| {
+        web.node
+            .call("token/make", &json!({ "scopes": ["node:read"] }))
+    });
+    made["token"].as_str().expect("a token").to_owned()
+}
+
+/// So much of a body as is not enough: blanks.
+fn blanks(bytes: usize) -> Bytes {
+    vec![b' '; bytes].into()
+}
+
+/// By their lengths these would be all that two identities may have, which is all of the node.
+#[tokio::test(flavor = "multi_thread")]
+async fn short_bodies_that_are_only_announced_leave_others_theirs() {
+    let bench = Bench::new();
+    if let Some(web) = Web::start_on(&bench, LEAST, FAST) {
+        let second = second(&web);
+        let mut held = Vec::new();
+        let mut clients = Vec::new();
+        for token in [&web.reader, &second] {
+            let mut client = Client::open(&web).await;
+            for n in 0..2 * EACH / SMALL {
+                // Nothing of it, or its first byte.
+                held.push(client.begin(token, "/call", SMALL, blanks(n % 2)));
+            }
+            // What comes behind them on the same connection finds them there.
+            assert_eq!(client.calls(token).await, 200);
+            clients.push(client);
+        }
+        let mut other = Client::open(&web).await;
+        for token in [&web.reader, &second, &web.admin] {
+            assert_eq!(other.calls(token).await, 200);
+        }
+        drop(held);
+    }
+}
+
+/// These come, but for their ends. As small requests they may use what is kept for those, and two identities may have
+/// all of the node.
+#[tokio::test(flavor = "multi_thread")]
+async fn short_bodies_that_do_not_end_leave_others_what_is_kept_for_them() {
+    let bench = Bench::new();
+    if let Some(web) = Web::start_on(&bench, LEAST, FAST) {
+        let second = second(&web);
+        let (mut held, mut clients) = (Vec::new(), Vec::new());
+        let mut other = Client::open(&web).await;
+        for token in [&web.reader, &second] {
+            let mut client = Client::open(&web).await;
+            for _ in 0..=EACH / SHORT {
+                held.push(client.begin(token, "/call", SHORT, blanks(SHORT - 100)));
+            }
+            // It has all that it may have.
+            other
+                .until(token, SHORT, StatusCode::TOO_MANY_REQUESTS)
+                .await;
+            clients.push(client);
+        }
+        assert_eq!(other.calls(&web.admin).await, 200);
+        drop(held);
+        for token in [&web.reader, &second] {
+            other.until(token, 1, StatusCode::OK).await;
+        }
+    }
+}
+
+/// There is memory for the request of an administrator's token, and none for its answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_whose_answer_has_no_room_does_not_run() {
+    let bench = Bench::new();
+    if let Some(web) = Web::start_on(&bench, LEAST, FAST) {
+        let tokens = || {
+            let listed = block_in_place(|| web.node.call("token/list", &Value::Null));
+            listed["tokens"].as_array().expect("a list").len()
+        };
+        let before = tokens();
+        let mut client = Client::open(&web).await;
+        // Less than an answer has at the least.
+        let left = 5000;
+        let said = EACH - left;
+        let held = client.begin(&web.admin, "/call", said, blanks(said - 100));
+        let full = StatusCode::TOO_MANY_REQUESTS;
+        client.until(&web.admin, left, full).await;
+        let change = json!({ "operation": "/token/make", "input": { "scopes": ["node:read"] } });
+        let told = client.post(&web.admin, "/call", &change).await;
+        assert_eq!(told, StatusCode::TOO_MANY_REQUESTS);
+        let mut one = change.clone();
+        one["id"] = json!("a");
+        let batch = json!({ "calls": [one] });
+        client.post(&web.admin, "/batch", &batch).await;
+        assert_eq!(tokens(), before);
+        drop(held);
+        client.until(&web.admin, 1, StatusCode::OK).await;
+        for (n, (path, body)) in [("/call", &change), ("/batch", &batch)].iter().enumerate() {
+            assert_eq!(client.post(&web.admin, path, body).await, 200);
+            assert_eq!(tokens(), before + n + 1, "{path}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tickets_of_one_identity_leave_the_others_theirs() {
+    /// An eighth of all.
+    const SHARE: usize = 128;
+    let bench = Bench::new();
+    let web = Web::start(&bench, FAST);
+    let mut client = Client::open(&web).await;
+    let watch = json!({ "operation": "/services/watch" });
+    for n in 0..SHARE {
+        let told = client.post(&web.reader, "/subscribe", &watch).await;
+        assert_eq!(told, StatusCode::CREATED, "{n}");
+    }
+    let told = client.post(&web.reader, "/subscribe", &watch).await;
+    assert_eq!(told, StatusCode::TOO_MANY_REQUESTS);
+    let told = client.post(&web.admin, "/subscribe", &watch).await;
+    assert_eq!(told, StatusCode::CREATED);
+}
+
+/// Unknown peers of several networks ask for a large file again and again, over HTTP/2, and take nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_unknown_peers_leave_take_no_memory_of_known_ones() {
+    const NETWORKS: u8 = 5;
+    const FILES: u32 = 40;
+    let bench = Bench::new();
+    let folder = bench.path().join("www");
+    std::fs::create_dir(&folder).expect("room");
+    std::fs::write(folder.join("large.bin"), vec![7; 4 << 20]).expect("room");
+    let config = format!("{FAST}site = \"{}\"\n", folder.display());
+    if let Some(web) = Web::start_on(&bench, LEAST, &config) {
+        let mut held = Vec::new();
+        let mut served = Vec::new();
+        block_in_place(|| {
+            for network in 1..=NETWORKS {
+                let from = Ipv4Addr::new(127, 0, network, 1);
+                let peer = Elsewhere::connect(&web.target(), from, None, H2);
+                let mut peer = peer.expect("anybody may connect");
+                served.push(asks_for_files(&mut peer, FILES));
+                held.push(peer);
+            }
+        });
+        // A sixteenth of the bytes for each network, a quarter for all, at 32 KiB for each file.
+        assert!(served.iter().all(|files| *files <= 8), "{served:?}");
+        assert!(served[..4].iter().all(|files| *files > 4), "{served:?}");
+        let mut client = Client::open(&web).await;
+        assert_eq!(client.calls(&web.admin).await, 200);
+        let long = list(&"x".repeat(300_000));
+        let told = client.post(&web.reader, "/call", &long).await;
+        assert_eq!(told, StatusCode::OK);
+        drop(held);
+    }
+}
+
+/// Asks for the file so many times, takes the heads of all answers and no byte of a body, and says how many of them are
+/// the file: that is a field of the static table (RFC 7541 appendix A).
+fn asks_for_files(peer: &mut Elsewhere, files: u32) -> u32 {
+    let mut head = vec![0x82, 0x87, 0x04, 10];
+    head.extend(b"/large.bin");
+    head.extend([0x01, 9]);
+    head.extend(b"localhost");
+    let mut words = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    // SETTINGS_INITIAL_WINDOW_SIZE (RFC 9113 section 6.5.2).
+    words.extend(frame(4, 0, 0, &[0, 4, 0, 0, 0, 0]));
+    words.extend((0..files).flat_map(|n| frame(1, 5, n * 2 + 1, &head)));
+    peer.say(&words).expect("it is taken");
+    let (mut answers, mut served) = (0, 0);
+    while answers < files {
+        let told = peer.hear(9).expect("it goes on");
+        let len = told[..3]
+            .iter()
+            .fold(0, |len, byte| (len << 8) | usize::from(*byte));
+        let payload = peer.hear(len).expect("it goes on");
+        if told[3] == 1 {
+            answers += 1;
+            served += u32::from(payload.first() == Some(&0x88));
+        }
+    }
+    served
+}

@@ -1,0 +1,41 @@
+//! Guessed tokens, from the network that everybody is in who reaches the machine.
+
+use alknet_tests::{Bench, FAILED_LOGINS, guesses_refuse_nobody_else, http3, wrong_token};
+use serde_json::{Value, json};
+
+use super::Machine;
+
+/// What QEMU calls the network of everybody who reaches the machine.
+const NETWORK: &str = "10.0.2.0/24";
+
+pub(super) fn a_guesser_is_told_to_wait_and_nobody_else_is_refused(bench: &Bench, web: &Machine) {
+    guesses_refuse_nobody_else(bench, web);
+
+    let bearer = |token: &str| json!({ "authorization": format!("Bearer {token}") });
+    let search = |headers: Value| json!({ "method": "GET", "path": "/search", "headers": headers });
+    let heard = http3(
+        web.address(),
+        &json!([
+            search(bearer(&wrong_token())),
+            { "method": "GET", "path": "/healthz" },
+            search(bearer(&web.reader)),
+            search(json!({})),
+        ]),
+    );
+    let statuses: Vec<_> = heard.iter().map(|one| one.status).collect();
+    assert_eq!(statuses, [429, 200, 200, 401]);
+    let wait = heard[0].headers["retry-after"].as_str();
+    let wait = wait.and_then(|wait| wait.parse().ok());
+    assert!(
+        wait.is_some_and(|wait| (1..=60).contains(&wait)),
+        "{wait:?}"
+    );
+
+    let admin = bench.admin();
+    let status = admin.run(admin.command(&["status", &web.node.target()]));
+    assert_eq!(status.status, 1, "{status:?}");
+    let told: Value = serde_json::from_str(&status.output).expect("JSON");
+    let problems = &told["problems"];
+    assert_eq!(problems[0]["code"], FAILED_LOGINS, "{problems}");
+    assert!(problems.to_string().contains(NETWORK), "{problems}");
+}

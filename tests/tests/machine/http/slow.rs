@@ -1,0 +1,116 @@
+//! Heads and bodies that come slowly, and never pause for long: each is ended when it has taken too long as a whole.
+
+use std::time::Duration;
+
+use alknet_endpoint::Dialer;
+use alknet_tests::idle;
+use alknet_tests::raw::{END_HEADERS, END_STREAM, H1, HEADERS, Raw, frame};
+use bytes::Bytes;
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
+
+use super::Machine;
+use super::attacks::{Outcome, Pace, Upload, connected, outcome, posts};
+
+/// Heads that come slowly over each version.
+const HEADS: usize = 8;
+const HEADS_TWO: usize = 4;
+const HEADS_THREE: usize = 2;
+
+/// Between two bytes of a head.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// Twice as fast as a body has to come.
+const BODY: Pace = Pace {
+    bytes: 1 << 10,
+    pause: Duration::from_millis(500),
+};
+
+/// More than what comes of a body at this pace before it has taken too long, thirty times over: on a busy host the clock
+/// of an emulated machine is much slower than that of the test.
+const BODY_BYTES: usize = 4 << 20;
+
+/// Requests that come slowly, from [`begin`](Self::begin) on.
+pub(super) struct Slow {
+    runtime: Runtime,
+    heads: Vec<JoinHandle<Vec<u8>>>,
+    heads_three: Vec<JoinHandle<()>>,
+    body: JoinHandle<Vec<u8>>,
+    body_two: JoinHandle<Outcome>,
+}
+
+impl Slow {
+    pub(super) fn begin(web: &Machine) -> Self {
+        let runtime = Runtime::new().expect("a runtime");
+        let target = web.target();
+        let (heads, body) = runtime.block_on(async {
+            let mut heads = Vec::new();
+            for _ in 0..HEADS {
+                let mut raw = Raw::open(&target, H1).await;
+                let begin = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Slow: ";
+                assert!(raw.say(begin).await, "the connection goes on");
+                heads.push(raw);
+            }
+            for _ in 0..HEADS_TWO {
+                let mut raw = Raw::open_two(&target).await;
+                // The first bytes of a frame of 1,000.
+                let begin = frame(HEADERS, END_STREAM | END_HEADERS, 1, &[0; 1000]);
+                assert!(raw.say(&begin[..20]).await, "the connection goes on");
+                heads.push(raw);
+            }
+            let mut body = Raw::open(&target, H1).await;
+            let head = format!(
+                "POST /call HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\n\
+                 Content-Type: application/json\r\nContent-Length: {BODY_BYTES}\r\n\r\n",
+                web.reader
+            );
+            assert!(body.say(head.as_bytes()).await, "the connection goes on");
+            (heads, body)
+        });
+        let heads = heads.into_iter();
+        let heads = heads.map(|raw| runtime.spawn(raw.drip(b"a", PAUSE, |_| false)));
+        let three = (0..HEADS_THREE).map(|_| {
+            let target = target.clone();
+            runtime.spawn(async move { idle::drip(&target, PAUSE).await })
+        });
+        let heads_three = three.collect();
+        let post = posts(web);
+        let body_two = async move {
+            let dialer = Dialer::new(None);
+            let client = connected(&dialer, &target).await.expect("there are places");
+            let text = Bytes::from(vec![b' '; BODY_BYTES]);
+            outcome(client, post("/call", Upload::of(&text, Some(BODY))), true).await
+        };
+        Self {
+            heads: heads.collect(),
+            heads_three,
+            body: runtime.spawn(async move {
+                let piece = vec![b' '; BODY.bytes];
+                // Of a body that was answered the node reads on for a while.
+                let is_answer = |told: &[u8]| told.ends_with(b"}}");
+                body.drip(&piece, BODY.pause, is_answer).await
+            }),
+            body_two: runtime.spawn(body_two),
+            runtime,
+        }
+    }
+
+    /// The node has ended each of them; everybody else was served meanwhile.
+    pub(super) fn end(self) {
+        self.runtime.block_on(async {
+            for head in self.heads {
+                let told = head.await.expect("its connection has ended");
+                let told = String::from_utf8_lossy(&told);
+                assert!(!told.contains("ok\n"), "it was answered: {told}");
+            }
+            for head in self.heads_three {
+                head.await.expect("its connection has ended");
+            }
+            let told = self.body.await.expect("it was answered");
+            let told = String::from_utf8_lossy(&told);
+            assert!(told.starts_with("HTTP/1.1 408 "), "{told}");
+            let told = self.body_two.await.expect("it was answered");
+            assert_eq!(told, Outcome::Answered(408));
+        });
+    }
+}

@@ -1,0 +1,165 @@
+//! Answers that nobody takes, over HTTP/2 and HTTP/3, of a machine with 512 MiB.
+
+use std::thread;
+use std::time::Duration;
+
+use alknet_tests::idle::{Idle, not_taken};
+use alknet_tests::raw::{END_HEADERS, END_STREAM, HEADERS, Raw, Tally, asks, frame, literals};
+use alknet_tests::{Bench, eventually};
+use futures_util::future::join_all;
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::attacks::{ASK_EVERY, Watcher};
+use super::{LARGE, Machine};
+
+/// What all of it may make of the node's memory. Half a megabyte for each file that is under way is twice as much.
+const GROWTH_BYTES: u64 = 32 << 20;
+
+/// Connections of HTTP/3 of which some answers are left, while others are taken.
+const CONNECTIONS_THREE: usize = 2;
+
+/// How often these take another one.
+const TAKEN_EVERY: Duration = Duration::from_secs(2);
+
+/// Requests of the connection of HTTP/2 that stays: fewer than may be under way to one network, so that others there
+/// are served for as long as it stays.
+const STAYS: u32 = 40;
+
+/// Connections of HTTP/2 that come besides, for a moment, and requests of each.
+const CONNECTIONS: usize = 5;
+const STREAMS: u32 = 120;
+
+/// Large files that are under way to one network of unknown clients, with this much memory.
+const FILES_MAX: u32 = 128;
+
+/// Answers that are left where they are, from [`begin`](Self::begin) on.
+pub(super) struct Unread {
+    runtime: Runtime,
+    three: Vec<JoinHandle<Idle>>,
+    two: JoinHandle<Tally>,
+    is_over: watch::Sender<bool>,
+}
+
+impl Unread {
+    /// Asks for the large file as often as the connections take it, and takes nothing of it: the node refuses what is
+    /// too much, and does not grow by more than it may. A few of the answers are left until [`end`](Self::end). They are
+    /// those of a token: a connection of nobody that says nothing would give its place to others that come meanwhile.
+    pub(super) fn begin(web: &Machine) -> Self {
+        let runtime = Runtime::new().expect("a runtime");
+        let mut watcher = Watcher::new(web);
+        let before = watcher.resident().expect("nobody attacks yet");
+        let target = web.target();
+        let (idle, stays, besides) = runtime.block_on(async {
+            let mut idle = Vec::new();
+            for _ in 0..CONNECTIONS_THREE {
+                let mut one = Idle::open(&target, LARGE, Some(&web.reader)).await;
+                one.is_served().await;
+                idle.push(one);
+            }
+            let mut stays = left(web, STAYS, Some(&web.reader)).await;
+            let tally = stays.until(|tally| tally.begun() == STAYS).await;
+            assert_eq!(tally.served, STAYS, "{tally:?}");
+            let mut besides = Vec::new();
+            for _ in 0..CONNECTIONS {
+                besides.push(left(web, STREAMS, None).await);
+            }
+            let begun = besides
+                .iter_mut()
+                .map(|raw| raw.until(|tally| tally.begun() == STREAMS));
+            let begun = join_all(begun).await;
+            let count = |each: fn(&Tally) -> u32| begun.iter().map(each).sum::<u32>();
+            let (served, refused) = (count(|it| it.served), count(|it| it.refused));
+            assert_eq!(served + refused, CONNECTIONS as u32 * STREAMS, "{begun:?}");
+            let held = STAYS + (CONNECTIONS_THREE * Idle::ANSWERS) as u32;
+            println!(
+                "figure large files under way to one network: {}",
+                held + served
+            );
+            assert!(served > 0 && held + served <= FILES_MAX, "{begun:?}");
+            (idle, stays, besides)
+        });
+        let grown = settled(&mut watcher).saturating_sub(before);
+        println!(
+            "figure growth by answers that are not taken: {} KiB",
+            grown >> 10
+        );
+        assert!(grown <= GROWTH_BYTES, "{grown} bytes are held");
+        runtime.block_on(async { drop(besides) });
+        let (is_over, over) = watch::channel(false);
+        let three = idle.into_iter();
+        let three = three.map(|one| runtime.spawn(goes_on(one, over.clone())));
+        Self {
+            three: three.collect(),
+            two: runtime.spawn(until_over(stays)),
+            is_over,
+            runtime,
+        }
+    }
+
+    /// Each answer has ended by itself: its stream was reset, while its connection went on.
+    pub(super) fn end(self, bench: &Bench, web: &Machine) {
+        let Self {
+            runtime,
+            three,
+            two,
+            is_over,
+        } = self;
+        let tally = runtime.block_on(two).expect("the machine goes on");
+        assert_eq!(tally.reset, STAYS, "{tally:?}");
+        eventually("the answers over HTTP/3 end", || {
+            let ended = not_taken(bench.admin(), &web.node.target(), LARGE, "h3");
+            (ended == CONNECTIONS_THREE * Idle::ANSWERS).then_some(())
+        });
+        is_over.send_replace(true);
+        runtime.block_on(async {
+            for one in three {
+                let one = one.await.expect("it was served all the while");
+                one.was_reset().await;
+            }
+        });
+    }
+}
+
+/// A connection of HTTP/2 that takes a byte of each answer, with so many requests.
+async fn left(web: &Machine, requests: u32, token: Option<&str>) -> Raw {
+    let mut raw = Raw::open_left_alone(&web.target()).await;
+    let mut head = asks(LARGE);
+    if let Some(token) = token {
+        head.extend(literals(&[("authorization", &format!("Bearer {token}"))]));
+    }
+    let request = |n| frame(HEADERS, END_STREAM | END_HEADERS, n * 2 + 1, &head);
+    let all: Vec<u8> = (0..requests).flat_map(request).collect();
+    assert!(raw.say(&all).await, "the connection goes on");
+    raw
+}
+
+/// Memory of the node once it does not grow any more.
+fn settled(watcher: &mut Watcher<'_>) -> u64 {
+    let mut most = 0;
+    loop {
+        let now = watcher.resident().expect("the machine has a place for it");
+        if now <= most {
+            return most;
+        }
+        most = now;
+        thread::sleep(ASK_EVERY);
+    }
+}
+
+async fn until_over(mut raw: Raw) -> Tally {
+    raw.until(|tally| tally.over() == STAYS).await
+}
+
+/// Takes other answers until that is over.
+async fn goes_on(mut idle: Idle, mut over: watch::Receiver<bool>) -> Idle {
+    loop {
+        idle.is_served().await;
+        let ended = timeout(TAKEN_EVERY, over.wait_for(|over| *over)).await;
+        if ended.is_ok() {
+            return idle;
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! A peer that speaks the protocol by hand, and says of itself what it likes.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use alknet_call::{
+    ALPN, CallClient, CallConnection, Envelope, EventKind, FrameBody, FrameReader, OperationSpec,
+    encode_event,
+};
+use alknet_core::{Connection, RecvStream, SendStream};
+use alknet_endpoint::{Dialer, Target};
+use alknet_tests::{Cli, HostNode, eventually, wire};
+use alknet_tls::NodeKey;
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+/// Characters of what `node/long` answers: nearly as many as a result may have to be kept.
+const LONG: usize = 60_000;
+/// Values in the answer of `compute/dispatch`, which says an hour.
+const SHORT: usize = 450_000;
+/// Bytes that the answers of `node/often` and `node/once` point to, the first of them [`OFTEN`] times.
+pub(super) const POINTED: usize = 300 << 10;
+pub(super) const OFTEN: usize = 2_000;
+/// Bytes of binary data in each event of `node/flow`.
+const EVENT: usize = 900 << 10;
+
+pub(super) struct Peer {
+    _dialer: Dialer,
+    pub(super) connection: Connection,
+    /// What it was asked for.
+    asked: Arc<Mutex<Vec<String>>>,
+    /// It reads nothing of what comes on new streams.
+    deaf: Arc<AtomicBool>,
+}
+
+/// A connection to a node, and what made it.
+pub(super) async fn dial(node: &HostNode, who: &Cli) -> (Dialer, Connection) {
+    let file = who.state().join("identity.key");
+    let (key, _) = NodeKey::load_or_create(&file).expect("a key");
+    let dialer = Dialer::new(Some(key));
+    let target: Target = node.target().parse().expect("the node's own target");
+    let connection = dialer.dial(&target, ALPN).await.expect("it is known");
+    (dialer, connection)
+}
+
+/// The same for somebody who calls.
+pub(super) async fn caller(node: &HostNode, who: &Cli) -> (Dialer, CallConnection) {
+    let (dialer, connection) = dial(node, who).await;
+    let client = CallClient::without_operations().attach(connection, None);
+    (dialer, client)
+}
+
+impl Peer {
+    pub(super) async fn start(hub: &HostNode, who: &Cli, spec: OperationSpec) -> Self {
+        Self::serving(hub, who, vec![spec]).await
+    }
+
+    pub(super) async fn serving(hub: &HostNode, who: &Cli, specs: Vec<OperationSpec>) -> Self {
+        let (dialer, connection) = dial(hub, who).await;
+        let (asked, deaf) = (Arc::default(), Arc::<AtomicBool>::default());
+        let specs: Arc<[Value]> = specs.into_iter().map(|spec| json!(spec)).collect();
+        let (incoming, note, is_deaf) = (connection.clone(), Arc::clone(&asked), Arc::clone(&deaf));
+        tokio::spawn(async move {
+            let mut unread = Vec::new();
+            while let Ok((send, recv)) = incoming.accept_bi().await {
+                if is_deaf.load(Ordering::SeqCst) {
+                    unread.push((send, recv));
+                } else {
+                    tokio::spawn(answer(send, recv, Arc::clone(&specs), Arc::clone(&note)));
+                }
+            }
+        });
+        Self {
+            _dialer: dialer,
+            connection,
+            asked,
+            deaf,
+        }
+    }
+
+    pub(super) fn asked(&self, operation: &str) -> usize {
+        let asked = self.asked.lock().expect("no panic");
+        asked.iter().filter(|one| *one == operation).count()
+    }
+
+    /// From now on it reads nothing more than what comes on the streams that are there.
+    pub(super) fn falls_deaf(&self) {
+        self.deaf.store(true, Ordering::SeqCst);
+    }
+}
+
+/// A row of `services/list`.
+fn listed(spec: &Value) -> Value {
+    json!({ "name": spec["name"], "namespace": spec["namespace"], "op_type": spec["op_type"] })
+}
+
+/// Those that a question names.
+fn asked_for(specs: &[Value], input: &Value) -> Value {
+    let names = input["names"].as_array();
+    let is_named = |spec: &&Value| names.is_none_or(|names| names.contains(&spec["name"]));
+    specs.iter().filter(is_named).cloned().collect()
+}
+
+/// An event with binary data behind its text.
+fn mixed(id: &str, output: &Value, data: &[u8]) -> Bytes {
+    let payload = json!({ "output": output });
+    let text = json!({ "type": "call.responded", "id": id, "payload": payload }).to_string();
+    let len = u32::try_from(text.len()).expect("a short text");
+    let body = [&[1], &len.to_be_bytes()[..], text.as_bytes(), data].concat();
+    wire::frame(&body).into()
+}
+
+async fn answer(
+    mut send: SendStream,
+    mut recv: RecvStream,
+    specs: Arc<[Value]>,
+    asked: Arc<Mutex<Vec<String>>>,
+) {
+    let mut frames = FrameReader::new();
+    while let Ok(Some(chunk)) = recv.read_chunk(64 << 10).await {
+        frames.push(chunk);
+        while let Some(frame) = frames.next_frame(64 << 20).expect("a good node") {
+            let body = FrameBody::parse(frame).expect("a good node");
+            let event = Envelope::parse(&body.envelope, 64).expect("a good node");
+            if event.kind != EventKind::Requested {
+                continue;
+            }
+            let payload: Value = serde_json::from_str(event.payload).expect("JSON");
+            let operation = payload["operationId"].as_str().unwrap_or_default();
+            let operation = operation.trim_start_matches('/').to_owned();
+            let is_first = {
+                let mut asked = asked.lock().expect("no panic");
+                let is_first = !asked.contains(&operation);
+                asked.push(operation.clone());
+                is_first
+            };
+            let pointer = json!({ "$bin": [0, POINTED] });
+            let bytes = match operation.as_str() {
+                // It tells of no changes, and holds what it is to hold.
+                "services/watch" | "node/hold" => continue,
+                "node/full" if is_first => {
+                    let error = json!({ "code": "OVERLOADED", "retryable": true });
+                    encode_event(EventKind::Error, &event.id, &error.to_string())
+                }
+                "node/once" => mixed(&event.id, &pointer, &[7; POINTED]),
+                "node/often" => mixed(&event.id, &json!(vec![pointer; OFTEN]), &[7; POINTED]),
+                "node/flow" => {
+                    let one = mixed(&event.id, &json!({ "$bin": [0, EVENT] }), &[7; EVENT]);
+                    while send.write_chunk(one.clone()).await.is_ok() {}
+                    return;
+                }
+                _ => {
+                    let output = output(&operation, &specs, &payload["input"]);
+                    let payload = json!({ "output": output }).to_string();
+                    encode_event(EventKind::Responded, &event.id, &payload)
+                }
+            };
+            if send.write_chunk(bytes).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn output(operation: &str, specs: &[Value], input: &Value) -> Value {
+    match operation {
+        "services/list" => {
+            let all: Value = specs.iter().map(listed).collect();
+            json!({ "operations": all, "registry": "r" })
+        }
+        "services/schema" => json!({ "specs": asked_for(specs, input) }),
+        "node/long" => json!("x".repeat(LONG)),
+        "compute/dispatch" => {
+            json!({ "outputs": vec![0; SHORT], "gpu_ms": 3_600_000, "jit_ms": 0 })
+        }
+        _ => json!("done"),
+    }
+}
+
+/// Entries of a configuration for people with these scopes.
+pub(super) fn people<'a>(
+    people: impl IntoIterator<Item = (&'a str, &'a Cli, &'a [&'a str])>,
+) -> String {
+    let entry = |(name, who, scopes): (&str, &Cli, &[&str])| {
+        let key = who.identity();
+        format!("[[peers]]\npeer_id = \"{name}\"\nkeys = [\"{key}\"]\nscopes = {scopes:?}\n")
+    };
+    people.into_iter().map(entry).collect()
+}
+
+/// Waits until an operation of a peer is there.
+pub(super) fn until_attached(hub: &HostNode) {
+    eventually("the peer is attached", || {
+        let listed = hub.call("services/list-peers", &Value::Null);
+        let peers = listed["peers"].as_array()?.iter();
+        let operations = peers.filter_map(|peer| peer["operations"].as_array());
+        operations.flatten().next().map(drop)
+    });
+}

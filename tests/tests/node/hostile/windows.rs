@@ -1,0 +1,154 @@
+//! Peers that send, on as many connections as they may have, what the node never reads.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use alknet_call::CallClient;
+use alknet_core::{AuthToken, Carriage, Connection};
+use alknet_endpoint::Dialer;
+use alknet_test_support::deadline;
+use alknet_tests::{Bench, HostNode};
+use bytes::Bytes;
+use serde_json::json;
+use tokio::task::{JoinSet, block_in_place};
+
+use super::{Site, key, within};
+use crate::unread::memory;
+
+/// Connections that a known peer may have, and that have their places by one token, as docs/endpoint.md has it.
+const OF_PEER: u64 = 16;
+const OF_TOKEN: u64 = 64;
+
+/// Bytes that one of them may send before anything is read: at first, and at most, as docs/endpoint.md has it.
+const FIRST_BYTES: u64 = 64 << 10;
+const START_BYTES: u64 = 2 << 20;
+
+/// Streams of which nothing is read on `alknet/call`: those that have one direction. Each takes a mebibyte.
+const STREAMS: usize = 4;
+
+/// What a connection costs beside what was sent on it.
+const CONNECTION_BYTES: u64 = 256 << 10;
+
+/// What the node may have more of for other reasons.
+const SLACK_BYTES: u64 = 4 << 20;
+
+/// How long nothing is taken before the node is believed to take no more.
+const QUIET: Duration = Duration::from_millis(500);
+
+/// One may connect as often as it likes: something else is attacked here.
+const LIMITS: &str = "[limits]\nhandshake_burst = 10000\nhandshakes_per_second = 10000\n";
+
+/// Bytes that windows of one identity may have before anything is read, as docs/endpoint.md has it.
+fn share() -> u64 {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").expect("the kernel says");
+    let total = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = total.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    let part = (kib.expect("a number") << 10) / 8;
+    part.clamp(4 << 20, 256 << 20) / 4
+}
+
+/// What so many connections may cost: a quarter of what came is for the packets that it came in (a fifth was seen).
+fn bound(connections: u64) -> u64 {
+    let windows = share().min(connections * START_BYTES) + connections * FIRST_BYTES;
+    windows + windows / 4 + connections * CONNECTION_BYTES + SLACK_BYTES
+}
+
+/// Sends on these connections until the node takes no more; what is sent stays with the tasks.
+async fn fill(connections: &[Connection]) -> (u64, JoinSet<()>) {
+    let piece = Bytes::from(vec![7; 16 << 10]);
+    let (taken, mut tasks) = (Arc::new(AtomicU64::new(0)), JoinSet::new());
+    for connection in connections {
+        for _ in 0..STREAMS {
+            let (connection, taken, piece) =
+                (connection.clone(), Arc::clone(&taken), piece.clone());
+            tasks.spawn(async move {
+                let Ok(mut send) = connection.open_uni().await else {
+                    return;
+                };
+                while send.write_chunk(piece.clone()).await.is_ok() {
+                    taken.fetch_add(piece.len() as u64, Ordering::SeqCst);
+                }
+            });
+        }
+    }
+    let mut before = 0;
+    loop {
+        // Nothing tells that the node takes no more.
+        tokio::time::sleep(deadline(QUIET)).await;
+        let now = taken.load(Ordering::SeqCst);
+        if now > 0 && now == before {
+            return (now, tasks);
+        }
+        before = now;
+    }
+}
+
+/// Whether the node grows by no more than it may for so many connections, which are read nothing from.
+async fn costs_little(node: &HostNode, connections: &[Connection]) {
+    let before = memory(node, "VmRSS:");
+    let (taken, tasks) = fill(connections).await;
+    let grown = memory(node, "VmRSS:").saturating_sub(before);
+    let count = connections.len() as u64;
+    println!(
+        "figure {count} connections: {} KiB taken, {} KiB grown",
+        taken >> 10,
+        grown >> 10
+    );
+    assert!(taken >= count * FIRST_BYTES / 2, "{taken} bytes were taken");
+    assert!(grown <= bound(count), "{grown} bytes for {count}");
+    drop(tasks);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_sent_and_not_read_is_bounded_for_one_identity() {
+    let bench = Bench::new();
+    let [edge, other] = [key(), key()];
+    let peer = |id: &str, key: &alknet_tls::NodeKey| {
+        format!(
+            "[[peers]]\npeer_id = \"{id}\"\nkeys = [\"{}\"]\nscopes = []\n",
+            key.public()
+        )
+    };
+    let config = format!("{LIMITS}\n{}{}", peer("edge", &edge), peer("other", &other));
+    let [edge, other] = [edge, other].map(|key| Dialer::new(Some(key)));
+    for of_token in [false, true] {
+        // A node of its own: another one would keep what it took for the last.
+        let node = block_in_place(|| bench.host_with(&config));
+        let site = Site {
+            admin: bench.admin(),
+            target: node.target().to_owned(),
+        };
+        let (mut connections, mut clients) = (Vec::new(), Vec::new());
+        if of_token {
+            let made = block_in_place(|| {
+                let scopes = json!({ "scopes": ["peer:list"] });
+                let made = site.admin.call(&site.target, "token/make", &scopes, &[]);
+                made.json()["token"].as_str().expect("a token").to_owned()
+            });
+            let (token, nobody) = (AuthToken::new(made), Dialer::new(None));
+            for _ in 0..OF_TOKEN {
+                let connection = site.dial(&nobody, Carriage::Quic).await;
+                let client = CallClient::without_operations().attach(connection.clone(), None);
+                within(client.authenticate(&token))
+                    .await
+                    .expect("it is good");
+                connections.push(connection);
+                clients.push(client);
+            }
+        } else {
+            for _ in 0..OF_PEER {
+                connections.push(site.dial(&edge, Carriage::Quic).await);
+            }
+        }
+        costs_little(&node, &connections).await;
+        // Others have theirs beside it.
+        let beside = site.dial(&other, Carriage::Quic).await;
+        let (taken, _tasks) = fill(std::slice::from_ref(&beside)).await;
+        assert!(taken >= START_BYTES / 2, "{taken} bytes");
+        site.serves();
+        drop(clients);
+    }
+}

@@ -1,0 +1,270 @@
+//! Those who want all of what a small machine has for requests, subscriptions and results: each is refused what is
+//! beyond its share, and others find theirs. The limits go by the machine's memory, so the node is told of little.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use alknet_call::{CallConnection, CallOptions, ErrorCode, Idempotence, OperationSpec};
+use alknet_core::{Carriage, StreamError};
+use alknet_endpoint::{Dialer, Target};
+use alknet_test_support::deadline;
+use alknet_tests::{Bench, Cli, Elsewhere, HostNode, eventually, wire};
+use alknet_tls::NodeKey;
+use bytes::Bytes;
+use serde_json::{Value, json};
+use tokio::task::{JoinSet, block_in_place};
+
+use super::by_hand::{Peer, caller, people, until_attached};
+
+const MIB: usize = 1 << 20;
+/// The least machine that there is, as far as requests go: 4 MiB for them, half of it for an identity, and 2 MiB for
+/// results.
+const LEAST: u64 = 32 << 20;
+/// One with twice as much.
+const SMALL: u64 = 64 << 20;
+
+async fn within<T>(work: impl Future<Output = T>) -> T {
+    let hung = deadline(Duration::from_secs(60));
+    tokio::time::timeout(hung, work).await.expect("it hangs")
+}
+
+/// Some bytes less than a text of so many: the rest of the frame is there as well.
+fn text(bytes: usize) -> Value {
+    json!("x".repeat(bytes - 1000))
+}
+
+/// Whether a request of so many bytes of somebody's is answered.
+async fn is_answered(client: &CallConnection, bytes: usize) -> bool {
+    let list = json!({ "prefix": text(bytes) });
+    within(client.call("services/list", &list)).await.is_ok()
+}
+
+/// A known peer sends a frame of 1 MiB but for its last byte on each of many streams.
+#[tokio::test(flavor = "multi_thread")]
+async fn frames_that_do_not_end_leave_others_room() {
+    const STREAMS: usize = 12;
+    let bench = Bench::new();
+    let eve = bench.somebody("eve");
+    if let Some(node) = bench.host_on(LEAST, &people([("eve", &eve, &[][..])])) {
+        let (key, _) = NodeKey::load_or_create(&eve.state().join("identity.key")).expect("a key");
+        let (dialer, target) = (Dialer::new(Some(key)), target(&node));
+        let dialled = dialer.dial_over(Carriage::Quic, &target, alknet_call::ALPN);
+        let connection = within(dialled).await.expect("it is known");
+        let mut frame = wire::frame(&vec![b'{'; MIB]);
+        frame.pop();
+        let almost = Bytes::from(frame);
+        let mut ends = JoinSet::new();
+        for _ in 0..STREAMS {
+            let (connection, almost) = (connection.clone(), almost.clone());
+            ends.spawn(async move {
+                let (mut send, mut recv) = wire::stream(&connection).await.expect("it goes on");
+                // It may be refused before it has said all.
+                let _ = send.write_chunk(almost).await;
+                recv.read_chunk(1).await
+            });
+        }
+        // Two of them are half of what there is.
+        for _ in 2..STREAMS {
+            let end = within(ends.join_next()).await.expect("one of twelve");
+            let end = end.expect("no panic");
+            assert!(matches!(end, Err(StreamError::Reset(2))), "{end:?}");
+        }
+        let (_admins, admin) = caller(&node, bench.admin()).await;
+        assert!(is_answered(&admin, MIB / 2).await);
+        assert_eq!(ends.len(), 2, "what has room is waited for");
+    }
+}
+
+fn target(node: &HostNode) -> Target {
+    node.target().parse().expect("the node's own target")
+}
+
+/// A peer behind a hub with keyed mutations: `node/hold`, which does not end, and `node/pay` and `node/long`, which do.
+async fn bank(hub: &HostNode, who: &Cli) -> Peer {
+    let keyed = |name| {
+        let mut spec = OperationSpec::mutation(name, "Changes something.").with_scope("bank");
+        spec.idempotent = Idempotence::Keyed;
+        spec
+    };
+    let specs = ["node/hold", "node/pay", "node/long"].map(keyed);
+    let bank = Peer::serving(hub, who, specs.into()).await;
+    until_attached(hub);
+    bank
+}
+
+/// Who may call it.
+const CUSTOMER: &[&str] = &["peer:route:bank", "bank"];
+
+/// Calls an operation of the bank's under a key.
+async fn pays(
+    client: &CallConnection,
+    operation: &str,
+    key: &str,
+    input: &Value,
+) -> Result<(), ErrorCode> {
+    let options = CallOptions {
+        timeout: Some(Duration::from_secs(600)),
+        peer: Some("bank".to_owned()),
+        idempotency_key: Some(key.to_owned()),
+        ..CallOptions::default()
+    };
+    let answer = client.call_with(operation, input, &options).await;
+    answer.map(drop).map_err(|error| error.code)
+}
+
+/// The same without an input, which is answered.
+async fn paid(client: &CallConnection, operation: &str, key: &str) {
+    let answer = within(pays(client, operation, key, &Value::Null)).await;
+    assert_eq!(answer, Ok(()), "{operation} {key}");
+}
+
+/// A requester gives up each request at once; the runs of the keys go on at the peer that they were passed on to.
+#[tokio::test(flavor = "multi_thread")]
+async fn runs_that_nobody_waits_for_keep_their_bytes_counted() {
+    let bench = Bench::new();
+    let [teller, eve] = ["bank", "eve"].map(|name| bench.somebody(name));
+    let config = people([("bank", &teller, &[][..]), ("eve", &eve, CUSTOMER)]);
+    let config = format!("[hub]\nenabled = true\n{config}");
+    if let Some(hub) = bench.host_on(SMALL, &config) {
+        let bank = bank(&hub, &teller).await;
+        let (dialer, client) = caller(&hub, &eve).await;
+        let long = text(MIB);
+        // Half of 8 MiB.
+        for n in 0..4 {
+            let (client, long) = (client.clone(), long.clone());
+            let call = tokio::spawn(async move {
+                pays(&client, "node/hold", &n.to_string(), &long).await.ok();
+            });
+            eventually("it is passed on", || {
+                (bank.asked("node/hold") > n).then_some(())
+            });
+            call.abort();
+        }
+        let refused = within(pays(&client, "node/hold", "more", &long)).await;
+        assert_eq!(refused, Err(ErrorCode::Overloaded));
+        // Neither is there room over another connection.
+        drop((dialer, client));
+        let (_dialer, client) = caller(&hub, &eve).await;
+        let refused = within(pays(&client, "node/hold", "more", &long)).await;
+        assert_eq!(refused, Err(ErrorCode::Overloaded));
+        assert_eq!(bank.asked("node/hold"), 4);
+        let (_admins, admin) = caller(&hub, bench.admin()).await;
+        assert!(is_answered(&admin, MIB).await, "others have their half");
+    }
+}
+
+/// One identity makes more keyed mutations with long results than results may have.
+#[tokio::test(flavor = "multi_thread")]
+async fn results_of_others_are_kept() {
+    const PAYMENTS: usize = 60;
+    let bench = Bench::new();
+    let [teller, eve, ada] = ["bank", "eve", "ada"].map(|name| bench.somebody(name));
+    let config = people([
+        ("bank", &teller, &[][..]),
+        ("eve", &eve, CUSTOMER),
+        ("ada", &ada, CUSTOMER),
+    ]);
+    let config = format!("[hub]\nenabled = true\n{config}");
+    if let Some(hub) = bench.host_on(LEAST, &config) {
+        let bank = bank(&hub, &teller).await;
+        let (_adas, ada) = caller(&hub, &ada).await;
+        let (_eves, eve) = caller(&hub, &eve).await;
+        paid(&ada, "node/pay", "a").await;
+        for n in 0..PAYMENTS {
+            paid(&eve, "node/long", &n.to_string()).await;
+        }
+        // What she repeats has run, and does not run again.
+        paid(&ada, "node/pay", "a").await;
+        assert_eq!(bank.asked("node/pay"), 1);
+        // Of her own, who has most, the oldest made room, and the newest is kept.
+        assert_eq!(bank.asked("node/long"), PAYMENTS);
+        paid(&eve, "node/long", &(PAYMENTS - 1).to_string()).await;
+        assert_eq!(bank.asked("node/long"), PAYMENTS);
+        paid(&eve, "node/long", "0").await;
+        assert_eq!(bank.asked("node/long"), PAYMENTS + 1);
+    }
+}
+
+/// What is open to everybody, and uses nothing of its input.
+const FOLLOWED: &str = "services/watch";
+
+/// Four identities keep as many padded subscriptions as a connection may have.
+#[tokio::test(flavor = "multi_thread")]
+async fn padded_subscriptions_leave_room_for_requests_of_others() {
+    const EACH: usize = 60;
+    let bench = Bench::new();
+    let names = ["eve", "mallory", "trudy", "craig", "ada", "bob"];
+    let crowd = names.map(|name| bench.somebody(name));
+    let entries = names.iter().zip(&crowd);
+    let config = people(entries.map(|(name, who)| (*name, who, &[][..])));
+    if let Some(node) = bench.host_on(SMALL, &config) {
+        // A quarter of 8 MiB is for subscriptions, and a quarter of that for those of one identity.
+        let padding = json!({ "padding": text(64 << 10) });
+        let (mut clients, mut held, mut begun) = (Vec::new(), Vec::new(), Vec::new());
+        for who in &crowd[..4] {
+            let (dialer, client) = caller(&node, who).await;
+            let mut own = 0;
+            for _ in 0..EACH {
+                let events = within(client.subscribe(FOLLOWED, &padding)).await;
+                let mut events = events.expect("it is sent");
+                match within(events.next()).await.expect("an event") {
+                    Ok(_) => own += 1,
+                    Err(refused) => assert_eq!(refused.code, ErrorCode::Overloaded),
+                }
+                held.push(events);
+            }
+            begun.push(own);
+            clients.push((dialer, client));
+        }
+        assert!(begun.iter().all(|own| *own <= 8), "{begun:?}");
+        assert!(begun[..3].iter().all(|own| *own > 4), "{begun:?}");
+        for who in &crowd[4..] {
+            let (_dialer, client) = caller(&node, who).await;
+            assert!(is_answered(&client, MIB).await);
+            let short = json!({ "padding": "short" });
+            let mut events = within(client.subscribe(FOLLOWED, &short))
+                .await
+                .expect("sent");
+            assert!(within(events.next()).await.expect("an event").is_ok());
+        }
+    }
+}
+
+/// Unknown peers of several networks keep padded subscriptions, two for each connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn padded_subscriptions_of_unknown_peers_leave_known_ones_theirs() {
+    const NETWORKS: u8 = 6;
+    const CONNECTIONS: usize = 5;
+    let bench = Bench::new();
+    let bob = bench.somebody("bob");
+    if let Some(node) = bench.host_on(SMALL, &people([("bob", &bob, &[][..])])) {
+        let target = target(&node);
+        let padding = json!({ "padding": text(60_000) });
+        let asks = ["1", "2"].map(|id| wire::request(id, FOLLOWED, &padding));
+        let (mut held, mut begun) = (Vec::new(), 0);
+        block_in_place(|| {
+            for n in 0..usize::from(NETWORKS) * CONNECTIONS {
+                let network = u8::try_from(n / CONNECTIONS).expect("few") + 1;
+                let from = Ipv4Addr::new(127, 0, network, 1);
+                let peer = Elsewhere::connect(&target, from, None, alknet_call::ALPN);
+                let mut peer = peer.expect("anybody may connect");
+                peer.say(&asks.concat()).expect("it is taken");
+                for _ in &asks {
+                    let event = peer.event().expect("an answer");
+                    begun += usize::from(event["type"] == "call.responded");
+                }
+                held.push(peer);
+            }
+        });
+        // A quarter of 2 MiB for all of them, and a quarter of that for one network.
+        assert!((4..=8).contains(&begun), "{begun}");
+        let (_dialer, client) = caller(&node, &bob).await;
+        let padding = json!({ "padding": text(400 << 10) });
+        let mut events = within(client.subscribe(FOLLOWED, &padding))
+            .await
+            .expect("sent");
+        let first = within(events.next()).await.expect("an event");
+        assert!(first.is_ok(), "{first:?}");
+        drop(held);
+    }
+}
