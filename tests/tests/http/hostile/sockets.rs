@@ -367,10 +367,10 @@ async fn answers_that_no_connection_of_a_token_reads_are_counted_together() {
 /// answered behind the answers that the client has not taken.
 #[tokio::test(flavor = "multi_thread")]
 async fn pings_whose_answers_nobody_takes_are_not_kept() {
-    const PINGS: u32 = 300_000;
+    const PINGS: u32 = 100_000;
     /// Bytes of what a ping carries (RFC 6455 section 5.5).
     const PAYLOAD_BYTES: usize = 125;
-    /// What one connection may cost; the answers together would be 36 MiB.
+    /// What one connection may cost; the answers together would be 12 MiB.
     const MOST_BYTES: u64 = 8 << 20;
     let bench = Bench::new();
     let web = Web::start(&bench, FAST);
