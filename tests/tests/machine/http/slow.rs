@@ -110,7 +110,9 @@ impl Slow {
             let told = String::from_utf8_lossy(&told);
             assert!(told.starts_with("HTTP/1.1 408 "), "{told}");
             let told = self.body_two.await.expect("it was answered");
-            assert_eq!(told, Outcome::Answered(408));
+            // It is refused where the attacks beside it took the room first.
+            let (late, full) = (Outcome::Answered(408), Outcome::Answered(429));
+            assert!(told == late || told == full, "{told:?}");
         });
     }
 }
