@@ -58,11 +58,12 @@ impl Slow {
                 assert!(raw.say(&begin[..20]).await, "the connection goes on");
                 heads.push(raw);
             }
+            // Not of the one whose bodies take all that it may have meanwhile.
             let mut body = Raw::open(&target, H1).await;
             let head = format!(
                 "POST /call HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\n\
                  Content-Type: application/json\r\nContent-Length: {BODY_BYTES}\r\n\r\n",
-                web.reader
+                web.admin
             );
             assert!(body.say(head.as_bytes()).await, "the connection goes on");
             (heads, body)
