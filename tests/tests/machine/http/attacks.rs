@@ -154,7 +154,7 @@ fn at_once(
     pace: Option<Pace>,
 ) -> JoinHandle<Vec<Outcome>> {
     let target = web.target();
-    let post = posts(web);
+    let post = posts(web, &web.reader);
     let text = Bytes::from(text);
     let request = {
         let post = post.clone();
@@ -191,9 +191,12 @@ fn at_once(
     })
 }
 
-/// Makes requests with a token of the least scope.
-pub(super) fn posts(web: &Machine) -> impl Fn(&str, Upload) -> Request<Upload> + Clone + use<> {
-    let bearer = format!("Bearer {}", web.reader);
+/// Makes requests with this token.
+pub(super) fn posts(
+    web: &Machine,
+    token: &str,
+) -> impl Fn(&str, Upload) -> Request<Upload> + Clone + use<> {
+    let bearer = format!("Bearer {token}");
     let place = format!("https://{}", web.address());
     move |path: &str, body: Upload| {
         Request::post(format!("{place}{path}"))
