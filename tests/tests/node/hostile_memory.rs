@@ -67,12 +67,14 @@ async fn frames_that_do_not_end_leave_others_room() {
         for _ in 2..STREAMS {
             let end = within(ends.join_next()).await.expect("one of twelve");
             let end = end.expect("no panic");
-            // On a busy machine those that have room may be over first: a frame has half a minute.
-            assert!(matches!(end, Err(StreamError::Reset(2 | 8))), "{end:?}");
+            assert!(matches!(end, Err(StreamError::Reset(2))), "{end:?}");
         }
         let (_admins, admin) = caller(&node, bench.admin()).await;
         assert!(is_answered(&admin, MIB / 2).await);
-        assert_eq!(ends.len(), 2, "what has room is waited for");
+        assert!(
+            ends.try_join_next().is_none(),
+            "what has room is waited for"
+        );
     }
 }
 

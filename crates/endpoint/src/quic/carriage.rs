@@ -182,6 +182,25 @@ macro_rules! quic_carriage {
             stopped: Option<Pin<Box<dyn Future<Output = Stopped> + std::marker::Send>>>,
         }
 
+        impl Send {
+            /// What was written, or that the peer stopped reading meanwhile. A write waits for room only: where a
+            /// stream has all that its own window allows, and others took what the connection's had left, the library
+            /// (quinn-proto 0.11.19) wakes no writer of a stream that the peer stopped.
+            fn or_stopped<T>(
+                &mut self,
+                cx: &mut Context<'_>,
+                written: Poll<Result<T, StreamError>>,
+            ) -> Poll<Result<T, StreamError>> {
+                if written.is_pending()
+                    && let Poll::Ready(stopped) = self.poll_stopped(cx)
+                    && let Some(code) = stopped?
+                {
+                    return Poll::Ready(Err(StreamError::Stopped(code)));
+                }
+                written
+            }
+        }
+
         impl SendHalf for Send {
             fn poll_write_chunks(
                 &mut self,
@@ -192,8 +211,8 @@ macro_rules! quic_carriage {
                     return Poll::Ready(Ok(0));
                 }
                 // The future holds no state of its own: what it waits for is kept in the stream.
-                let write = std::pin::pin!(write_chunks(&mut self.stream, chunks));
-                write.poll(cx).map_err(write_error)
+                let written = std::pin::pin!(write_chunks(&mut self.stream, chunks)).poll(cx);
+                self.or_stopped(cx, written.map_err(write_error))
             }
 
             fn finish(&mut self) -> Result<(), StreamError> {
@@ -231,9 +250,9 @@ macro_rules! quic_carriage {
                 cx: &mut Context<'_>,
                 buf: &[u8],
             ) -> Poll<io::Result<usize>> {
-                Pin::new(&mut self.stream)
-                    .poll_write(cx, buf)
-                    .map_err(|error| write_error(error).into())
+                let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+                self.or_stopped(cx, written.map_err(write_error))
+                    .map_err(Into::into)
             }
 
             fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -13,6 +13,7 @@ mod refusals;
 mod remotes;
 mod roles;
 mod served;
+mod stopped;
 mod support;
 mod third_party;
 mod unread;

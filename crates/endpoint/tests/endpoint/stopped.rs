@@ -1,0 +1,111 @@
+//! A peer stops reading a stream of ours while a write to it waits for room.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use alknet_core::{
+    AlpnSpec, AuthContext, Carriage, Connection, HandlerError, HandlerRegistry, StreamError,
+};
+use alknet_endpoint::{Limits, Server, ServerOptions};
+use alknet_tls::{ClientTls, ClientTlsOptions, NodeKey, Place};
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use crate::support::{Handler, Peers, hung};
+
+const ALPN: &[u8] = b"alknet/full";
+
+/// What the client lets the node send on a stream, and on the connection: one stream and a half.
+const STREAM_BYTES: u32 = 64 << 10;
+const CONNECTION_BYTES: u32 = 96 << 10;
+
+/// With which the client stops reading.
+const CODE: u32 = 7;
+
+/// Each of three streams has a write that waits: the first one for room of its own, the others for the connection's.
+/// What the first one gives up is taken by the others before its writer has its turn.
+#[tokio::test]
+async fn a_write_ends_that_waits_on_a_stopped_stream_of_a_full_connection() {
+    let (ended, mut ends) = mpsc::unbounded_channel::<(usize, Result<(), StreamError>)>();
+    let handle = move |connection: Connection, _auth: AuthContext| {
+        let ended = ended.clone();
+        async move {
+            for n in 0..3 {
+                let (mut send, recv) = connection.open_bi().await.expect("a connection");
+                let ended = ended.clone();
+                tokio::spawn(async move {
+                    let zeros = Bytes::from_static(&[0; 1 << 20]);
+                    let _ = ended.send((n, send.write_chunk(zeros).await));
+                    drop(recv);
+                });
+            }
+            connection.closed().await;
+            Ok::<(), HandlerError>(())
+        }
+    };
+    let spec = AlpnSpec {
+        carriage: Carriage::Quic,
+        ..AlpnSpec::new(ALPN)
+    };
+    let mut registry = HandlerRegistry::new();
+    let handler = Handler(vec![spec], handle);
+    registry.register(Arc::new(handler)).expect("register");
+    let [key, friend] = [0, 1].map(|_| NodeKey::generate().expect("a key"));
+    let peers = Peers::default();
+    peers.add(friend.public(), "friend");
+    let options = ServerOptions {
+        port: 0,
+        limits: Limits {
+            handshake_timeout: hung(),
+            ..Limits::default()
+        },
+        ..ServerOptions::default()
+    };
+    let server = Server::bind(options, &key, registry, Arc::new(peers)).expect("a free port");
+
+    let connection = connect(server.port(), &key, &friend).await;
+    // Whatever is first: one stream is full.
+    let mut streams = Vec::new();
+    for _ in 0..2 {
+        let stream = timeout(hung(), connection.accept_bi()).await;
+        streams.push(stream.expect("it is opened").expect("a connection"));
+    }
+    until_full(&connection).await;
+    let (_send, recv) = &mut streams[0];
+    recv.stop(CODE.into()).expect("it is read");
+    let end = timeout(hung(), ends.recv()).await.expect("a write ends");
+    assert!(
+        matches!(end, Some((0, Err(StreamError::Stopped(code)))) if code == u64::from(CODE)),
+        "{end:?}"
+    );
+}
+
+/// Waits until nothing more comes.
+async fn until_full(connection: &quinn::Connection) {
+    while connection.stats().frame_rx.data_blocked == 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn connect(port: u16, node: &NodeKey, key: &NodeKey) -> quinn::Connection {
+    let tls = ClientTls::new(ClientTlsOptions {
+        key: Some(key.clone()),
+        ..ClientTlsOptions::default()
+    });
+    let place = Place::Ip(Ipv4Addr::LOCALHOST.into());
+    let remote = tls.remote(None, &[node.public()], place).expect("a pin");
+    let config = remote.attempts(place, ALPN).swap_remove(0);
+    let tls = quinn::crypto::rustls::QuicClientConfig::try_from(config).expect("TLS 1.3");
+    let mut transport = quinn::TransportConfig::default();
+    transport
+        .stream_receive_window(STREAM_BYTES.into())
+        .receive_window(CONNECTION_BYTES.into());
+    let mut config = quinn::ClientConfig::new(Arc::new(tls));
+    config.transport_config(Arc::new(transport));
+    let endpoint = quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).expect("a socket");
+    let address = (Ipv4Addr::LOCALHOST, port).into();
+    let connecting = endpoint.connect_with(config, address, &remote.server_name(place).to_str());
+    let connection = timeout(hung(), connecting.expect("a valid configuration")).await;
+    connection.expect("no hang").expect("a connection")
+}
