@@ -230,6 +230,16 @@ fn probe(kernel: &Path) -> Probe {
 
 /// Waits for the guest's end: for `limit` without the time in which others have the processors, and for `most` with it.
 fn follow(guest: &Process, limit: Duration, most: Duration) -> Probe {
+    let kept_waiting = || guest.kept_waiting().unwrap_or_default();
+    follow_kept(guest, kept_waiting, limit, most)
+}
+
+fn follow_kept(
+    guest: &Process,
+    kept_waiting: impl Fn() -> Duration,
+    limit: Duration,
+    most: Duration,
+) -> Probe {
     let begun = Instant::now();
     loop {
         match guest.try_wait() {
@@ -238,8 +248,7 @@ fn follow(guest: &Process, limit: Duration, most: Duration) -> Probe {
             Ok(None) => {}
         }
         let passed = begun.elapsed();
-        let kept_waiting = guest.kept_waiting().unwrap_or_default();
-        if passed.saturating_sub(kept_waiting) > limit || passed > most {
+        if passed.saturating_sub(kept_waiting()) > limit || passed > most {
             return Probe::Late;
         }
         std::thread::sleep(PROBE_POLL);
@@ -249,8 +258,6 @@ fn follow(guest: &Process, limit: Duration, most: Duration) -> Probe {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-
-    use nix::time::{ClockId, clock_gettime};
 
     use super::*;
 
@@ -327,41 +334,46 @@ mod tests {
         assert_eq!(follow(&started("false", &[]), most, most), Probe::Failed);
     }
 
-    /// Set in the process that computes.
-    const COMPUTES: &str = "ALKNET_QEMU_COMPUTES";
-
     /// As a machine with KVM was put into emulation until its next boot by the first `up` beside other programs.
     #[test]
     fn a_guest_that_others_keep_from_the_processor_is_not_late() {
-        let (limit, work) = (Duration::from_millis(500), Duration::from_millis(100));
-        if std::env::var_os(COMPUTES).is_some() {
-            let used = || clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map(Duration::from);
-            while used().expect("Linux has it") < work {
-                std::hint::black_box((0..10_000_u64).fold(0, u64::wrapping_add));
-            }
-            // At once: what the thread of a test waited for is counted as long as it is there, and QEMU's stay.
-            std::process::exit(0);
-        } else {
-            // One of the processors that this process may use, on which others compute all the while.
-            let status = fs::read_to_string("/proc/self/status").expect("Linux has it");
-            let mut lines = status.lines();
-            let allowed = lines.find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
-            let allowed = allowed.expect("Linux says it").trim();
-            let one = allowed.split([',', '-']).next().unwrap_or("0");
-            let others = [(); 8]
-                .map(|()| started("taskset", &["-c", one, "sh", "-c", "while :; do :; done"]));
-            let test = "accel::tests::a_guest_that_others_keep_from_the_processor_is_not_late";
-            let own = std::env::current_exe().expect("this program has a path");
-            let mut command = Command::new("taskset");
-            command.args(["-c", one]).arg(own);
-            command.args(["--exact", test]).env(COMPUTES, "1");
-            command.stdout(Stdio::null());
+        let limit = Duration::from_millis(100);
+        let waits = |seconds: &str, kept: bool| {
             let begun = Instant::now();
-            let guest = Process::spawn(command, vec![]).expect("every Debian has it");
-            let probe = follow(&guest, limit, deadline(Duration::from_secs(300)));
-            assert!(begun.elapsed() > limit, "it was kept waiting");
-            assert_eq!(probe, Probe::Ran);
-            drop(others);
+            let guest = started("sleep", &[seconds]);
+            let kept_waiting = || match kept {
+                true => begun.elapsed(),
+                false => Duration::ZERO,
+            };
+            follow_kept(&guest, kept_waiting, limit, deadline(hung()))
+        };
+        assert_eq!(waits("600", false), Probe::Late);
+        assert_eq!(waits("1", true), Probe::Ran);
+        // What has an end in any case.
+        let guest = started("sleep", &["600"]);
+        let ended = follow_kept(&guest, || deadline(hung()), limit, limit);
+        assert_eq!(ended, Probe::Late);
+    }
+
+    #[test]
+    fn what_a_guest_waits_for_others_is_counted() {
+        // One of the processors that this process may use, on which others compute all the while.
+        let status = fs::read_to_string("/proc/self/status").expect("Linux has it");
+        let mut lines = status.lines();
+        let allowed = lines.find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+        let allowed = allowed.expect("Linux says it").trim();
+        let one = allowed.split([',', '-']).next().unwrap_or("0");
+        let computes = || started("taskset", &["-c", one, "sh", "-c", "while :; do :; done"]);
+        let _others = [(); 4].map(|()| computes());
+        let guest = computes();
+        let until = Instant::now() + deadline(hung());
+        while guest.kept_waiting().expect("it is there") < Duration::from_millis(200) {
+            assert!(Instant::now() < until, "it waits for others");
+            std::thread::sleep(PROBE_POLL);
         }
+    }
+
+    const fn hung() -> Duration {
+        Duration::from_secs(60)
     }
 }
