@@ -84,6 +84,7 @@ enum Work {
     Handshakes,
     Streams,
     Flood,
+    Upload,
 }
 
 type Samples = BTreeMap<(Work, Side), Vec<Sample>>;
@@ -193,6 +194,7 @@ async fn quic_round<P: quic::Peer>(
     put(Work::Handshakes, quic::handshakes(peer, plan).await?);
     put(Work::Streams, quic::streams(peer, plan, IN_FLIGHT).await?);
     put(Work::Flood, quic::bulk(peer, plan).await?);
+    put(Work::Upload, quic::upload(peer, plan).await?);
     Ok(())
 }
 
@@ -286,6 +288,11 @@ impl Work {
                 goal: Some(goals::BULK),
                 ..beside_quinn()
             },
+            Self::Upload => Shown {
+                name: "router: upload".to_owned(),
+                goal: None,
+                ..beside_quinn()
+            },
         }
     }
 }
@@ -342,7 +349,7 @@ mod tests {
         };
         let rows = measure(plan, 1).expect("loopback works");
         let cases: std::collections::BTreeSet<_> = rows.iter().map(|row| &row.case).collect();
-        assert_eq!(cases.len(), 2 * 4 + 2 * 2 + 3, "{cases:?}");
+        assert_eq!(cases.len(), 2 * 4 + 2 * 2 + 4, "{cases:?}");
         for row in rows {
             assert!(row.ratio.is_some(), "{row:?}");
         }

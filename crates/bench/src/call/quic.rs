@@ -1,5 +1,5 @@
 //! Our router beside bare quinn: the same TLS and transport settings, the same protocol on top. A
-//! stream says in its first byte what it wants: its bytes back, or bytes without end.
+//! stream says in its first byte what it wants: its bytes back, bytes without end, or to be read to its end.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,12 +25,17 @@ const ALPN: &[u8] = b"alknet/bench";
 const ECHO: u8 = b'e';
 /// First byte of a stream that wants bytes without end.
 const FLOOD: u8 = b'f';
+/// First byte of a stream that brings bytes without end, of each chunk of it.
+const UPLOAD: u8 = b'u';
 
 /// Bytes of a small stream.
 const SMALL: [u8; 64] = [ECHO; 64];
 
 /// Bytes written and read at a time.
 const STEP_BYTES: usize = 64 << 10;
+
+/// What is uploaded at a time.
+static UPLOADED: [u8; STEP_BYTES] = [UPLOAD; STEP_BYTES];
 
 /// Bytes read between two looks at the clock.
 const TURN_BYTES: u64 = 1 << 20;
@@ -51,11 +56,14 @@ pub(super) trait Peer: Clone + Send + Sync + 'static {
     /// Asks for a flood, and gives what reads it.
     fn flood(connection: &Self::Connection) -> impl Future<Output = Result<impl Chunks>> + Send;
 
+    /// Begins an upload, and gives what writes it.
+    fn upload(connection: &Self::Connection) -> impl Future<Output = Result<impl Chunks>> + Send;
+
     /// Ends it.
     fn close(connection: &Self::Connection);
 }
 
-/// A stream that is read.
+/// A stream that is read, or written.
 pub(super) trait Chunks: Send + 'static {
     /// Bytes of the next chunk.
     fn next(&mut self) -> impl Future<Output = Result<u64>> + Send;
@@ -83,20 +91,33 @@ pub(super) async fn streams<P: Peer>(peer: &P, plan: Plan, in_flight: usize) -> 
     .await
 }
 
-/// One large stream; units are bytes.
+/// One large stream to the client; units are bytes.
 pub(super) async fn bulk<P: Peer>(peer: &P, plan: Plan) -> Result<Sample> {
     let connection = peer.dial().await?;
     let chunks = P::flood(&connection).await?;
-    let sample = load(plan, vec![chunks], |mut chunks| async move {
+    let sample = move_chunks(chunks, plan).await;
+    P::close(&connection);
+    sample
+}
+
+/// One large stream to the server; units are bytes.
+pub(super) async fn upload<P: Peer>(peer: &P, plan: Plan) -> Result<Sample> {
+    let connection = peer.dial().await?;
+    let chunks = P::upload(&connection).await?;
+    let sample = move_chunks(chunks, plan).await;
+    P::close(&connection);
+    sample
+}
+
+async fn move_chunks(chunks: impl Chunks, plan: Plan) -> Result<Sample> {
+    load(plan, vec![chunks], |mut chunks| async move {
         let mut bytes = 0;
         while bytes < TURN_BYTES {
             bytes += chunks.next().await?;
         }
         Ok((chunks, bytes))
     })
-    .await;
-    P::close(&connection);
-    sample
+    .await
 }
 
 fn ended(what: &'static str) -> Failure {
@@ -135,6 +156,9 @@ async fn serve_routed(mut send: SendStream, mut recv: RecvStream) {
         if chunk.first() == Some(&FLOOD) {
             while send.write_chunk(flood.clone()).await.is_ok() {}
             return;
+        }
+        if chunk.first() == Some(&UPLOAD) {
+            continue;
         }
         if send.write_chunk(chunk).await.is_err() {
             return;
@@ -203,6 +227,12 @@ impl Peer for Routed {
         Ok((send, recv))
     }
 
+    async fn upload(connection: &Connection) -> Result<impl Chunks> {
+        let what = "a stream through the router";
+        let (send, recv) = connection.open_bi().await.map_err(failed(what))?;
+        Ok(Upload(send, recv))
+    }
+
     fn close(connection: &Connection) {
         connection.close(CloseCode::Normal, "");
     }
@@ -215,6 +245,25 @@ impl Chunks for (SendStream, RecvStream) {
         chunk
             .map(|chunk| chunk.len() as u64)
             .ok_or_else(|| ended(what))
+    }
+}
+
+/// A stream that is written. Its other half is kept: the server would hear that nobody reads it.
+struct Upload<S, R>(S, R);
+
+impl Chunks for Upload<SendStream, RecvStream> {
+    async fn next(&mut self) -> Result<u64> {
+        let write = self.0.write_chunk(Bytes::from_static(&UPLOADED)).await;
+        write.map_err(failed("writing through the router"))?;
+        Ok(UPLOADED.len() as u64)
+    }
+}
+
+impl Chunks for Upload<quinn::SendStream, quinn::RecvStream> {
+    async fn next(&mut self) -> Result<u64> {
+        let write = self.0.write_chunk(Bytes::from_static(&UPLOADED)).await;
+        write.map_err(failed("writing to quinn"))?;
+        Ok(UPLOADED.len() as u64)
     }
 }
 
@@ -298,6 +347,9 @@ async fn serve_bare(mut send: quinn::SendStream, mut recv: quinn::RecvStream) {
             while send.write_chunk(flood.clone()).await.is_ok() {}
             return;
         }
+        if chunk.bytes.first() == Some(&UPLOAD) {
+            continue;
+        }
         if send.write_chunk(chunk.bytes).await.is_err() {
             return;
         }
@@ -340,6 +392,12 @@ impl Peer for Bare {
         let write = send.write_chunk(Bytes::from_static(&[FLOOD])).await;
         write.map_err(failed(what))?;
         Ok((send, recv))
+    }
+
+    async fn upload(connection: &quinn::Connection) -> Result<impl Chunks> {
+        let what = "a stream of quinn";
+        let (send, recv) = connection.open_bi().await.map_err(failed(what))?;
+        Ok(Upload(send, recv))
     }
 
     fn close(connection: &quinn::Connection) {
