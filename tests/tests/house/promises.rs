@@ -1,7 +1,7 @@
 //! docs/promises.md against docs/SPECIFICATION.md and the sources: every promise that a test shows is listed with
 //! that test, and every number of a promise is the one in the code.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use super::tree::{root, tests_of};
@@ -28,8 +28,11 @@ const PARTS: [(&str, &[&str]); 7] = [
     ("vault", &["The vault", "Sealed machines"]),
 ];
 
-/// How a test was judged, at the start of the third column.
+/// How a test was judged, at the start of the last column.
 const JUDGED: [&str; 3] = ["pending: ", "read: ", "seen: "];
+
+/// The table of promises.md with tests of attacks that stand beside no promise.
+const TESTS_OF_ATTACKS: &str = "Tests of attacks";
 
 fn page(name: &str) -> String {
     let path = root().join("docs").join(name);
@@ -56,6 +59,14 @@ fn tables(page: &str) -> BTreeMap<String, Vec<Vec<String>>> {
     tables
 }
 
+/// Rows of the table of attacks, without its heading.
+fn attacks() -> Vec<Vec<String>> {
+    let attacks = tables(&page("security.md")).remove("Attacks that worked once");
+    let mut attacks = attacks.expect("the table");
+    attacks.retain(|row| row[0] != "attack");
+    attacks
+}
+
 /// Words between backquotes.
 fn quoted(cell: &str) -> impl Iterator<Item = &str> {
     cell.split('`').skip(1).step_by(2)
@@ -70,6 +81,23 @@ fn prose(cell: &str) -> impl Iterator<Item = &str> {
 fn is_tested(row: &[String]) -> bool {
     let shown = row[1..].join(" | ") + " |";
     row[0] != "promise" && !shown.starts_with(MEASURED)
+}
+
+fn is_judged(cell: &str) -> bool {
+    JUDGED.iter().any(|how| cell.starts_with(how))
+}
+
+/// Tests that a cell names, each with the file before it.
+fn named(cell: &str) -> Vec<(&str, &str)> {
+    let mut file = "";
+    let mut named = Vec::new();
+    for word in quoted(cell) {
+        match word.contains('/') {
+            true => file = word,
+            false => named.push((file, word)),
+        }
+    }
+    named
 }
 
 #[test]
@@ -92,9 +120,8 @@ fn every_promise_names_the_test_that_would_notice_its_breach() {
                 panic!("docs/promises.md, {heading}: three columns: {found:?}");
             };
             assert_tests_exist(promise, tests);
-            let how = JUDGED.iter().any(|how| judged.starts_with(how));
             assert!(
-                how,
+                is_judged(judged),
                 "{promise:?}: {judged:?} does not begin with one of {JUDGED:?}"
             );
             rows += 1;
@@ -129,10 +156,8 @@ fn assert_tests_exist(promise: &str, tests: &str) {
 
 #[test]
 fn the_table_of_attacks_names_tests_that_exist() {
-    let attacks = tables(&page("security.md")).remove("Attacks that worked once");
-    let attacks = attacks.expect("the table");
     let mut rows = 0;
-    for row in attacks.iter().filter(|row| row[0] != "attack") {
+    for row in attacks() {
         let [attack, _, tests] = row.as_slice() else {
             panic!("docs/security.md: three columns: {row:?}");
         };
@@ -143,6 +168,105 @@ fn the_table_of_attacks_names_tests_that_exist() {
         rows += 1;
     }
     assert!(rows > 60, "{rows} rows were found");
+}
+
+/// Beside a promise that names the test as well, or in the table of such tests.
+#[test]
+fn every_test_of_an_attack_says_how_it_is_known_that_it_fails() {
+    let listed = tables(&page("promises.md"));
+    let mut known = BTreeSet::new();
+    for row in listed.values().flatten() {
+        let [.., tests, judged] = row.as_slice() else {
+            continue;
+        };
+        if is_judged(judged) {
+            known.extend(named(tests));
+        }
+    }
+    let attacks = attacks();
+    let of_attacks: BTreeSet<_> = attacks.iter().flat_map(|row| named(&row[2])).collect();
+    assert!(of_attacks.len() > 200, "{} tests", of_attacks.len());
+    let unknown: Vec<_> = of_attacks.difference(&known).collect();
+    assert!(
+        unknown.is_empty(),
+        "docs/promises.md, {TESTS_OF_ATTACKS}: no row has {unknown:?}"
+    );
+    for row in rows_of_attacks(&listed) {
+        let [tests, judged] = row.as_slice() else {
+            panic!("docs/promises.md, {TESTS_OF_ATTACKS}: two columns: {row:?}");
+        };
+        assert_tests_exist(judged, tests);
+        assert!(
+            is_judged(judged),
+            "{judged:?} begins with none of {JUDGED:?}"
+        );
+        for test in named(tests) {
+            assert!(of_attacks.contains(&test), "no attack names {test:?}");
+        }
+    }
+}
+
+fn rows_of_attacks(
+    listed: &BTreeMap<String, Vec<Vec<String>>>,
+) -> impl Iterator<Item = &Vec<String>> {
+    let rows = listed.get(TESTS_OF_ATTACKS).expect("the table");
+    rows.iter().filter(|row| row[0] != "test")
+}
+
+/// What an attacker can do from outside is tested from outside.
+#[test]
+fn attacks_that_are_tested_in_one_crate_say_why() {
+    let is_outside =
+        |word: &str| word.starts_with("tests/tests/") && !word.starts_with("tests/tests/house/");
+    let mut inside = 0;
+    for row in attacks() {
+        let (attack, tests) = (&row[0], &row[2]);
+        if tests == "the same" || quoted(tests).any(is_outside) {
+            continue;
+        }
+        let before = prose(tests).next().unwrap_or_default();
+        assert!(
+            before.contains(", as ") || before.contains(", since "),
+            "docs/security.md: {attack:?}: why not from outside?"
+        );
+        inside += 1;
+    }
+    assert!(inside > 10, "{inside} rows were found");
+}
+
+/// What the page about security says of the page about tests.
+#[test]
+fn what_was_seen_to_fail_is_counted() {
+    let promised = tables(&page("SPECIFICATION.md"));
+    let listed = tables(&page("promises.md"));
+    let with = |cells: &[&String], how: &str| {
+        let with = cells.iter().filter(|cell| cell.starts_with(how));
+        with.count()
+    };
+    let rows = listed
+        .iter()
+        .filter(|(name, _)| promised.contains_key(*name));
+    let rows = rows.flat_map(|(_, rows)| rows).filter_map(|row| row.get(2));
+    let rows: Vec<_> = rows.filter(|cell| is_judged(cell)).collect();
+    let (read, seen) = (with(&rows, "read: "), with(&rows, "seen: "));
+    let (mut tests, mut failed) = (0, 0);
+    for row in rows_of_attacks(&listed) {
+        let count = named(&row[0]).len();
+        tests += count;
+        if row[1].starts_with("seen: ") {
+            failed += count;
+        }
+    }
+    let security = page("security.md");
+    for said in [
+        format!(
+            "{read} of the {} rows of promises.md were judged by reading; {seen} are *seen*",
+            rows.len()
+        ),
+        format!("Of {tests} tests of attacks that stand beside no promise {failed} are *seen*"),
+    ] {
+        assert!(security.contains(&said), "docs/security.md: {said:?}");
+    }
 }
 
 /// Two pages that say which tests have run come to contradict each other.
