@@ -1,8 +1,8 @@
 //! The vault of a device whose data are in use: opened once more, after it was locked, or to end its first boot.
 //!
 //! Whoever controls the disk can have it answer otherwise than at the start of the machine: with slots that the vault
-//! does not have, with an older copy, or with another vault. What opens counts only if it is the vault in use, and not
-//! older; what does not open changes nothing.
+//! does not have, with an older copy, or with another vault, which may claim the same id. What opens counts only if it has
+//! the words of the vault in use, and is not older; what does not open changes nothing.
 
 use std::path::Path;
 
@@ -14,9 +14,6 @@ use crate::media::Media;
 use crate::vault::newest::{self, Ledger};
 use crate::vault::{self, Keeper, NotInUse, Waiting};
 
-/// What to do where the disk answers with something else.
-const HINT: &str = "put the disk back that the machine was started with, and type what opens the vault; or restart";
-
 /// Opens the vault of a device again, whose data are mounted at `state_dir`.
 ///
 /// # Errors
@@ -26,15 +23,17 @@ pub(crate) fn reopen(device: &Path, state_dir: &Path, access: Access<'_>) -> Res
     let Access { keeper, offer, log } = access;
     // What was typed may be right, and the disk answer better the next time.
     let ask = keeper.asks();
-    let gone = |why: String| Waiting::new(ask, "vault-locked", why, HINT);
+    let gone = |why: String| Waiting::new(ask, "vault-locked", why, NotInUse::Another.hint());
     let found = copies(device).load();
     let found = found.map_err(|error| gone(error.to_string()))?;
     let found = found.ok_or_else(|| gone("there is no vault any more".to_owned()))?;
     let media = Media::secrets_for(&found.newest);
     let permits = |open: &OpenAlkv| {
         keeper.check_in_use(open).map_err(|which| match which {
-            NotInUse::Another => gone(which.to_string()),
-            NotInUse::Older => Waiting::new(ask, "vault-old", which.to_string(), HINT),
+            NotInUse::Another | NotInUse::Forged => {
+                Waiting::new(ask, "vault-locked", which.to_string(), which.hint())
+            }
+            NotInUse::Older => Waiting::new(ask, "vault-old", which.to_string(), which.hint()),
         })?;
         // Words of a medium are for a start: there is a console now.
         let proof = || newest::is_proven(&found, open, offer, keeper, || false);

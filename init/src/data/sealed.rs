@@ -33,7 +33,7 @@ use super::volume::{Volume, mount_data, repair};
 use super::{Access, Prepared, Stop, device, refuse, unreadable};
 use crate::log::Log;
 use crate::media::{Media, SystemSources};
-use crate::vault::{self, Ask, First, Keeper, Sources, Waiting};
+use crate::vault::{self, Ask, First, Keeper, NotInUse, Sources, Waiting};
 
 /// The device that holds the data.
 pub(super) struct Disk<'a> {
@@ -423,8 +423,8 @@ fn vault_of(disk: &Disk<'_>) -> Result<Option<VaultFound>, Stop> {
     }
 }
 
-/// Opens the vault. One that says that its partition was finished is not opened for a partition that has no header:
-/// its words go nowhere then, and nothing is written.
+/// Opens the vault. One that says that its partition was finished is not opened for a partition that has no header, nor
+/// one of other words than opened since this machine started: its words go nowhere then, and nothing is written.
 fn unlock(
     disk: &Disk<'_>,
     found: &VaultFound,
@@ -433,9 +433,12 @@ fn unlock(
 ) -> Result<OpenAlkv, Stop> {
     let media = Media::secrets_for(&found.newest);
     let Access { keeper, offer, log } = access;
-    let permits = |open: &OpenAlkv| match front {
-        Front::Blank if !open.pending().partition => Err(blanked(disk.found.name())),
-        _ => Ok(()),
+    let permits = |open: &OpenAlkv| {
+        keeper.check_words(open).map_err(another)?;
+        match front {
+            Front::Blank if !open.pending().partition => Err(blanked(disk.found.name())),
+            _ => Ok(()),
+        }
     };
     keeper.note(&found.newest);
     let opened = vault::open(found, keeper, offer, &media, log, &permits);
@@ -471,6 +474,12 @@ fn closed(disk: &Disk<'_>, stop: Stop) -> Stop {
 fn not_open(error: &VaultError) -> Waiting {
     let text = format!("the vault was locked meanwhile: {error}");
     Waiting::new(Ask::Nothing, "vault-locked", text, "it is tried again")
+}
+
+/// Another vault opened since this machine started. The disk with that one opens as soon as it is back.
+fn another(which: NotInUse) -> Waiting {
+    let text = which.to_string();
+    Waiting::new(Ask::Nothing, "vault-locked", text, which.hint())
 }
 
 /// The vault opened, and says that there was a header.

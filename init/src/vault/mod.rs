@@ -16,6 +16,7 @@ mod credentials;
 mod escrow;
 mod events;
 mod first;
+mod in_use;
 pub(crate) mod newest;
 mod open;
 mod randomness;
@@ -28,7 +29,7 @@ use alknet_provisioning::ConsoleDocument;
 use alknet_tpm::PcrChoice;
 use alknet_vault::audit::SlotName;
 use alknet_vault::slots::{Alkv, OpenAlkv, Pending, Slot, SlotId, SlotParams, SlotType, VaultId};
-use alknet_vault::{Area, AreaError, Entropy, SecretStr, Vault, VaultError, VaultState};
+use alknet_vault::{Area, AreaError, Entropy, SecretArr, SecretStr, Vault, VaultError, VaultState};
 
 use crate::control::{Problem, Tpm2Facts, VaultFacts};
 
@@ -39,6 +40,7 @@ pub(crate) use credentials::{Kept as KeptCredentials, keep as keep_credentials};
 pub(crate) use escrow::{Escrow, For};
 pub(crate) use events::Events;
 pub(crate) use first::{First, create};
+pub(crate) use in_use::NotInUse;
 pub(crate) use open::{conclude, open};
 pub(crate) use randomness::wait_for_randomness;
 pub(crate) use words::{note_kept, settle as settle_words};
@@ -167,6 +169,8 @@ struct State {
     device: u32,
     /// Of the vault that opened, or that the console wrote since.
     generation: u64,
+    /// Of the vault that opened since this machine started; a lock keeps it.
+    fingerprint: Option<SecretArr<32>>,
     known: bool,
     /// What its first boot still permits, once it was open.
     pending: Option<Pending>,
@@ -185,15 +189,20 @@ struct State {
 }
 
 impl State {
+    /// Of no vault; wrong attempts count all the same.
+    fn begin_anew(&mut self) {
+        *self = Self {
+            attempts: self.attempts,
+            ..Self::default()
+        };
+    }
+
     fn describe(&mut self, alkv: &Alkv) {
         if self.vault != Some(alkv.uuid()) {
             // What the vault of one disk permits does not hold for that of another.
-            *self = Self {
-                vault: Some(alkv.uuid()),
-                attempts: self.attempts,
-                ..Self::default()
-            };
+            self.begin_anew();
         }
+        self.vault = Some(alkv.uuid());
         self.known = true;
         self.slots = alkv.slots().iter().map(|slot| slot.kind()).collect();
         self.tpm2 = alkv.slots().iter().filter_map(tpm2_facts).collect();
@@ -262,11 +271,23 @@ impl Keeper {
         &self.escrow
     }
 
-    /// Takes the words in.
+    /// Takes the words in. Nothing that is known of a vault of other words holds for this one.
+    ///
+    /// # Errors
+    /// Another vault is open, or an older copy of this one would take its place.
     fn admit(&self, open: &OpenAlkv) -> Result<(), AdmitError> {
+        if self.is_open() {
+            self.check_in_use(open)?;
+        }
+        let fingerprint = Some(open.fingerprint()?);
         self.escrow.clear();
-        self.is_now(open);
         let mut state = self.state();
+        if state.fingerprint.is_some() && state.fingerprint != fingerprint {
+            state.begin_anew();
+        }
+        state.describe(open.alkv());
+        state.generation = open.alkv().generation();
+        state.fingerprint = fingerprint;
         state.opened_by = opening_slot(open);
         state.device = open.alkv().device().number();
         state.pending = Some(open.pending());
@@ -284,36 +305,23 @@ impl Keeper {
     }
 
     /// Takes what a vault says that no slot has opened yet, to ask for what may open it. Whoever writes to the disk can
-    /// have written that: once the vault has opened here, nothing is taken from it.
+    /// have written that: once a vault has opened here, nothing is taken from it, whatever id it has.
     pub(crate) fn note(&self, alkv: &Alkv) {
         let mut state = self.state();
-        if state.vault != Some(alkv.uuid()) || state.pending.is_none() {
+        if state.fingerprint.is_none() {
             state.describe(alkv);
         }
     }
 
-    /// Takes what a vault says that opened here, or that this machine has just written.
+    /// Takes what the vault in use says that this machine has just written. One of other words takes its place by
+    /// [`Self::admit`] only.
     fn is_now(&self, open: &OpenAlkv) {
+        if self.check_words(open).is_err() {
+            return;
+        }
         let mut state = self.state();
         state.describe(open.alkv());
         state.generation = open.alkv().generation();
-    }
-
-    /// Refuses what opened and is not the vault in use, or an older copy of it: the disk may answer a running machine
-    /// with anything.
-    ///
-    /// # Errors
-    /// Which of the two it is.
-    pub(crate) fn check_in_use(&self, open: &OpenAlkv) -> Result<(), NotInUse> {
-        let state = self.state();
-        let alkv = open.alkv();
-        if state.vault != Some(alkv.uuid()) {
-            return Err(NotInUse::Another);
-        }
-        if alkv.generation() < state.generation {
-            return Err(NotInUse::Older);
-        }
-        Ok(())
     }
 
     /// Forgets the seed. The node, which shares it, has none any more either.
@@ -454,20 +462,13 @@ impl Keeper {
     }
 }
 
-/// Why a vault that opened is not the one in use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum NotInUse {
-    #[error("the vault on the disk is another one than this machine opened")]
-    Another,
-    #[error("the vault on the disk is older than the one that this machine opened")]
-    Older,
-}
-
 /// Why an opened vault has no place in memory.
 #[derive(Debug, thiserror::Error)]
 enum AdmitError {
     #[error(transparent)]
     Area(#[from] AreaError),
+    #[error(transparent)]
+    NotInUse(#[from] NotInUse),
     #[error(transparent)]
     Vault(#[from] VaultError),
 }

@@ -9,7 +9,9 @@ use std::time::Duration;
 use alknet_qemu::{Disk, Recorder, Recording, Vm};
 use alknet_tests::tools::{RAW_DATA_AT, age, tool_says};
 use alknet_tests::{Bench, Boot, Node, READY};
-use data_encoding::BASE64;
+use alknet_vault::slots::{NewSlot, NewVault, OpenAlkv};
+use alknet_vault::{Entropy, WordCount};
+use data_encoding::{BASE64, HEXLOWER};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -195,8 +197,9 @@ fn after_first_boot(bench: &Bench, recording: &Recording) -> Vec<u8> {
     early
 }
 
-/// A thief has both copies of the vault say what one did during the first boot, and names himself as the recipient of its
-/// words. When the machine has refused that, the disk answers with what it had, and the machine is made to try again.
+/// A thief has both copies of the vault say what one did during the first boot, and names himself as the recipient of
+/// its words. When the machine has refused that, the disk answers with a vault of the thief's under the same id, which
+/// opens by itself, and the machine is made to try again; then with what it had.
 fn put_back(bench: &Bench, early: &[u8]) {
     let disk = File::options().read(true).write(true).open(bench.data());
     let disk = disk.expect("the disk is ours");
@@ -216,8 +219,14 @@ fn put_back(bench: &Bench, early: &[u8]) {
     let vm = bench.machine(Boot::MicrovmErofs).config(thiefs).start();
     let told = "the vault is older than the data beside it";
     stays_closed(&vm, "vault-old", told);
-    put(&newest);
+    let forged = forged();
+    put(&[&forged[..], &forged].concat());
     type_line(&vm, &pasted(bench));
+    let told = "the vault on the disk is forged";
+    let line = vm.wait_line(told, SAID_WITHIN);
+    line.unwrap_or_else(|error| panic!("{error}"));
+    // It goes on by itself, with what was pasted.
+    put(&newest);
     let node = Node::new(vm, Boot::MicrovmErofs, bench.admin().clone());
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["words_age"], Value::Null, "{status:#}");
@@ -226,6 +235,24 @@ fn put_back(bench: &Bench, early: &[u8]) {
         assert!(!text.contains(shown), "{shown:?} in {text}");
     }
     node.end();
+}
+
+/// A copy of a vault that a thief made: it has the id of the machine's, which lies in the clear, opens by itself, and
+/// is newer than that.
+fn forged() -> Vec<u8> {
+    let words = Entropy::generate(WordCount::TwentyFour).expect("random bytes");
+    let id = VAULT.parse().expect("a vault's id");
+    let vault = NewVault::new(words, 0);
+    let open = OpenAlkv::create_as(id, vault, |_| Ok(NewSlot::None));
+    let mut open = open.expect("made");
+    for _ in 0..8 {
+        open.add(NewSlot::None).expect("there is room");
+    }
+    let text = open.alkv().to_text();
+    let hash = HEXLOWER.encode(&Sha256::digest(text.as_bytes()));
+    let mut copy = format!("{text}\n{hash}\n").into_bytes();
+    copy.resize(COPY_BYTES, 0);
+    copy
 }
 
 /// A document as it is pasted at a console.

@@ -245,6 +245,20 @@ impl OpenAlkv {
         crypto::hkdf_sha256(self.vmk.expose(), &[], b"alknet/data/luks0")
     }
 
+    /// Tells the node of these words from every other node: HKDF-SHA256 of the data recovery key, compared in constant
+    /// time. Id and generation lie in the clear, and a file that claims those of another vault is valid under a master
+    /// key of its own; it has the same fingerprint only if it has the same words, passphrase and device. Changes of
+    /// slots and of the master key keep it. It gives neither the words nor any key, and is nevertheless kept in memory
+    /// only.
+    ///
+    /// # Errors
+    /// The passphrase is longer than BIP39's may be: only a changed program writes such a vault.
+    pub fn fingerprint(&self) -> Result<SecretArr<32>, VaultError> {
+        let key = self.recovery_key()?;
+        let info = b"alknet/vault/fingerprint";
+        Ok(crypto::hkdf_sha256(key.expose(), &[], info))
+    }
+
     /// Adds a slot and answers its number.
     pub fn add(&mut self, slot: NewSlot<'_>) -> Result<SlotId, VaultError> {
         let mut slots = self.alkv.slots.clone();

@@ -24,7 +24,7 @@ use crate::crypto;
 use crate::derive::Purpose;
 use crate::derive::slip10::Node;
 use crate::error::VaultError;
-use crate::secret::SecretStr;
+use crate::secret::{SecretArr, SecretStr};
 use crate::slots::{
     Alkv, Area, Consent, Copies, Key, NewSlot, OpenAlkv, Slot, SlotError, SlotId, SlotParams, alkv,
     luks_phrase,
@@ -96,7 +96,7 @@ impl OpenAlkv {
         let mut next = Self {
             alkv: self.alkv.clone(),
             vmk: crypto::random_secret()?,
-            former: Some(crate::SecretArr::copy_of(self.vmk.expose())),
+            former: Some(SecretArr::copy_of(self.vmk.expose())),
             contents: self.contents.copied(),
             opened_by: if lose.contains(&self.opened_by) {
                 first
@@ -117,10 +117,15 @@ impl OpenAlkv {
 
     /// What opens the data partition, as LUKS is given it: of the master key, and of the words.
     pub fn data_phrases(&self) -> Result<[SecretStr; 2], VaultError> {
+        let recovery = self.recovery_key()?;
+        Ok([luks_phrase(&self.data_secret()), luks_phrase(&recovery)])
+    }
+
+    /// What the words alone give for the data partition.
+    pub(super) fn recovery_key(&self) -> Result<SecretArr<32>, VaultError> {
         let seed = self.entropy().seed(self.passphrase())?;
         let path = Purpose::DataRecovery.path(self.alkv.device());
-        let recovery = Node::at(seed.expose(), &path)?.key;
-        Ok([luks_phrase(&self.data_secret()), luks_phrase(&recovery)])
+        Ok(Node::at(seed.expose(), &path)?.key)
     }
 
     /// A slot of `old` as it is under the new master key.

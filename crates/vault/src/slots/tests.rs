@@ -100,6 +100,46 @@ fn every_type_of_slot_opens_the_same_vault() {
     assert_eq!(luks_phrase(&open.data_secret()).expose().len(), 43);
 }
 
+/// An attacker who writes to a disk copies the id of its vault, and claims any generation.
+#[test]
+fn a_forged_vault_has_another_fingerprint_whatever_it_claims() {
+    let of = |open: &OpenAlkv| open.fingerprint().expect("derived");
+    let (open, _) = full();
+    let own = of(&open);
+    let id = open.alkv().uuid();
+    let made = |vault: NewVault| {
+        let open = OpenAlkv::create_as(id, vault, |_| Ok(NewSlot::None));
+        open.expect("made")
+    };
+    // Whatever lies around the words.
+    let again = made(new());
+    assert_ne!(again.alkv(), open.alkv());
+    assert_eq!(of(&again), own);
+    assert_eq!(of(&development()), own, "of another id");
+    let mut keep = [(again.opened_by(), Key::Stored)];
+    let rekeyed = again.rekey(&mut keep, &[], Consent::None);
+    let rekeyed = rekeyed.expect("its key lies beside it");
+    assert_ne!(rekeyed.data_secret(), again.data_secret());
+    assert_eq!(of(&rekeyed), own);
+
+    let words = Entropy::from_bytes(&[6; 32]).expect("32 bytes");
+    let mut forged = made(NewVault::new(words, 0));
+    while forged.alkv().generation() <= open.alkv().generation() {
+        forged.add(NewSlot::None).expect("there is room");
+    }
+    assert_ne!(of(&forged), own);
+    let passphrase = NewVault {
+        passphrase: SecretStr::from("more"),
+        ..new()
+    };
+    assert_ne!(of(&made(passphrase)), own);
+    let device = NewVault {
+        device: Index::new(1).expect("small"),
+        ..new()
+    };
+    assert_ne!(of(&made(device)), own);
+}
+
 #[test]
 fn wrong_keys_are_told_apart_from_what_is_missing() {
     let (open, seed) = full();

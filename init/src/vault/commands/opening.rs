@@ -31,11 +31,12 @@ impl Session {
     }
 
     /// An older copy that is put back while the machine runs may have slots that its owner removed, and another vault
-    /// those of whoever made it.
+    /// those of whoever made it, also under the id of this one.
     fn held(&mut self, place: &Place<'_>) -> Attempt<&mut OpenAlkv> {
         let open = self.open.as_mut();
         let open = open.ok_or_else(|| Halt::refused("the vault is not open"))?;
-        place.keeper.check_in_use(open).map_err(Halt::refused)?;
+        let in_use = place.keeper.check_in_use(open);
+        in_use.map_err(|which| Halt::refused(format_args!("{which}; {}", which.hint())))?;
         Ok(open)
     }
 

@@ -4,12 +4,16 @@
 //! the disk again when it needs that memory for something else. No test can wait for that: here the disk is a file, and
 //! what it says is read each time.
 
+use alknet_vault::slots::VaultId;
+
 use super::*;
 use crate::data::Access;
-use crate::vault::{Ask, Offer};
+use crate::vault::{Ask, NotInUse, Offer};
 
 /// What the newest vault was, beside the data.
 const NOTE: &str = "config/vault-newest.json";
+/// Changes of an attacker's vault, by which it is newer than any other.
+const CHANGES: usize = 8;
 
 impl Machine {
     /// One that is sealed by the passphrase "one" and was configured, and its vault from before it was sealed, which
@@ -65,12 +69,35 @@ fn json(text: &str) -> serde_json::Value {
     serde_json::from_str(text).expect("JSON")
 }
 
-/// A vault that whoever made it opens, and that is newer than any other.
-fn attackers() -> String {
-    let mut open = vault();
-    for _ in 0..8 {
+/// A vault of an attacker's words that opens by itself, is newer than any other, and permits what a first boot does.
+fn made_as(id: VaultId) -> OpenAlkv {
+    let words = Entropy::generate(WordCount::TwentyFour).expect("random bytes");
+    let vault = NewVault {
+        pending: Pending::ALL,
+        ..NewVault::new(words, 0)
+    };
+    let open = OpenAlkv::create_as(id, vault, |_| Ok(NewSlot::None));
+    let mut open = open.expect("made");
+    for _ in 0..CHANGES {
         open.add(NewSlot::None).expect("there is room");
     }
+    open
+}
+
+/// The same with an id of its own.
+fn attackers() -> OpenAlkv {
+    made_as(VaultId::generate().expect("random bytes"))
+}
+
+/// The same with the id of the machine's vault, which its header has in the clear.
+fn forged(machine: &Machine) -> OpenAlkv {
+    let open = made_as(on_listed(machine).uuid());
+    let newest = on_listed(machine).generation();
+    assert!(open.alkv().generation() > newest, "an older copy");
+    open
+}
+
+fn text_of(open: &OpenAlkv) -> String {
     open.alkv().to_text()
 }
 
@@ -100,8 +127,10 @@ fn a_locked_vault_opens_by_no_older_copy_and_by_no_other_vault() {
     let newest = machine.copy_at(VAULT_A_AT);
     let older = "the vault on the disk is older than the one that this machine opened";
     let another = "the vault on the disk is another one than this machine opened";
+    let copied = "the vault on the disk is forged: it has the id of the one in use and other words";
+    let [attackers, forged] = [attackers(), forged(&machine)].map(|open| text_of(&open));
     machine.keeper.lock();
-    for (text, told) in [(&before, older), (&attackers(), another)] {
+    for (text, told) in [(&before, older), (&attackers, another), (&forged, copied)] {
         machine.answers(text);
         for typed in [None, Some("one")] {
             assert_eq!(machine.reopened(typed), Err(told.to_owned()));
@@ -133,15 +162,21 @@ fn commands_change_no_other_vault() {
     let (machine, _) = Machine::sealed();
     let newest = machine.copy_at(VAULT_A_AT);
     let noted = std::fs::read(machine.note()).expect("it was changed");
-    let attackers = attackers();
-    machine.answers(&attackers);
-    for line in ["slot add none", "slot add passphrase", "slot rm 0", "words"] {
-        let why = machine.refused(line, vec![]);
-        assert!(why.contains("another one"), "{line}: {why}");
-        machine.assert_in_use();
+    for (open, told) in [
+        (attackers(), "another one"),
+        (forged(&machine), "is forged"),
+    ] {
+        let text = text_of(&open);
+        machine.answers(&text);
+        for line in ["slot add none", "slot add passphrase", "slot rm 0", "words"] {
+            let why = machine.refused(line, vec![]);
+            assert!(why.contains(told), "{line}: {why}");
+            assert!(why.contains("put "), "what to do about it: {why}");
+            machine.assert_in_use();
+        }
+        assert_eq!(machine.copy_at(VAULT_A_AT), text);
+        assert_eq!(std::fs::read(machine.note()).expect("it is there"), noted);
     }
-    assert_eq!(machine.copy_at(VAULT_A_AT), attackers);
-    assert_eq!(std::fs::read(machine.note()).expect("it is there"), noted);
     machine.answers(&newest);
     let shown = machine.typed("words", vec![passphrase("one")]);
     assert!(matches!(shown, Outcome::Words(_)), "{shown:?}");
@@ -171,7 +206,12 @@ fn the_end_of_the_first_boot_makes_no_older_copy_the_newest() {
             log,
         )
     };
-    for (text, told) in [(&before, "older than"), (&attackers(), "another one")] {
+    let [attackers, forged] = [attackers(), forged(&machine)].map(|open| text_of(&open));
+    for (text, told) in [
+        (&before, "older than"),
+        (&attackers, "another one"),
+        (&forged, "is forged"),
+    ] {
         machine.answers(text);
         let why = conclude().expect_err("it is not in use");
         assert!(why.contains(told), "{why}");
@@ -184,4 +224,51 @@ fn the_end_of_the_first_boot_makes_no_older_copy_the_newest() {
     machine.answers(&newest);
     let why = machine.refused("slot add none", vec![]);
     assert!(why.contains("older than"), "{why}");
+}
+
+/// The vault was opened, its data were closed again, and the machine looks for them: another disk may be there by now.
+#[test]
+fn nothing_is_taken_from_what_a_disk_lists_after_a_vault_opened() {
+    let (machine, _) = Machine::sealed();
+    machine.keeper.lock();
+    for open in [attackers(), forged(&machine)] {
+        machine.keeper.note(open.alkv());
+        machine.assert_in_use();
+    }
+}
+
+/// What opens by itself takes the place of the vault in use neither while that is open nor after a lock; an older copy
+/// of it is for the data to judge.
+#[test]
+fn no_vault_of_other_words_takes_the_place_of_one_that_opened() {
+    let (machine, before) = Machine::sealed();
+    let keeper = &machine.keeper;
+    let before = Alkv::parse(before.as_bytes()).expect("it is our own");
+    let slot = before.slots()[0].id();
+    let before = before.open(slot, &mut Key::Stored).expect("its key");
+    let others = [
+        (attackers(), NotInUse::Another),
+        (forged(&machine), NotInUse::Forged),
+    ];
+    for (open, _) in &others {
+        assert!(keeper.admit(open).is_err(), "another is open");
+        machine.assert_in_use();
+    }
+    keeper.lock();
+    for (open, which) in &others {
+        assert_eq!(keeper.check_words(open), Err(*which));
+        assert_eq!(keeper.check_in_use(open), Err(*which));
+        keeper.is_now(open);
+        machine.assert_in_use();
+    }
+    assert_eq!(keeper.check_words(&before), Ok(()));
+    assert_eq!(keeper.check_in_use(&before), Err(NotInUse::Older));
+    // The owner had the vault made anew.
+    keeper.forget();
+    let (forged, _) = &others[1];
+    assert_eq!(keeper.check_words(forged), Ok(()));
+    assert!(keeper.check_in_use(forged).is_err(), "none is in use");
+    keeper.admit(forged).expect("it has a place");
+    assert_eq!(keeper.check_in_use(forged), Ok(()));
+    assert_eq!(keeper.check_in_use(&before), Err(NotInUse::Forged));
 }
