@@ -322,7 +322,12 @@ impl Env {
         if access.is_open() {
             return Ok(());
         }
-        let resource_id = operation.resource_id(input)?;
+        let resource_id = operation.resource_id(input).inspect_err(|error| {
+            // There was no room to look at it.
+            if error.code == ErrorCode::Overloaded {
+                self.excuse();
+            }
+        })?;
         match access.check_authority(self.authority(), resource_id.as_deref()) {
             Verdict::Allowed => Ok(()),
             _ => Err(CallError::new(
