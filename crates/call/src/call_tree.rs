@@ -1,16 +1,42 @@
 //! What a request and every call below it share.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 /// The number of the next tree.
 static NEXT: AtomicU64 = AtomicU64::new(0);
+
+/// Whether something in the course of a request was refused for want of room, or ended because a caller left it too
+/// little time, and for whom that is an excuse. Each has what those before it have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(crate) enum Hindrance {
+    /// Nothing was.
+    None,
+    /// By somebody else, a peer say, whose word it is: the same request may succeed later, and nobody is excused.
+    Elsewhere,
+    /// By this node, because the request has as many calls as it may. The operation that was asked for brought that
+    /// about; those below it did not.
+    Below,
+    /// By this node, in which others may have taken the room.
+    Here,
+}
+
+impl Hindrance {
+    fn of(noted: u8) -> Self {
+        let all = [Self::None, Self::Elsewhere, Self::Below, Self::Here];
+        all.into_iter()
+            .find(|one| *one as u8 == noted)
+            .unwrap_or(Self::None)
+    }
+}
 
 /// A request with every call below it, and with the runs of their idempotency keys.
 #[derive(Debug)]
 pub(crate) struct CallTree {
     number: u64,
-    excused: AtomicBool,
+    /// A [`Hindrance`].
+    hindrance: AtomicU8,
     /// The tree that a run of an idempotency key is a part of.
     above: Option<Arc<Self>>,
 }
@@ -19,7 +45,7 @@ impl CallTree {
     pub(crate) fn new() -> Self {
         Self {
             number: NEXT.fetch_add(1, Ordering::Relaxed),
-            excused: AtomicBool::new(false),
+            hindrance: AtomicU8::new(Hindrance::None as u8),
             above: None,
         }
     }
@@ -28,7 +54,7 @@ impl CallTree {
     pub(crate) fn below(above: &Arc<Self>) -> Self {
         Self {
             number: above.number,
-            excused: AtomicBool::new(false),
+            hindrance: AtomicU8::new(Hindrance::None as u8),
             above: Some(Arc::clone(above)),
         }
     }
@@ -38,21 +64,23 @@ impl CallTree {
         self.number
     }
 
-    /// Something in it was refused for want of room, or ended because a caller left it too little time: what fails
-    /// above proves nothing against the code that fails.
-    pub(crate) fn excuse(&self) {
-        self.excused.store(true, Ordering::Relaxed);
+    /// Notes what happened in the course of it.
+    pub(crate) fn hinder(&self, by: Hindrance) {
+        self.hindrance.fetch_max(by as u8, Ordering::Relaxed);
         if let Some(above) = &self.above {
-            above.excuse();
+            above.hinder(by);
         }
     }
 
-    pub(crate) fn is_excused(&self) -> bool {
-        self.is_excused_itself() || self.above.as_deref().is_some_and(Self::is_excused)
+    /// The most that happened in the course of it.
+    pub(crate) fn hindrance(&self) -> Hindrance {
+        let own = self.hindrance_itself();
+        let above = self.above.as_deref().map(Self::hindrance);
+        above.map_or(own, |above| own.max(above))
     }
 
     /// The same of what happened in this run, and not elsewhere in the request.
-    pub(crate) fn is_excused_itself(&self) -> bool {
-        self.excused.load(Ordering::Relaxed)
+    pub(crate) fn hindrance_itself(&self) -> Hindrance {
+        Hindrance::of(self.hindrance.load(Ordering::Relaxed))
     }
 }

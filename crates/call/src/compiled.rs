@@ -79,6 +79,12 @@ impl Compiled {
         self.provenance.is_callable()
     }
 
+    /// Whether what it answers is this node's own word: it is no peer's, no server's and no session's, and calls nothing
+    /// of which it could pass an answer on.
+    pub(crate) fn speaks_for_itself(&self) -> bool {
+        self.provenance == Provenance::Local && self.scoped_env.is_none()
+    }
+
     /// The resource `input` names, if it names one. What is no string is taken by its JSON text:
     /// neither a number in place of a name nor a text that cannot be read must pass for no name.
     pub(crate) fn resource_id(&self, input: &Body) -> Result<Option<Box<str>>, CallError> {

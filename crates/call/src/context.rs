@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::body::Body;
+use crate::call_tree::Hindrance;
 use crate::client::Caller;
 use crate::compiled::Compiled;
 use crate::compose::{Child, Env, Tokens};
@@ -102,12 +103,31 @@ impl Ctx {
         self.root().tree().number()
     }
 
-    /// Whether something in the course of the request everything belongs to was refused for want of room, or ended
-    /// because a caller left it too little time. Who calls can bring that about: an operation that fails then need not
-    /// be to blame.
+    /// Whether this node refused something in the course of the request everything belongs to for want of room, or
+    /// something ended because a caller left it too little time. Who calls can bring that about: an operation that
+    /// fails then need not be to blame. What a peer or a server answers excuses nobody, and the number of calls below
+    /// one request does not excuse the operation that was asked for.
     #[must_use]
     pub fn is_excused(&self) -> bool {
-        self.root().tree().is_excused()
+        match self.root().tree().hindrance() {
+            Hindrance::None | Hindrance::Elsewhere => false,
+            Hindrance::Below => self.internal(),
+            Hindrance::Here => true,
+        }
+    }
+
+    /// Whether something in the course of the request everything belongs to was refused for want of room, by whomever,
+    /// or ended because a caller left it too little time: what failed may succeed later.
+    #[must_use]
+    pub fn is_hindered(&self) -> bool {
+        self.root().tree().hindrance() != Hindrance::None
+    }
+
+    /// Notes what happened in the course of the request everything belongs to.
+    pub(crate) fn hinder(&self, by: Hindrance) {
+        if by != Hindrance::None {
+            self.root().tree().hinder(by);
+        }
     }
 
     /// Whether who called left clearly less time than the operation has by itself.

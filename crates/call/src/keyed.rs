@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::body::{Body, Output};
+use crate::call_tree::Hindrance;
 use crate::compiled::Compiled;
 use crate::compose::Child;
 use crate::context::Ctx;
@@ -42,8 +43,8 @@ type Waiting = watch::Receiver<Option<Ended>>;
 #[derive(Clone, Debug)]
 struct Ended {
     outcome: Outcome,
-    /// Something in the course of it was refused for want of room, or ended because a caller left it too little time.
-    excused: bool,
+    /// What was refused for want of room in the course of it, or ended because a caller left it too little time.
+    hindrance: Hindrance,
 }
 
 /// Every keyed mutation of a node that runs, and the results of those that ended.
@@ -229,11 +230,9 @@ impl OnceHandler for Once {
 async fn wait(mut waiting: Waiting, ctx: Ctx) -> Outcome {
     let ended = waiting.wait_for(Option::is_some).await;
     match ended.ok().and_then(|ended| ended.clone()) {
-        Some(Ended { outcome, excused }) => {
+        Some(Ended { outcome, hindrance }) => {
             // Whoever began it, it was run for this request as well.
-            if excused {
-                ctx.root().tree().excuse();
-            }
+            ctx.hinder(hindrance);
             outcome
         }
         None => Err(CallError::unavailable(
@@ -266,15 +265,16 @@ impl Run {
             let outcome = work(handler, input, &ctx).await;
             // What the handler left running is over with its call, as everywhere.
             ctx.end();
-            let excused = ctx.root().tree().is_excused_itself();
-            self.end(outcome, excused);
+            let hindrance = ctx.root().tree().hindrance_itself();
+            self.end(outcome, hindrance);
         });
     }
 
-    fn end(self, outcome: Outcome, excused: bool) {
-        let (kept, outcome) = keep(outcome, excused);
+    fn end(self, outcome: Outcome, hindrance: Hindrance) {
+        let (kept, outcome) = keep(outcome, hindrance != Hindrance::None);
         self.settle(kept);
-        self.outcome.send_replace(Some(Ended { outcome, excused }));
+        self.outcome
+            .send_replace(Some(Ended { outcome, hindrance }));
     }
 
     fn settle(&self, kept: Option<(Outcome, usize)>) {
@@ -309,8 +309,8 @@ async fn work(handler: Arc<dyn OnceHandler>, input: Body, ctx: &Ctx) -> Outcome 
 
 /// What to remember of an outcome, and the outcome in a form that is cheap to copy. Failures that
 /// may be gone next time are not remembered: a retry is meant to run again. So is what failed where something below it
-/// was `excused`, such as a call that found no room, whatever the code that called makes of that.
-fn keep(outcome: Outcome, excused: bool) -> (Option<(Outcome, usize)>, Outcome) {
+/// was `hindered`, such as a call that found no room, whatever the code that called makes of that.
+fn keep(outcome: Outcome, hindered: bool) -> (Option<(Outcome, usize)>, Outcome) {
     match outcome.and_then(measured) {
         Ok((output, bytes)) if bytes <= IDEMPOTENCY_RESULT_BYTES => {
             let kept = (Ok(output.clone()), bytes + IDEMPOTENCY_ENTRY_BYTES);
@@ -322,7 +322,7 @@ fn keep(outcome: Outcome, excused: bool) -> (Option<(Outcome, usize)>, Outcome) 
         ),
         Err(error) if error.retryable => (None, Err(error)),
         // One of that code which is not retryable has run: there was no room for its answer.
-        Err(error) if excused && error.code != ErrorCode::Overloaded => (None, Err(error)),
+        Err(error) if hindered && error.code != ErrorCode::Overloaded => (None, Err(error)),
         Err(error) => {
             let details = error.details.as_ref().map_or(0, |d| d.to_string().len());
             let bytes = error.message.len() + details;
@@ -493,7 +493,7 @@ mod tests {
             let Step::Run(run, _) = begin() else {
                 panic!("it never ran");
             };
-            run.end(Ok(Output::Value(Value::Null)), false);
+            run.end(Ok(Output::Value(Value::Null)), Hindrance::None);
             tokio::time::sleep(Duration::from_millis(2)).await;
             assert_eq!(matches!(begin(), Step::Run(..)), is_old, "{time:?}");
         }

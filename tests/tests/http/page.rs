@@ -3,8 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use alknet_call::{ALPN, CallClient, CallOptions};
+use alknet_endpoint::{Dialer, Target};
 use alknet_test_support::seconds;
 use alknet_tests::{Bench, Browser, Curl, HostNode, eventually, spki};
+use alknet_tls::NodeKey;
 use serde_json::{Value, json};
 
 /// What curl was answered.
@@ -159,6 +162,40 @@ fn a_token_lets_in_until_it_is_taken_back() {
     node.call("token/revoke", &json!({ "key_id": made["key_id"] }));
     assert!(!page().contains("Peers"));
     assert_eq!(curl(&["--data", &form, &enter]).status, 403);
+}
+
+/// The link is asked for over a connection of some other key, and followed before the token is taken back.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_link_of_a_token_led_to_ends_with_the_token() {
+    let bench = Bench::new();
+    let node = bench.host();
+    let (origin, admin) = (origin(&node), bench.admin());
+    let made = admin.run(admin.command(&["token", "make", node.target(), "--scope", "admin"]));
+    let made = made.json();
+    let dialer = Dialer::new(Some(NodeKey::generate().expect("the system has entropy")));
+    let target: Target = node.target().parse().expect("a target");
+    let connection = dialer.dial(&target, ALPN).await.expect("anybody may");
+    let client = CallClient::without_operations().attach(connection, None);
+    let options = CallOptions {
+        auth_token: made["token"].as_str().map(str::to_owned),
+        ..CallOptions::default()
+    };
+    let link = client
+        .call_with("node/page-ticket", &json!({}), &options)
+        .await;
+    let link = link.expect("it is an administrator's");
+    let path = link.value()["path"].as_str().expect("a path");
+    let entered = curl(&[&format!("{origin}{path}")]);
+    assert_eq!(entered.status, 303, "{}", entered.body);
+    let cookie = format!("Cookie: {}", entered.cookie());
+    let page = || curl(&["--header", &cookie, &format!("{origin}/")]).body;
+    assert!(page().contains("Peers"));
+    node.call("token/revoke", &json!({ "key_id": made["key_id"] }));
+    let after = page();
+    assert!(
+        after.contains("name=\"token\"") && !after.contains("Peers"),
+        "{after}"
+    );
 }
 
 #[test]

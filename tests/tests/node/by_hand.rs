@@ -138,7 +138,7 @@ async fn answer(
             let bytes = match operation.as_str() {
                 // It tells of no changes, and holds what it is to hold.
                 "services/watch" | "node/hold" => continue,
-                "node/full" if is_first => {
+                "node/full" | "node/never" if is_first || operation == "node/never" => {
                     let error = json!({ "code": "OVERLOADED", "retryable": true });
                     encode_event(EventKind::Error, &event.id, &error.to_string())
                 }

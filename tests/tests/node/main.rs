@@ -16,6 +16,7 @@ mod iroh;
 mod lying;
 mod node_key;
 mod promoted_callers;
+mod promoted_peers;
 mod promotion;
 mod recording;
 mod rotation;

@@ -40,18 +40,18 @@ async fn dial(node: &HostNode, who: &Cli) -> (Dialer, CallConnection) {
 }
 
 /// What is proposed.
-struct Draft<'a> {
-    name: &'a str,
-    uses: &'a [&'a str],
+pub(super) struct Draft<'a> {
+    pub(super) name: &'a str,
+    pub(super) uses: &'a [&'a str],
     /// What its input is like, and one to which its export `run` answers `'done'`.
-    input: Value,
-    example: Value,
-    source: &'a str,
+    pub(super) input: Value,
+    pub(super) example: Value,
+    pub(super) source: &'a str,
 }
 
 impl<'a> Draft<'a> {
     /// Lasts as long as its caller says.
-    fn waits(name: &'a str) -> Self {
+    pub(super) fn waits(name: &'a str) -> Self {
         Self {
             name,
             uses: &[],
@@ -76,7 +76,13 @@ impl<'a> Draft<'a> {
     }
 }
 
-fn promote(bench: &Bench, at: &str, (name, author): (&str, &Cli), rev: &Cli, draft: &Draft<'_>) {
+pub(super) fn promote(
+    bench: &Bench,
+    at: &str,
+    (name, author): (&str, &Cli),
+    rev: &Cli,
+    draft: &Draft<'_>,
+) {
     let mut propose = author.command(&["ops", "propose", at, "--as", name]);
     propose.arg(draft.write(bench));
     let proposed = author.run(propose).json();
@@ -86,7 +92,7 @@ fn promote(bench: &Bench, at: &str, (name, author): (&str, &Cli), rev: &Cli, dra
 }
 
 /// Who is known, and which settings of promotion there are.
-fn configuration(settings: &str, people: &[(&str, &Cli, &[&str])]) -> String {
+pub(super) fn configuration(settings: &str, people: &[(&str, &Cli, &[&str])]) -> String {
     let people = people.iter().map(|(name, who, scopes)| {
         let key = who.identity();
         format!("[[peers]]\npeer_id = \"{name}\"\nkeys = [\"{key}\"]\nscopes = {scopes:?}\n")

@@ -154,6 +154,43 @@ async fn nobody_makes_a_token_with_more_than_they_hold() {
     );
 }
 
+/// A configuration with one token that may do this, as `config/apply` takes it.
+fn with_token(admin: &str, token: &AuthToken, scopes: &[&str]) -> Value {
+    let hash = token.hash().expect("a token").to_string();
+    let (key_id, sha256) = hash.split_once(':').expect("the form of a hash");
+    let document = format!(
+        "node.admin_keys = [\"{admin}\"]\n[[api_keys]]\nkey_id = \"{key_id}\"\n\
+         sha256 = \"{sha256}\"\nscopes = {scopes:?}\n"
+    );
+    json!({ "document": document })
+}
+
+/// Its lines call with the rights that it was opened with: they may not be more than those of whoever sends them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repl_ends_with_the_rights_that_it_was_opened_with() {
+    let bench = Bench::new();
+    let (node, admin) = (bench.host(), bench.admin());
+    let token = AuthToken::generate().expect("the system has entropy");
+    let admin = admin.identity();
+    let grant = |scopes: &[&str]| node.call("config/apply", &with_token(&admin, &token, scopes));
+    grant(&["runtime:debug", "peer:list"]);
+    let (_dialer, _connection, client) = stranger(&node).await;
+    client.authenticate(&token).await.expect("a good token");
+    let line = json!({ "repl": "kept", "source": "(await ops.call('peer/list', {})).generation" });
+    let line = async || client.call("runtime/eval", &line).await;
+    line().await.expect("it may");
+    line().await.expect("it is the same");
+    grant(&["runtime:debug"]);
+    let ended = line().await.expect_err("it may no more");
+    assert_eq!(ended.code, ErrorCode::Forbidden, "{ended}");
+    // A line of one's own script still runs: that of another REPL, which has what its owner has.
+    let refused = line().await.expect_err("what it calls is refused");
+    assert_eq!(refused.code.name(), "SCRIPT_FAILED", "{refused}");
+    grant(&["runtime:debug", "peer:list"]);
+    let refused = line().await.expect_err("it was opened with less");
+    assert_eq!(refused.code.name(), "SCRIPT_FAILED", "{refused}");
+}
+
 /// The holder of a token calls and calls over its connection while the token gets fewer scopes, and once more when that
 /// was answered.
 #[tokio::test(flavor = "multi_thread")]
@@ -163,8 +200,6 @@ async fn a_connection_has_less_from_the_answer_on_that_its_token_has() {
     let bench = Bench::new();
     let (node, admin) = (bench.host(), bench.admin());
     let token = AuthToken::generate().expect("the system has entropy");
-    let hash = token.hash().expect("a token").to_string();
-    let (key_id, sha256) = hash.split_once(':').expect("the form of a hash");
     let key = NodeKey::load_or_create(&admin.state().join("identity.key"));
     let dialer = Dialer::new(Some(key.expect("it has one").0));
     let target: Target = node.target().parse().expect("a target");
@@ -172,11 +207,7 @@ async fn a_connection_has_less_from_the_answer_on_that_its_token_has() {
     let boss = CallClient::without_operations().attach(connection, None);
     let admin = admin.identity();
     let grant = async |scope: &str| {
-        let document = format!(
-            "node.admin_keys = [\"{admin}\"]\n[[api_keys]]\nkey_id = \"{key_id}\"\n\
-             sha256 = \"{sha256}\"\nscopes = [\"{scope}\"]\n"
-        );
-        let input = json!({ "document": document });
+        let input = with_token(&admin, &token, &[scope]);
         let applied = boss.call("config/apply", &input).await;
         applied.expect("an administrator may");
     };

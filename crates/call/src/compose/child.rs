@@ -8,7 +8,8 @@ use futures_util::FutureExt;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::body::Body;
+use crate::body::{Body, Output};
+use crate::call_tree::Hindrance;
 use crate::compiled::Compiled;
 use crate::compose::env::OperationEnv;
 use crate::compose::tokens::Tokens;
@@ -58,11 +59,31 @@ impl Child {
         }
     }
 
-    /// Notes what it ended with where that says nothing about the call that made it.
+    /// Notes what its operation answered where that says nothing about the call that made it. That there was no room
+    /// is this node's word where the operation speaks for itself; one that calls others notes what it refuses itself,
+    /// by [`Env::excuse`](crate::Env::excuse).
     pub(crate) fn note(&self, error: &CallError) {
-        if self.hastened && error.code == ErrorCode::Timeout {
-            self.root.tree().excuse();
+        let by = match error.code {
+            ErrorCode::Timeout if self.hastened => Hindrance::Here,
+            ErrorCode::Overloaded if self.operation.speaks_for_itself() => Hindrance::Here,
+            ErrorCode::Overloaded => Hindrance::Elsewhere,
+            _ => return,
+        };
+        self.root.tree().hinder(by);
+    }
+
+    /// Notes that this node has no room for it, if `error` says so.
+    pub(crate) fn note_refusal(&self, error: &CallError) {
+        if error.code == ErrorCode::Overloaded {
+            self.root.tree().hinder(Hindrance::Here);
         }
+    }
+
+    /// What its operation answered, if it may answer so.
+    pub(crate) fn checked(&self, output: Output) -> Result<Output, CallError> {
+        let share = Share::of(self.root.identity());
+        let checked = self.operation.checked(output, share);
+        checked.inspect_err(|error| self.note_refusal(error))
     }
 }
 
@@ -77,11 +98,13 @@ impl Running {
         count
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, room)
             .map_err(|_| {
+                child.root.tree().hinder(Hindrance::Below);
                 CallError::overloaded("calls below one request", COMPOSITION_CHILDREN_MAX)
             })?;
         if child.key.is_none()
             && let Err(error) = child.operation.enter()
         {
+            child.note_refusal(&error);
             count.fetch_sub(1, Ordering::AcqRel);
             return Err(error);
         }
@@ -115,15 +138,10 @@ impl Running {
             None => Err(aborted()),
         };
         outcome
-            .and_then(|output| {
-                let share = Share::of(child.root.identity());
-                child.operation.checked(output, share)
-            })
+            .inspect_err(|error| child.note(error))
+            .and_then(|output| child.checked(output))
             .map(Body::from)
-            .map_err(|error| {
-                child.note(&error);
-                child.operation.visible(error)
-            })
+            .map_err(|error| child.operation.visible(error))
     }
 }
 

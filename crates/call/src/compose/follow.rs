@@ -10,10 +10,9 @@ use tokio::time::{Instant, timeout_at};
 use crate::body::{Body, Item};
 use crate::compose::child::{Running, aborted};
 use crate::context::Ctx;
-use crate::error::{CallError, ErrorCode};
+use crate::error::CallError;
 use crate::handler::StreamHandler;
 use crate::request;
-use crate::schema::Share;
 
 /// What an operation sees of one that it follows. Dropping it ends the work behind it.
 pub type Followed = Pin<Box<dyn Stream<Item = Result<Body, CallError>> + Send>>;
@@ -74,16 +73,13 @@ impl Following {
             Some(event) => event?,
             None => Err(aborted()),
         };
-        let operation = &child.operation;
-        let checked =
-            event.and_then(|item| operation.checked(item.output, Share::of(child.root.identity())));
-        Some(checked.map(Body::from).map_err(|error| {
-            child.note(&error);
-            if error.code == ErrorCode::Overloaded {
-                child.root.tree().excuse();
-            }
-            operation.visible(error)
-        }))
+        let event = event.inspect_err(|error| child.note(error));
+        let checked = event.and_then(|item| child.checked(item.output));
+        Some(
+            checked
+                .map(Body::from)
+                .map_err(|error| child.operation.visible(error)),
+        )
     }
 }
 

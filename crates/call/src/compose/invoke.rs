@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use crate::access::Verdict;
 use crate::admission;
 use crate::body::Body;
+use crate::call_tree::Hindrance;
 use crate::compiled::Compiled;
 use crate::compose::authority::{CompositionAuthority, Provenance};
 use crate::compose::child::{Child, Running, aborted};
@@ -114,15 +115,10 @@ impl Env {
         &self.resolver
     }
 
-    /// Something that belongs to this request was refused for want of room: see [`Ctx::is_excused`].
+    /// This node refused something that belongs to this request for want of room: see [`Ctx::is_excused`]. Operations
+    /// that call others say so themselves: that they answer `OVERLOADED` may be somebody else's word.
     pub fn excuse(&self) {
-        self.ctx.root().tree().excuse();
-    }
-
-    fn excuse_refused(&self, error: &CallError) {
-        if error.code == ErrorCode::Overloaded {
-            self.excuse();
-        }
+        self.ctx.root().tree().hinder(Hindrance::Here);
     }
 
     /// How many calls of operations by operations lie above the one that calls through it.
@@ -226,8 +222,7 @@ impl Env {
             child.hurried = child.deadline.is_some();
             child.hastened = child.hurried && self.ctx.is_hurried();
         }
-        let running = self.enter(child, &input);
-        let running = running.inspect_err(|error| self.excuse_refused(error))?;
+        let running = self.enter(child, &input)?;
         Ok(running.follow(Arc::clone(handler), input))
     }
 
@@ -240,7 +235,8 @@ impl Env {
         let child = running.child();
         if child.operation.checks_input() {
             let share = Share::of(child.root.identity());
-            child.operation.check_input(input, share)?;
+            let checked = child.operation.check_input(input, share);
+            checked.inspect_err(|error| child.note_refusal(error))?;
         }
         Ok(running)
     }
@@ -304,22 +300,13 @@ impl Env {
         input: Body,
         options: &InvokeOptions,
     ) -> Result<Body, CallError> {
-        let outcome = self.try_start(found, input, options).await;
-        outcome.inspect_err(|error| self.excuse_refused(error))
-    }
-
-    async fn try_start(
-        &self,
-        found: &Resolved,
-        input: Body,
-        options: &InvokeOptions,
-    ) -> Result<Body, CallError> {
         let operation = &found.operation;
         self.check_access(operation, &input)?;
         let handler = once(operation)?;
         let child = self.child(operation, options)?;
         let running = self.enter(child, &input)?;
-        let keyed = keyed::begin_child(running.child(), found.peer.as_ref(), &input)?;
+        let keyed = keyed::begin_child(running.child(), found.peer.as_ref(), &input);
+        let keyed = keyed.inspect_err(|error| running.child().note_refusal(error))?;
         let handler = match keyed {
             Some(keyed) => keyed.handler(handler),
             None => handler,
@@ -335,7 +322,12 @@ impl Env {
         if access.is_open() {
             return Ok(());
         }
-        let resource_id = operation.resource_id(input)?;
+        let resource_id = operation.resource_id(input).inspect_err(|error| {
+            // There was no room to look at it.
+            if error.code == ErrorCode::Overloaded {
+                self.excuse();
+            }
+        })?;
         match access.check_authority(self.authority(), resource_id.as_deref()) {
             Verdict::Allowed => Ok(()),
             _ => Err(CallError::new(

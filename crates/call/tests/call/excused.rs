@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use alknet_call::limits::COMPOSITION_CHILDREN_MAX;
 use alknet_call::*;
 use alknet_core::Carriage;
 use alknet_test_support::deadline;
+use futures_util::future::select_all;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -17,7 +19,19 @@ use crate::composition::{authority, node, query};
 struct Seen {
     code: String,
     excused: bool,
+    hindered: bool,
     number: u64,
+}
+
+impl Seen {
+    fn new<T>(ended: Result<T, CallError>, ctx: &Ctx) -> Self {
+        Self {
+            code: ended.map_or_else(|error| error.code.name().to_owned(), |_| String::new()),
+            excused: ctx.is_excused(),
+            hindered: ctx.is_hindered(),
+            number: ctx.root_number(),
+        }
+    }
 }
 
 type Sees = mpsc::UnboundedReceiver<Seen>;
@@ -35,15 +49,42 @@ fn sees(name: &str, seen: &mpsc::UnboundedSender<Seen>) -> Registration {
             };
             let env = ctx.env();
             let ended = env.invoke_with(op, &input.value()["input"], &options).await;
-            let code = ended.map_or_else(|error| error.code.name().to_owned(), |_| String::new());
             // The test may be over.
-            let _ = seen.send(Seen {
-                code,
-                excused: ctx.is_excused(),
-                number: ctx.root_number(),
-            });
+            let _ = seen.send(Seen::new(ended, &ctx));
             Err::<Value, _>(CallError::internal("in its own name"))
         }
+    });
+    let reach = ScopedPeerEnv::new(["app/*"]);
+    Registration::new(query(name), handler).composing(authority(&[]), reach)
+}
+
+/// One that has more calls at once than one request may, and says what it saw of the first that ended.
+fn crowds(name: &str, seen: &mpsc::UnboundedSender<Seen>) -> Registration {
+    let seen = seen.clone();
+    let handler = HandlerKind::once(move |_, ctx: Ctx| {
+        let seen = seen.clone();
+        async move {
+            let env = ctx.env();
+            let hangs = || {
+                let env = env.clone();
+                Box::pin(async move { env.invoke("app/hangs", &Value::Null).await })
+            };
+            let calls = (0..=COMPOSITION_CHILDREN_MAX).map(|_| hangs());
+            let (ended, ..) = select_all(calls).await;
+            // The test may be over.
+            let _ = seen.send(Seen::new(ended, &ctx));
+            Err::<Value, _>(CallError::internal("in its own name"))
+        }
+    });
+    let reach = ScopedPeerEnv::new(["app/hangs"]);
+    Registration::new(query(name), handler).composing(authority(&[]), reach)
+}
+
+/// One that answers what it is answered.
+fn passes(name: &str) -> Registration {
+    let handler = HandlerKind::once(|input: Body, ctx: Ctx| async move {
+        let op = input.value()["op"].as_str().unwrap_or_default();
+        ctx.env().invoke(op, &Value::Null).await
     });
     let reach = ScopedPeerEnv::new(["app/*"]);
     Registration::new(query(name), handler).composing(authority(&[]), reach)
@@ -62,7 +103,14 @@ fn lab() -> (Node, Sees) {
     let registry = Registry::builder()
         .with(sees("app/outer", &saw))
         .with(sees("app/inner", &saw))
-        .with(Registration::new(query("app/full"), answers(full)))
+        .with(crowds("app/crowds", &saw))
+        .with(passes("app/passes"))
+        .with(Registration::new(query("app/full"), answers(full.clone())))
+        .with(Registration::imported(
+            query("app/far"),
+            answers(full),
+            Provenance::FromCall,
+        ))
         .with(Registration::new(
             query("app/fails"),
             answers(CallError::internal("no")),
@@ -72,11 +120,15 @@ fn lab() -> (Node, Sees) {
 }
 
 async fn call(client: &CallConnection, input: &Value, timeout: Option<Duration>) {
+    ask(client, "app/outer", input, timeout).await;
+}
+
+async fn ask(client: &CallConnection, operation: &str, input: &Value, timeout: Option<Duration>) {
     let options = CallOptions {
         timeout,
         ..CallOptions::default()
     };
-    let ended = soon(client.call_with("app/outer", input, &options)).await;
+    let ended = soon(client.call_with(operation, input, &options)).await;
     ended.expect_err("it fails in its own name");
 }
 
@@ -94,6 +146,44 @@ async fn want_of_room_excuses_everything_above_and_nothing_else() {
         assert_eq!(second.code, "INTERNAL", "{op}");
         assert_eq!(first.number, second.number, "one request");
     }
+}
+
+/// Whoever runs the peer may be the author of what fails. What is told is that another try may succeed.
+#[tokio::test]
+async fn what_a_peer_answers_excuses_nobody() {
+    let (node, mut seen) = lab();
+    let client = node.client(Carriage::Memory, None);
+    let far = json!({ "op": "app/far" });
+    for asks in [
+        far.clone(),
+        json!({ "op": "app/passes", "input": far.clone() }),
+    ] {
+        call(&client, &json!({ "op": "app/inner", "input": asks }), None).await;
+        let (first, second) = (seen.recv().await, seen.recv().await);
+        let (first, second) = (first.expect("it ran"), second.expect("it ran"));
+        assert_eq!(first.code, "OVERLOADED", "{asks}");
+        assert_eq!((first.excused, second.excused), (false, false), "{asks}");
+        assert_eq!((first.hindered, second.hindered), (true, true), "{asks}");
+    }
+    // What was passed on is still this node's word where it refused.
+    let full = json!({ "op": "app/passes", "input": { "op": "app/full" } });
+    call(&client, &full, None).await;
+    assert!(seen.recv().await.expect("it ran").excused);
+}
+
+/// It asked for them itself: below it others need not have.
+#[tokio::test]
+async fn calls_without_number_do_not_excuse_what_was_asked_for() {
+    let (node, mut seen) = lab();
+    let client = node.client(Carriage::Memory, None);
+    ask(&client, "app/crowds", &Value::Null, None).await;
+    let alone = seen.recv().await.expect("it ran");
+    assert_eq!((&*alone.code, alone.excused), ("OVERLOADED", false));
+    call(&client, &json!({ "op": "app/crowds" }), None).await;
+    let (below, above) = (seen.recv().await, seen.recv().await);
+    let (below, above) = (below.expect("it ran"), above.expect("it ran"));
+    assert_eq!((&*below.code, below.excused), ("OVERLOADED", true));
+    assert_eq!((&*above.code, above.excused), ("INTERNAL", false));
 }
 
 #[tokio::test]

@@ -146,8 +146,10 @@ impl Making {
             return Err(error);
         }
         // Before anything is made of the input.
-        let counted = self.callers.enter(&self.author, Origin::of(&ctx))?;
-        let (input, tree) = ctx.counted_tree(input)?;
+        let counted = self.callers.enter(&self.author, Origin::of(&ctx));
+        let counted = counted.inspect_err(|error| excuse(&ctx, error))?;
+        let tree = ctx.counted_tree(input);
+        let (input, tree) = tree.inspect_err(|error| excuse(&ctx, error))?;
         let call = Invocation {
             code: Arc::clone(&self.code),
             input,
@@ -165,13 +167,25 @@ impl Making {
             );
         }
         let failed = failure.is_some_and(|failure| is_fault(&self.code, failure));
-        // Who calls could bring that about, in as many calls as they like.
-        if failure.is_some_and(Failure::is_no_room) || failed && ctx.is_excused() {
+        // Who calls could bring that about, in as many calls as they like. What a peer answers is no excuse: its owner
+        // may be the version's author.
+        if failure.is_some_and(Failure::is_no_room) {
+            ctx.env().excuse();
+            return;
+        }
+        if failed && ctx.is_excused() {
             return;
         }
         if let Some(verdict) = self.tally.count(failed) {
             self.judge.told(&self.terms.path, self.version, verdict);
         }
+    }
+}
+
+/// Notes with a request that there was no room for a call in the course of it, if `error` says so.
+fn excuse(ctx: &Ctx, error: &CallError) {
+    if error.code == ErrorCode::Overloaded {
+        ctx.env().excuse();
     }
 }
 
@@ -270,7 +284,7 @@ pub(crate) fn call_error(code: &Code, failure: Failure, ctx: &Ctx) -> CallError 
         }
         let details = json!({ "code": error.code, "path": error.path });
         // Scripts say what they like: that something was refused for want of room is noted where it was.
-        let told = match ctx.is_excused() && error.says_no_room() {
+        let told = match ctx.is_hindered() && error.says_no_room() {
             true => lacked_room(error.message, error.retryable),
             false => CallError::internal(error.message),
         };

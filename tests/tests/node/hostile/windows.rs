@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use alknet_call::CallClient;
-use alknet_core::{AuthToken, Carriage, Connection};
+use alknet_core::{AuthToken, Carriage, Connection, RecvStream, SendStream};
 use alknet_endpoint::Dialer;
 use alknet_test_support::deadline;
-use alknet_tests::{Bench, HostNode};
+use alknet_tests::{Bench, HostNode, wire};
 use bytes::Bytes;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::task::{JoinSet, block_in_place};
 
 use super::{Site, key, within};
@@ -151,4 +151,102 @@ async fn what_is_sent_and_not_read_is_bounded_for_one_identity() {
         site.serves();
         drop(clients);
     }
+}
+
+/// Streams of one direction that an unknown peer may have on a connection: of these nothing is read.
+const OF_UNKNOWN: usize = 3;
+
+/// A connection of an unknown peer, its stream that is read, and those that are not.
+struct Mixed {
+    _connection: Connection,
+    read: (SendStream, RecvStream),
+    unread: Vec<SendStream>,
+}
+
+impl Mixed {
+    async fn begin(site: &Site<'_>, nobody: &Dialer) -> Self {
+        let connection = site.dial(nobody, Carriage::Quic).await;
+        let read = wire::stream(&connection).await.expect("it is connected");
+        let mut unread = Vec::new();
+        for _ in 0..OF_UNKNOWN {
+            let stream = within(connection.open_uni()).await;
+            unread.push(stream.expect("it may have as many"));
+        }
+        Self {
+            _connection: connection,
+            read,
+            unread,
+        }
+    }
+
+    async fn say(&mut self, said: &Bytes) {
+        let written = within(self.read.0.write_chunk(said.clone())).await;
+        written.expect("it is read");
+    }
+
+    /// Waits until everything that was said was read.
+    async fn is_read(&mut self) {
+        let asks = wire::request("1", "services/list", &Value::Null);
+        self.say(&asks.into()).await;
+        let event = within(wire::event(&mut self.read.1)).await;
+        let event = event.expect("an answer");
+        assert_eq!(event["type"], "call.responded", "{event}");
+    }
+}
+
+/// Pieces of one byte that are not read, each among much that is read at once, and that the kernel joins with it. What
+/// is written without a pause is sent together: so this has one thread.
+#[tokio::test]
+async fn pieces_of_a_byte_do_not_keep_what_they_came_with() {
+    const CONNECTIONS: usize = 24;
+    /// On each stream. The library for QUIC copies them together where there are more: 32 KiB of packets.
+    const PIECES: usize = 22;
+    /// Nearly 1 KiB each, and together more than a client has the kernel send at once.
+    const EVENTS: usize = 26;
+    /// For each stream 32 KiB of packets, and twice as much for everything else. With all that a client has the kernel
+    /// send at once, ten packets, it would be three times as much: 14 KiB for each piece, 22 MiB.
+    const GROWTH_MAX: u64 = 3 * ((CONNECTIONS * OF_UNKNOWN) as u64 * (32 << 10));
+
+    let bench = Bench::new();
+    let node = bench.host_with(LIMITS);
+    let site = Site {
+        admin: bench.admin(),
+        target: node.target().to_owned(),
+    };
+    let nobody = Dialer::new(None);
+    // Of a type that means nothing: it is read and forgotten.
+    let event = json!({ "type": "call.nothing", "id": "1", "payload": { "x": "x".repeat(900) } });
+    let much = Bytes::from(wire::frame(event.to_string().as_bytes()).repeat(EVENTS));
+    let mut all = Vec::new();
+    for _ in 0..CONNECTIONS {
+        all.push(Mixed::begin(&site, &nobody).await);
+    }
+    // What each has once, and the allocator keeps, is there before.
+    for mixed in &mut all {
+        for _ in 0..4 {
+            mixed.say(&much).await;
+        }
+        mixed.is_read().await;
+    }
+    let before = memory(&node, "VmRSS:");
+    for mixed in &mut all {
+        for _ in 0..PIECES {
+            for at in 0..OF_UNKNOWN {
+                let piece = Bytes::from_static(b"x");
+                let written = within(mixed.unread[at].write_chunk(piece)).await;
+                written.expect("the window has room");
+                mixed.say(&much).await;
+                // All of it is sent now.
+                tokio::task::yield_now().await;
+            }
+        }
+        mixed.is_read().await;
+    }
+    let grown = memory(&node, "VmRSS:").saturating_sub(before);
+    println!(
+        "figure {} pieces of a byte from outside: {} KiB",
+        CONNECTIONS * OF_UNKNOWN * PIECES,
+        grown >> 10
+    );
+    assert!(grown <= GROWTH_MAX, "{grown} bytes");
 }

@@ -167,6 +167,52 @@ async fn want_of_room_below_a_version_does_not_speak_against_it() {
     .await;
 }
 
+/// The peer may be its author's, or in league with its author.
+#[tokio::test]
+async fn what_a_peer_answers_does_not_excuse_a_version() {
+    for op in ["door/far", "js/between"] {
+        let folder = folder();
+        let config = Config {
+            rollback_on_errors: true,
+            ..live()
+        };
+        let node = Node::start(folder.path(), config).await;
+        let between =
+            "export const run = async (go) => { if (go) await ops.call('door/far'); return 0; };";
+        let between = Draft::new("between", between)
+            .uses(&["door/far"])
+            .test(json!({ "input": null, "expect": { "output": 0 } }));
+        node.people
+            .set("ada", &["ops:propose", "config:read", "call:js:between"]);
+        node.promote(&between).await;
+        for answer in [1, 2] {
+            node.promote(&asks("asks", op, answer)).await;
+        }
+        let client = node.client("cal");
+        // One more than may.
+        for _ in 0..21 {
+            let refused = soon(client.call("js/asks", &json!(op))).await;
+            let refused = refused.expect_err(op);
+            // It may be tried again all the same.
+            assert_eq!(refused.code, ErrorCode::Overloaded, "{op}");
+            assert!(refused.retryable, "{op}");
+        }
+        let versions = json!({ "path": "js/asks" });
+        let told = soon(async {
+            loop {
+                let told = node.call("eve", "ops/proposals", &versions).await;
+                let told = told.expect("known");
+                if told["active"] == 1 {
+                    break told;
+                }
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        assert_eq!(told["versions"][0]["errors"], 21, "{told}");
+    }
+}
+
 /// What it calls ends before it, by the time that its caller gave it.
 #[tokio::test]
 async fn a_caller_in_haste_does_not_speak_against_a_version() {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use alknet_call::{
     ALPN, CallClient, CallConnection, CallError, CallHandler, Dispatcher, ErrorCode, HandlerKind,
-    OperationSpec, Registration, Registry,
+    OperationSpec, Provenance, Registration, Registry,
 };
 use alknet_core::{
     AuthContext, AuthToken, Carriage, Clock, Identity, IdentityKind, IdentityProvider, PeerKey,
@@ -138,14 +138,18 @@ fn program() -> Vec<Registration> {
         })
     };
     let full = OperationSpec::query("door/full", "Nobody gets in.");
-    let refuses = HandlerKind::once(|_, _| async {
-        Err::<Value, _>(CallError::new(
-            ErrorCode::Overloaded,
-            "as many are in as may be",
-        ))
-    });
+    let far = OperationSpec::query("door/far", "Nobody gets in at a peer's.");
+    let refuses = || {
+        HandlerKind::once(|_, _| async {
+            Err::<Value, _>(CallError::new(
+                ErrorCode::Overloaded,
+                "as many are in as may be",
+            ))
+        })
+    };
     vec![
-        Registration::new(full, refuses),
+        Registration::new(full, refuses()),
+        Registration::imported(far, refuses(), Provenance::FromCall),
         Registration::new(
             OperationSpec::query("door/stuck", "It never opens."),
             HandlerKind::once(|_, _| std::future::pending::<Result<Value, CallError>>()),

@@ -46,11 +46,11 @@ pub fn declared_errors() -> Vec<ErrorDef> {
 
 /// What a caller sees of a failure. `declares` knows the operation's own codes: an error of another
 /// operation that a script let pass goes on unchanged where its code is among them. Where the node noted that something
-/// was refused for want of room, `excused`, such an error is `OVERLOADED` as it was.
+/// was refused for want of room, `hindered`, such an error is `OVERLOADED` as it was.
 #[must_use]
 pub fn to_call_error(
     failure: &Failure,
-    excused: bool,
+    hindered: bool,
     declares: impl Fn(&str) -> bool,
 ) -> CallError {
     if let Some(error) = failure
@@ -65,7 +65,7 @@ pub fn to_call_error(
         };
     }
     let lacked = failure.operation.as_deref();
-    let lacked = lacked.filter(|error| excused && error.says_no_room());
+    let lacked = lacked.filter(|error| hindered && error.says_no_room());
     let (name, retryable) = match lacked {
         Some(error) => (OVERLOADED, error.retryable),
         None => failure.code.on_the_wire(),
@@ -200,13 +200,13 @@ mod tests {
     /// Any script can say that there was no room: it counts where the node refused something.
     #[test]
     fn want_of_room_passes_where_the_node_knows_of_it() {
-        let told = |code: &str, retryable, excused| {
+        let told = |code: &str, retryable, hindered| {
             let mut failure = Failure::new(Code::Exception, "x");
             failure.operation = Some(Box::new(OpError {
                 retryable,
                 ..OpError::new(code, "full")
             }));
-            let error = to_call_error(&failure, excused, |_| false);
+            let error = to_call_error(&failure, hindered, |_| false);
             (error.code, error.retryable, error.retry_after_ms.is_some())
         };
         let (full, internal) = (ErrorCode::Overloaded, ErrorCode::Internal);
@@ -217,13 +217,13 @@ mod tests {
         );
         // What has run, and had no room for its answer.
         assert_eq!(told("OVERLOADED", false, true), (full, false, false));
-        for (code, retryable, excused) in [
+        for (code, retryable, hindered) in [
             ("OVERLOADED", true, false),
             ("QUOTA_EXCEEDED", false, true),
             ("UNAVAILABLE", true, true),
         ] {
             let expected = (internal.clone(), false, false);
-            assert_eq!(told(code, retryable, excused), expected, "{code}");
+            assert_eq!(told(code, retryable, hindered), expected, "{code}");
         }
     }
 }

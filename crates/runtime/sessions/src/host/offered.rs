@@ -119,7 +119,7 @@ impl Script {
 
     fn error(&self, failure: &alknet_runtime::Failure, ctx: &Ctx) -> CallError {
         let declares = |code: &str| self.declares.iter().any(|own| own == code);
-        to_call_error(failure, ctx.is_excused(), declares)
+        to_call_error(failure, ctx.is_hindered(), declares)
     }
 }
 

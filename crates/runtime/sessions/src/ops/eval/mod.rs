@@ -123,7 +123,7 @@ impl Evals {
         }
         spec.console = Some(heard.console);
         let opened = self.sessions.open(&ctx.env(), spec).await;
-        let session = opened.map_err(|failure| of_open(&failure))?;
+        let session = opened.map_err(|failure| unopened(&failure, ctx))?;
         session.set_record(heard.record);
         let ran = session.run(&ctx.env(), Work::Module { module: main }).await;
         ran.map_err(|failure| ended(&failure, ctx))
@@ -200,7 +200,7 @@ impl Evals {
         }
         let spec = self.spec(asked, ctx, Mode::Repl)?;
         let opened = self.sessions.open(&ctx.env(), spec).await;
-        let session = opened.map_err(|failure| of_open(&failure))?;
+        let session = opened.map_err(|failure| unopened(&failure, ctx))?;
         let turn = Arc::default();
         let repl = Repl {
             session: session.clone(),
@@ -263,9 +263,17 @@ fn told(failure: &Failure) -> CallError {
     to_call_error(failure, false, |_| false)
 }
 
+/// Why there is no session for it. That others have taken the room is no fault of an operation's that called this one.
+fn unopened(failure: &Failure, ctx: &Ctx) -> CallError {
+    if failure.is_no_room() {
+        ctx.env().excuse();
+    }
+    of_open(failure)
+}
+
 /// The caller wrote the script: an exception is theirs to see, and no fault of the node's.
 fn ended(failure: &Failure, ctx: &Ctx) -> CallError {
-    let mut error = to_call_error(failure, ctx.is_excused(), |_| false);
+    let mut error = to_call_error(failure, ctx.is_hindered(), |_| false);
     if failure.code == Code::Exception {
         // Where something found no room, that is what the caller has to know.
         if error.code != ErrorCode::Overloaded {
