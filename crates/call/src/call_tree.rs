@@ -3,8 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// The number of the next tree.
+/// The number of the next request or call.
 static NEXT: AtomicU64 = AtomicU64::new(0);
+
+/// A number that no other request or call of this process has, or had.
+pub(crate) fn next_number() -> u64 {
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
 
 /// A request with every call below it, and with the runs of their idempotency keys.
 #[derive(Debug)]
@@ -18,7 +23,7 @@ pub(crate) struct CallTree {
 impl CallTree {
     pub(crate) fn new() -> Self {
         Self {
-            number: NEXT.fetch_add(1, Ordering::Relaxed),
+            number: next_number(),
             excused: AtomicBool::new(false),
             above: None,
         }
