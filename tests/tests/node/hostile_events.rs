@@ -94,7 +94,8 @@ async fn events_of_a_peer_that_nobody_takes_end_and_stop_nobody_else() {
             ..CallOptions::default()
         };
         // The first ones make what stays: streams, tables, pages of the allocator.
-        let first = ada.subscribe_with("node/flow", &Value::Null, &options(Route::Auto));
+        let one = options(Route::Auto);
+        let first = ada.subscribe_with("node/flow", &Value::Null, &one);
         let mut first = within(first).await.expect("it is sent");
         let event = within(first.next()).await.expect("an event");
         event.expect("there is room for one");
