@@ -3,8 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-/// The number of the next tree.
+/// The number of the next request or call.
 static NEXT: AtomicU64 = AtomicU64::new(0);
+
+/// A number that no other request or call of this process has, or had.
+pub(crate) fn next_number() -> u64 {
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
 
 /// Whether something in the course of a request was refused for want of room, or ended because a caller left it too
 /// little time, and for whom that is an excuse. Each has what those before it have.
@@ -44,7 +49,7 @@ pub(crate) struct CallTree {
 impl CallTree {
     pub(crate) fn new() -> Self {
         Self {
-            number: NEXT.fetch_add(1, Ordering::Relaxed),
+            number: next_number(),
             hindrance: AtomicU8::new(Hindrance::None as u8),
             above: None,
         }

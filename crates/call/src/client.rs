@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::body::Body;
+use crate::credit::Credit;
 use crate::dispatcher::Dispatcher;
 use crate::envelope::ForwardedFor;
 use crate::error::CallError;
@@ -25,11 +26,13 @@ use crate::limits::{
     WINDOW_DEFAULT,
 };
 use crate::link::Link;
-use crate::outbound::{Delivery, Event};
+use crate::outbound::{Delivery, Event, Room};
 use crate::outgoing::{self, Encoded, Outgoing, Pending};
 use crate::registry::Registry;
+use crate::request_bytes::Requester;
 use crate::services::{Listing, OperationSummary};
 use crate::spec::OperationSpec;
+use crate::unread::Unread;
 
 /// Makes [`CallConnection`]s: dials them, or takes connections that were dialled with ALPN
 /// `alknet/call`.
@@ -299,24 +302,58 @@ impl Caller {
         input: &(impl Serialize + Sync + ?Sized),
         options: &CallOptions,
     ) -> Result<Subscription, CallError> {
-        let own_stream = self.link.connection.is_multi() && options.route != Route::Lane;
-        let window = (!own_stream).then_some(options.window.max(1));
+        let credit = (!self.has_own_stream(options)).then(|| Credit::fixed(options.window.max(1)));
+        let buffered = credit
+            .as_ref()
+            .map_or(STREAM_EVENTS_BUFFERED, |credit| credit.first() as usize + 1);
+        let room = Room::Own(buffered);
+        self.follow(operation, input, options, credit, room).await
+    }
+
+    /// As [`subscribe_with`](Self::subscribe_with), for somebody who need not take the events: there is credit for them
+    /// on a stream of their own as well, they count for the requester, and where there is no room for them the
+    /// subscription ends.
+    pub(crate) async fn subscribe_for(
+        &self,
+        requester: &Requester,
+        operation: &str,
+        input: &(impl Serialize + Sync + ?Sized),
+        options: &CallOptions,
+    ) -> Result<Subscription, CallError> {
+        let credit = Credit::fitting();
+        let room = Room::passed(&self.link.dispatcher.unread_bytes, requester, &credit);
+        self.follow(operation, input, options, Some(credit), room)
+            .await
+    }
+
+    async fn follow(
+        &self,
+        operation: &str,
+        input: &(impl Serialize + Sync + ?Sized),
+        options: &CallOptions,
+        credit: Option<Credit>,
+        room: Room,
+    ) -> Result<Subscription, CallError> {
+        let window = credit.as_ref().map(Credit::first);
         let request = Encoded::new(&self.link, operation, input, options, window)?;
-        let lane = if own_stream {
-            self.own_stream().await?
+        let lane = if self.has_own_stream(options) {
+            self.own_stream(room.waiting().cloned()).await?
         } else {
             self.shared_lane().await?
         };
-        let buffered = window.map_or(STREAM_EVENTS_BUFFERED, |window| window as usize + 1);
         let mut frame = Vec::new();
-        let (events, outgoing) = request.expect_events(&self.link, &lane, buffered, &mut frame)?;
+        let (events, outgoing) = request.expect_events(&self.link, &lane, room, &mut frame)?;
         outgoing::send(&self.link, &lane, frame)?;
         Ok(Subscription {
             events,
-            window,
-            taken: 0,
+            credit,
             outgoing: Some(outgoing),
         })
+    }
+
+    /// Whether a subscription has a stream of its own.
+    fn has_own_stream(&self, options: &CallOptions) -> bool {
+        self.link.connection.is_multi() && options.route != Route::Lane
     }
 
     /// Every operation of the peer whose name starts with `prefix` and that this side may call.
@@ -391,14 +428,14 @@ impl Caller {
             Route::Stream => true,
         };
         if own && self.link.connection.is_multi() {
-            self.own_stream().await
+            self.own_stream(None).await
         } else {
             self.shared_lane().await
         }
     }
 
-    async fn own_stream(&self) -> Result<Arc<Lane>, CallError> {
-        let lane = self.link.call_lane().await;
+    async fn own_stream(&self, waiting: Option<Arc<Unread>>) -> Result<Arc<Lane>, CallError> {
+        let lane = self.link.call_lane(waiting).await;
         lane.map_err(|error| CallError::unavailable(error.to_string()))
     }
 
@@ -411,8 +448,7 @@ impl Caller {
 /// The events of a subscription. Ends after its first error; dropping it aborts.
 pub struct Subscription {
     events: mpsc::Receiver<Delivery>,
-    window: Option<u32>,
-    taken: u32,
+    credit: Option<Credit>,
     outgoing: Option<Outgoing>,
 }
 
@@ -422,15 +458,12 @@ impl Subscription {
         std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
     }
 
-    /// Gives back credit in halves of the window: few frames, and the peer never runs dry.
-    fn took(&mut self) {
-        let (Some(window), Some(outgoing)) = (self.window, &self.outgoing) else {
-            return;
-        };
-        self.taken += 1;
-        if self.taken >= window.div_ceil(2) {
-            let n = std::mem::take(&mut self.taken);
-            outgoing.credit(n);
+    /// Gives credit for an event of so many bytes that was taken.
+    fn took(&mut self, bytes: usize) {
+        if let (Some(credit), Some(outgoing)) = (&mut self.credit, &self.outgoing)
+            && let Some(more) = credit.took(bytes)
+        {
+            outgoing.credit(more);
         }
     }
 }
@@ -443,8 +476,8 @@ impl Stream for Subscription {
             return Poll::Ready(None);
         }
         let end = match std::task::ready!(self.events.poll_recv(cx)) {
-            Some(Delivery::Event(event, _)) => {
-                self.took();
+            Some(Delivery::Event(event, claim)) => {
+                self.took(claim.bytes());
                 return Poll::Ready(Some(Ok(*event)));
             }
             Some(Delivery::End(end)) => end,

@@ -103,6 +103,25 @@ impl Ctx {
         self.root().tree().number()
     }
 
+    /// A number of the node's for this call alone, which the run of its idempotency key has as well. Ids do not tell
+    /// calls apart: the calls in such a run are counted anew.
+    #[must_use]
+    pub fn call_number(&self) -> u64 {
+        match &self.0 {
+            Kind::Request(request) => request.tree().number(),
+            Kind::Child(child) => child.number,
+        }
+    }
+
+    /// That of the call that made this one; `None` for a request from outside.
+    #[must_use]
+    pub fn parent_call_number(&self) -> Option<u64> {
+        match &self.0 {
+            Kind::Request(_) => None,
+            Kind::Child(child) => Some(child.parent_number),
+        }
+    }
+
     /// Whether this node refused something in the course of the request everything belongs to for want of room, or
     /// something ended because a caller left it too little time. Who calls can bring that about: an operation that
     /// fails then need not be to blame. What a peer or a server answers excuses nobody, and the number of calls below

@@ -10,8 +10,10 @@ use tokio::time::{Instant, timeout_at};
 use crate::frame::{FrameError, FrameReader};
 use crate::limits::{FRAMES_PER_TURN, OVERFULL_TIMEOUT, READ_STEP_BYTES, WRITE_STEP_BYTES};
 use crate::link::Link;
+use crate::outbound::Making;
 use crate::outlet::{Outlet, Work};
 use crate::unfinished::{Overfull, Unfinished};
+use crate::unread::Unread;
 
 /// A bidirectional stream in use.
 #[derive(Debug, Default)]
@@ -23,6 +25,8 @@ pub(crate) struct Lane {
     read_done: AtomicBool,
     /// Carries one request of ours and ends with it.
     single_call: bool,
+    /// What the events count with that come on it, where they are passed on.
+    waiting: Option<Arc<Unread>>,
 }
 
 /// Why a stream ended before its time.
@@ -77,9 +81,10 @@ impl Lane {
         Self::default()
     }
 
-    pub(crate) fn single_call() -> Self {
+    pub(crate) fn single_call(waiting: Option<Arc<Unread>>) -> Self {
         Self {
             single_call: true,
+            waiting,
             ..Self::default()
         }
     }
@@ -204,10 +209,13 @@ async fn read_loop(link: &Arc<Link>, lane: &Arc<Lane>, recv: &mut RecvStream) ->
     let mut frames = FrameReader::new();
     let mut begun = None;
     let mut unfinished = Unfinished::default();
+    let mut making = Making::default();
     let mut turn = 0;
     loop {
         while let Some(frame) = frames.next_frame(link.frame_bytes())? {
             begun = None;
+            // It is about to be counted whole.
+            making = Making::default();
             link.receive(lane, frame).await?;
             unfinished = Unfinished::default();
             // Requests of ours and what ends them count here, which are no answers.
@@ -220,9 +228,15 @@ async fn read_loop(link: &Arc<Link>, lane: &Arc<Lane>, recv: &mut RecvStream) ->
         }
         if frames.is_partial() {
             begun.get_or_insert_with(Instant::now);
-            // What answers a request of ours was asked for.
-            if !lane.is_single_call() {
-                unfinished.count(link, frames.held_bytes())?;
+            match &lane.waiting {
+                Some(waiting) if !making.count(waiting, frames.held_bytes()) => {
+                    link.outbound.refuse_on(link, lane);
+                    return Err(End::Killed(StreamCode::Cancelled));
+                }
+                Some(_) => {}
+                // What answers a request of ours was asked for.
+                None if lane.is_single_call() => {}
+                None => unfinished.count(link, frames.held_bytes())?,
             }
         }
         match next_chunk(link, recv, begun).await? {

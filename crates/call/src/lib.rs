@@ -41,6 +41,7 @@ mod compiled;
 mod compose;
 mod connect;
 mod context;
+mod credit;
 mod dispatcher;
 mod envelope;
 mod error;

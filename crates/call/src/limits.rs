@@ -190,13 +190,17 @@ pub const LANE_TIMEOUT_MAX: Duration = Duration::from_secs(60);
 pub const LANES: usize = 2;
 /// Events a subscription on a lane may have in flight, unless the caller says otherwise.
 pub const WINDOW_DEFAULT: u32 = 64;
-/// The same of a subscription that is passed on: each event may be as long as a frame, and waits for another peer.
-pub const WINDOW_FORWARDED: u32 = 8;
+/// The same of a subscription that is passed on, until its first event was taken: each may be as long as a frame, and
+/// waits for another peer.
+pub const WINDOW_FORWARDED: u32 = 2;
+/// And from then on, where its events are so short that as many have no more than [`STREAM_EVENTS_BYTES`].
+pub const WINDOW_FORWARDED_MAX: u32 = 64;
 /// Bytes of the longest cursor that is passed on from a peer. It is made into a tree, of up to 75 times its bytes.
 pub const CURSOR_BYTES_MAX: usize = 4 << 10;
 /// Events buffered for the reader of a subscription that has a stream of its own.
 pub const STREAM_EVENTS_BUFFERED: usize = 16;
-/// Bytes of such events from which on no further one is read: what follows waits at the peer.
+/// Bytes of such events from which on no further one is read: what follows waits at the peer. And of the events that a
+/// subscription which is passed on may have in flight, or one event.
 pub const STREAM_EVENTS_BYTES: usize = 256 << 10;
 
 /// Retries of one call.

@@ -278,13 +278,25 @@ impl Link {
         lane
     }
 
-    /// A stream for one request.
-    pub(crate) async fn call_lane(self: &Arc<Self>) -> Result<Arc<Lane>, StreamError> {
+    /// A stream for one request. Where that is a subscription that is passed on, what comes on it counts with the events
+    /// of it that are `waiting`.
+    pub(crate) async fn call_lane(
+        self: &Arc<Self>,
+        waiting: Option<Arc<Unread>>,
+    ) -> Result<Arc<Lane>, StreamError> {
         if self.kind == Kind::OneWay {
             return Err(StreamError::Unsupported);
         }
         let (send, recv) = self.connection.open_bi().await?;
-        Ok(self.spawn_lane(Lane::single_call(), send, recv))
+        Ok(self.spawn_lane(Lane::single_call(waiting), send, recv))
+    }
+
+    /// A lane for many requests that is there, unless all of them are being opened.
+    pub(crate) fn usable_lane(&self) -> Option<Arc<Lane>> {
+        self.shared.iter().find_map(|slot| {
+            let lane = slot.try_lock().ok()?.clone()?;
+            lane.is_usable().then_some(lane)
+        })
     }
 
     /// A lane for many requests; opened when first needed and again after it ended.

@@ -1,5 +1,7 @@
 //! Our requests in flight at the peer.
 
+mod buffer;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -10,14 +12,16 @@ use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::body::Body;
+use crate::dispatcher::Counters;
 use crate::envelope::{self, Envelope, EventKind, Response};
 use crate::error::{CallError, ErrorCode};
 use crate::frame::FrameBody;
 use crate::lane::Lane;
-use crate::limits::STREAM_EVENTS_BYTES;
-use crate::link::{Claim, Link};
+use crate::link::Link;
 use crate::sync::lock;
-use crate::unread::Unread;
+use buffer::Buffer;
+pub use buffer::Event;
+pub(crate) use buffer::{Delivery, Making, Room};
 
 /// The table of one connection.
 pub(crate) struct Outbound {
@@ -40,55 +44,6 @@ struct Waiting {
 enum To {
     Once(oneshot::Sender<Result<Body, CallError>>),
     Stream(Buffer),
-}
-
-/// What a subscriber has yet to take.
-#[derive(Clone)]
-struct Buffer {
-    tx: mpsc::Sender<Delivery>,
-    /// Bytes of the events.
-    waiting: Arc<Unread>,
-    /// Bytes from which on no further event is read.
-    most: usize,
-}
-
-impl Buffer {
-    /// Hands it on once the subscriber has room.
-    async fn put(&self, event: Event, bytes: usize) {
-        tokio::select! {
-            biased;
-            () = self.waiting.wait_below(self.most) => {}
-            () = self.tx.closed() => {}
-        }
-        let claim = Claim::new(&self.waiting, bytes);
-        let _ = self.tx.send(Delivery::Event(Box::new(event), claim)).await;
-    }
-
-    async fn end(&self, end: Result<(), CallError>) {
-        let _ = self.tx.send(Delivery::End(end)).await;
-    }
-}
-
-/// One event of a subscription, as its subscriber sees it.
-#[derive(Clone, Debug)]
-pub struct Event {
-    /// The value.
-    pub output: Body,
-    /// Events left out before this one because the reader was slow.
-    pub dropped: u64,
-    /// Where to resume behind it, for resumable operations.
-    pub cursor: Option<Body>,
-}
-
-/// What a subscriber receives.
-#[derive(Debug)]
-pub(crate) enum Delivery {
-    End(Result<(), CallError>),
-    /// It counts as waiting until it is taken.
-    Event(
-        Box<Event>,
-        #[expect(dead_code, reason = "it counts until it is dropped")] Claim,
-    ),
 }
 
 impl Outbound {
@@ -142,21 +97,11 @@ impl Outbound {
         &self,
         id: u64,
         lane: &Arc<Lane>,
-        buffered: usize,
+        room: Room,
     ) -> Result<mpsc::Receiver<Delivery>, CallError> {
-        let (tx, rx) = mpsc::channel(buffered.max(1));
-        let buffer = Buffer {
-            tx,
-            waiting: Arc::default(),
-            // Where answers to others come on the same stream, nothing may keep them waiting: there the number of events
-            // is limited by credit.
-            most: match lane.is_single_call() {
-                true => STREAM_EVENTS_BYTES,
-                false => usize::MAX,
-            },
-        };
+        let (buffer, events) = Buffer::new(room, lane.is_single_call());
         self.insert(id, lane, To::Stream(buffer))?;
-        Ok(rx)
+        Ok(events)
     }
 
     fn insert(&self, id: u64, lane: &Arc<Lane>, to: To) -> Result<(), CallError> {
@@ -174,7 +119,7 @@ impl Outbound {
         lock(&self.table).waiting.remove(&id).is_some()
     }
 
-    /// Hands an event to whoever waits for it. Waits for slow subscribers: that is what holds the
+    /// Hands an event to whoever waits for it. Waits for slow subscribers of this node's own: that is what holds the
     /// peer back.
     pub(crate) async fn deliver(
         &self,
@@ -218,9 +163,31 @@ impl Outbound {
                 let _ = tx.send(parsed.map(|event| event.output));
             }
             Recipient::Stream(buffer) => match parsed {
-                Ok(event) => buffer.put(event, bytes_of(body)).await,
+                Ok(event) => {
+                    if let Err(error) = buffer.put(event, bytes_of(body)).await {
+                        self.refuse(link, id, error);
+                    }
+                }
                 Err(error) => buffer.end(Err(error)).await,
             },
+        }
+    }
+
+    /// Ends a subscription for whose events there is no room, at the peer as well.
+    fn refuse(&self, link: &Link, id: u64, error: CallError) {
+        let waiting = lock(&self.table).waiting.remove(&id);
+        if let Some(Waiting { lane, to }) = waiting {
+            Counters::add(&link.dispatcher.counters.unread_bytes_full);
+            stop_sender(&lane, &self.wire_id(id));
+            to.fail(error);
+        }
+    }
+
+    /// The same of the one that `lane` carries, of whose event there is no room for the rest.
+    pub(crate) fn refuse_on(&self, link: &Link, lane: &Arc<Lane>) {
+        for (_, Waiting { to, .. }) in self.take_where(|on| Arc::ptr_eq(on, lane)) {
+            Counters::add(&link.dispatcher.counters.unread_bytes_full);
+            to.fail(buffer::no_room());
         }
     }
 
@@ -310,7 +277,7 @@ impl To {
     fn fail(self, error: CallError) {
         match self {
             Self::Once(tx) => drop(tx.send(Err(error))),
-            Self::Stream(buffer) => drop(buffer.tx.try_send(Delivery::End(Err(error)))),
+            Self::Stream(buffer) => buffer.end_now(Err(error)),
         }
     }
 }
@@ -371,35 +338,7 @@ pub(crate) fn stop_sender(lane: &Lane, id: &str) {
 
 #[cfg(test)]
 mod tests {
-    use std::pin::pin;
-
     use super::*;
-
-    /// Sixteen of the longest frames would be kept for each of many subscriptions.
-    #[tokio::test]
-    async fn events_wait_at_the_peer_while_many_bytes_of_them_wait_here() {
-        let outbound = Outbound::new(true);
-        let lane = Arc::new(Lane::single_call());
-        let mut events = outbound.wait_stream(1, &lane, 16).expect("it is open");
-        let Recipient::Stream(buffer) = outbound.recipient(1, false) else {
-            panic!("nobody waits");
-        };
-        let event = || Event {
-            output: Body::null(),
-            dropped: 0,
-            cursor: None,
-        };
-        buffer.put(event(), STREAM_EVENTS_BYTES).await;
-        let mut more = pin!(buffer.put(event(), 1));
-        assert!(futures_util::poll!(more.as_mut()).is_pending());
-        assert!(matches!(events.recv().await, Some(Delivery::Event(..))));
-        more.await;
-        assert!(matches!(events.recv().await, Some(Delivery::Event(..))));
-        // Whoever has left keeps nobody waiting.
-        buffer.put(event(), STREAM_EVENTS_BYTES).await;
-        drop(events);
-        buffer.put(event(), 1).await;
-    }
 
     #[test]
     fn ids_say_which_side_chose_them() {
@@ -433,7 +372,8 @@ mod tests {
             (refused.code, outbound.is_empty()),
             (ErrorCode::Unavailable, true)
         );
-        let refused = outbound.wait_stream(4, &lane, 1).expect_err("it is closed");
+        let refused = outbound.wait_stream(4, &lane, Room::Own(1));
+        let refused = refused.expect_err("it is closed");
         assert_eq!(refused.code, ErrorCode::Unavailable);
         drop((answer, more));
     }

@@ -13,7 +13,7 @@ use crate::error::{CallError, ErrorCode};
 use crate::lane::Lane;
 use crate::limits::RESPONDER_GRACE;
 use crate::link::Link;
-use crate::outbound::{Delivery, stop_sender};
+use crate::outbound::{Delivery, Room, stop_sender};
 use crate::text;
 
 /// What a request usually fits into.
@@ -92,10 +92,10 @@ impl Encoded {
         self,
         link: &Arc<Link>,
         lane: &Arc<Lane>,
-        buffered: usize,
+        room: Room,
         out: &mut Vec<u8>,
     ) -> Result<(mpsc::Receiver<Delivery>, Outgoing), CallError> {
-        let events = link.outbound.wait_stream(self.id, lane, buffered)?;
+        let events = link.outbound.wait_stream(self.id, lane, room)?;
         Ok((events, self.append(link, lane, out)))
     }
 
@@ -191,11 +191,31 @@ pub(crate) struct Outgoing {
 }
 
 impl Outgoing {
-    /// Lets the peer send `n` events more.
+    /// Lets the peer send `n` events more. A stream of one request has ended: there it is said on a lane of others, as
+    /// whose subscription it is about is told by its id.
     pub(crate) fn credit(&self, n: u32) {
-        let credit = |out: &mut Vec<u8>| envelope::append_credit(out, &self.wire_id, n);
-        self.lane.out.push(credit);
+        if !self.lane.is_single_call() {
+            say_credit(&self.lane, &self.wire_id, n);
+            return;
+        }
+        let usable = self.link.usable_lane();
+        if usable.is_some_and(|lane| say_credit(&lane, &self.wire_id, n)) {
+            return;
+        }
+        let (link, wire_id) = (Arc::clone(&self.link), self.wire_id.clone());
+        tokio::spawn(async move {
+            // Without a lane the connection is about to end.
+            if let Ok(lane) = link.any_lane().await {
+                say_credit(&lane, &wire_id, n);
+            }
+        });
     }
+}
+
+/// Whether it will be said.
+fn say_credit(lane: &Lane, id: &str, n: u32) -> bool {
+    let credit = |out: &mut Vec<u8>| envelope::append_credit(out, id, n);
+    lane.out.push(credit).is_some()
 }
 
 impl Drop for Outgoing {

@@ -74,6 +74,9 @@ pub(crate) enum Fit {
     /// What is left before it grows has to be something. It may then be exceeded once, because how long an event is
     /// shows when it is made, and one that never fitted would be waited for without end.
     Begins,
+    /// With it the requester has at most half of what there would be room for. The other half is for what is read: where
+    /// what waits to be passed on had all, none of it could be.
+    Half,
     /// What is left has to be as much.
     Wholly,
 }
@@ -294,6 +297,7 @@ impl RequestBytes {
         let asked = match fit {
             Fit::Anyway => None,
             Fit::Begins => Some(1),
+            Fit::Half => Some(counted.of(requester).bytes + 2 * bytes),
             Fit::Wholly => Some(bytes),
         };
         let fits = |asked| self.bounds.fits(&counted, requester, asked).is_ok();

@@ -1,6 +1,6 @@
 //! Peers that speak the protocol by hand: with schemas that are written against the hub, which imports them and
 //! checks with them what its own operations and scripts call; one that counts what it is asked; those that read no
-//! requests, or answer none; and those whose answers and events have binary data.
+//! requests, or answer none; and those whose answers have binary data.
 
 use std::fs;
 use std::time::Duration;
@@ -36,11 +36,6 @@ const UNREAD_GROWTH_MAX: u64 = 48 << 20;
 
 /// What an answer may make the hub grow by that points to the same data thousands of times.
 const OFTEN_GROWTH_MAX: u64 = 32 << 20;
-/// Subscriptions of events with much binary data, of which nothing is taken, and what these may make it grow by: 16 MiB
-/// wait in the windows of the connection, 4 MiB are kept, and twice 4 MiB wait to be read.
-const FLOWS: usize = 48;
-const FLOWS_GROWTH_MAX: u64 = 64 << 20;
-
 /// What two answers with 450,000 short values may make it grow by: a tree of one has 32 MiB and more.
 const LISTS_GROWTH_MAX: u64 = 24 << 20;
 
@@ -373,49 +368,6 @@ async fn binary_data_of_a_peer_is_not_repeated_without_end() {
     );
     assert!(grown <= OFTEN_GROWTH_MAX, "{grown} bytes");
     assert_eq!(blob.asked("node/often"), 1);
-}
-
-/// Events with binary data, in many subscriptions of which nothing is taken: those that there is no room for wait at the
-/// peer.
-#[tokio::test(flavor = "multi_thread")]
-async fn events_of_a_peer_that_nobody_takes_wait_at_the_peer() {
-    let bench = Bench::new();
-    let flow = bench.somebody("flow");
-    let hub = bench.host_with(&knows([("flow", &flow)].into_iter()));
-    let spec = OperationSpec::subscription("node/flow", "Goes on for ever.");
-    let flow = Peer::start(&hub, &flow, spec).await;
-    until_attached(&hub);
-    let (_dialer, client) = caller(&hub, bench.admin()).await;
-    let follow = json!({ "peer": "flow", "operation": "node/flow" });
-    fs::write(format!("/proc/{}/clear_refs", hub.pid()), "5").expect("it is our process");
-    let before = memory(&hub, "VmRSS:");
-    let mut left = Vec::new();
-    for _ in 0..FLOWS {
-        let events = client.subscribe("hub/subscribe", &follow).await;
-        left.push(events.expect("it is sent"));
-    }
-    eventually("the peer is asked", || {
-        (flow.asked("node/flow") == FLOWS).then_some(())
-    });
-    let mut most = 0;
-    loop {
-        // Nothing tells that the hub keeps no more.
-        tokio::time::sleep(deadline(QUIET)).await;
-        let now = memory(&hub, "VmHWM:");
-        if now == most {
-            break;
-        }
-        most = now;
-    }
-    let grown = most.saturating_sub(before);
-    println!(
-        "figure {FLOWS} subscriptions that nobody takes: {} KiB",
-        grown >> 10
-    );
-    assert!(grown <= FLOWS_GROWTH_MAX, "{grown} bytes");
-    let served = hub.try_call("node/info", &Value::Null);
-    assert_eq!(served.status, 0, "{served:?}");
-    drop(left);
 }
 
 /// What a peer says of its GPU is not this node's, and nothing is made of the long list that it says beside it.

@@ -8,6 +8,7 @@ mod escrow;
 mod farm;
 mod here;
 mod hostile;
+mod hostile_events;
 mod hostile_memory;
 mod hostile_peers;
 mod hostile_scripts;

@@ -24,6 +24,9 @@ use crate::schema::Share;
 pub(crate) struct Child {
     pub(crate) id: Box<str>,
     pub(crate) parent: Box<str>,
+    /// The node's for this call and the run of its key.
+    pub(crate) number: u64,
+    pub(crate) parent_number: u64,
     pub(crate) depth: usize,
     pub(crate) root: Arc<Request>,
     pub(crate) operation: Arc<Compiled>,
@@ -46,6 +49,8 @@ impl Child {
         Self {
             id: self.id.clone(),
             parent: self.parent.clone(),
+            number: self.number,
+            parent_number: self.parent_number,
             depth: self.depth,
             root: self.root.detached(),
             operation: Arc::clone(&self.operation),

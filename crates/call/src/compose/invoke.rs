@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::access::Verdict;
 use crate::admission;
 use crate::body::Body;
-use crate::call_tree::Hindrance;
+use crate::call_tree::{self, Hindrance};
 use crate::compiled::Compiled;
 use crate::compose::authority::{CompositionAuthority, Provenance};
 use crate::compose::child::{Child, Running, aborted};
@@ -363,6 +363,8 @@ impl Env {
         Ok(Child {
             id: root.next_child_id(),
             parent: parent.request_id().into(),
+            number: call_tree::next_number(),
+            parent_number: parent.call_number(),
             depth,
             operation: Arc::clone(operation),
             env: Arc::clone(&self.resolver),

@@ -158,7 +158,7 @@ impl Link {
         let said = lanes.iter().filter(|lane| say(lane)).count();
         if said == 0
             && self.connection.is_multi()
-            && let Ok(lane) = self.call_lane().await
+            && let Ok(lane) = self.call_lane(None).await
         {
             say(&lane);
             lane.out.finish();

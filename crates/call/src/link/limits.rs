@@ -26,10 +26,20 @@ impl Claim {
     /// Counts `bytes` among those that wait.
     pub(crate) fn new(waiting: &Arc<Unread>, bytes: usize) -> Self {
         waiting.add(bytes);
+        Self::claimed(waiting, bytes)
+    }
+
+    /// Those that are counted already.
+    pub(crate) fn claimed(waiting: &Arc<Unread>, bytes: usize) -> Self {
         Self {
             waiting: Arc::clone(waiting),
             bytes,
         }
+    }
+
+    /// How many they are.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
     }
 }
 
@@ -92,10 +102,7 @@ impl Link {
             let error = CallError::new(ErrorCode::Overloaded, message);
             error.with_retry_after_ms(OVERLOAD_RETRY_MS)
         })?;
-        Ok(Claim {
-            waiting: Arc::clone(&self.unsent),
-            bytes: len,
-        })
+        Ok(Claim::claimed(&self.unsent, len))
     }
 
     /// What the peer may have open: it is known, or it is not.

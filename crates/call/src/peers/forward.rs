@@ -17,11 +17,12 @@ use crate::error::{CallError, ErrorCode};
 use crate::handler::{BoxStream, HandlerKind, OnceHandler, StreamHandler};
 use crate::import::Disclose;
 use crate::keyed::key_for;
-use crate::limits::{CURSOR_BYTES_MAX, FORWARDING_HOPS_MAX, HOP_MARGIN, WINDOW_FORWARDED};
+use crate::limits::{CURSOR_BYTES_MAX, FORWARDING_HOPS_MAX, HOP_MARGIN};
 use crate::link::{Forwarding, Link};
 use crate::outbound::Event;
 use crate::outgoing::Pending;
 use crate::peers::attach::peer_of;
+use crate::request_bytes::Requester;
 use crate::spec::OperationType;
 
 /// Scope of a caller that may have requests passed on which it passes on itself.
@@ -93,7 +94,6 @@ impl Forward {
             idempotency_key: onward_key(ctx),
             trace: ctx.trace().map(str::to_owned),
             hops: next_hop(ctx.hops())?,
-            window: WINDOW_FORWARDED,
             ..CallOptions::default()
         })
     }
@@ -140,20 +140,22 @@ impl Forward {
         }
     }
 
-    /// The same for a subscription.
+    /// The same for a subscription. What comes of it and waits to be passed on counts for whoever asked.
     async fn subscribe(
         &self,
         input: Body,
         ctx: &Ctx,
     ) -> Result<(Forwarding, Subscription), CallError> {
         let input = json_text(&input)?;
+        let requester = Requester::of(ctx.identity().map(AsRef::as_ref), ctx.conn().remote_addr);
         let mut link = self.link(ctx)?;
         loop {
             let options = self.options(ctx)?;
             let counted = Forwarding::new(&link);
             let _queued = link.claim_unsent(input.get().len())?;
             let caller = Caller::new(Arc::clone(&link));
-            match caller.subscribe_with(&self.remote, &*input, &options).await {
+            let events = caller.subscribe_for(&requester, &self.remote, &*input, &options);
+            match events.await {
                 Ok(events) => return Ok((counted, events)),
                 Err(error) => link = self.other(ctx, &link, error)?,
             }

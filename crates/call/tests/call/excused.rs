@@ -216,6 +216,70 @@ async fn a_caller_s_haste_excuses_and_an_operation_s_own_does_not() {
     }
 }
 
+/// One call, as what it calls sees it.
+#[derive(Debug)]
+struct Call {
+    id: String,
+    number: u64,
+    parent: Option<u64>,
+}
+
+impl Call {
+    fn of(ctx: &Ctx) -> Self {
+        Self {
+            id: ctx.request_id().to_owned(),
+            number: ctx.call_number(),
+            parent: ctx.parent_call_number(),
+        }
+    }
+}
+
+/// In the run of an idempotency key calls have ids that those of the request have, too.
+#[tokio::test]
+async fn the_calls_of_a_keyed_run_are_told_from_those_beside_it() {
+    let (saw, mut seen) = mpsc::unbounded_channel();
+    let leaf = {
+        let saw = saw.clone();
+        HandlerKind::once(move |_, ctx: Ctx| {
+            // The test may be over.
+            let _ = saw.send(Call::of(&ctx));
+            async { Ok(Value::Null) }
+        })
+    };
+    let keyed = HandlerKind::once(move |_, ctx: Ctx| {
+        let _ = saw.send(Call::of(&ctx));
+        async move { ctx.env().invoke("app/leaf", &Value::Null).await }
+    });
+    let root = HandlerKind::once(|_, ctx: Ctx| async move {
+        let env = ctx.env();
+        env.invoke("app/leaf", &Value::Null).await?;
+        let options = InvokeOptions {
+            idempotency_key: Some("k".to_owned()),
+            ..InvokeOptions::default()
+        };
+        env.invoke_with("app/keyed", &Value::Null, &options).await?;
+        Ok::<_, CallError>(json!(ctx.call_number()))
+    });
+    let mut spec = OperationSpec::mutation("app/keyed", "Calls another.");
+    spec.idempotent = Idempotence::Keyed;
+    let reach = || ScopedPeerEnv::new(["app/*"]);
+    let keyed = Registration::new(spec, keyed).open();
+    let registry = Registry::builder()
+        .with(Registration::new(query("app/leaf"), leaf))
+        .with(keyed.composing(authority(&[]), reach()))
+        .with(Registration::new(query("app/root"), root).composing(authority(&[]), reach()));
+    let node = node(registry);
+    let client = node.client(Carriage::Memory, None);
+    let answer = soon(client.call("app/root", &Value::Null)).await;
+    let root = answer.expect("it is answered").value().as_u64();
+    let mut next = || seen.try_recv().expect("it was called");
+    let (beside, run, below) = (next(), next(), next());
+    assert_eq!(beside.id, below.id, "that is what ids are worth");
+    assert_ne!(beside.number, below.number);
+    assert_eq!((beside.parent, run.parent), (root, root));
+    assert_eq!(below.parent, Some(run.number));
+}
+
 /// Their senders choose the ids.
 #[tokio::test]
 async fn requests_of_one_id_are_told_apart() {

@@ -15,6 +15,7 @@ mod hostile;
 mod imports;
 mod interop;
 mod onward;
+mod passed_on;
 mod peers;
 mod repeat;
 mod request_bytes;

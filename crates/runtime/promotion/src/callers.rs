@@ -15,11 +15,9 @@ use crate::limits::{AUTHOR_CALLS_MAX, CALL_RETRY_MS, CALLER_CALLS_MAX, CALLER_CA
 /// Who calls; `None` is an unauthenticated peer.
 type Caller = Option<PeerId>;
 
-/// A request from outside, by the node's number for it: its id is its sender's choice.
-type Root = u64;
-
-/// A call of an operation: the request it belongs to, and its id, which the node made where it is not the request itself.
-type Call = (Root, String);
+/// A call of an operation, by the node's number for it: the id of a request is its sender's choice, and the run of an
+/// idempotency key gives its calls the ids that those of the request have.
+type Call = u64;
 
 /// Whose call it is.
 #[derive(Clone, Debug)]
@@ -32,12 +30,10 @@ pub(crate) struct Origin {
 
 impl Origin {
     pub(crate) fn of(ctx: &Ctx) -> Self {
-        let root = ctx.root_number();
-        let parent = ctx.parent_request_id().map(|id| (root, id.to_owned()));
         Self {
             caller: ctx.identity().map(|who| who.id.clone()),
-            call: (root, ctx.request_id().to_owned()),
-            parent,
+            call: ctx.call_number(),
+            parent: ctx.parent_call_number(),
         }
     }
 }
@@ -103,8 +99,9 @@ impl Callers {
     ) -> Result<Counted, CallError> {
         let mut all = lock(&self.0);
         let calls = all.entry(author.to_owned()).or_default();
-        let parent = origin.parent.as_ref();
-        let is_part = parent.is_some_and(|parent| calls.running.contains(parent));
+        let is_part = origin
+            .parent
+            .is_some_and(|parent| calls.running.contains(&parent));
         if !is_part {
             let own = calls.each.get(&origin.caller);
             let own = own.copied().unwrap_or_default();
@@ -117,7 +114,7 @@ impl Callers {
             calls.all += 1;
             calls.each.insert(origin.caller.clone(), own + 1);
         }
-        calls.running.insert(origin.call.clone());
+        calls.running.insert(origin.call);
         drop(all);
         Ok(Counted {
             _entry: Entry {
@@ -133,7 +130,7 @@ impl Callers {
 /// Counts one less.
 fn leave<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, u32>, key: &K) {
     if let Some(count) = counts.get_mut(key) {
-        *count -= 1;
+        *count = count.saturating_sub(1);
         if *count == 0 {
             counts.remove(key);
         }
@@ -148,10 +145,10 @@ impl Drop for Entry {
         };
         calls.running.remove(&self.origin.call);
         if !self.is_part {
-            calls.all -= 1;
+            calls.all = calls.all.saturating_sub(1);
             leave(&mut calls.each, &self.origin.caller);
         }
-        if calls.running.is_empty() {
+        if calls.all == 0 && calls.running.is_empty() {
             all.remove(&self.author);
         }
     }
@@ -166,26 +163,25 @@ mod tests {
     use super::*;
 
     /// A request from outside.
-    fn origin(caller: Option<&str>, root: Root) -> Origin {
+    fn origin(caller: Option<&str>, call: Call) -> Origin {
         Origin {
             caller: caller.map(|name| name.parse().expect("a peer id")),
-            call: (root, "request".to_owned()),
+            call,
             parent: None,
         }
     }
 
     /// The call `number` that `parent` makes.
-    fn part(parent: &Origin, number: usize) -> Origin {
-        let (root, id) = &parent.call;
+    fn part(parent: &Origin, number: u64) -> Origin {
         Origin {
             caller: parent.caller.clone(),
-            call: (*root, format!("{id}.{number}")),
-            parent: Some(parent.call.clone()),
+            call: (parent.call + 1) * 1000 + number,
+            parent: Some(parent.call),
         }
     }
 
     fn takes_all(callers: &Arc<Callers>, author: &str, caller: Option<&str>) -> Vec<Counted> {
-        let next = |root: Root| callers.enter(author, origin(caller, root)).ok();
+        let next = |call: Call| callers.enter(author, origin(caller, call)).ok();
         (0..).map_while(next).collect()
     }
 
@@ -208,6 +204,19 @@ mod tests {
         // What is called of another author is not their affair.
         assert_eq!(takes_all(&callers, "bob", Some("eve")).len(), 64);
         drop((eve, mallory, others));
+        assert!(lock(&callers.0).is_empty());
+    }
+
+    /// No two calls are alike. If two were, the end of one would not be that of the account of all.
+    #[test]
+    fn what_runs_is_counted_until_it_ends() {
+        let callers = Arc::new(Callers::default());
+        let slow = callers.enter("ada", origin(Some("eve"), 1));
+        let slow = slow.expect("nobody else calls");
+        drop(callers.enter("ada", origin(Some("eve"), 1)));
+        let more = takes_all(&callers, "ada", Some("eve"));
+        assert_eq!(more.len(), 63, "one still runs");
+        drop((slow, more));
         assert!(lock(&callers.0).is_empty());
     }
 

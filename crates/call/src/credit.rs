@@ -1,0 +1,146 @@
+//! How many events of a subscription of this side's the peer may send.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::limits::{STREAM_EVENTS_BYTES, WINDOW_FORWARDED, WINDOW_FORWARDED_MAX};
+
+/// The credit of one subscription, as whoever takes its events gives it.
+#[derive(Debug)]
+pub(crate) struct Credit {
+    /// Events that the peer may send, or has sent, and that were not taken.
+    open: u32,
+    /// The same as it is counted when they come.
+    granted: Arc<Granted>,
+    window: Window,
+}
+
+/// How many of them there may be.
+#[derive(Debug)]
+enum Window {
+    Fixed(u32),
+    /// As many as have [`STREAM_EVENTS_BYTES`], by the bytes of those that came last.
+    Fitting {
+        bytes: usize,
+    },
+}
+
+impl Credit {
+    /// For so many events, however long they are.
+    pub(crate) fn fixed(window: u32) -> Self {
+        Self::new(window, Window::Fixed(window))
+    }
+
+    /// For few events where they are long and for more where they are short.
+    pub(crate) fn fitting() -> Self {
+        Self::new(WINDOW_FORWARDED, Window::Fitting { bytes: 0 })
+    }
+
+    fn new(first: u32, window: Window) -> Self {
+        Self {
+            open: first,
+            granted: Arc::new(Granted(AtomicU32::new(first))),
+            window,
+        }
+    }
+
+    /// Events that the peer may send at first.
+    pub(crate) fn first(&self) -> u32 {
+        self.open
+    }
+
+    /// The same for whoever reads them.
+    pub(crate) fn granted(&self) -> &Arc<Granted> {
+        &self.granted
+    }
+
+    /// An event of so many bytes was taken. How many more the peer may send, in halves of the window: few frames, and
+    /// the peer never runs dry.
+    pub(crate) fn took(&mut self, bytes: usize) -> Option<u32> {
+        self.open = self.open.saturating_sub(1);
+        let window = match &mut self.window {
+            Window::Fixed(window) => *window,
+            Window::Fitting { bytes: lately } => {
+                *lately = bytes.max(*lately / 2);
+                fitting(*lately)
+            }
+        };
+        let more = window.checked_sub(self.open)?;
+        if more < window.div_ceil(2) {
+            return None;
+        }
+        self.open = window;
+        self.granted.add(more);
+        Some(more)
+    }
+}
+
+/// Events of so many bytes that may be open.
+fn fitting(bytes: usize) -> u32 {
+    let events = STREAM_EVENTS_BYTES / bytes.max(1);
+    let events = u32::try_from(events).unwrap_or(u32::MAX);
+    events.clamp(1, WINDOW_FORWARDED_MAX)
+}
+
+/// Events that the peer may send, as whoever reads them counts it.
+#[derive(Debug)]
+pub(crate) struct Granted(AtomicU32);
+
+impl Granted {
+    fn add(&self, more: u32) {
+        let add = |left: u32| Some(left.saturating_add(more));
+        let _ = self
+            .0
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
+    }
+
+    /// One came. Whether it was asked for: a peer may know nothing of credit.
+    pub(crate) fn spend(&self) -> bool {
+        let take = |left: u32| left.checked_sub(1);
+        let spent = self
+            .0
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, take);
+        spent.is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fixed_window_is_given_back_in_halves() {
+        let mut credit = Credit::fixed(5);
+        let given: Vec<_> = (0..6).map(|_| credit.took(1 << 20)).collect();
+        assert_eq!(given, [None, None, Some(3), None, None, Some(3)]);
+        assert_eq!(Credit::fixed(1).took(0), Some(1));
+    }
+
+    /// However the lengths change, the peer is never asked for more events than fit by those that came last.
+    #[test]
+    fn a_window_that_fits_follows_the_length_of_the_events() {
+        let mut credit = Credit::fitting();
+        let granted = Arc::clone(credit.granted());
+        assert_eq!(credit.first(), WINDOW_FORWARDED);
+        // Short ones: as many as there may be.
+        assert_eq!(
+            credit.took(100),
+            Some(WINDOW_FORWARDED_MAX + 1 - WINDOW_FORWARDED)
+        );
+        assert_eq!(credit.open, WINDOW_FORWARDED_MAX);
+        // Long ones: none until the others are taken, and then one at a time.
+        for left in (1..WINDOW_FORWARDED_MAX).rev() {
+            assert_eq!(credit.took(STREAM_EVENTS_BYTES), None, "{left}");
+            assert_eq!(credit.open, left);
+        }
+        assert_eq!(credit.took(STREAM_EVENTS_BYTES), Some(1));
+        assert_eq!(credit.took(4 * STREAM_EVENTS_BYTES), Some(1));
+        // What was long once is not for ever.
+        let more: u32 = (0..40).filter_map(|_| credit.took(100)).sum();
+        assert!(more > WINDOW_FORWARDED_MAX, "{more}");
+        // All that was told is counted, and nothing else.
+        let told = WINDOW_FORWARDED + (WINDOW_FORWARDED_MAX + 1 - WINDOW_FORWARDED) + 2 + more;
+        assert!((0..told).all(|_| granted.spend()));
+        assert!(!granted.spend());
+    }
+}

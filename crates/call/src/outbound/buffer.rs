@@ -1,0 +1,345 @@
+//! Events of a subscription of this side's between the stream that they come on and whoever takes them.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use crate::body::Body;
+use crate::credit::{Credit, Granted};
+use crate::error::{CallError, ErrorCode};
+use crate::limits::{
+    OVERLOAD_RETRY_MS, READ_STEP_BYTES, STREAM_EVENTS_BYTES, WINDOW_FORWARDED_MAX,
+};
+use crate::link::Claim;
+use crate::request_bytes::{Fit, RequestBytes, Requester};
+use crate::unread::{Share, Unread, Whose};
+
+/// One event of a subscription, as its subscriber sees it.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// The value.
+    pub output: Body,
+    /// Events left out before this one because the reader was slow.
+    pub dropped: u64,
+    /// Where to resume behind it, for resumable operations.
+    pub cursor: Option<Body>,
+}
+
+impl Event {
+    /// In memory of its own: a short frame is a part of what it came with, and keeps all of that.
+    fn apart(self) -> Self {
+        let copy = |part: &Bytes| Bytes::copy_from_slice(part);
+        let cursor = |cursor: &Body| Body::from_parts(copy(cursor.raw()), Bytes::new());
+        Self {
+            output: Body::from_parts(copy(self.output.raw()), copy(self.output.tail())),
+            dropped: self.dropped,
+            cursor: self.cursor.as_ref().map(cursor),
+        }
+    }
+}
+
+/// What a subscriber receives.
+#[derive(Debug)]
+pub(crate) enum Delivery {
+    End(Result<(), CallError>),
+    /// It counts as waiting until it is taken.
+    Event(Box<Event>, Claim),
+}
+
+/// What may wait for a subscriber.
+#[derive(Debug)]
+pub(crate) enum Room {
+    /// So many events for this node itself, which takes them.
+    Own(usize),
+    /// Those that are passed on to somebody who need not take them, and for whom they are counted.
+    Passed {
+        waiting: Arc<Unread>,
+        granted: Arc<Granted>,
+    },
+}
+
+impl Room {
+    /// For events that come by this credit and are passed on.
+    pub(crate) fn passed(all: &Arc<RequestBytes>, to: &Requester, credit: &Credit) -> Self {
+        let to = to.clone();
+        let whose: Arc<Whose> = Arc::new(move || to.clone());
+        Self::Passed {
+            waiting: Arc::new(Unread::shared(Share::new(all, &whose), None)),
+            granted: Arc::clone(credit.granted()),
+        }
+    }
+
+    /// What events count with that are passed on.
+    pub(crate) fn waiting(&self) -> Option<&Arc<Unread>> {
+        match self {
+            Self::Own(_) => None,
+            Self::Passed { waiting, .. } => Some(waiting),
+        }
+    }
+}
+
+/// What a subscriber has yet to take.
+#[derive(Clone, Debug)]
+pub(super) struct Buffer {
+    tx: mpsc::Sender<Delivery>,
+    /// Bytes of the events.
+    waiting: Arc<Unread>,
+    when_full: WhenFull,
+}
+
+#[derive(Clone, Debug)]
+enum WhenFull {
+    /// From so many bytes on no further event is read.
+    Wait(usize),
+    /// The subscription ends. Who stops reading would keep others' answers waiting: what is not read of one stream has
+    /// the room of the whole connection.
+    End(Arc<Granted>),
+}
+
+impl Buffer {
+    /// For a subscription on a stream of its own, or on one that has others.
+    pub(super) fn new(room: Room, is_single_call: bool) -> (Self, mpsc::Receiver<Delivery>) {
+        let (events, waiting, when_full) = match room {
+            // Where answers to others come on the same stream, nothing may keep them waiting: there the number of
+            // events is limited by credit.
+            Room::Own(events) => {
+                let most = if is_single_call {
+                    STREAM_EVENTS_BYTES
+                } else {
+                    usize::MAX
+                };
+                (events.max(1), Arc::default(), WhenFull::Wait(most))
+            }
+            // One more than there is credit for, for the end.
+            Room::Passed { waiting, granted } => {
+                let events = WINDOW_FORWARDED_MAX as usize + 1;
+                (events, waiting, WhenFull::End(granted))
+            }
+        };
+        let (tx, rx) = mpsc::channel(events);
+        let buffer = Self {
+            tx,
+            waiting,
+            when_full,
+        };
+        (buffer, rx)
+    }
+
+    /// Hands it on: once the subscriber has room, or now.
+    ///
+    /// # Errors
+    /// `OVERLOADED` where there is no room now, and waiting would keep others waiting: the subscription is over.
+    pub(super) async fn put(&self, event: Event, bytes: usize) -> Result<(), CallError> {
+        match &self.when_full {
+            WhenFull::Wait(most) => {
+                tokio::select! {
+                    biased;
+                    () = self.waiting.wait_below(*most) => {}
+                    () = self.tx.closed() => {}
+                }
+                let claim = Claim::new(&self.waiting, bytes);
+                let _ = self.tx.send(delivery(event, claim)).await;
+                Ok(())
+            }
+            WhenFull::End(granted) => self.pass(event, bytes, granted),
+        }
+    }
+
+    fn pass(&self, event: Event, bytes: usize, granted: &Granted) -> Result<(), CallError> {
+        // A peer that knows nothing of credit is read as long as little waits.
+        let much = !granted.spend() && self.waiting.bytes() >= STREAM_EVENTS_BYTES;
+        // The last place is for the end.
+        if much || self.tx.capacity() <= 1 {
+            return Err(overloaded("more events come than are taken: read them"));
+        }
+        let claim = Claim::of(&self.waiting, bytes).ok_or_else(no_room)?;
+        let event = match bytes < READ_STEP_BYTES {
+            true => event.apart(),
+            false => event,
+        };
+        // Who has left is told nothing, and the peer is told so when it is noticed.
+        let _ = self.tx.try_send(delivery(event, claim));
+        Ok(())
+    }
+
+    pub(super) async fn end(&self, end: Result<(), CallError>) {
+        match self.when_full {
+            WhenFull::Wait(_) => drop(self.tx.send(Delivery::End(end)).await),
+            WhenFull::End(_) => self.end_now(end),
+        }
+    }
+
+    /// Without waiting: a subscriber whose channel is full sees it end without a terminal event, which means the same.
+    pub(super) fn end_now(&self, end: Result<(), CallError>) {
+        drop(self.tx.try_send(Delivery::End(end)));
+    }
+}
+
+fn delivery(event: Event, claim: Claim) -> Delivery {
+    Delivery::Event(Box::new(event), claim)
+}
+
+/// Bytes of an event that is not complete, on the stream of a subscription that is passed on.
+#[derive(Debug, Default)]
+pub(crate) struct Making(Option<Claim>);
+
+impl Making {
+    /// Counts it with so many bytes, with those that wait. `false` where there is no room.
+    pub(crate) fn count(&mut self, waiting: &Arc<Unread>, bytes: usize) -> bool {
+        let before = self.0.as_ref().map_or(0, Claim::bytes);
+        if bytes <= before {
+            return true;
+        }
+        // Not beside the same bytes.
+        self.0 = None;
+        self.0 = Claim::of(waiting, bytes);
+        self.0.is_some()
+    }
+}
+
+impl Claim {
+    /// Counts `bytes` of events that are passed on, where there is room for them.
+    fn of(waiting: &Arc<Unread>, bytes: usize) -> Option<Self> {
+        let claimed = waiting.claim(bytes, Fit::Half, |_| true);
+        claimed.ok().map(|()| Self::claimed(waiting, bytes))
+    }
+}
+
+/// What a subscription ends with of whose events too many wait.
+pub(super) fn no_room() -> CallError {
+    overloaded(
+        "too many bytes of events wait to be read on all connections of the caller, or of all callers: read them",
+    )
+}
+
+fn overloaded(message: &str) -> CallError {
+    let error = CallError::new(ErrorCode::Overloaded, message);
+    error.with_retry_after_ms(OVERLOAD_RETRY_MS)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use super::*;
+    use crate::limits::WINDOW_FORWARDED;
+
+    fn event() -> Event {
+        Event {
+            output: Body::null(),
+            dropped: 0,
+            cursor: None,
+        }
+    }
+
+    /// Sixteen of the longest frames would be kept for each of many subscriptions.
+    #[tokio::test]
+    async fn events_wait_at_the_peer_while_many_bytes_of_them_wait_here() {
+        let (buffer, mut events) = Buffer::new(Room::Own(16), true);
+        let put = buffer.put(event(), STREAM_EVENTS_BYTES).await;
+        put.expect("this node takes it");
+        let mut more = pin!(buffer.put(event(), 1));
+        assert!(futures_util::poll!(more.as_mut()).is_pending());
+        assert!(matches!(events.recv().await, Some(Delivery::Event(..))));
+        more.await.expect("there is room");
+        assert!(matches!(events.recv().await, Some(Delivery::Event(..))));
+        // Whoever has left keeps nobody waiting.
+        let put = buffer.put(event(), STREAM_EVENTS_BYTES).await;
+        put.expect("this node takes it");
+        drop(events);
+        buffer.put(event(), 1).await.expect("nobody is there");
+    }
+
+    /// Those of one identity, on a node that has room for 1 MiB.
+    fn passed(all: &Arc<RequestBytes>, id: &str) -> (Buffer, mpsc::Receiver<Delivery>, Credit) {
+        let who = Requester::Known(id.parse().expect("a peer id"));
+        let credit = Credit::fitting();
+        let (buffer, events) = Buffer::new(Room::passed(all, &who, &credit), true);
+        (buffer, events, credit)
+    }
+
+    async fn refused(put: impl Future<Output = Result<(), CallError>>) {
+        let error = put.await.expect_err("there is no room");
+        assert_eq!(error.code, ErrorCode::Overloaded);
+        assert!(error.retryable && error.retry_after_ms.is_some());
+    }
+
+    #[tokio::test]
+    async fn events_that_are_passed_on_count_for_whom_they_wait() {
+        const LONG: usize = 100 << 10;
+        let all = Arc::new(RequestBytes::new(1 << 20));
+        // A quarter of everything, which is half of what an identity may have: the rest is for what it reads.
+        let eve = [(); 8].map(|()| passed(&all, "eve"));
+        let mut taken = 0;
+        for (buffer, ..) in &eve {
+            match buffer.put(event(), LONG).await {
+                Ok(()) => taken += 1,
+                Err(error) => assert_eq!(error.code, ErrorCode::Overloaded),
+            }
+        }
+        assert_eq!(taken, 2);
+        let counted = all.kept().0;
+        assert!(counted <= 256 << 10, "{counted}");
+        // In the making they count as well.
+        let mut making = Making::default();
+        assert!(!making.count(&eve[7].0.waiting, LONG));
+        // Short ones cost nobody a look at what others have, and others find room.
+        eve[7].0.put(event(), 100).await.expect("short");
+        let (ada, mut events, _credit) = passed(&all, "ada");
+        ada.put(event(), LONG)
+            .await
+            .expect("there is room for others");
+        assert!(making.count(&ada.waiting, LONG / 2));
+        drop(making);
+        assert!(matches!(events.recv().await, Some(Delivery::Event(..))));
+        drop((eve, ada, events));
+        assert_eq!(all.kept().0, 0);
+    }
+
+    /// Its reader has stopped: who reads the stream does not.
+    #[tokio::test]
+    async fn a_peer_that_knows_no_credit_is_read_until_much_waits() {
+        let all = Arc::new(RequestBytes::new(64 << 20));
+        let (buffer, mut events, _credit) = passed(&all, "eve");
+        for _ in 0..WINDOW_FORWARDED {
+            let put = buffer.put(event(), STREAM_EVENTS_BYTES).await;
+            put.expect("it was asked for");
+        }
+        refused(buffer.put(event(), 1)).await;
+        while let Ok(Delivery::Event(..)) = events.try_recv() {}
+        // With few of them its bytes are what counts, and with short ones their number; the end always fits.
+        let mut puts = 0;
+        while buffer.put(event(), 1).await.is_ok() {
+            puts += 1;
+        }
+        assert_eq!(puts, WINDOW_FORWARDED_MAX);
+        buffer.end(Err(no_room())).await;
+        for _ in 0..puts {
+            assert!(matches!(events.try_recv(), Ok(Delivery::Event(..))));
+        }
+        assert!(matches!(events.try_recv(), Ok(Delivery::End(Err(_)))));
+    }
+
+    /// A short event of a long read would keep all of that.
+    #[test]
+    fn a_short_event_is_kept_in_memory_of_its_own() {
+        let came = Bytes::from(vec![b'1'; READ_STEP_BYTES]);
+        let part = |range: std::ops::Range<usize>| came.slice(range);
+        let event = Event {
+            output: Body::from_parts(part(0..10), part(10..20)),
+            dropped: 3,
+            cursor: Some(Body::from_parts(part(20..30), part(10..20))),
+        };
+        let apart = event.clone().apart();
+        assert_eq!(
+            (apart.output.raw(), apart.output.tail()),
+            (event.output.raw(), event.output.tail())
+        );
+        assert_eq!(apart.dropped, 3);
+        let cursor = apart.cursor.as_ref().expect("it has one");
+        assert_eq!(cursor.raw(), &part(20..30));
+        drop(event);
+        assert!(came.is_unique(), "nothing of it is kept");
+    }
+}
