@@ -230,11 +230,14 @@ fn until_read<const N: usize>(hub: &HostNode, peers: [&str; N]) {
         };
         let is_refused = |name: &str| {
             let who = format!("peer={name} ");
-            let says = ["the peer's operations are not imported", "node/do", &who];
-            log.lines().any(|line| says.iter().all(|part| line.contains(part)))
+            log.lines()
+                .filter(|line| line.contains("the peer's operations are not imported"))
+                .any(|line| line.contains(&who) && line.contains("node/do"))
         };
-        let is_read = |name: &&str| is_imported(name) || is_refused(name);
-        peers.iter().all(is_read).then_some(())
+        let mut peers = peers.iter().copied();
+        peers
+            .all(|name| is_imported(name) || is_refused(name))
+            .then_some(())
     });
 }
 

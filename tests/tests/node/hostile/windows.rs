@@ -80,7 +80,8 @@ async fn fill(connections: &[Connection]) -> (u64, JoinSet<()>) {
         // Nothing tells that the node takes no more.
         tokio::time::sleep(deadline(QUIET)).await;
         let now = taken.load(Ordering::SeqCst);
-        quiet = if now > 0 && now == before { quiet + 1 } else { 0 };
+        let is_quiet = now > 0 && now == before;
+        quiet = if is_quiet { quiet + 1 } else { 0 };
         before = now;
     }
     (before, tasks)
