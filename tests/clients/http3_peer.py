@@ -118,11 +118,14 @@ class Peer(QuicConnectionProtocol):
                 return int(dict(fields)[b":status"])
         return None
 
+    def said(self):
+        """What came on the server's control stream, once something did."""
+        opened = [self.heard[n]["data"] for n in sorted(self.heard) if n % 4 == 3]
+        return next((data for data in opened if data[:1] == number(CONTROL)), None)
+
     def goaways(self):
         """Identifiers of the GOAWAY frames that came on the server's control stream."""
-        opened = [n for n in sorted(self.heard) if n % 4 == 3]
-        control = next(n for n in opened if self.heard[n]["data"][:1] == number(CONTROL))
-        data = Buffer(data=self.heard[control]["data"][1:])
+        data = Buffer(data=self.said()[1:])
         return [Buffer(data=said).pull_uint_var() for kind, said in frames(data) if kind == GOAWAY]
 
     async def until(self, fact):
@@ -157,7 +160,20 @@ class Peer(QuicConnectionProtocol):
         return ended
 
 
-def joined(host, port):
+def narrow(streams, size):
+    """Makes clients that permit the server so many streams of one direction, of so many bytes, and never more."""
+
+    def create(quic, **options):
+        limit = quic._local_max_streams_uni
+        limit.value = limit.sent = streams
+        quic._local_max_stream_data_uni = size
+        quic._write_stream_limits = lambda **_: None
+        return Peer(quic, **options)
+
+    return create
+
+
+def joined(host, port, create=Peer):
     settings = QuicConfiguration(is_client=True, alpn_protocols=["h3"])
     settings.verify_mode = ssl.CERT_NONE
-    return connect(host, int(port), configuration=settings, create_protocol=Peer)
+    return connect(host, int(port), configuration=settings, create_protocol=create)

@@ -36,8 +36,6 @@ fn machine<'a>(bench: &'a Bench, disk: PathBuf, name: &str, config: &str) -> Mac
         bench.admin().identity()
     );
     let machine = bench.machine(Boot::MicrovmErofs).config(document);
-    // Two emulated machines are slow enough for the kernel to find its timer broken, and to stop.
-    let machine = machine.append("no_timer_check");
     machine.data(Some(Disk::file(disk).data()))
 }
 

@@ -13,6 +13,7 @@ use alknet_tests::{Cli, HostNode, eventually, wire};
 use alknet_tls::NodeKey;
 use bytes::Bytes;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 /// Characters of what `node/long` answers: nearly as many as a result may have to be kept.
 const LONG: usize = 60_000;
@@ -31,6 +32,8 @@ pub(super) struct Peer {
     asked: Arc<Mutex<Vec<String>>>,
     /// It reads nothing of what comes on new streams.
     deaf: Arc<AtomicBool>,
+    /// Those that answer, each on a stream.
+    answering: Arc<Mutex<JoinSet<()>>>,
 }
 
 /// A connection to a node, and what made it.
@@ -58,15 +61,18 @@ impl Peer {
     pub(super) async fn serving(hub: &HostNode, who: &Cli, specs: Vec<OperationSpec>) -> Self {
         let (dialer, connection) = dial(hub, who).await;
         let (asked, deaf) = (Arc::default(), Arc::<AtomicBool>::default());
+        let answering = Arc::<Mutex<JoinSet<()>>>::default();
         let specs: Arc<[Value]> = specs.into_iter().map(|spec| json!(spec)).collect();
         let (incoming, note, is_deaf) = (connection.clone(), Arc::clone(&asked), Arc::clone(&deaf));
+        let answers = Arc::clone(&answering);
         tokio::spawn(async move {
             let mut unread = Vec::new();
             while let Ok((send, recv)) = incoming.accept_bi().await {
                 if is_deaf.load(Ordering::SeqCst) {
                     unread.push((send, recv));
                 } else {
-                    tokio::spawn(answer(send, recv, Arc::clone(&specs), Arc::clone(&note)));
+                    let answer = answer(send, recv, Arc::clone(&specs), Arc::clone(&note));
+                    answers.lock().expect("no panic").spawn(answer);
                 }
             }
         });
@@ -75,10 +81,16 @@ impl Peer {
             connection,
             asked,
             deaf,
+            answering,
         }
     }
 
+    /// How often it was asked for an operation.
+    ///
+    /// # Panics
+    /// The node sent something else than the protocol has.
     pub(super) fn asked(&self, operation: &str) -> usize {
+        self.was_well_asked();
         let asked = self.asked.lock().expect("no panic");
         asked.iter().filter(|one| *one == operation).count()
     }
@@ -86,6 +98,24 @@ impl Peer {
     /// From now on it reads nothing more than what comes on the streams that are there.
     pub(super) fn falls_deaf(&self) {
         self.deaf.store(true, Ordering::SeqCst);
+    }
+
+    /// What it has answered until now did not end in a panic.
+    fn was_well_asked(&self) {
+        let mut answering = self.answering.lock().expect("no panic");
+        let ended: Vec<_> = std::iter::from_fn(|| answering.try_join_next()).collect();
+        drop(answering);
+        for answer in ended {
+            answer.expect("a good node");
+        }
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.was_well_asked();
+        }
     }
 }
 

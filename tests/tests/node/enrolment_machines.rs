@@ -49,8 +49,6 @@ fn boot(bench: &Bench, name: &str, config: &str) -> Node {
     let document = document(bench, name, config);
     // The worker changes its key, which one that is derived from words cannot; the hub needs no vault.
     let machine = bench.machine(Boot::MicrovmErofs).config(document).plain();
-    // Two emulated machines are slow enough for the kernel to find its timer broken, and to stop.
-    let machine = machine.append("no_timer_check");
     let node = machine.data(Some(disk)).boot();
     boots_again(&node);
     node

@@ -214,18 +214,25 @@ async fn patterns_and_names_of_peers_are_counted() {
     }
 }
 
-/// Waits until the hub has imported what these peers serve, or says in its log, of each, why it does not.
+/// Waits until the hub has imported what each of these peers serves, or says in its log why it does not.
 fn until_read<const N: usize>(hub: &HostNode, peers: [&str; N]) {
     eventually("what the peers serve was read", || {
         let listed = hub.call("services/list-peers", &Value::Null);
-        let imported = listed["peers"].as_array()?.iter();
-        let imported = imported.filter(|one| peers.iter().any(|name| one["peer"] == *name));
-        let imported = imported.filter(|one| one["operations"] != json!([]));
         let log = hub.try_call("node/log", &json!({ "last": 10_000 })).output;
-        let refused = log.lines().filter(|line| {
-            line.contains("the peer's operations are not imported") && line.contains("node/do")
-        });
-        (imported.count() + refused.count() >= N).then_some(())
+        let is_imported = |name: &str| {
+            let mut listed = listed["peers"].as_array().into_iter().flatten();
+            listed.any(|one| one["peer"] == *name && one["operations"] != json!([]))
+        };
+        let is_refused = |name: &str| {
+            let who = format!("peer={name} ");
+            log.lines()
+                .filter(|line| line.contains("the peer's operations are not imported"))
+                .any(|line| line.contains(&who) && line.contains("node/do"))
+        };
+        let mut peers = peers.iter().copied();
+        peers
+            .all(|name| is_imported(name) || is_refused(name))
+            .then_some(())
     });
 }
 

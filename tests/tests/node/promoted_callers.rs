@@ -352,7 +352,9 @@ async fn trees_of_inputs_count_for_who_sent_them() {
         let (_bobs, bob) = dial(&node, &bob).await;
         let answer = bob.call("js/tree", &list(0)).await;
         assert_eq!(answer.expect("there is room").value(), &json!("done"));
-        assert!(!calls.is_empty(), "those that have room go on");
+        // A few more may be refused; the rest has room, and goes on.
+        while calls.try_join_next().is_some() {}
+        assert!(calls.len() >= TREES / 4, "{} go on", calls.len());
         calls.abort_all();
     }
 }

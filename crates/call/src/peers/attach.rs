@@ -142,9 +142,9 @@ pub(crate) async fn follow(link: &Arc<Link>) {
     let Some(options) = link.dispatcher.imports.clone() else {
         return;
     };
-    if peer_of(link).is_none() {
+    let Some(peer) = peer_of(link) else {
         return;
-    }
+    };
     let caller = Caller::new(Arc::clone(link));
     let mut retry = Retry(RETRY_FIRST);
     loop {
@@ -168,7 +168,7 @@ pub(crate) async fn follow(link: &Arc<Link>) {
             Err(error) => {
                 link.life.apply(PeerEvent::Unreadable);
                 let connection = link.info.id;
-                tracing::debug!(%connection, %error, "the peer's operations are not imported");
+                tracing::debug!(%peer, %connection, %error, "the peer's operations are not imported");
                 return;
             }
         }

@@ -51,14 +51,20 @@ pub(crate) async fn serve(
     connection.speaks_codes(number);
     let streams = Streams::new(&connection);
     let cancels = streams.cancels();
-    let mut server = Box::pin(begin(streams)).await?;
+    let time = conn.patience().head;
+    let Ok(begun) = Box::pin(tokio::time::timeout(time, begin(streams))).await else {
+        // Its client permits no stream of ours, or takes nothing of one.
+        connection.close(CloseCode::Timeout, "timed out");
+        return Ok(());
+    };
+    let mut server = begun?;
     let mut requests = JoinSet::new();
     let ended = tokio::select! {
         ended = accept(&mut server, &conn, &cancels, &mut requests) => ended,
         why = over(&conn, draining) => match why {
             // Apart: what an end needs is not kept as long as there is none.
-            Why::Leave | Why::Unknown => Box::pin(drain(&mut server, &mut requests)).await,
-            Why::Idle | Why::Slow => Box::pin(server.shutdown(NEXT)).await.map_err(drop),
+            Why::Leave | Why::Unknown => Box::pin(drain(&mut server, &mut requests, time)).await,
+            Why::Idle | Why::Slow => Box::pin(goodbye(&mut server, time)).await,
             Why::Stalled => {
                 requests.abort_all();
                 Ok(())
@@ -120,9 +126,16 @@ async fn next(
     }
 }
 
-/// Tells the client to send no more, and answers what it sent.
-async fn drain(server: &mut Server, requests: &mut JoinSet<()>) -> Result<(), ()> {
-    server.shutdown(NEXT).await.map_err(drop)?;
+/// Tells the client to send no more. One that takes nothing of our control stream is not waited for: it would have its
+/// place for as long as it likes.
+async fn goodbye(server: &mut Server, time: Duration) -> Result<(), ()> {
+    let said = tokio::time::timeout(time, server.shutdown(NEXT)).await;
+    said.unwrap_or(Ok(())).map_err(drop)
+}
+
+/// Tells the client to send no more, and answers what it sent. An answer that it does not take ends by itself.
+async fn drain(server: &mut Server, requests: &mut JoinSet<()>, time: Duration) -> Result<(), ()> {
+    goodbye(server, time).await?;
     tokio::select! {
         ended = refuse(server) => ended,
         () = async { while requests.join_next().await.is_some() {} } => Ok(()),

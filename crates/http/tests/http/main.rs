@@ -7,6 +7,7 @@ mod headers;
 mod memory;
 mod node;
 mod patience;
+mod three;
 mod visible;
 
 use std::time::Instant;

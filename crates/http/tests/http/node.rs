@@ -471,17 +471,23 @@ impl Node {
             Some(address) => Placed::at(address, accepted, alpn),
             None => accepted,
         };
+        let Served(served) = self.serve(accepted, address);
+        (dialled, served)
+    }
+
+    /// Serves the node's end of a connection from this address.
+    pub(crate) fn serve(&self, accepted: Connection, address: Option<SocketAddr>) -> Served {
         let auth = AuthContext {
             identity: None,
             key: None,
-            alpn: alpn.into(),
+            alpn: accepted.alpn().into(),
             sni: None,
             remote_addr: address,
             carriage: Carriage::Memory,
             early_data: false,
         };
-        let served = tokio::spawn(Arc::clone(&self.http).handle(accepted, auth));
-        (dialled, served)
+        let handler = Arc::clone(&self.http);
+        Served(tokio::spawn(handler.handle(accepted, auth)))
     }
 
     /// Says this over HTTP/1.1, and hears until it has heard `end`.

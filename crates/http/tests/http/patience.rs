@@ -9,7 +9,8 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use serde_json::json;
 
-use super::node::{Node, VERSIONS};
+use super::node::{Node, VERSIONS, hung};
+use super::three::{Permits, Three};
 
 fn moment() -> Duration {
     deadline(Duration::from_millis(20))
@@ -199,6 +200,45 @@ async fn whoever_proves_nothing_for_too_long_is_let_go() {
         count(HEADERS)
     );
     assert!(count(GOAWAY) > 0, "it is asked to leave");
+
+    let (client, served) = Three::connect(&node, Permits::Streams).await;
+    let asks = async {
+        let mut answered = 0;
+        while client.is_served().await {
+            answered += 1;
+            tokio::time::sleep(moment()).await;
+        }
+        answered
+    };
+    let answered = tokio::time::timeout(hung(), asks).await;
+    assert!(answered.expect("it is let go") > 1);
+    served.ended().await;
+    assert!(client.was_asked_to_leave().await);
+}
+
+/// Clients of HTTP/3 that permit the node no stream, or take nothing of what it says on one, are not waited for until they
+/// have heard that they are to leave.
+#[tokio::test]
+async fn whoever_hears_no_goodbye_is_let_go() {
+    let node = Node::patient(Patience {
+        head: unknown(),
+        ..Patience::default()
+    });
+    let (_client, served) = Three::connect(&node, Permits::Nothing).await;
+    served.ended().await;
+    // One asks nothing more, and nobody knows who the other one is.
+    for (keep_alive, stranger) in [(unknown(), LONG), (LONG, unknown())] {
+        let node = Node::patient(Patience {
+            head: enough(),
+            keep_alive,
+            stranger,
+            ..Patience::default()
+        });
+        let (client, served) = Three::connect(&node, Permits::Streams).await;
+        assert!(client.is_served().await);
+        client.takes_nothing();
+        served.ended().await;
+    }
 }
 
 /// Whoever has proved who it is, and whoever is in the middle of an answer.

@@ -36,9 +36,6 @@ const SOCKET_BYTES: u64 = 64 << 10;
 const QUIET: Duration = Duration::from_millis(500);
 
 /// Kinds of frames (RFC 6455 section 5.2).
-/// How long the node keeps what a client does not take: docs/http.md.
-const READER_PATIENCE: Duration = Duration::from_secs(30);
-
 const CONTINUATION: u8 = 0;
 const TEXT: u8 = 1;
 const CLOSE: u8 = 8;
@@ -363,8 +360,8 @@ async fn answers_that_no_connection_of_a_token_reads_are_counted_together() {
     assert!(grown <= most, "{grown} bytes: {most} are room");
 }
 
-/// Without a token, and for as long as an unknown peer may stay: each ping is a frame of DATA by itself, and would be
-/// answered behind the answers that the client has not taken.
+/// Without a token, and for as long as an unknown peer may stay: each ping is read by itself, and would be answered
+/// behind the answers that the client has not taken.
 #[tokio::test(flavor = "multi_thread")]
 async fn pings_whose_answers_nobody_takes_are_not_kept() {
     const PINGS: u32 = 100_000;
@@ -385,37 +382,26 @@ async fn pings_whose_answers_nobody_takes_are_not_kept() {
     }
     let before = resident(&web);
     forget_peak(&web);
-    let began = std::time::Instant::now();
     let payload = |n: u32| {
         let mut payload = n.to_be_bytes().to_vec();
         payload.resize(PAYLOAD_BYTES, b'x');
         payload
     };
+    // Beside each ping a pong, which is not answered: the node's library of HTTP/2 ends a connection on which too many
+    // frames of DATA below 256 bytes wait to be read, as they do on a busy machine.
+    let beside = [&head(PONG, true, PAYLOAD_BYTES)[..], &[b'x'; PAYLOAD_BYTES]].concat();
     let pings = async {
-        let mut sent = 0;
-        while sent < PINGS {
-            let ping = [&head(PING, true, PAYLOAD_BYTES)[..], &payload(sent + 1)].concat();
+        for n in 1..=PINGS {
+            let ping = [&head(PING, true, PAYLOAD_BYTES)[..], &payload(n), &beside].concat();
             // Taken means read: the node grants room for as much as it has looked at.
-            if socket.write_all(&ping).await.is_err() {
-                break;
-            }
-            sent += 1;
+            socket.write_all(&ping).await.expect("it is taken");
         }
-        sent
     };
-    let sent = within(pings).await;
+    within(pings).await;
     let grown = peak(&web).saturating_sub(before);
-    println!("figure {sent} pings: {} KiB", grown >> 10);
-    assert!(grown <= MOST_BYTES, "{grown} bytes for {sent} pings");
-    if sent < PINGS {
-        // Nobody is patient with a client that takes nothing for half a minute, as a busy machine makes of this one.
-        assert!(
-            began.elapsed() >= READER_PATIENCE,
-            "ended after {sent} pings"
-        );
-    } else {
-        is_answered_with(&mut socket, &payload(PINGS)).await;
-    }
+    println!("figure {PINGS} pings: {} KiB", grown >> 10);
+    assert!(grown <= MOST_BYTES, "{grown} bytes for {PINGS} pings");
+    is_answered_with(&mut socket, &payload(PINGS)).await;
 }
 
 /// Whoever takes answers again has the one to the last ping.

@@ -136,17 +136,18 @@ async fn left(web: &Machine, requests: u32, token: Option<&str>) -> Raw {
     raw
 }
 
-/// Memory of the node once it does not grow any more.
+/// Memory of the node once it has not grown between so many looks in a row: an emulated machine may do nothing between
+/// two of them.
 fn settled(watcher: &mut Watcher<'_>) -> u64 {
-    let mut most = 0;
-    loop {
+    const QUIET_LOOKS: u32 = 3;
+    let (mut most, mut quiet) = (0, 0);
+    while quiet < QUIET_LOOKS {
         let now = watcher.resident().expect("the machine has a place for it");
-        if now <= most {
-            return most;
-        }
-        most = now;
+        quiet = if now > most { 0 } else { quiet + 1 };
+        most = most.max(now);
         thread::sleep(ASK_EVERY);
     }
+    most
 }
 
 async fn until_over(mut raw: Raw) -> Tally {
