@@ -485,7 +485,9 @@ mod tests {
         assert_eq!(lock(&all.counted).of(&ada).bytes, MIB);
         assert!(takes_all(&all, &known("trudy"), MIB).is_empty());
         // From now on it is counted for somebody else, and not for both.
-        growing.resize(&known("bob"), MIB).expect("as much as before");
+        growing
+            .resize(&known("bob"), MIB)
+            .expect("as much as before");
         assert_eq!(lock(&all.counted).of(&ada).bytes, 0);
         drop(eves);
         growing.resize(&known("bob"), 2 * MIB).expect("half of it");

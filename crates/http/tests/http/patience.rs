@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use alknet_http::limits::Patience;
 use alknet_test_support::deadline;
+use http::header::ACCEPT;
 use http::{HeaderName, HeaderValue, Method, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -199,6 +200,28 @@ async fn whoever_proves_nothing_for_too_long_is_let_go() {
         count(HEADERS)
     );
     assert!(count(GOAWAY) > 0, "it is asked to leave");
+}
+
+/// A stream of events may go on for ever: nobody gets one of what anybody may follow on `alknet/call`.
+#[tokio::test]
+async fn whoever_proves_nothing_follows_nothing() {
+    let node = Node::new("");
+    let body = json!({ "operation": "/test/count", "input": 1 }).to_string();
+    for version in VERSIONS {
+        for token in [None, Some("bad")] {
+            let mut request = node.request(Method::POST, token, "/subscribe", &body);
+            let kind = HeaderValue::from_static("text/event-stream");
+            request.headers_mut().insert(ACCEPT, kind);
+            let told = node.client(version).await.told(request).await;
+            assert_eq!(told.status, StatusCode::UNAUTHORIZED, "{told:?}");
+        }
+        let told = node.events(
+            version,
+            "good",
+            &json!({ "operation": "/test/count", "input": 1 }),
+        );
+        assert_eq!(told.await.status, StatusCode::OK);
+    }
 }
 
 /// Whoever has proved who it is, and whoever is in the middle of an answer.
