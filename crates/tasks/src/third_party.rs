@@ -209,7 +209,8 @@ pub fn installed(cx: &Context, package: &str, program: &str) -> Result<PathBuf> 
     Ok(place(&archive.pin))
 }
 
-/// The hash is in its name: what was built of other bytes, or before there was one, is not used, whatever version it says.
+/// The hash is in its name: what was built of other bytes, or before there was one, is not used, whatever version it
+/// says.
 fn installed_folder(cx: &Context, package: &str, pin: &Pin) -> PathBuf {
     let key = digest::key([pin.sha256.as_bytes()]);
     let name = format!("{package}-{}-{key}", pin.version);

@@ -48,8 +48,8 @@ fn home() -> Option<PathBuf> {
     home.or_else(|| Some(PathBuf::from(set("HOME")?).join(".cargo")))
 }
 
-/// The archive, of whichever registry or mirror of one cargo took it from: the one with this SHA-256, else any. Its bytes
-/// are judged by the caller.
+/// The archive, of whichever registry or mirror of one cargo took it from: the one with this SHA-256, else any. Its
+/// bytes are judged by the caller.
 fn kept(home: &Path, file: &str, sha256: &str) -> Option<PathBuf> {
     let registries = fs::read_dir(home.join("registry/cache")).ok()?;
     let archives = registries
