@@ -241,6 +241,19 @@ impl Dispatcher {
             &[],
             most as f64,
         );
+        let (unfinished, most) = self.unfinished_bytes.kept();
+        into.gauge(
+            "alknet_call_unfinished_bytes",
+            "Bytes of frames and messages that are not complete.",
+            &[],
+            unfinished as f64,
+        );
+        into.gauge(
+            "alknet_call_unfinished_bytes_max",
+            "How many there may be at once.",
+            &[],
+            most as f64,
+        );
         let (unread, most) = self.unread_bytes.kept();
         into.gauge(
             "alknet_call_unread_bytes",

@@ -38,7 +38,7 @@ pub(crate) enum End {
     Drained,
     /// This side gave the stream up.
     Killed(StreamCode),
-    /// More waits to be sent than the peer takes, or to be finished than there is room for.
+    /// More waits to be sent than the peer takes, or to be finished than there is room for in time.
     Overload(&'static str),
     /// The peer gave it up.
     PeerLeft,
@@ -227,16 +227,19 @@ async fn read_loop(link: &Arc<Link>, lane: &Arc<Lane>, recv: &mut RecvStream) ->
             }
         }
         if frames.is_partial() {
-            begun.get_or_insert_with(Instant::now);
+            let since = *begun.get_or_insert_with(Instant::now);
             match &lane.waiting {
                 Some(waiting) if !making.count(waiting, frames.held_bytes()) => {
                     link.outbound.refuse_on(link, lane);
                     return Err(End::Killed(StreamCode::Cancelled));
                 }
                 Some(_) => {}
-                // What answers a request of ours was asked for.
-                None if lane.is_single_call() => {}
-                None => unfinished.count(link, frames.held_bytes())?,
+                None if is_asked_for(link, lane) => {}
+                None => {
+                    let deadline = since + link.dispatcher.patience.partial_frame;
+                    let counted = unfinished.count_by(link, frames.held_bytes(), deadline);
+                    counted.await?;
+                }
             }
         }
         match next_chunk(link, recv, begun).await? {
@@ -248,6 +251,12 @@ async fn read_loop(link: &Arc<Link>, lane: &Arc<Lane>, recv: &mut RecvStream) ->
     lane.read_done.store(true, Ordering::Release);
     lane.out.poke();
     Ok(())
+}
+
+/// Whether a frame in the making answers a request of ours, as far as the stream says that. On the only stream of a
+/// connection it may be another frame as well: there is one at a time, as there is for each of our requests elsewhere.
+fn is_asked_for(link: &Link, lane: &Lane) -> bool {
+    lane.is_single_call() || link.ends_with_stream() && link.has_outbound()
 }
 
 /// The next bytes, within the time a begun frame or a silent stranger has.

@@ -103,6 +103,9 @@ pub const BYTES_SUBSCRIPTIONS_SHARE: usize = 4;
 /// Bytes of the longest request that is not counted while it runs: [`PeerLimits::requests`] and
 /// [`IDEMPOTENCY_ENTRIES`] bound how many there are.
 pub const REQUEST_BYTES_FREE: usize = 8 << 10;
+/// The same of a known peer's frame in the making on a connection that ends with its only stream, which has one such
+/// frame at a time.
+pub const FRAME_BYTES_FREE: usize = 64 << 10;
 /// Bytes of answers and events that a connection may leave unread before they count for its requester: small answers
 /// that are read as they come cost no look at what others have.
 pub const UNREAD_BYTES_FREE: usize = 8 << 10;

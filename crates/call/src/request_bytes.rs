@@ -1,12 +1,15 @@
 //! Bytes of requests that run, of frames that are not complete, and of answers that wait to be read: each of the
 //! three has an account of its own, with the same shares.
 
+mod claim;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use alknet_core::{Identity, Network, PeerId, Site};
+use tokio::sync::Notify;
 
 use crate::error::CallError;
 use crate::limits::{
@@ -14,6 +17,7 @@ use crate::limits::{
     BYTES_SUBSCRIPTIONS, BYTES_SUBSCRIPTIONS_SHARE, REQUEST_BYTES_FREE, leaves_room,
 };
 use crate::sync::lock;
+pub(crate) use claim::RequestClaim;
 
 /// Counts the bytes of requests that came in frames, for their requesters and for the node, from admission to the
 /// end of the run: a handler may keep its input as long as it runs, and the run of an idempotency key outlives the
@@ -25,6 +29,8 @@ pub(crate) struct RequestBytes {
     counted: Mutex<Counted>,
     /// [`Counted::node`], for [`has_room`](Self::has_room), which is asked for every event.
     node: AtomicUsize,
+    /// A claim was given back.
+    given_back: Notify,
 }
 
 /// The most at once.
@@ -100,7 +106,7 @@ impl Requester {
         }
     }
 
-    fn is_known(&self) -> bool {
+    pub(crate) fn is_known(&self) -> bool {
         matches!(self, Self::Known(_))
     }
 
@@ -245,6 +251,7 @@ impl RequestBytes {
             },
             counted: Mutex::default(),
             node: AtomicUsize::new(0),
+            given_back: Notify::new(),
         }
     }
 
@@ -332,23 +339,10 @@ impl RequestBytes {
         let (_, each) = self.bounds.own(requester);
         lock(&self.counted).of(requester).bytes >= each
     }
-}
 
-/// Bytes of a request that are counted while this lives.
-#[derive(Debug)]
-pub(crate) struct RequestClaim {
-    all: Arc<RequestBytes>,
-    requester: Requester,
-    bytes: usize,
-    /// The same, if it is a subscription's.
-    subscribed: usize,
-}
-
-impl Drop for RequestClaim {
-    fn drop(&mut self) {
-        let mut counted = lock(&self.all.counted);
-        counted.take(&self.requester, self.bytes, self.subscribed);
-        self.all.node.store(counted.node, Ordering::Release);
+    /// Resolves once a claim is given back after this was called.
+    pub(crate) fn given_back(&self) -> impl Future<Output = ()> {
+        self.given_back.notified()
     }
 }
 
@@ -479,6 +473,43 @@ mod tests {
         assert!(all.claim(known("eve"), MIB, Kept::Once).is_err());
         drop(long);
         assert!(all.claim(known("eve"), MIB, Kept::Once).is_ok());
+    }
+
+    /// Whoever asks in between takes what was given up, so that nothing is given up first.
+    #[test]
+    fn a_claim_that_finds_no_room_to_grow_keeps_what_it_has() {
+        let all = Arc::new(RequestBytes::new(BYTES_PER_NODE_MIN));
+        let (ada, eve) = (known("ada"), known("eve"));
+        let mut growing = RequestClaim::empty(&all, &ada);
+        growing.resize(&ada, MIB).expect("a quarter");
+        let eves = takes_all(&all, &eve, MIB);
+        assert_eq!(eves.len(), 2);
+        let refused = growing.resize(&ada, 2 * MIB).expect_err("the last quarter");
+        assert_eq!(refused.code, ErrorCode::Overloaded);
+        assert_eq!(lock(&all.counted).of(&ada).bytes, MIB);
+        assert!(takes_all(&all, &known("trudy"), MIB).is_empty());
+        // From now on it is counted for somebody else, and not for both.
+        growing
+            .resize(&known("bob"), MIB)
+            .expect("as much as before");
+        assert_eq!(lock(&all.counted).of(&ada).bytes, 0);
+        drop(eves);
+        growing.resize(&known("bob"), 2 * MIB).expect("half of it");
+        drop(growing);
+        let counted = lock(&all.counted);
+        assert_eq!((counted.node, counted.each.len()), (0, 0));
+    }
+
+    /// One frame may be longer than all that there is, however small its steps are.
+    #[test]
+    fn a_claim_grows_beyond_the_room_where_it_is_alone() {
+        let all = Arc::new(RequestBytes::new(BYTES_PER_NODE_MIN));
+        let ada = known("ada");
+        let mut growing = RequestClaim::empty(&all, &ada);
+        for step in 1..=64 {
+            growing.resize(&ada, step * MIB).expect("alone");
+        }
+        assert!(all.claim(known("eve"), MIB, Kept::Once).is_err());
     }
 
     /// Padded subscriptions of an operation that uses nothing of their input, as many as each identity may have.

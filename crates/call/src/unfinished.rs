@@ -2,17 +2,19 @@
 
 use std::sync::{Arc, OnceLock, Weak};
 
-use crate::dispatcher::{Counters, Dispatcher};
-use crate::limits::REQUEST_BYTES_FREE;
+use tokio::time::{Instant, timeout_at};
+
+use crate::dispatcher::Counters;
+use crate::limits::{FRAME_BYTES_FREE, REQUEST_BYTES_FREE};
 use crate::link::Link;
-use crate::request_bytes::{Kept, RequestClaim};
+use crate::request_bytes::RequestClaim;
 
 /// A message in the making, counted for the peer until its request is: on every stream that it may open a peer could
 /// have one that lacks its last byte.
 #[derive(Debug, Default)]
 pub(crate) struct Unfinished {
     bytes: usize,
-    claim: Option<Arc<RequestClaim>>,
+    claim: Option<RequestClaim>,
 }
 
 /// There is no room for a message in the making: who sends it, or all peers, have as many bytes of others as they may.
@@ -20,29 +22,55 @@ pub(crate) struct Unfinished {
 pub struct Overfull;
 
 impl Unfinished {
-    /// Counts it with so many bytes.
+    /// Counts it with so many bytes. Where there is no room for them it is counted as before.
     pub(crate) fn count(&mut self, link: &Link, bytes: usize) -> Result<(), Overfull> {
-        if bytes <= self.bytes.max(REQUEST_BYTES_FREE) {
+        let counted = self.claim(link, bytes);
+        if counted.is_err() {
+            Counters::add(&link.dispatcher.counters.request_bytes_full);
+        }
+        counted
+    }
+
+    /// The same; waits for room until the deadline where the connection would end for want of it.
+    pub(crate) async fn count_by(
+        &mut self,
+        link: &Link,
+        bytes: usize,
+        deadline: Instant,
+    ) -> Result<(), Overfull> {
+        let mut counted = self.count(link, bytes);
+        while counted.is_err() && waits(link) {
+            // Before it is tried again: what is given back meanwhile is not missed.
+            let given_back = link.dispatcher.unfinished_bytes.given_back();
+            counted = self.claim(link, bytes);
+            if counted.is_err() && timeout_at(deadline, given_back).await.is_err() {
+                break;
+            }
+        }
+        counted
+    }
+
+    fn claim(&mut self, link: &Link, bytes: usize) -> Result<(), Overfull> {
+        let is_counted = bytes <= self.bytes.max(REQUEST_BYTES_FREE);
+        if is_counted || bytes <= FRAME_BYTES_FREE && waits(link) {
             return Ok(());
         }
-        let Dispatcher {
-            unfinished_bytes,
-            counters,
-            ..
-        } = &*link.dispatcher;
-        // Not beside the same bytes.
-        self.claim = None;
-        let claimed = unfinished_bytes.claim(link.requester(), bytes, Kept::Once);
-        self.claim = claimed.map_err(|_| {
-            Counters::add(&counters.request_bytes_full);
-            Overfull
-        })?;
+        let requester = link.requester();
+        let empty = || RequestClaim::empty(&link.dispatcher.unfinished_bytes, &requester);
+        let claim = self.claim.get_or_insert_with(empty);
+        claim.resize(&requester, bytes).map_err(|_| Overfull)?;
         self.bytes = bytes;
         Ok(())
     }
 }
 
-/// Stands for a guest from before it is served: [`Dispatcher::serve_guest`] is told which one.
+/// Whether a message waits for room: its sender is known, and all calls of a connection would end with its stream.
+fn waits(link: &Link) -> bool {
+    link.ends_with_stream() && link.requester().is_known()
+}
+
+/// Stands for a guest from before it is served: [`Dispatcher::serve_guest`](crate::Dispatcher::serve_guest) is told
+/// which one.
 #[derive(Clone, Debug, Default)]
 pub struct GuestHandle(Arc<OnceLock<Weak<Link>>>);
 

@@ -209,8 +209,11 @@ pub fn installed(cx: &Context, package: &str, program: &str) -> Result<PathBuf> 
     Ok(place(&archive.pin))
 }
 
+/// The hash is in its name: what was built of other bytes, or before there was one, is not used, whatever version it
+/// says.
 fn installed_folder(cx: &Context, package: &str, pin: &Pin) -> PathBuf {
-    let name = format!("{package}-{}", pin.version);
+    let key = digest::key([pin.sha256.as_bytes()]);
+    let name = format!("{package}-{}-{key}", pin.version);
     cx.cache().join("tools").join(name)
 }
 
@@ -407,6 +410,8 @@ fn python_version() -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     /// As one that somebody put in the registry's place, or into the folder of a mirror.
@@ -428,6 +433,36 @@ mod tests {
                 "{said}"
             );
             assert!(!installed_folder(&cx, package, &pin).exists());
+        }
+    }
+
+    /// As before packages were pinned, and of other bytes of the same version.
+    #[test]
+    fn a_program_that_was_built_of_other_bytes_is_not_used() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut cx = Context::in_folder(folder.path());
+        let mirror = folder.path().join("mirror");
+        fs::create_dir_all(&mirror).expect("writable");
+        cx.sources = Some(mirror.clone());
+        let put = |folder: &Path, program: &str| {
+            let place = folder.join("bin").join(program);
+            fs::create_dir_all(folder.join("bin")).expect("writable");
+            fs::write(&place, "a program").expect("writable");
+            place
+        };
+        for (package, program) in [(test::DENY, "cargo-deny"), (HTTPWG, "httpwg")] {
+            let pin = sources::accepted(package).expect("pinned").remove(0);
+            // What is not there is not fetched.
+            fs::write(mirror.join(&pin.file), "another package").expect("writable");
+            let named = format!("{package}-{}", pin.version);
+            put(&cx.cache().join("tools").join(named), program);
+            let mut other = pin.clone();
+            other.sha256 = "0".repeat(pin.sha256.len());
+            put(&installed_folder(&cx, package, &other), program);
+            installed(&cx, package, program).expect_err("neither is of the pinned bytes");
+            let own = put(&installed_folder(&cx, package, &pin), program);
+            let used = installed(&cx, package, program).expect("it is there");
+            assert_eq!(used, own);
         }
     }
 

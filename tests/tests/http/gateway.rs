@@ -434,6 +434,25 @@ fn pages_of_others_may_what_the_configuration_says() {
     assert_eq!(allowed, Some("https://app.example.org"));
 }
 
+/// Whoever could follow what anybody may follow on `alknet/call` would keep an unknown peer's place.
+#[test]
+fn nobody_has_a_stream_of_events() {
+    let bench = Bench::new();
+    let web = Web::start(&bench, "");
+    let within = seconds(Duration::from_secs(60));
+    let limit = ["--max-time", &within];
+    let accept = ["--header", "Accept: text/event-stream"];
+    let body = ["--json", r#"{"operation":"/services/watch"}"#];
+    for version in ["--http1.1", "--http2"] {
+        let asks = [&limit[..], &accept, &body, &[version]].concat();
+        let told = web.curl("/subscribe", &asks);
+        assert_eq!(told.status, 401, "{version}: {told:?}");
+    }
+    // It is one that somebody may follow.
+    let mut events = web.events(&web.reader, body[1], &[]);
+    assert!(events.next().is_some());
+}
+
 #[test]
 fn the_description_says_what_there_is() {
     let bench = Bench::new();

@@ -7,7 +7,7 @@ use alknet_call::{
     ALPN, CallClient, CallConnection, Envelope, EventKind, FrameBody, FrameReader, OperationSpec,
     encode_event,
 };
-use alknet_core::{Connection, RecvStream, SendStream};
+use alknet_core::{Carriage, Connection, RecvStream, SendStream};
 use alknet_endpoint::{Dialer, Target};
 use alknet_tests::{Cli, HostNode, eventually, wire};
 use alknet_tls::NodeKey;
@@ -17,6 +17,8 @@ use tokio::task::JoinSet;
 
 /// Characters of what `node/long` answers: nearly as many as a result may have to be kept.
 const LONG: usize = 60_000;
+/// Characters of what `node/wide` answers, which are nearly a frame.
+const WIDE: usize = 900 << 10;
 /// Values in the answer of `compute/dispatch`, which says an hour.
 const SHORT: usize = 450_000;
 /// Bytes that the answers of `node/often` and `node/once` point to, the first of them [`OFTEN`] times.
@@ -38,12 +40,21 @@ pub(super) struct Peer {
 
 /// A connection to a node, and what made it.
 pub(super) async fn dial(node: &HostNode, who: &Cli) -> (Dialer, Connection) {
+    dial_over(Carriage::Both, node, who).await
+}
+
+/// The same over one carriage.
+pub(super) async fn dial_over(
+    carriage: Carriage,
+    node: &HostNode,
+    who: &Cli,
+) -> (Dialer, Connection) {
     let file = who.state().join("identity.key");
     let (key, _) = NodeKey::load_or_create(&file).expect("a key");
     let dialer = Dialer::new(Some(key));
     let target: Target = node.target().parse().expect("the node's own target");
-    let connection = dialer.dial(&target, ALPN).await.expect("it is known");
-    (dialer, connection)
+    let dialled = dialer.dial_over(carriage, &target, ALPN).await;
+    (dialer, dialled.expect("it is known"))
 }
 
 /// The same for somebody who calls.
@@ -59,7 +70,14 @@ impl Peer {
     }
 
     pub(super) async fn serving(hub: &HostNode, who: &Cli, specs: Vec<OperationSpec>) -> Self {
-        let (dialer, connection) = dial(hub, who).await;
+        Self::on(dial(hub, who).await, specs)
+    }
+
+    /// On a connection that is open, whatever carries it.
+    pub(super) fn on(
+        (dialer, connection): (Dialer, Connection),
+        specs: Vec<OperationSpec>,
+    ) -> Self {
         let (asked, deaf) = (Arc::default(), Arc::<AtomicBool>::default());
         let answering = Arc::<Mutex<JoinSet<()>>>::default();
         let specs: Arc<[Value]> = specs.into_iter().map(|spec| json!(spec)).collect();
@@ -200,6 +218,7 @@ fn output(operation: &str, specs: &[Value], input: &Value) -> Value {
         }
         "services/schema" => json!({ "specs": asked_for(specs, input) }),
         "node/long" => json!("x".repeat(LONG)),
+        "node/wide" => json!("x".repeat(WIDE)),
         "compute/dispatch" => {
             json!({ "outputs": vec![0; SHORT], "gpu_ms": 3_600_000, "jit_ms": 0 })
         }

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::task::{JoinSet, block_in_place};
 
-use super::by_hand::{Peer, caller, people, until_attached};
+use super::by_hand::{Peer, caller, dial_over, people, until_attached};
 
 const MIB: usize = 1 << 20;
 /// The least machine that there is, as far as requests go: 4 MiB for them, half of it for an identity, and 2 MiB for
@@ -75,6 +75,75 @@ async fn frames_that_do_not_end_leave_others_room() {
         assert!(is_answered(&admin, MIB / 2).await);
         let ended = ends.try_join_next();
         assert!(ended.is_none(), "what has room is waited for: {ended:?}");
+    }
+}
+
+/// What two identities keep of frames on the least machine, so that others have a thirty-second of what is left.
+const UNFINISHED: usize = 3 * MIB;
+
+/// Bytes of frames that are not complete.
+fn unfinished(node: &HostNode) -> f64 {
+    let metrics = node.call("node/metrics", &Value::Null);
+    let bytes = metrics["values"]["alknet_call_unfinished_bytes"].as_f64();
+    bytes.expect("it is counted")
+}
+
+/// Sends so many frames of 1 MiB but for their last bytes, each on a stream of its own.
+async fn keeps_frames(node: &HostNode, who: &Cli, frames: usize) -> impl Sized {
+    let mut frame = wire::frame(&vec![b'{'; MIB]);
+    frame.pop();
+    let almost = Bytes::from(frame);
+    let (dialer, connection) = dial_over(Carriage::Quic, node, who).await;
+    let mut streams = Vec::new();
+    for _ in 0..frames {
+        let (mut send, recv) = wire::stream(&connection).await.expect("it goes on");
+        let sent = within(send.write_chunk(almost.clone())).await;
+        sent.expect("it is taken");
+        streams.push((send, recv));
+    }
+    (dialer, connection, streams)
+}
+
+/// A worker over TCP, all of whose answers come on one stream, answers longer than what two identities leave.
+#[tokio::test(flavor = "multi_thread")]
+async fn frames_that_do_not_end_end_no_worker_over_tcp() {
+    let bench = Bench::new();
+    let names = ["bank", "eve", "mallory", "ada"];
+    let [teller, eve, mallory, ada] = names.map(|name| bench.somebody(name));
+    let config = people([
+        ("bank", &teller, &[][..]),
+        ("eve", &eve, &[]),
+        ("mallory", &mallory, &[]),
+        ("ada", &ada, CUSTOMER),
+    ]);
+    let config = format!("[hub]\nenabled = true\n{config}");
+    if let Some(hub) = bench.host_on(LEAST, &config) {
+        let wide = OperationSpec::query("node/wide", "Answers at length.").with_scope("bank");
+        let connected = dial_over(Carriage::Tcp, &hub, &teller).await;
+        let _bank = Peer::on(connected, vec![wide]);
+        until_attached(&hub);
+        let (_adas, ada) = caller(&hub, &ada).await;
+        let options = CallOptions {
+            peer: Some("bank".to_owned()),
+            ..CallOptions::default()
+        };
+        // A frame has half a minute: what was kept to the end of an answer was in its way.
+        loop {
+            let kept = (
+                keeps_frames(&hub, &eve, 2).await,
+                keeps_frames(&hub, &mallory, 1).await,
+            );
+            eventually("what there is room for is there", || {
+                (unfinished(&hub) >= UNFINISHED as f64).then_some(())
+            });
+            let answer = within(ada.call_with("node/wide", &Value::Null, &options)).await;
+            assert!(answer.is_ok(), "{answer:?}");
+            let still = unfinished(&hub) >= UNFINISHED as f64;
+            drop(kept);
+            if still {
+                break;
+            }
+        }
     }
 }
 

@@ -54,6 +54,11 @@ impl Link {
         tracing::debug!(connection = %self.info.id, why, "the peer broke the protocol");
     }
 
+    /// Whether all calls over it end with one stream. A guest's are its own.
+    pub(crate) fn ends_with_stream(&self) -> bool {
+        !self.connection.is_multi() && !self.is_guest()
+    }
+
     /// Where there is one stream only, its end is the connection's: closed in order, which the
     /// peer can tell from a lost one.
     pub(crate) fn fail_if_single(&self, code: CloseCode, why: &'static str) {

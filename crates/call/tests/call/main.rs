@@ -21,4 +21,5 @@ mod repeat;
 mod request_bytes;
 mod rights;
 mod session;
+mod unfinished;
 mod unread;

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use crate::common::*;
 
 /// A node on a machine with so much memory, with a keyed mutation that waits.
-fn holding(memory_bytes: u64) -> Node {
+pub(super) fn holding(memory_bytes: u64) -> Node {
     let probe: Arc<Probe> = Arc::default();
     let p = Arc::clone(&probe);
     let mut spec = OperationSpec::mutation("test/hold", "Waits.");
@@ -61,7 +61,7 @@ fn holding(memory_bytes: u64) -> Node {
 }
 
 /// Calls `test/hold` with an input that is nearly as long as a frame may be.
-fn hold(
+pub(super) fn hold(
     client: &CallConnection,
     key: Option<&str>,
 ) -> tokio::task::JoinHandle<Result<Body, CallError>> {

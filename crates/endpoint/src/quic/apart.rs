@@ -1,8 +1,10 @@
-//! A socket that hands datagrams over one by one.
+//! A socket that hands datagrams over one by one, and apart from other packets the last one in a datagram.
 //!
 //! The kernel joins datagrams that follow each other from one sender, up to 64 KiB of them. The library keeps what was
 //! joined for as long as any byte of it waits to be read, and counts the one datagram that this byte came in: a peer
 //! that sends little else than what is read at once, or thrown away, would have it keep some forty times what it counts.
+//! Of a datagram with several packets (RFC 9000 section 12.2) it counts the one that has the byte, and keeps all: those
+//! before it may be any bytes, which it throws away. Behind the handshake that is the last one, whose header is short.
 
 use std::array;
 use std::fmt;
@@ -15,6 +17,15 @@ use std::task::{Context, Poll, ready};
 use quinn::udp::{BATCH_SIZE, RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, EndpointConfig, UdpPoller};
 
+/// First bit of a long header (RFC 9000 section 17.2), which says how long its packet is.
+const LONG_HEADER: u8 = 0x80;
+/// Bytes of a version, behind the first byte.
+const VERSION_BYTES: usize = 4;
+/// Types of long headers, in the two bits behind the first two of version 1.
+const TYPE_BITS: u8 = 0x30;
+const INITIAL: u8 = 0x00;
+const RETRY: u8 = 0x30;
+
 /// The socket.
 pub(crate) struct Apart {
     socket: Arc<dyn AsyncUdpSocket>,
@@ -24,6 +35,8 @@ pub(crate) struct Apart {
 /// What the kernel handed over, in as many places as it fills at once.
 struct Received {
     bytes: Box<[u8]>,
+    /// Bytes of the longest datagram that is taken, as the library tells peers.
+    longest: usize,
     metas: [RecvMeta; BATCH_SIZE],
     /// Places that are filled.
     filled: usize,
@@ -35,19 +48,20 @@ impl Apart {
     pub(crate) fn new(socket: Arc<dyn AsyncUdpSocket>, config: &EndpointConfig) -> Arc<Self> {
         let longest = config.get_max_udp_payload_size();
         let longest = usize::try_from(longest).unwrap_or(usize::MAX).min(64 << 10);
-        let joined = longest * socket.max_receive_segments();
+        let received = Received::new(longest, socket.max_receive_segments());
         Arc::new(Self {
             socket,
-            received: Mutex::new(Received::new(joined)),
+            received: Mutex::new(received),
         })
     }
 }
 
 impl Received {
-    /// With `joined` bytes in each place.
-    fn new(joined: usize) -> Self {
+    /// With so many of the longest datagrams in each place.
+    fn new(longest: usize, segments: usize) -> Self {
         Self {
-            bytes: vec![0; joined * BATCH_SIZE].into(),
+            bytes: vec![0; longest * segments * BATCH_SIZE].into(),
+            longest,
             metas: [RecvMeta::default(); BATCH_SIZE],
             filled: 0,
             next: (0, 0),
@@ -64,22 +78,29 @@ impl Received {
         Poll::Ready(Ok(()))
     }
 
-    /// Copies as many datagrams as there are, and as there is room for; returns how many. One that is longer than its
-    /// buffer is lost, as it is where the kernel fills that.
+    /// Copies as many datagrams as there are, and as there is room for; returns how many. One that is longer than any
+    /// may be, or than its buffer, is lost, as it is where the kernel fills that.
     fn give(&mut self, bufs: &mut [IoSliceMut<'_>], metas: &mut [RecvMeta]) -> usize {
         let joined = self.bytes.len() / BATCH_SIZE;
         let mut given = 0;
         while given < bufs.len().min(metas.len()) && self.next.0 < self.filled {
             let (place, begin) = self.next;
             let whole = self.metas[place];
-            let rest = &self.bytes[place * joined..][begin..whole.len];
-            let datagram = &rest[..rest.len().min(whole.stride)];
-            let is_last = datagram.len() == rest.len() || datagram.is_empty();
-            self.next = match is_last {
+            let stride = whole.stride.max(1);
+            // The datagram that this byte lies in may have been given in part.
+            let own = begin / stride * stride;
+            let end = (own + stride).min(whole.len);
+            let rest = &self.bytes[place * joined..][begin..end];
+            let len = last_packet(rest).unwrap_or(rest.len());
+            let datagram = &rest[..len];
+            let next = begin + len;
+            self.next = match next >= whole.len {
                 true => (place + 1, 0),
-                false => (place, begin + datagram.len()),
+                false => (place, next),
             };
-            if let Some(room) = bufs[given].get_mut(..datagram.len()) {
+            if end - own <= self.longest
+                && let Some(room) = bufs[given].get_mut(..datagram.len())
+            {
                 room.copy_from_slice(datagram);
                 metas[given] = RecvMeta {
                     len: datagram.len(),
@@ -91,6 +112,52 @@ impl Received {
         }
         given
     }
+}
+
+/// Where the last packet of a datagram begins, if its header is short and others stand before it.
+fn last_packet(datagram: &[u8]) -> Option<usize> {
+    let mut begin = 0;
+    loop {
+        let packet = datagram.get(begin..)?;
+        if packet.first()? & LONG_HEADER == 0 {
+            return (begin > 0).then_some(begin);
+        }
+        begin += long_packet(packet)?;
+    }
+}
+
+/// Bytes of the packet with a long header that these bytes begin with, as the header says.
+fn long_packet(bytes: &[u8]) -> Option<usize> {
+    let kind = bytes.first()? & TYPE_BITS;
+    let version = bytes.get(1..=VERSION_BYTES)?;
+    // Neither a Retry nor what negotiates versions says how long it is: nothing follows.
+    if kind == RETRY || version == [0; VERSION_BYTES] {
+        return None;
+    }
+    let mut at = 1 + VERSION_BYTES;
+    // The ids of destination and source.
+    for _ in 0..2 {
+        at += 1 + usize::from(*bytes.get(at)?);
+    }
+    if kind == INITIAL {
+        let token = variable(bytes, &mut at)?;
+        at = at.checked_add(token)?;
+    }
+    let payload = variable(bytes, &mut at)?;
+    at.checked_add(payload).filter(|len| *len <= bytes.len())
+}
+
+/// The number of variable length (RFC 9000 section 16) at this byte, which is moved behind it.
+fn variable(bytes: &[u8], at: &mut usize) -> Option<usize> {
+    let first = *bytes.get(*at)?;
+    let len = 1 << (first >> 6);
+    let number = bytes.get(*at..)?.get(..len)?;
+    *at += len;
+    let rest = number[1..].iter();
+    let number = rest.fold(u64::from(first & 0x3f), |number, byte| {
+        (number << 8) | u64::from(*byte)
+    });
+    usize::try_from(number).ok()
 }
 
 impl AsyncUdpSocket for Apart {
@@ -163,7 +230,7 @@ mod tests {
     #[test]
     fn what_was_joined_is_given_one_by_one() {
         let of = |places: &[(&[u8], usize)]| {
-            let mut received = Received::new(16);
+            let mut received = Received::new(8, 2);
             for (at, (bytes, stride)) in places.iter().enumerate() {
                 received.bytes[at * 16..][..bytes.len()].copy_from_slice(bytes);
                 let meta = &mut received.metas[at];
@@ -184,5 +251,73 @@ mod tests {
             all(&mut received, 3),
             [b"abc".to_vec(), b"abc".to_vec(), b"ab".to_vec()]
         );
+    }
+
+    /// A packet with a long header of version 1, of this first byte, with so many bytes of anything.
+    fn long(first: u8, payload: usize) -> Vec<u8> {
+        let mut packet = vec![first, 0, 0, 0, 1, 2, b'd', b'd', 1, b's'];
+        if first & TYPE_BITS == INITIAL {
+            packet.extend([3, b't', b't', b't']);
+        }
+        let len = u16::try_from(payload).expect("short") | 0x4000;
+        packet.extend(len.to_be_bytes());
+        packet.resize(packet.len() + payload, 0x55);
+        packet
+    }
+
+    /// What is given of datagrams that the kernel joined.
+    fn given(joined: &[Vec<u8>]) -> Vec<Vec<u8>> {
+        const LONGEST: usize = 400;
+        let mut received = Received::new(LONGEST, 3);
+        let bytes = joined.concat();
+        received.bytes[..bytes.len()].copy_from_slice(&bytes);
+        let meta = &mut received.metas[0];
+        (meta.len, meta.stride) = (bytes.len(), joined[0].len());
+        meta.addr.set_port(7);
+        received.filled = 1;
+        all(&mut received, 2 * LONGEST)
+    }
+
+    /// The library would keep what stands before it for one byte of it.
+    #[test]
+    fn the_last_packet_is_given_apart_from_others() {
+        const HANDSHAKE: u8 = 0xe0;
+        const ZERO_RTT: u8 = 0xd0;
+        let short = b"\x40short".to_vec();
+        let before = [
+            long(HANDSHAKE, 300),
+            [long(0xc0, 70), long(HANDSHAKE, 20)].concat(),
+            [long(ZERO_RTT, 90), long(ZERO_RTT, 0)].concat(),
+        ];
+        for before in before {
+            let whole = [&before[..], &short].concat();
+            let parts = [before, short.clone()];
+            assert_eq!(given(std::slice::from_ref(&whole)), parts);
+            // The next one begins where it did.
+            let both = given(&[whole, short.clone()]);
+            assert_eq!(both, [&parts[..], &[short.clone()]].concat());
+        }
+        // Nothing follows these, whatever their bytes are.
+        let retry = [long(0xf0, 4), short.clone()].concat();
+        let mut versions = long(HANDSHAKE, 4);
+        versions[4] = 0;
+        let versions = [versions, short.clone()].concat();
+        let mut too_long = long(HANDSHAKE, 4);
+        too_long.pop();
+        let cut = long(HANDSHAKE, 4)[..7].to_vec();
+        let alone = long(HANDSHAKE, 4);
+        for whole in [retry, versions, too_long, cut, alone, short] {
+            assert_eq!(given(std::slice::from_ref(&whole)), [whole]);
+        }
+    }
+
+    #[test]
+    fn what_is_longer_than_any_may_be_is_lost() {
+        let longest = vec![0x40; 400];
+        assert_eq!(given(std::slice::from_ref(&longest)), [longest]);
+        assert!(given(&[vec![0x40; 401]]).is_empty());
+        // However many packets it has.
+        let whole = [long(0xe0, 390), b"\x40short".to_vec()].concat();
+        assert!(given(&[whole]).is_empty());
     }
 }

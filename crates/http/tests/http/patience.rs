@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use alknet_http::limits::Patience;
 use alknet_test_support::deadline;
+use http::header::ACCEPT;
 use http::{HeaderName, HeaderValue, Method, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -238,6 +239,25 @@ async fn whoever_hears_no_goodbye_is_let_go() {
         assert!(client.is_served().await);
         client.takes_nothing();
         served.ended().await;
+    }
+}
+
+/// A stream of events may go on for ever: nobody gets one of what anybody may follow on `alknet/call`.
+#[tokio::test]
+async fn whoever_proves_nothing_follows_nothing() {
+    let node = Node::new("");
+    let body = json!({ "operation": "/test/count", "input": 1 });
+    for version in VERSIONS {
+        for token in [None, Some("bad")] {
+            let text = body.to_string();
+            let mut request = node.request(Method::POST, token, "/subscribe", &text);
+            let kind = HeaderValue::from_static("text/event-stream");
+            request.headers_mut().insert(ACCEPT, kind);
+            let told = node.client(version).await.told(request).await;
+            assert_eq!(told.status, StatusCode::UNAUTHORIZED, "{told:?}");
+        }
+        let told = node.events(version, "good", &body).await;
+        assert_eq!(told.status, StatusCode::OK);
     }
 }
 

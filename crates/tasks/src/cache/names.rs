@@ -29,6 +29,7 @@ pub(super) fn is_ours(kind: CandidateKind, name: &str) -> bool {
         }
         CandidateKind::Source => is_hex(name, SOURCE_DIGITS),
         CandidateKind::Driver => is_named(name, is_key),
+        // Former versions named some by their versions alone.
         CandidateKind::Tool => is_named(name, |end| is_key(end) || is_version(end)),
         _ => is_key(name),
     }
@@ -93,7 +94,8 @@ mod tests {
             assert!(is_ours(kind, &key), "{kind:?}");
         }
         assert!(is_ours(CandidateKind::Driver, &format!("llvmpipe-{key}")));
-        for tool in [&format!("axe-core-{key}"), "cargo-deny-0.20.2"] {
+        let installed = format!("cargo-deny-0.20.2-{key}");
+        for tool in [&*format!("axe-core-{key}"), &installed, "cargo-deny-0.20.2"] {
             assert!(is_ours(CandidateKind::Tool, tool), "{tool}");
         }
         let file = tempfile::NamedTempFile::new().expect("a temporary file");

@@ -246,7 +246,8 @@ impl Search<'_> {
                 continue;
             };
             let what = format!("cargo {package}");
-            let found = self.take(pin, &what, |to| registry::fetch(self.cx, package, to))?;
+            let fetch = |to: &Path| registry::fetch(self.cx, package, &pin.sha256, to);
+            let found = self.take(pin, &what, fetch)?;
             if found.is_some() {
                 return Ok(found);
             }

@@ -6,20 +6,22 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::context::Context;
+use crate::digest;
 use crate::failure::{Failure, Result};
 use crate::scratch::Scratch;
 
-/// Takes the archive of `package`, `NAME@VERSION`, as the registry has it.
-pub(super) fn fetch(cx: &Context, package: &str, to: &Path) -> Result<()> {
+/// Takes the archive of `package`, `NAME@VERSION`, as the registry has it; where cargo has several, the one with this
+/// SHA-256.
+pub(super) fn fetch(cx: &Context, package: &str, sha256: &str, to: &Path) -> Result<()> {
     let home = home().ok_or_else(|| {
         Failure::Arguments("no place of cargo's packages: set HOME or CARGO_HOME".to_owned())
     })?;
     let file = format!("{}.crate", package.replace('@', "-"));
-    let archive = match kept(&home, &file) {
+    let archive = match kept(&home, &file, sha256) {
         Some(archive) => archive,
         None => {
             download(cx, package)?;
-            kept(&home, &file).ok_or_else(|| {
+            kept(&home, &file, sha256).ok_or_else(|| {
                 let what = format!("cargo put no {file} into {}", home.display());
                 Failure::Arguments(what)
             })?
@@ -46,13 +48,17 @@ fn home() -> Option<PathBuf> {
     home.or_else(|| Some(PathBuf::from(set("HOME")?).join(".cargo")))
 }
 
-/// The archive, of whichever registry or mirror of one cargo took it from. Its bytes are judged by the caller.
-fn kept(home: &Path, file: &str) -> Option<PathBuf> {
+/// The archive, of whichever registry or mirror of one cargo took it from: the one with this SHA-256, else any. Its
+/// bytes are judged by the caller.
+fn kept(home: &Path, file: &str, sha256: &str) -> Option<PathBuf> {
     let registries = fs::read_dir(home.join("registry/cache")).ok()?;
     let archives = registries
         .flatten()
         .map(|registry| registry.path().join(file));
-    archives.into_iter().find(|archive| archive.exists())
+    let mut archives: Vec<_> = archives.filter(|archive| archive.exists()).collect();
+    let is_wanted = |archive: &PathBuf| digest::of_file(archive).is_ok_and(|got| got == sha256);
+    let wanted = archives.iter().position(is_wanted).unwrap_or_default();
+    (wanted < archives.len()).then(|| archives.swap_remove(wanted))
 }
 
 #[cfg(test)]
@@ -61,15 +67,23 @@ mod tests {
 
     #[test]
     fn an_archive_is_found_whatever_the_registry_is_called() {
+        const FILE: &str = "a-1.0.0.crate";
         let home = tempfile::tempdir().expect("a temporary folder");
-        assert_eq!(kept(home.path(), "a-1.0.0.crate"), None);
-        for registry in ["one", "two"] {
+        assert_eq!(kept(home.path(), FILE, ""), None);
+        let archives = ["one", "two", "three"].map(|registry| {
             let folder = home.path().join("registry/cache").join(registry);
-            fs::create_dir_all(folder).expect("writable");
+            fs::create_dir_all(&folder).expect("writable");
+            folder.join(FILE)
+        });
+        assert_eq!(kept(home.path(), FILE, ""), None);
+        fs::write(&archives[1], "packed").expect("writable");
+        let wanted = digest::of_file(&archives[1]).expect("readable");
+        assert_eq!(kept(home.path(), FILE, &wanted), Some(archives[1].clone()));
+        // One with other bytes is for the caller to refuse, and hides no other.
+        assert_eq!(kept(home.path(), FILE, ""), Some(archives[1].clone()));
+        for other in [&archives[0], &archives[2]] {
+            fs::write(other, "other bytes").expect("writable");
         }
-        assert_eq!(kept(home.path(), "a-1.0.0.crate"), None);
-        let archive = home.path().join("registry/cache/two/a-1.0.0.crate");
-        fs::write(&archive, "packed").expect("writable");
-        assert_eq!(kept(home.path(), "a-1.0.0.crate"), Some(archive));
+        assert_eq!(kept(home.path(), FILE, &wanted), Some(archives[1].clone()));
     }
 }

@@ -1,0 +1,62 @@
+//! Bytes of one request, or of one message in the making.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{RequestBytes, Requester};
+use crate::error::CallError;
+use crate::sync::lock;
+
+/// Bytes of a request that are counted while this lives.
+#[derive(Debug)]
+pub(crate) struct RequestClaim {
+    pub(super) all: Arc<RequestBytes>,
+    pub(super) requester: Requester,
+    pub(super) bytes: usize,
+    /// The same, if it is a subscription's.
+    pub(super) subscribed: usize,
+}
+
+impl RequestClaim {
+    /// Counts nothing yet.
+    pub(crate) fn empty(all: &Arc<RequestBytes>, requester: &Requester) -> Self {
+        Self {
+            all: Arc::clone(all),
+            requester: requester.clone(),
+            bytes: 0,
+            subscribed: 0,
+        }
+    }
+
+    /// Counts `bytes` for this requester instead of those that it counts, in one step: nobody finds room in between
+    /// that is given up for this.
+    ///
+    /// # Errors
+    /// `OVERLOADED` where there is no room for them. It counts then as before.
+    pub(crate) fn resize(&mut self, requester: &Requester, bytes: usize) -> Result<(), CallError> {
+        let mut counted = lock(&self.all.counted);
+        // Not beside its own bytes.
+        counted.take(&self.requester, self.bytes, self.subscribed);
+        let fits = self.all.bounds.fits(&counted, requester, bytes);
+        if fits.is_ok() {
+            self.requester = requester.clone();
+            self.bytes = bytes;
+            self.subscribed = 0;
+        }
+        if self.bytes > 0 {
+            counted.add(&self.requester, self.bytes, self.subscribed);
+        }
+        self.all.node.store(counted.node, Ordering::Release);
+        fits.map_err(|(what, most)| CallError::overloaded(what, most))
+    }
+}
+
+impl Drop for RequestClaim {
+    fn drop(&mut self) {
+        let mut counted = lock(&self.all.counted);
+        counted.take(&self.requester, self.bytes, self.subscribed);
+        self.all.node.store(counted.node, Ordering::Release);
+        drop(counted);
+        self.all.given_back.notify_waiters();
+    }
+}
