@@ -130,13 +130,15 @@ async fn flood(mut send: SendStream, mut recv: RecvStream, stopped: mpsc::Unboun
                 "/work/flood" => {
                     let one = says(&json!("x".repeat(EVENT_BYTES)));
                     while send.write_chunk(one.clone()).await.is_ok() {}
-                    return drop(stopped.send(()));
+                    let _ = stopped.send(());
+                    return;
                 }
                 "/work/begin" => {
                     let whole = says(&json!("x".repeat(9 * EVENT_BYTES)));
                     let _ = send.write_chunk(whole.slice(..whole.len() - 1)).await;
                     let _ = send.stopped().await;
-                    return drop(stopped.send(()));
+                    let _ = stopped.send(());
+                    return;
                 }
                 // It tells of no changes.
                 _ => continue,

@@ -295,7 +295,7 @@ mod tests {
             assert_eq!(given(std::slice::from_ref(&whole)), parts);
             // The next one begins where it did.
             let both = given(&[whole, short.clone()]);
-            assert_eq!(both, [&parts[..], &[short.clone()]].concat());
+            assert_eq!(both, [&parts[..], std::slice::from_ref(&short)].concat());
         }
         // Nothing follows these, whatever their bytes are.
         let retry = [long(0xf0, 4), short.clone()].concat();
