@@ -25,7 +25,7 @@ const SHORT: usize = 450_000;
 pub(super) const POINTED: usize = 300 << 10;
 pub(super) const OFTEN: usize = 2_000;
 /// Bytes of binary data in each event of `node/flow`.
-const EVENT: usize = 900 << 10;
+const EVENT: usize = 700 << 10;
 
 pub(super) struct Peer {
     _dialer: Dialer,

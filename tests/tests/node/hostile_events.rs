@@ -19,7 +19,7 @@ const CONNECTIONS: usize = 4;
 const FLOWS: usize = 16;
 /// What they may make the hub grow by: 4 MiB are kept, and as much in the windows of its connection to the peer, which
 /// take up to two and a half times their bytes; the allocator keeps some of what comes and goes. Two events of each that
-/// nobody counts, as it was, are 112 MiB.
+/// nobody counts, as it was, are 87 MiB.
 const GROWTH_MAX: u64 = 48 << 20;
 /// Calls of another identity, one after the other.
 const CALLS: usize = 8;
@@ -70,7 +70,7 @@ async fn peak(hub: &HostNode) -> u64 {
     }
 }
 
-/// One identity, in league with a peer that sends events of 900 KiB for as long as they are taken, and heeds no credit.
+/// One identity, in league with a peer that sends events of 700 KiB for as long as they are taken, and heeds no credit.
 #[tokio::test(flavor = "multi_thread")]
 async fn events_of_a_peer_that_nobody_takes_end_and_stop_nobody_else() {
     let bench = Bench::new();

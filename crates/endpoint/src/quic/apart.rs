@@ -92,16 +92,24 @@ impl Received {
             let end = (own + stride).min(whole.len);
             let rest = &self.bytes[place * joined..][begin..end];
             let len = last_packet(rest).unwrap_or(rest.len());
-            let datagram = &rest[..len];
             let next = begin + len;
             self.next = match next >= whole.len {
                 true => (place + 1, 0),
                 false => (place, next),
             };
+            // A datagram with an Initial packet has to be long (RFC 9000 section 14.1): it keeps its length.
+            let datagram = match is_initial(rest) {
+                true => rest,
+                false => &rest[..len],
+            };
+            // Some clients make it long by zeros behind the packet. They are no packet.
+            let is_filler = begin > own && rest.iter().all(|byte| *byte == 0);
             if end - own <= self.longest
+                && !is_filler
                 && let Some(room) = bufs[given].get_mut(..datagram.len())
             {
-                room.copy_from_slice(datagram);
+                room[..len].copy_from_slice(&datagram[..len]);
+                room[len..].fill(0);
                 metas[given] = RecvMeta {
                     len: datagram.len(),
                     stride: datagram.len(),
@@ -112,6 +120,12 @@ impl Received {
         }
         given
     }
+}
+
+/// Whether a datagram begins with an Initial packet.
+fn is_initial(datagram: &[u8]) -> bool {
+    let first = datagram.first().copied().unwrap_or_default();
+    first & LONG_HEADER != 0 && first & TYPE_BITS == INITIAL
 }
 
 /// Where the last packet of a datagram begins, if its header is short and others stand before it.
@@ -289,8 +303,12 @@ mod tests {
             [long(0xc0, 70), long(HANDSHAKE, 20)].concat(),
             [long(ZERO_RTT, 90), long(ZERO_RTT, 0)].concat(),
         ];
-        for before in before {
+        for mut before in before {
             let whole = [&before[..], &short].concat();
+            // What has to be long stays so.
+            if is_initial(&before) {
+                before.resize(whole.len(), 0);
+            }
             let parts = [before, short.clone()];
             assert_eq!(given(std::slice::from_ref(&whole)), parts);
             // The next one begins where it did.
@@ -306,7 +324,9 @@ mod tests {
         too_long.pop();
         let cut = long(HANDSHAKE, 4)[..7].to_vec();
         let alone = long(HANDSHAKE, 4);
-        for whole in [retry, versions, too_long, cut, alone, short] {
+        // Nor is what fills a datagram a packet.
+        let filled = [long(0xc0, 70), vec![0; 200]].concat();
+        for whole in [retry, versions, too_long, cut, alone, short, filled] {
             assert_eq!(given(std::slice::from_ref(&whole)), [whole]);
         }
     }
