@@ -170,7 +170,7 @@ async fn what_a_link_of_a_token_led_to_ends_with_the_token() {
     let bench = Bench::new();
     let node = bench.host();
     let (origin, admin) = (origin(&node), bench.admin());
-    let made = admin.run(admin.command(&["token", "make", node.target(), "--scope", "admin"]));
+    let made = admin.run(admin.command(&["token", "make", node.target(), "--scope", "*"]));
     let made = made.json();
     let dialer = Dialer::new(Some(NodeKey::generate().expect("the system has entropy")));
     let target: Target = node.target().parse().expect("a target");
