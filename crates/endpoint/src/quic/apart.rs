@@ -21,6 +21,9 @@ use quinn::{AsyncUdpSocket, EndpointConfig, UdpPoller};
 const LONG_HEADER: u8 = 0x80;
 /// Bytes of a version, behind the first byte.
 const VERSION_BYTES: usize = 4;
+/// QUIC version 1, and the drafts of it that the library speaks as well.
+const VERSION: u32 = 1;
+const DRAFTS: std::ops::RangeInclusive<u32> = 0xff00_001d..=0xff00_0022;
 /// Types of long headers, in the two bits behind the first two of version 1.
 const TYPE_BITS: u8 = 0x30;
 const INITIAL: u8 = 0x00;
@@ -97,19 +100,11 @@ impl Received {
                 true => (place + 1, 0),
                 false => (place, next),
             };
-            // A datagram with an Initial packet has to be long (RFC 9000 section 14.1): it keeps its length.
-            let datagram = match is_initial(rest) {
-                true => rest,
-                false => &rest[..len],
-            };
-            // Some clients make it long by zeros behind the packet. They are no packet.
-            let is_filler = begin > own && rest.iter().all(|byte| *byte == 0);
+            let datagram = &rest[..len];
             if end - own <= self.longest
-                && !is_filler
                 && let Some(room) = bufs[given].get_mut(..datagram.len())
             {
-                room[..len].copy_from_slice(&datagram[..len]);
-                room[len..].fill(0);
+                room.copy_from_slice(datagram);
                 metas[given] = RecvMeta {
                     len: datagram.len(),
                     stride: datagram.len(),
@@ -122,30 +117,28 @@ impl Received {
     }
 }
 
-/// Whether a datagram begins with an Initial packet.
-fn is_initial(datagram: &[u8]) -> bool {
-    let first = datagram.first().copied().unwrap_or_default();
-    first & LONG_HEADER != 0 && first & TYPE_BITS == INITIAL
-}
-
-/// Where the last packet of a datagram begins, if its header is short and others stand before it.
+/// Where the last packet of a datagram begins, if its header is short and others stand before it. Zeros are none: some
+/// clients make their first datagram as long as it has to be (RFC 9000 section 14.1) by zeros behind its packet.
 fn last_packet(datagram: &[u8]) -> Option<usize> {
     let mut begin = 0;
     loop {
         let packet = datagram.get(begin..)?;
         if packet.first()? & LONG_HEADER == 0 {
-            return (begin > 0).then_some(begin);
+            let is_filler = packet.iter().all(|byte| *byte == 0);
+            return (begin > 0 && !is_filler).then_some(begin);
         }
         begin += long_packet(packet)?;
     }
 }
 
-/// Bytes of the packet with a long header that these bytes begin with, as the header says.
+/// Bytes of the packet with a long header that these bytes begin with, as the header says. Of versions that the library
+/// does not speak nothing is known, and it keeps nothing.
 fn long_packet(bytes: &[u8]) -> Option<usize> {
     let kind = bytes.first()? & TYPE_BITS;
     let version = bytes.get(1..=VERSION_BYTES)?;
-    // Neither a Retry nor what negotiates versions says how long it is: nothing follows.
-    if kind == RETRY || version == [0; VERSION_BYTES] {
+    let version = u32::from_be_bytes(version.try_into().ok()?);
+    // A Retry does not say how long it is: nothing follows. Nor does what negotiates versions.
+    if kind == RETRY || !(version == VERSION || DRAFTS.contains(&version)) {
         return None;
     }
     let mut at = 1 + VERSION_BYTES;
@@ -303,12 +296,8 @@ mod tests {
             [long(0xc0, 70), long(HANDSHAKE, 20)].concat(),
             [long(ZERO_RTT, 90), long(ZERO_RTT, 0)].concat(),
         ];
-        for mut before in before {
+        for before in before {
             let whole = [&before[..], &short].concat();
-            // What has to be long stays so.
-            if is_initial(&before) {
-                before.resize(whole.len(), 0);
-            }
             let parts = [before, short.clone()];
             assert_eq!(given(std::slice::from_ref(&whole)), parts);
             // The next one begins where it did.
@@ -326,7 +315,10 @@ mod tests {
         let alone = long(HANDSHAKE, 4);
         // Nor is what fills a datagram a packet.
         let filled = [long(0xc0, 70), vec![0; 200]].concat();
-        for whole in [retry, versions, too_long, cut, alone, short, filled] {
+        // In version 2 (RFC 9369) this is an Initial packet with a token of no length, as long as what follows says.
+        let mut other = [&long(ZERO_RTT, 0)[..], &[0x40, 90], &[0x55; 90]].concat();
+        other[1..=VERSION_BYTES].copy_from_slice(&0x6b33_43cf_u32.to_be_bytes());
+        for whole in [retry, versions, too_long, cut, alone, short, filled, other] {
             assert_eq!(given(std::slice::from_ref(&whole)), [whole]);
         }
     }
