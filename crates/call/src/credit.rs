@@ -87,7 +87,8 @@ fn fitting(bytes: usize) -> u32 {
 pub(crate) struct Granted(AtomicU32);
 
 impl Granted {
-    fn add(&self, more: u32) {
+    /// So many more may come.
+    pub(crate) fn add(&self, more: u32) {
         let add = |left: u32| Some(left.saturating_add(more));
         let _ = self
             .0

@@ -117,8 +117,9 @@ impl Lane {
     }
 
     fn may_finish(&self, link: &Link) -> bool {
-        let over =
-            self.read_done.load(Ordering::Acquire) || (link.said_goaway() && !link.has_outbound());
+        // Credit of a subscription on another stream may come on this one.
+        let is_needed = || link.has_outbound() || link.inbound.is_windowed();
+        let over = self.read_done.load(Ordering::Acquire) || (link.said_goaway() && !is_needed());
         over && self.inbound.load(Ordering::Acquire) == 0
     }
 }
@@ -249,6 +250,7 @@ async fn read_loop(link: &Arc<Link>, lane: &Arc<Lane>, recv: &mut RecvStream) ->
         }
     }
     lane.read_done.store(true, Ordering::Release);
+    link.credit_in_advance(lane);
     lane.out.poke();
     Ok(())
 }

@@ -13,7 +13,7 @@ use crate::error::{CallError, ErrorCode};
 use crate::lane::Lane;
 use crate::limits::RESPONDER_GRACE;
 use crate::link::Link;
-use crate::outbound::{Delivery, Room, stop_sender};
+use crate::outbound::{Delivery, Room, say_credit, stop_sender};
 use crate::text;
 
 /// What a request usually fits into.
@@ -202,6 +202,10 @@ impl Outgoing {
         if usable.is_some_and(|lane| say_credit(&lane, &self.wire_id, n)) {
             return;
         }
+        // A peer that drains takes no further stream.
+        if self.link.heard_goaway() {
+            return;
+        }
         let (link, wire_id) = (Arc::clone(&self.link), self.wire_id.clone());
         tokio::spawn(async move {
             // Without a lane the connection is about to end.
@@ -210,12 +214,6 @@ impl Outgoing {
             }
         });
     }
-}
-
-/// Whether it will be said.
-fn say_credit(lane: &Lane, id: &str, n: u32) -> bool {
-    let credit = |out: &mut Vec<u8>| envelope::append_credit(out, id, n);
-    lane.out.push(credit).is_some()
 }
 
 impl Drop for Outgoing {
