@@ -237,9 +237,8 @@ async fn read_loop(link: &Arc<Link>, lane: &Arc<Lane>, recv: &mut RecvStream) ->
                 Some(_) => {}
                 None if is_asked_for(link, lane) => {}
                 None => {
-                    let deadline = since + link.dispatcher.patience.partial_frame;
-                    let counted = unfinished.count_by(link, frames.held_bytes(), deadline);
-                    counted.await?;
+                    let counted = unfinished.count_from(link, frames.held_bytes(), since);
+                    begun = Some(counted.await?);
                 }
             }
         }
