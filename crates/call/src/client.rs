@@ -460,7 +460,7 @@ impl Subscription {
 
     /// Gives credit for an event of so many bytes that was taken.
     fn took(&mut self, bytes: usize) {
-        if let (Some(credit), Some(outgoing)) = (&mut self.credit, &self.outgoing)
+        if let (Some(credit), Some(outgoing)) = (&mut self.credit, &mut self.outgoing)
             && let Some(more) = credit.took(bytes)
         {
             outgoing.credit(more);

@@ -17,6 +17,15 @@ struct Table {
     requests: HashTable<Arc<Request>>,
     hasher: DefaultHashBuilder,
     subscriptions: usize,
+    /// Requests of which the peer says how many events it takes.
+    windowed: usize,
+}
+
+impl Table {
+    fn remove(&mut self, request: &Request) {
+        self.subscriptions -= usize::from(request.is_subscription());
+        self.windowed -= usize::from(request.credit.is_some());
+    }
 }
 
 impl Inbound {
@@ -26,8 +35,10 @@ impl Inbound {
             requests,
             hasher,
             subscriptions,
+            windowed,
         } = &mut *table;
         *subscriptions += usize::from(request.is_subscription());
+        *windowed += usize::from(request.credit.is_some());
         requests.insert_unique(
             hasher.hash_one(request.id()),
             Arc::clone(request),
@@ -47,7 +58,7 @@ impl Inbound {
             .find_entry(hash, |request| request.id() == id && which(request))
             .ok()?;
         let request = found.remove().0;
-        table.subscriptions -= usize::from(request.is_subscription());
+        table.remove(&request);
         Some(request)
     }
 
@@ -67,8 +78,7 @@ impl Inbound {
             .requests
             .extract_if(|request| which(request))
             .collect();
-        let subscriptions = gone.iter().filter(|r| r.is_subscription()).count();
-        table.subscriptions -= subscriptions;
+        gone.iter().for_each(|request| table.remove(request));
         drop(table);
         gone.iter().for_each(|request| request.abort());
     }
@@ -85,6 +95,11 @@ impl Inbound {
 
     pub(crate) fn is_empty(&self) -> bool {
         lock(&self.0).requests.is_empty()
+    }
+
+    /// Whether there is a request of which the peer says how many events it takes. It may say so on any stream.
+    pub(crate) fn is_windowed(&self) -> bool {
+        lock(&self.0).windowed > 0
     }
 
     /// How many there are, and how many subscriptions among them.

@@ -117,8 +117,9 @@ impl Lane {
     }
 
     fn may_finish(&self, link: &Link) -> bool {
-        let over =
-            self.read_done.load(Ordering::Acquire) || (link.said_goaway() && !link.has_outbound());
+        // Credit of a subscription on another stream may come on this one.
+        let is_needed = || link.has_outbound() || link.inbound.is_windowed();
+        let over = self.read_done.load(Ordering::Acquire) || (link.said_goaway() && !is_needed());
         over && self.inbound.load(Ordering::Acquire) == 0
     }
 }
@@ -236,9 +237,8 @@ async fn read_loop(link: &Arc<Link>, lane: &Arc<Lane>, recv: &mut RecvStream) ->
                 Some(_) => {}
                 None if is_asked_for(link, lane) => {}
                 None => {
-                    let deadline = since + link.dispatcher.patience.partial_frame;
-                    let counted = unfinished.count_by(link, frames.held_bytes(), deadline);
-                    counted.await?;
+                    let counted = unfinished.count_from(link, frames.held_bytes(), since);
+                    begun = Some(counted.await?);
                 }
             }
         }
@@ -249,6 +249,7 @@ async fn read_loop(link: &Arc<Link>, lane: &Arc<Lane>, recv: &mut RecvStream) ->
         }
     }
     lane.read_done.store(true, Ordering::Release);
+    link.credit_in_advance(lane);
     lane.out.poke();
     Ok(())
 }

@@ -196,8 +196,9 @@ pub const WINDOW_DEFAULT: u32 = 64;
 /// The same of a subscription that is passed on, until its first event was taken: each may be as long as a frame, and
 /// waits for another peer.
 pub const WINDOW_FORWARDED: u32 = 2;
-/// And from then on, where its events are so short that as many have no more than [`STREAM_EVENTS_BYTES`].
-pub const WINDOW_FORWARDED_MAX: u32 = 64;
+/// And from then on, where its events are so short that as many have no more than [`STREAM_EVENTS_BYTES`]. They are what
+/// comes in the time of a round trip, however fast they are made.
+pub const WINDOW_FORWARDED_MAX: u32 = 1024;
 /// Bytes of the longest cursor that is passed on from a peer. It is made into a tree, of up to 75 times its bytes.
 pub const CURSOR_BYTES_MAX: usize = 4 << 10;
 /// Events buffered for the reader of a subscription that has a stream of its own.

@@ -17,6 +17,7 @@ use crate::envelope::{self, Envelope, EventKind, Response};
 use crate::error::{CallError, ErrorCode};
 use crate::frame::FrameBody;
 use crate::lane::Lane;
+use crate::limits::WINDOW_FORWARDED_MAX;
 use crate::link::Link;
 use crate::sync::lock;
 use buffer::Buffer;
@@ -34,6 +35,8 @@ pub(crate) struct Outbound {
 struct Table {
     waiting: HashMap<u64, Waiting>,
     closed: Option<&'static str>,
+    /// Whether credit was given for all that is to come.
+    in_advance: bool,
 }
 
 struct Waiting {
@@ -205,6 +208,27 @@ impl Outbound {
         }
     }
 
+    /// Gives credit on `lane`, once, for what is to come of every subscription that has a stream of its own.
+    pub(crate) fn credit_in_advance(&self, lane: &Lane) {
+        let mut table = lock(&self.table);
+        if std::mem::replace(&mut table.in_advance, true) {
+            return;
+        }
+        let granted = |waiting: &Waiting| match &waiting.to {
+            To::Once(_) => false,
+            To::Stream(buffer) => {
+                waiting.lane.is_single_call() && buffer.grant(WINDOW_FORWARDED_MAX)
+            }
+        };
+        let all = table.waiting.iter();
+        let told = all.filter(|(_, waiting)| granted(waiting));
+        let ids: Vec<u64> = told.map(|(id, _)| *id).collect();
+        drop(table);
+        for id in ids {
+            say_credit(lane, &self.wire_id(id), WINDOW_FORWARDED_MAX);
+        }
+    }
+
     /// Ends every request whose lane matches.
     pub(crate) fn fail_where(&self, which: impl Fn(&Arc<Lane>) -> bool, why: &'static str) {
         fail(self.take_where(which), why);
@@ -334,6 +358,12 @@ pub(crate) fn stop_sender(lane: &Lane, id: &str) {
     } else {
         lane.out.push(|out| envelope::append_abort(out, id));
     }
+}
+
+/// Tells the peer that it may send `n` events more. Whether it will be said.
+pub(crate) fn say_credit(lane: &Lane, id: &str, n: u32) -> bool {
+    let credit = |out: &mut Vec<u8>| envelope::append_credit(out, id, n);
+    lane.out.push(credit).is_some()
 }
 
 #[cfg(test)]

@@ -1,10 +1,12 @@
 //! Requests of ours on their way out, and the wait for their answers.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
 
 use crate::body::Body;
 use crate::client::CallOptions;
@@ -13,7 +15,7 @@ use crate::error::{CallError, ErrorCode};
 use crate::lane::Lane;
 use crate::limits::RESPONDER_GRACE;
 use crate::link::Link;
-use crate::outbound::{Delivery, Room, stop_sender};
+use crate::outbound::{Delivery, Room, say_credit, stop_sender};
 use crate::text;
 
 /// What a request usually fits into.
@@ -110,6 +112,8 @@ impl Encoded {
             lane: Arc::clone(lane),
             id: self.id,
             wire_id: self.wire_id,
+            owed: Arc::default(),
+            waits: None,
         }
     }
 }
@@ -188,12 +192,16 @@ pub(crate) struct Outgoing {
     lane: Arc<Lane>,
     id: u64,
     wire_id: String,
+    /// Credit that waits for a stream to be said on.
+    owed: Arc<AtomicU32>,
+    /// Whoever says it then.
+    waits: Option<AbortHandle>,
 }
 
 impl Outgoing {
     /// Lets the peer send `n` events more. A stream of one request has ended: there it is said on a lane of others, as
     /// whose subscription it is about is told by its id.
-    pub(crate) fn credit(&self, n: u32) {
+    pub(crate) fn credit(&mut self, n: u32) {
         if !self.lane.is_single_call() {
             say_credit(&self.lane, &self.wire_id, n);
             return;
@@ -202,24 +210,40 @@ impl Outgoing {
         if usable.is_some_and(|lane| say_credit(&lane, &self.wire_id, n)) {
             return;
         }
+        // A peer that drains takes no further stream.
+        if self.link.heard_goaway() {
+            return;
+        }
+        self.credit_later(n);
+    }
+
+    /// The same once there is a lane. One task waits for it, however much is owed: when a peer lets another stream be
+    /// opened is up to the peer.
+    fn credit_later(&mut self, n: u32) {
+        let add = |owed: u32| Some(owed.saturating_add(n));
+        let before = self
+            .owed
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
+        if before != Ok(0) {
+            return;
+        }
         let (link, wire_id) = (Arc::clone(&self.link), self.wire_id.clone());
-        tokio::spawn(async move {
+        let owed = Arc::clone(&self.owed);
+        let waits = tokio::spawn(async move {
             // Without a lane the connection is about to end.
             if let Ok(lane) = link.any_lane().await {
-                say_credit(&lane, &wire_id, n);
+                say_credit(&lane, &wire_id, owed.swap(0, Ordering::AcqRel));
             }
         });
+        self.waits = Some(waits.abort_handle());
     }
-}
-
-/// Whether it will be said.
-fn say_credit(lane: &Lane, id: &str, n: u32) -> bool {
-    let credit = |out: &mut Vec<u8>| envelope::append_credit(out, id, n);
-    lane.out.push(credit).is_some()
 }
 
 impl Drop for Outgoing {
     fn drop(&mut self) {
+        if let Some(waits) = &self.waits {
+            waits.abort();
+        }
         let link = &self.link;
         if link.outbound.forget(self.id) {
             stop_sender(&self.lane, &self.wire_id);
@@ -228,5 +252,98 @@ impl Drop for Outgoing {
         if link.said_goaway() && !link.has_outbound() {
             link.poke_lanes();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alknet_core::{
+        BoxFuture, CloseCode, CloseReason, Connection, RecvStream, SendStream, StreamError,
+        StreamSource, memory_pair,
+    };
+    use tokio::sync::Semaphore;
+
+    use super::*;
+    use crate::ALPN;
+    use crate::dispatcher::Dispatcher;
+    use crate::registry::Registry;
+
+    /// A connection whose peer says when a stream may be opened.
+    struct Late {
+        inner: Connection,
+        opens: Arc<Semaphore>,
+    }
+
+    impl StreamSource for Late {
+        fn accept_bi(&self) -> BoxFuture<'_, Result<(SendStream, RecvStream), StreamError>> {
+            Box::pin(self.inner.accept_bi())
+        }
+
+        fn open_bi(&self) -> BoxFuture<'_, Result<(SendStream, RecvStream), StreamError>> {
+            Box::pin(async {
+                let permit = self.opens.acquire().await;
+                permit.expect("it is not closed").forget();
+                self.inner.open_bi().await
+            })
+        }
+
+        fn is_multi(&self) -> bool {
+            true
+        }
+
+        fn close(&self, code: CloseCode, reason: &str) {
+            self.inner.close(code, reason);
+        }
+
+        fn closed(&self) -> BoxFuture<'_, CloseReason> {
+            Box::pin(self.inner.closed())
+        }
+    }
+
+    /// On a stream of its own, which has ended.
+    fn subscription(link: &Arc<Link>) -> Outgoing {
+        Outgoing {
+            link: Arc::clone(link),
+            lane: Arc::new(Lane::single_call(None)),
+            id: 1,
+            wire_id: "1".to_owned(),
+            owed: Arc::default(),
+            waits: None,
+        }
+    }
+
+    /// A peer that ignores credit sends events for as long as it likes, and each of some of them gives more.
+    #[tokio::test]
+    async fn one_task_waits_for_a_stream_however_much_credit_is_owed() {
+        let registry = Registry::builder().build().expect("no operations");
+        let (dialled, accepted) = memory_pair(ALPN);
+        let info = dialled.info().clone();
+        let opens = Arc::new(Semaphore::new(0));
+        let late = Late {
+            inner: dialled,
+            opens: Arc::clone(&opens),
+        };
+        let connection = Connection::from_source(Box::new(late), info);
+        let link = Link::new(connection, Arc::new(Dispatcher::new(registry)), None);
+        // Each task has the link.
+        let held = Arc::strong_count(&link);
+        let mut left = subscription(&link);
+        (0..100).for_each(|_| left.credit(1));
+        tokio::task::yield_now().await;
+        assert_eq!(Arc::strong_count(&link), held + 2);
+        // It ends with the subscription.
+        drop(left);
+        tokio::task::yield_now().await;
+        assert_eq!(Arc::strong_count(&link), held);
+        // What is owed is said at once.
+        let mut taken = subscription(&link);
+        (0..100).for_each(|_| taken.credit(1));
+        opens.add_permits(1);
+        let (_send, mut recv) = accepted.accept_bi().await.expect("it is opened");
+        let said = recv.read_chunk(1 << 10).await.expect("it is there");
+        let said = said.expect("it is there");
+        let mut credit = Vec::new();
+        envelope::append_credit(&mut credit, "1", 100);
+        assert_eq!(said, credit);
     }
 }

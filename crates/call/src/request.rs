@@ -507,6 +507,10 @@ impl Drop for InFlight {
         }
         request.lane.inbound.fetch_sub(1, Ordering::AcqRel);
         request.lane.out.poke();
+        // Streams that were there for its credit only may end now.
+        if request.credit.is_some() && request.link.said_goaway() {
+            request.link.poke_lanes();
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Bytes of messages that are not complete.
 
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
@@ -15,6 +16,8 @@ use crate::request_bytes::RequestClaim;
 pub(crate) struct Unfinished {
     bytes: usize,
     claim: Option<RequestClaim>,
+    /// How long it has waited for room.
+    waited: Duration,
 }
 
 /// There is no room for a message in the making: who sends it, or all peers, have as many bytes of others as they may.
@@ -31,23 +34,33 @@ impl Unfinished {
         counted
     }
 
-    /// The same; waits for room until the deadline where the connection would end for want of it.
-    pub(crate) async fn count_by(
+    /// The same of one that was `begun` then; waits for room where the connection would end for want of it, for as long
+    /// as a frame may take. Returns `begun`, moved on by that: while nothing is read its sender can send nothing more.
+    pub(crate) async fn count_from(
         &mut self,
         link: &Link,
         bytes: usize,
-        deadline: Instant,
-    ) -> Result<(), Overfull> {
-        let mut counted = self.count(link, bytes);
-        while counted.is_err() && waits(link) {
+        begun: Instant,
+    ) -> Result<Instant, Overfull> {
+        if self.count(link, bytes).is_ok() {
+            return Ok(begun);
+        }
+        let asked = Instant::now();
+        let patience = link.dispatcher.patience.partial_frame;
+        let deadline = asked + patience.saturating_sub(self.waited);
+        while waits(link) {
             // Before it is tried again: what is given back meanwhile is not missed.
             let given_back = link.dispatcher.unfinished_bytes.given_back();
-            counted = self.claim(link, bytes);
-            if counted.is_err() && timeout_at(deadline, given_back).await.is_err() {
+            if self.claim(link, bytes).is_ok() {
+                let waited = asked.elapsed();
+                self.waited += waited;
+                return Ok(begun + waited);
+            }
+            if timeout_at(deadline, given_back).await.is_err() {
                 break;
             }
         }
-        counted
+        Err(Overfull)
     }
 
     fn claim(&mut self, link: &Link, bytes: usize) -> Result<(), Overfull> {
@@ -114,5 +127,92 @@ impl Assembly {
     /// The message was passed on, or given up.
     pub fn clear(&mut self) {
         self.unfinished = Unfinished::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use alknet_core::{
+        BoxFuture, CloseCode, CloseReason, Connection, Identity, IdentityKind, RecvStream,
+        SendStream, StreamError, StreamSource, memory_pair,
+    };
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::ALPN;
+    use crate::dispatcher::Dispatcher;
+    use crate::registry::Registry;
+    use crate::request_bytes::{Kept, Requester};
+
+    const MIB: usize = 1 << 20;
+
+    /// A connection that ends with its stream.
+    struct Single(Connection);
+
+    impl StreamSource for Single {
+        fn accept_bi(&self) -> BoxFuture<'_, Result<(SendStream, RecvStream), StreamError>> {
+            Box::pin(self.0.accept_bi())
+        }
+
+        fn open_bi(&self) -> BoxFuture<'_, Result<(SendStream, RecvStream), StreamError>> {
+            Box::pin(self.0.open_bi())
+        }
+
+        fn is_multi(&self) -> bool {
+            false
+        }
+
+        fn close(&self, code: CloseCode, reason: &str) {
+            self.0.close(code, reason);
+        }
+
+        fn closed(&self) -> BoxFuture<'_, CloseReason> {
+            Box::pin(self.0.closed())
+        }
+    }
+
+    /// Of a known peer.
+    fn link() -> Arc<Link> {
+        let registry = Registry::builder().build().expect("no operations");
+        let dispatcher = Dispatcher::new(registry).with_memory(0);
+        let (_dialled, accepted) = memory_pair(ALPN);
+        let info = accepted.info().clone();
+        let connection = Connection::from_source(Box::new(Single(accepted)), info);
+        let ada = Identity {
+            id: "ada".parse().expect("a peer id"),
+            kind: IdentityKind::Peer,
+            scopes: Default::default(),
+            resources: Default::default(),
+            generation: 0,
+        };
+        let known = connection.set_identity(Arc::new(ada));
+        known.expect("nobody was known before");
+        Link::new(connection, Arc::new(dispatcher), None)
+    }
+
+    /// A sender that the node keeps waiting for nearly as long as a frame may take would have no time for the rest.
+    #[tokio::test]
+    async fn time_spent_waiting_for_room_is_not_the_senders() {
+        const WAITS: Duration = Duration::from_millis(20);
+        let link = link();
+        let claim = |id: &str, bytes: usize| {
+            let who = Requester::Known(id.parse().expect("a peer id"));
+            let all = &link.dispatcher.unfinished_bytes;
+            all.claim(who, bytes, Kept::Once).expect("there is room")
+        };
+        // Three quarters of the 4 MiB that the smallest node has.
+        let crowd = [claim("eve", 2 * MIB), claim("mallory", MIB)];
+        let mut unfinished = Unfinished::default();
+        let begun = Instant::now();
+        let short = unfinished.count_from(&link, FRAME_BYTES_FREE, begun);
+        assert_eq!(short.await, Ok(begun));
+        let mut waits = pin!(unfinished.count_from(&link, MIB / 2, begun));
+        assert!(futures_util::poll!(waits.as_mut()).is_pending());
+        sleep(WAITS).await;
+        drop(crowd);
+        let moved = waits.await.expect("there is room");
+        assert!(moved >= begun + WAITS, "{:?}", moved - begun);
     }
 }

@@ -148,6 +148,14 @@ impl Link {
         self.connection.is_asked_to_drain()
     }
 
+    /// Where a peer that drains ended the last stream on which it can be told anything: gives it all the credit on that
+    /// one which it may have, as it hears no more.
+    pub(crate) fn credit_in_advance(&self, ended: &Lane) {
+        if self.heard_goaway() && !ended.is_single_call() && self.usable_lane().is_none() {
+            self.outbound.credit_in_advance(ended);
+        }
+    }
+
     /// Tells the peer on every stream it may be listening to, or on a new one.
     pub(super) async fn say_goaway(self: &Arc<Self>) {
         let lanes = self.live_lanes();

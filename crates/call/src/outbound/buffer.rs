@@ -163,6 +163,17 @@ impl Buffer {
         Ok(())
     }
 
+    /// Counts `more` events as asked for, where they come by credit for somebody else.
+    pub(super) fn grant(&self, more: u32) -> bool {
+        match &self.when_full {
+            WhenFull::Wait(_) => false,
+            WhenFull::End(granted) => {
+                granted.add(more);
+                true
+            }
+        }
+    }
+
     pub(super) async fn end(&self, end: Result<(), CallError>) {
         match self.when_full {
             WhenFull::Wait(_) => drop(self.tx.send(Delivery::End(end)).await),

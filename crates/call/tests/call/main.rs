@@ -14,6 +14,7 @@ mod generations;
 mod hostile;
 mod imports;
 mod interop;
+mod leaving;
 mod onward;
 mod passed_on;
 mod peers;

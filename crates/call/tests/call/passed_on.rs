@@ -30,7 +30,7 @@ const MORE: usize = 40;
 const LEFT: usize = 8;
 
 /// A hub on a machine with so much memory.
-fn hub(memory_bytes: u64) -> Node {
+pub(super) fn hub(memory_bytes: u64) -> Node {
     let registry = Registry::builder().build().expect("no operations");
     let dispatcher = Dispatcher::new(registry)
         .with_memory(memory_bytes)
@@ -65,7 +65,7 @@ fn worker() -> (Node, Arc<AtomicUsize>) {
 }
 
 /// Subscribes to an operation of the peer `w1`, with room for one event.
-async fn follow(connection: &Connection, id: &str, operation: &str) -> RawPeer {
+pub(super) async fn follow(connection: &Connection, id: &str, operation: &str) -> RawPeer {
     let mut peer = RawPeer::new(connection.clone()).await;
     let payload = json!({ "operationId": operation, "peer": "w1", "window": 1 });
     peer.send(EventKind::Requested, id, payload).await;
@@ -152,7 +152,7 @@ async fn flood(mut send: SendStream, mut recv: RecvStream, stopped: mpsc::Unboun
 }
 
 /// Those that are asked for.
-fn specs(input: &Value) -> Value {
+pub(super) fn specs(input: &Value) -> Value {
     let names = input["names"].as_array().cloned().unwrap_or_default();
     let spec = |name: &Value| match name.as_str().unwrap_or_default() {
         "work/name" => OperationSpec::query("work/name", "For tests."),

@@ -1,0 +1,151 @@
+//! Subscriptions that a hub passes on while the peer that serves them drains: the credit for them comes on another stream
+//! than they do.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use alknet_call::limits::{WINDOW_FORWARDED, WINDOW_FORWARDED_MAX};
+use alknet_call::*;
+use alknet_core::{Carriage, Connection, PeerId, RecvStream, SendStream};
+use futures_util::stream;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+use tokio::time::sleep;
+
+use super::passed_on::{follow, hub, specs};
+use crate::common::*;
+use crate::farm::attached;
+
+/// Events until the subscription is over: more than there is ever credit for at once, and again as many.
+const EVENTS: u32 = 5 * WINDOW_FORWARDED_MAX;
+
+/// A worker that counts as far as that.
+fn counting() -> Node {
+    let event = |n: u32| Ok::<_, CallError>(json!(n));
+    let count = HandlerKind::stream(move |_, _| stream::iter((0..EVENTS).map(event)));
+    let spec = OperationSpec::subscription("work/count", "For tests.");
+    let registration = Registration::new(spec, count);
+    let registry = Registry::builder().with(registration).build();
+    let registry = registry.expect("every rule is kept");
+    Node::of(Dispatcher::new(registry), Arc::default())
+}
+
+/// The hub has heard that its peer drains.
+async fn told(hub: &Node) {
+    let peer: PeerId = "w1".parse().expect("a peer id");
+    let wait = async {
+        // Nothing announces it: it is looked for again and again.
+        while hub.dispatcher.peer_states().get(&peer).copied() != Some(PeerState::Draining) {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon(wait).await;
+}
+
+#[tokio::test]
+async fn what_is_passed_on_goes_on_to_its_end_while_the_peer_drains() {
+    for carriage in CARRIAGES {
+        let hub = hub(64 << 20);
+        let worker = counting();
+        let _link = worker.join(&hub, carriage, identity("w1", &[]));
+        attached(&hub, &["w1"]).await;
+        let who = Some(identity("user", &["peer:route:w1"]));
+        let (dialled, _) = hub.serve(Carriage::Memory, who);
+        let mut user = follow(&dialled, "1", "work/count").await;
+        assert_eq!(user.event().await.0, EventKind::Responded);
+        let leaving = Arc::clone(&worker.dispatcher);
+        let drained = tokio::spawn(async move { leaving.drain().await });
+        told(&hub).await;
+        let credit = json!({ "n": EVENTS });
+        user.send(EventKind::Credit, "1", credit).await;
+        for n in 1..EVENTS {
+            let (kind, _, payload) = user.event().await;
+            assert_eq!(kind, EventKind::Responded, "{carriage:?}: {payload}");
+            assert_eq!(payload["output"], json!(n), "{carriage:?}");
+        }
+        assert_eq!(user.event().await.0, EventKind::Completed, "{carriage:?}");
+        // Nothing keeps it any longer.
+        soon(drained).await.expect("no panic");
+    }
+}
+
+/// A peer that ends every stream on which it could be given credit as soon as it drains, and tells what credit it is
+/// given.
+fn leaves(
+    connection: Connection,
+    drains: watch::Receiver<bool>,
+    credit: mpsc::UnboundedSender<Value>,
+) {
+    tokio::spawn(async move {
+        while let Ok((send, recv)) = connection.accept_bi().await {
+            tokio::spawn(leave(send, recv, drains.clone(), credit.clone()));
+        }
+    });
+}
+
+async fn leave(
+    mut send: SendStream,
+    mut recv: RecvStream,
+    mut drains: watch::Receiver<bool>,
+    credit: mpsc::UnboundedSender<Value>,
+) {
+    let mut frames = FrameReader::new();
+    let mut said = false;
+    loop {
+        let drained = async { drop(drains.wait_for(|drains| *drains).await) };
+        let chunk = tokio::select! {
+            biased;
+            () = drained, if !said => {
+                said = true;
+                let goaway = encode_event(EventKind::Goaway, "-", "{}");
+                let _ = send.write_chunk(goaway).await;
+                let _ = send.finish();
+                continue;
+            }
+            chunk = recv.read_chunk(64 << 10) => chunk,
+        };
+        let Ok(Some(chunk)) = chunk else {
+            // A stream of one request stays for its answer.
+            return std::future::pending().await;
+        };
+        frames.push(chunk);
+        while let Some(frame) = frames.next_frame(64 << 20).expect("a good hub") {
+            let body = FrameBody::parse(frame).expect("a good hub");
+            let event = Envelope::parse(&body.envelope, 64).expect("a good hub");
+            let payload: Value = serde_json::from_str(event.payload).expect("JSON");
+            if event.kind == EventKind::Credit {
+                let _ = credit.send(payload["n"].clone());
+                continue;
+            }
+            let answer = match payload["operationId"].as_str().unwrap_or_default() {
+                "/services/list" => listing(&["work/count"]),
+                "/services/schema" => specs(&payload["input"]),
+                "/work/count" => json!(0),
+                // It tells of no changes.
+                _ => continue,
+            };
+            let output = json!({ "output": answer }).to_string();
+            let bytes = encode_event(EventKind::Responded, &event.id, &output);
+            let _ = send.write_chunk(bytes).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_hears_no_more_has_all_credit_before() {
+    let hub = hub(64 << 20);
+    let (dialled, _) = hub.serve(Carriage::Memory, Some(identity("w1", &[])));
+    let drains = watch::Sender::new(false);
+    let (says, mut credit) = mpsc::unbounded_channel();
+    leaves(dialled, drains.subscribe(), says);
+    attached(&hub, &["w1"]).await;
+    let who = Some(identity("user", &["peer:route:w1"]));
+    let (dialled, _) = hub.serve(Carriage::Memory, who);
+    let mut user = follow(&dialled, "1", "work/count").await;
+    assert_eq!(user.event().await.0, EventKind::Responded);
+    let first = soon(credit.recv()).await.expect("one was taken");
+    assert_eq!(first, json!(WINDOW_FORWARDED_MAX + 1 - WINDOW_FORWARDED));
+    drains.send_replace(true);
+    let all = soon(credit.recv()).await.expect("it is not heard later");
+    assert_eq!(all, json!(WINDOW_FORWARDED_MAX));
+}
