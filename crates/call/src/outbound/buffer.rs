@@ -166,7 +166,7 @@ impl Buffer {
         if much || self.tx.capacity() <= 1 {
             return Err(overloaded("more events come than are taken: read them"));
         }
-        if !claim.resize(bytes, Fit::Half) {
+        if !grow(&mut claim, self.waiting.bytes(), bytes) {
             return Err(no_room());
         }
         let event = match bytes < READ_STEP_BYTES {
@@ -214,7 +214,7 @@ impl Making {
     /// Counts it with so many bytes, with those that wait. `false` where there is no room.
     pub(crate) fn count(&mut self, waiting: &Arc<Unread>, bytes: usize) -> bool {
         let claim = self.0.get_or_insert_with(|| Claim::claimed(waiting, 0));
-        bytes <= claim.bytes() || claim.resize(bytes, Fit::Half)
+        bytes <= claim.bytes() || grow(claim, waiting.bytes(), bytes)
     }
 
     /// What it was counted with by then, if it is an event of this subscription.
@@ -222,6 +222,16 @@ impl Making {
         let claim = self.0.filter(|claim| claim.is_of(waiting));
         claim.unwrap_or_else(|| Claim::claimed(waiting, 0))
     }
+}
+
+/// Makes the claim of an event as long as that is, where so many bytes wait, its own included. `false` where there is no
+/// room.
+fn grow(claim: &mut Claim, waiting: usize, bytes: usize) -> bool {
+    let fit = match waiting <= claim.bytes() {
+        true => Fit::First,
+        false => Fit::Half,
+    };
+    claim.resize(bytes, fit)
 }
 
 /// What a subscription ends with of whose events too many wait.
@@ -329,6 +339,10 @@ mod tests {
     async fn an_event_that_was_counted_in_the_making_keeps_its_room() {
         let all = Arc::new(RequestBytes::new(1 << 20));
         let (buffer, mut events, _credit) = passed(&all, "eve");
+        // It is not the only one, for which there would be room in any case.
+        let (other, others, _other_credit) = passed(&all, "eve");
+        let put = other.put(event(), 50 << 10, whole()).await;
+        put.expect("there is room");
         let mut making = Making::default();
         assert!(making.count(&buffer.waiting, 100 << 10));
         assert!(making.count(&buffer.waiting, 200 << 10));
@@ -345,7 +359,39 @@ mod tests {
         // Nothing of it counts twice, and nothing for longer than it is there.
         assert_eq!(buffer.waiting.bytes(), 200 << 10);
         assert!(matches!(events.recv().await, Some(Delivery::Event(..))));
+        drop(others);
         assert_eq!((buffer.waiting.bytes(), all.kept().0), (0, 0));
+    }
+
+    /// Else who leaves answers unread would end the subscriptions of everybody whose events are long.
+    #[tokio::test]
+    async fn one_event_of_a_requester_has_room_whatever_others_have() {
+        const LONG: usize = 300 << 10;
+        let all = Arc::new(RequestBytes::new(1 << 20));
+        // Three quarters: of the rest nobody else has more than a thirty-second.
+        let crowd = [("ada", 512 << 10), ("mallory", 256 << 10)].map(|(id, bytes)| {
+            let who = Requester::Known(id.parse().expect("a peer id"));
+            assert!(all.grow(&who, bytes, Fit::Wholly), "{id}");
+            (who, bytes)
+        });
+        let (buffer, mut events, _credit) = passed(&all, "eve");
+        let (other, _others, _other_credit) = passed(&all, "eve");
+        for _ in 0..2 {
+            // It comes in parts.
+            let mut making = Making::default();
+            assert!(making.count(&buffer.waiting, LONG / 3));
+            assert!(making.count(&buffer.waiting, LONG / 2));
+            let put = buffer.put(event(), LONG, making).await;
+            put.expect("there is room for one");
+            // There is none for a second one, wherever that comes.
+            assert!(!Making::default().count(&buffer.waiting, LONG / 3));
+            assert!(!Making::default().count(&other.waiting, LONG / 3));
+            assert!(matches!(events.recv().await, Some(Delivery::Event(..))));
+        }
+        for (who, bytes) in &crowd {
+            all.shrink(who, *bytes);
+        }
+        assert_eq!(all.kept().0, 0);
     }
 
     /// Its reader has stopped: who reads the stream does not.
