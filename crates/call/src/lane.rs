@@ -215,9 +215,8 @@ async fn read_loop(link: &Arc<Link>, lane: &Arc<Lane>, recv: &mut RecvStream) ->
     loop {
         while let Some(frame) = frames.next_frame(link.frame_bytes())? {
             begun = None;
-            // It is about to be counted whole.
-            making = Making::default();
-            link.receive(lane, frame).await?;
+            let made = std::mem::take(&mut making);
+            link.receive(lane, frame, made).await?;
             unfinished = Unfinished::default();
             // Requests of ours and what ends them count here, which are no answers.
             let room = |out: &Outlet| out.backlog() < link.limits().queued_bytes;

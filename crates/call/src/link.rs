@@ -27,7 +27,7 @@ use crate::inbound::Inbound;
 use crate::lane::{self, End, Lane};
 use crate::layers::Overlay;
 use crate::limits::{FRAME_BYTES_DEFAULT, LANES};
-use crate::outbound::Outbound;
+use crate::outbound::{Making, Outbound};
 use crate::peers::{self, Life, PeerEvent, PeerState};
 use crate::request_bytes::Requester;
 use crate::retry::Known;
@@ -324,11 +324,12 @@ impl Link {
         Ok(lane)
     }
 
-    /// Handles one frame. An error ends the stream it came on.
+    /// Handles one frame, which was counted in the `making`. An error ends the stream it came on.
     pub(crate) async fn receive(
         self: &Arc<Self>,
         lane: &Arc<Lane>,
         frame: Bytes,
+        making: Making,
     ) -> Result<(), End> {
         let body = FrameBody::parse(frame)?;
         if body.tail.is_some() {
@@ -347,7 +348,8 @@ impl Link {
                 self.follow.cancel();
             }
             EventKind::Aborted | EventKind::Completed | EventKind::Error | EventKind::Responded => {
-                self.outbound.deliver(self, lane, &body, &event).await
+                let delivered = self.outbound.deliver(self, lane, &body, &event, making);
+                delivered.await;
             }
             EventKind::Unknown => self.ignored(),
         }

@@ -122,7 +122,7 @@ impl Outbound {
         lock(&self.table).waiting.remove(&id).is_some()
     }
 
-    /// Hands an event to whoever waits for it. Waits for slow subscribers of this node's own: that is what holds the
+    /// Hands an event to whoever waits for it, with what it was counted with in the `making`. Waits for slow subscribers of this node's own: that is what holds the
     /// peer back.
     pub(crate) async fn deliver(
         &self,
@@ -130,12 +130,14 @@ impl Outbound {
         lane: &Arc<Lane>,
         body: &FrameBody,
         event: &Envelope<'_>,
+        making: Making,
     ) {
         let Some(id) = self.number(&event.id) else {
             return link.ignored();
         };
         if event.kind == EventKind::Responded {
-            return self.responded(link, lane, id, body, event).await;
+            let responded = self.responded(link, lane, id, body, event, making);
+            return responded.await;
         }
         let waiting = lock(&self.table).waiting.remove(&id);
         match waiting {
@@ -151,6 +153,7 @@ impl Outbound {
         id: u64,
         body: &FrameBody,
         event: &Envelope<'_>,
+        making: Making,
     ) {
         let parsed = parse_event(body, event);
         match self.recipient(id, parsed.is_err()) {
@@ -167,7 +170,7 @@ impl Outbound {
             }
             Recipient::Stream(buffer) => match parsed {
                 Ok(event) => {
-                    if let Err(error) = buffer.put(event, bytes_of(body)).await {
+                    if let Err(error) = buffer.put(event, bytes_of(body), making).await {
                         self.refuse(link, id, error);
                     }
                 }

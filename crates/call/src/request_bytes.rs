@@ -83,6 +83,9 @@ pub(crate) enum Fit {
     /// With it the requester has at most half of what there would be room for. The other half is for what is read: where
     /// what waits to be passed on had all, none of it could be.
     Half,
+    /// The same; or its requester has nothing else, and then what is left has to be something: of what waits to be
+    /// passed on there is always room for one, whatever others have.
+    First,
     /// What is left has to be as much.
     Wholly,
 }
@@ -304,7 +307,7 @@ impl RequestBytes {
         let asked = match fit {
             Fit::Anyway => None,
             Fit::Begins => Some(1),
-            Fit::Half => Some(counted.of(requester).bytes + 2 * bytes),
+            Fit::First | Fit::Half => Some(counted.of(requester).bytes + 2 * bytes),
             Fit::Wholly => Some(bytes),
         };
         let fits = |asked| self.bounds.fits(&counted, requester, asked).is_ok();
@@ -314,6 +317,23 @@ impl RequestBytes {
         counted.add(requester, bytes, 0);
         self.node.store(counted.node, Ordering::Release);
         true
+    }
+
+    /// Counts `bytes` more for a requester that has those that are `held` and nothing else, if it may begin something.
+    pub(crate) fn grow_alone(&self, requester: &Requester, bytes: usize, held: usize) -> bool {
+        let mut counted = lock(&self.counted);
+        if counted.of(requester).bytes != held {
+            return false;
+        }
+        // Not beside its own bytes.
+        counted.take(requester, held, 0);
+        let fits = self.bounds.fits(&counted, requester, 1).is_ok();
+        let now = if fits { held + bytes } else { held };
+        if now > 0 {
+            counted.add(requester, now, 0);
+        }
+        self.node.store(counted.node, Ordering::Release);
+        fits
     }
 
     /// Gives back what [`grow`](Self::grow) counted.

@@ -41,6 +41,23 @@ impl Claim {
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
+
+    /// Whether they count there.
+    pub(crate) fn is_of(&self, waiting: &Arc<Unread>) -> bool {
+        Arc::ptr_eq(&self.waiting, waiting)
+    }
+
+    /// Counts `bytes` instead. Only what is new has to fit, and nobody finds room that is given up for it in between.
+    /// `false` where it does not fit: then as many count as before.
+    pub(crate) fn resize(&mut self, bytes: usize, fit: Fit) -> bool {
+        let more = bytes.saturating_sub(self.bytes);
+        if more > 0 && self.waiting.claim(more, fit, |_| true).is_err() {
+            return false;
+        }
+        self.waiting.taken(self.bytes.saturating_sub(bytes));
+        self.bytes = bytes;
+        true
+    }
 }
 
 impl Drop for Claim {

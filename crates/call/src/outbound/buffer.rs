@@ -126,11 +126,16 @@ impl Buffer {
         (buffer, rx)
     }
 
-    /// Hands it on: once the subscriber has room, or now.
+    /// Hands it on, with what it was counted with in the `making`: once the subscriber has room, or now.
     ///
     /// # Errors
     /// `OVERLOADED` where there is no room now, and waiting would keep others waiting: the subscription is over.
-    pub(super) async fn put(&self, event: Event, bytes: usize) -> Result<(), CallError> {
+    pub(super) async fn put(
+        &self,
+        event: Event,
+        bytes: usize,
+        making: Making,
+    ) -> Result<(), CallError> {
         match &self.when_full {
             WhenFull::Wait(most) => {
                 tokio::select! {
@@ -142,18 +147,28 @@ impl Buffer {
                 let _ = self.tx.send(delivery(event, claim)).await;
                 Ok(())
             }
-            WhenFull::End(granted) => self.pass(event, bytes, granted),
+            WhenFull::End(granted) => self.pass(event, bytes, making, granted),
         }
     }
 
-    fn pass(&self, event: Event, bytes: usize, granted: &Granted) -> Result<(), CallError> {
+    fn pass(
+        &self,
+        event: Event,
+        bytes: usize,
+        making: Making,
+        granted: &Granted,
+    ) -> Result<(), CallError> {
+        let mut claim = making.made(&self.waiting);
+        let others = self.waiting.bytes().saturating_sub(claim.bytes());
         // A peer that knows nothing of credit is read as long as little waits.
-        let much = !granted.spend() && self.waiting.bytes() >= STREAM_EVENTS_BYTES;
+        let much = !granted.spend() && others >= STREAM_EVENTS_BYTES;
         // The last place is for the end.
         if much || self.tx.capacity() <= 1 {
             return Err(overloaded("more events come than are taken: read them"));
         }
-        let claim = Claim::of(&self.waiting, bytes).ok_or_else(no_room)?;
+        if !grow(&mut claim, self.waiting.bytes(), bytes) {
+            return Err(no_room());
+        }
         let event = match bytes < READ_STEP_BYTES {
             true => event.apart(),
             false => event,
@@ -198,23 +213,25 @@ pub(crate) struct Making(Option<Claim>);
 impl Making {
     /// Counts it with so many bytes, with those that wait. `false` where there is no room.
     pub(crate) fn count(&mut self, waiting: &Arc<Unread>, bytes: usize) -> bool {
-        let before = self.0.as_ref().map_or(0, Claim::bytes);
-        if bytes <= before {
-            return true;
-        }
-        // Not beside the same bytes.
-        self.0 = None;
-        self.0 = Claim::of(waiting, bytes);
-        self.0.is_some()
+        let claim = self.0.get_or_insert_with(|| Claim::claimed(waiting, 0));
+        bytes <= claim.bytes() || grow(claim, waiting.bytes(), bytes)
+    }
+
+    /// What it was counted with by then, if it is an event of this subscription.
+    fn made(self, waiting: &Arc<Unread>) -> Claim {
+        let claim = self.0.filter(|claim| claim.is_of(waiting));
+        claim.unwrap_or_else(|| Claim::claimed(waiting, 0))
     }
 }
 
-impl Claim {
-    /// Counts `bytes` of events that are passed on, where there is room for them.
-    fn of(waiting: &Arc<Unread>, bytes: usize) -> Option<Self> {
-        let claimed = waiting.claim(bytes, Fit::Half, |_| true);
-        claimed.ok().map(|()| Self::claimed(waiting, bytes))
-    }
+/// Makes the claim of an event as long as that is, where so many bytes wait, its own included. `false` where there is no
+/// room.
+fn grow(claim: &mut Claim, waiting: usize, bytes: usize) -> bool {
+    let fit = match waiting <= claim.bytes() {
+        true => Fit::First,
+        false => Fit::Half,
+    };
+    claim.resize(bytes, fit)
 }
 
 /// What a subscription ends with of whose events too many wait.
@@ -244,22 +261,30 @@ mod tests {
         }
     }
 
+    /// Nothing of it was counted before it was complete.
+    fn whole() -> Making {
+        Making::default()
+    }
+
     /// Sixteen of the longest frames would be kept for each of many subscriptions.
     #[tokio::test]
     async fn events_wait_at_the_peer_while_many_bytes_of_them_wait_here() {
         let (buffer, mut events) = Buffer::new(Room::Own(16), true);
-        let put = buffer.put(event(), STREAM_EVENTS_BYTES).await;
+        let put = buffer.put(event(), STREAM_EVENTS_BYTES, whole()).await;
         put.expect("this node takes it");
-        let mut more = pin!(buffer.put(event(), 1));
+        let mut more = pin!(buffer.put(event(), 1, whole()));
         assert!(futures_util::poll!(more.as_mut()).is_pending());
         assert!(matches!(events.recv().await, Some(Delivery::Event(..))));
         more.await.expect("there is room");
         assert!(matches!(events.recv().await, Some(Delivery::Event(..))));
         // Whoever has left keeps nobody waiting.
-        let put = buffer.put(event(), STREAM_EVENTS_BYTES).await;
+        let put = buffer.put(event(), STREAM_EVENTS_BYTES, whole()).await;
         put.expect("this node takes it");
         drop(events);
-        buffer.put(event(), 1).await.expect("nobody is there");
+        buffer
+            .put(event(), 1, whole())
+            .await
+            .expect("nobody is there");
     }
 
     /// Those of one identity, on a node that has room for 1 MiB.
@@ -284,7 +309,7 @@ mod tests {
         let eve = [(); 8].map(|()| passed(&all, "eve"));
         let mut taken = 0;
         for (buffer, ..) in &eve {
-            match buffer.put(event(), LONG).await {
+            match buffer.put(event(), LONG, whole()).await {
                 Ok(()) => taken += 1,
                 Err(error) => assert_eq!(error.code, ErrorCode::Overloaded),
             }
@@ -296,15 +321,76 @@ mod tests {
         let mut making = Making::default();
         assert!(!making.count(&eve[7].0.waiting, LONG));
         // Short ones cost nobody a look at what others have, and others find room.
-        eve[7].0.put(event(), 100).await.expect("short");
+        eve[7].0.put(event(), 100, whole()).await.expect("short");
         let (ada, mut events, _credit) = passed(&all, "ada");
-        ada.put(event(), LONG)
+        ada.put(event(), LONG, whole())
             .await
             .expect("there is room for others");
+        let mut making = Making::default();
         assert!(making.count(&ada.waiting, LONG / 2));
         drop(making);
         assert!(matches!(events.recv().await, Some(Delivery::Event(..))));
         drop((eve, ada, events));
+        assert_eq!(all.kept().0, 0);
+    }
+
+    /// Whoever claims room in between would make an event that was counted one that there is no room for.
+    #[tokio::test]
+    async fn an_event_that_was_counted_in_the_making_keeps_its_room() {
+        let all = Arc::new(RequestBytes::new(1 << 20));
+        let (buffer, mut events, _credit) = passed(&all, "eve");
+        // It is not the only one, for which there would be room in any case.
+        let (other, others, _other_credit) = passed(&all, "eve");
+        let put = other.put(event(), 50 << 10, whole()).await;
+        put.expect("there is room");
+        let mut making = Making::default();
+        assert!(making.count(&buffer.waiting, 100 << 10));
+        assert!(making.count(&buffer.waiting, 200 << 10));
+        // Two others leave nobody room for as much, nor for half of it.
+        let crowd = ["ada", "mallory"].map(|id| {
+            let who = Requester::Known(id.parse().expect("a peer id"));
+            assert!(all.grow(&who, 256 << 10, Fit::Wholly), "{id}");
+            who
+        });
+        assert!(!Making::default().count(&buffer.waiting, 100 << 10));
+        let put = buffer.put(event(), 200 << 10, making).await;
+        put.expect("it is counted");
+        crowd.iter().for_each(|who| all.shrink(who, 256 << 10));
+        // Nothing of it counts twice, and nothing for longer than it is there.
+        assert_eq!(buffer.waiting.bytes(), 200 << 10);
+        assert!(matches!(events.recv().await, Some(Delivery::Event(..))));
+        drop(others);
+        assert_eq!((buffer.waiting.bytes(), all.kept().0), (0, 0));
+    }
+
+    /// Else who leaves answers unread would end the subscriptions of everybody whose events are long.
+    #[tokio::test]
+    async fn one_event_of_a_requester_has_room_whatever_others_have() {
+        const LONG: usize = 300 << 10;
+        let all = Arc::new(RequestBytes::new(1 << 20));
+        // Three quarters: of the rest nobody else has more than a thirty-second.
+        let crowd = [("ada", 512 << 10), ("mallory", 256 << 10)].map(|(id, bytes)| {
+            let who = Requester::Known(id.parse().expect("a peer id"));
+            assert!(all.grow(&who, bytes, Fit::Wholly), "{id}");
+            (who, bytes)
+        });
+        let (buffer, mut events, _credit) = passed(&all, "eve");
+        let (other, _others, _other_credit) = passed(&all, "eve");
+        for _ in 0..2 {
+            // It comes in parts.
+            let mut making = Making::default();
+            assert!(making.count(&buffer.waiting, LONG / 3));
+            assert!(making.count(&buffer.waiting, LONG / 2));
+            let put = buffer.put(event(), LONG, making).await;
+            put.expect("there is room for one");
+            // There is none for a second one, wherever that comes.
+            assert!(!Making::default().count(&buffer.waiting, LONG / 3));
+            assert!(!Making::default().count(&other.waiting, LONG / 3));
+            assert!(matches!(events.recv().await, Some(Delivery::Event(..))));
+        }
+        for (who, bytes) in &crowd {
+            all.shrink(who, *bytes);
+        }
         assert_eq!(all.kept().0, 0);
     }
 
@@ -314,14 +400,14 @@ mod tests {
         let all = Arc::new(RequestBytes::new(64 << 20));
         let (buffer, mut events, _credit) = passed(&all, "eve");
         for _ in 0..WINDOW_FORWARDED {
-            let put = buffer.put(event(), STREAM_EVENTS_BYTES).await;
+            let put = buffer.put(event(), STREAM_EVENTS_BYTES, whole()).await;
             put.expect("it was asked for");
         }
-        refused(buffer.put(event(), 1)).await;
+        refused(buffer.put(event(), 1, whole())).await;
         while let Ok(Delivery::Event(..)) = events.try_recv() {}
         // With few of them its bytes are what counts, and with short ones their number; the end always fits.
         let mut puts = 0;
-        while buffer.put(event(), 1).await.is_ok() {
+        while buffer.put(event(), 1, whole()).await.is_ok() {
             puts += 1;
         }
         assert_eq!(puts, WINDOW_FORWARDED_MAX);

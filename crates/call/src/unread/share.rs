@@ -64,7 +64,9 @@ impl Share {
         if held.whose.as_ref() != Some(&requester) {
             self.hand_over(held, &requester);
         }
-        let grown = self.all.grow(&requester, needed - held.bytes, fit);
+        let more = needed - held.bytes;
+        let grown = self.all.grow(&requester, more, fit)
+            || fit == Fit::First && self.all.grow_alone(&requester, more, held.bytes);
         if grown {
             held.bytes = needed;
         }
