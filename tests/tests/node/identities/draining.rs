@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use alknet_call::CallOptions;
 use alknet_core::Carriage;
 use alknet_endpoint::Limits;
 use alknet_test_support::deadline;
@@ -35,9 +36,13 @@ async fn no_call_that_was_accepted_is_lost() {
         answered += 1;
         // Short calls alone would be over before the node could cut any.
         let waits = Arc::clone(&client.client);
-        long.push(tokio::spawn(
-            async move { waits.call(WAIT, &Value::Null).await },
-        ));
+        let patient = CallOptions {
+            timeout: Some(hung()),
+            ..CallOptions::default()
+        };
+        long.push(tokio::spawn(async move {
+            waits.call_with(WAIT, &Value::Null, &patient).await
+        }));
         for _ in 0..AT_ONCE {
             let client = Arc::clone(&client);
             callers.push(tokio::spawn(async move {

@@ -34,8 +34,8 @@ struct Watched {
     call: GuestCall,
     /// Once the isolate has it: by which to stop it, and its fuel when it began.
     running: Option<(Remote, u64)>,
-    /// Since when it is aborted.
-    aborted: Option<Instant>,
+    /// Since when it is aborted, and the isolate's fuel then.
+    aborted: Option<(Instant, u64)>,
 }
 
 impl Pulse {
@@ -78,21 +78,24 @@ impl Pulse {
                     .progress(gauge.ticks().saturating_sub(*from), gauge.external().0);
             }
             if watched.call.is_aborted() {
-                let since = *watched.aborted.get_or_insert(now);
+                let isolate = watched.running.as_ref();
+                let ticks = isolate.map(|(remote, _)| remote.gauge().ticks());
+                let (since, before) = *watched.aborted.get_or_insert((now, ticks.unwrap_or(0)));
                 if now.duration_since(since) >= ABORT_LISTEN {
-                    silent.push(*id);
+                    silent.push((*id, ticks.is_some_and(|ticks| ticks > before)));
                 }
             }
         }
-        for id in silent {
-            self.stop(state, id);
+        for (id, computed) in silent {
+            self.stop(state, id, computed);
         }
     }
 
     /// It did not listen. Alone in its isolate it is stopped, and calls that wait for it to end are
     /// stopped with it; beside others that have begun it is answered from here, so that they go on:
-    /// what it burns is theirs, until their budget is gone.
-    fn stop(&self, state: &mut State, id: u64) {
+    /// what it burns is theirs, until their budget is gone. An isolate that has not `computed` since is
+    /// not stopped: it waits for a processor that others have, and hears of the abort before anything else.
+    fn stop(&self, state: &mut State, id: u64, computed: bool) {
         let Some(watched) = state.calls.get(&id) else {
             return;
         };
@@ -103,7 +106,11 @@ impl Pulse {
             .filter(|other| other.call.sid() == sid && other.running.is_some())
             .count();
         match &watched.running {
-            Some((remote, _)) if siblings == 1 => remote.stop(Code::Abort),
+            Some((remote, _)) if siblings == 1 => {
+                if computed {
+                    remote.stop(Code::Abort);
+                }
+            }
             _ => {
                 let failure = Failure::new(Code::Abort, "the call was ended from outside");
                 refuse(&self.guest, &watched.call, &failure);
