@@ -80,7 +80,8 @@ impl Pulse {
             if watched.call.is_aborted() {
                 let isolate = watched.running.as_ref();
                 let ticks = isolate.map(|(remote, _)| remote.gauge().ticks());
-                let (since, before) = *watched.aborted.get_or_insert((now, ticks.unwrap_or(0)));
+                let first = (now, ticks.unwrap_or(0));
+                let (since, before) = *watched.aborted.get_or_insert(first);
                 if now.duration_since(since) >= ABORT_LISTEN {
                     silent.push((*id, ticks.is_some_and(|ticks| ticks > before)));
                 }
