@@ -122,8 +122,8 @@ impl Outbound {
         lock(&self.table).waiting.remove(&id).is_some()
     }
 
-    /// Hands an event to whoever waits for it, with what it was counted with in the `making`. Waits for slow subscribers of this node's own: that is what holds the
-    /// peer back.
+    /// Hands an event to the call or subscription that waits for it, with what it was counted with in the `making`. Waits
+    /// for a slow subscriber of this node's own: that is what holds the peer back.
     pub(crate) async fn deliver(
         &self,
         link: &Link,

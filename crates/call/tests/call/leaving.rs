@@ -23,7 +23,7 @@ const EVENTS: u32 = 8 * WINDOW_FORWARDED_MAX;
 fn counting() -> Node {
     let event = |n: u32| Ok::<_, CallError>(json!(n));
     let count = HandlerKind::stream(move |_, _| stream::iter((0..EVENTS).map(event)));
-    let spec = OperationSpec::subscription("work/count", "For tests.");
+    let spec = OperationSpec::subscription("jobs/count", "For tests.");
     let registration = Registration::new(spec, count);
     let registry = Registry::builder().with(registration).build();
     let registry = registry.expect("every rule is kept");
@@ -51,7 +51,7 @@ async fn what_is_passed_on_goes_on_while_the_peer_drains() {
         attached(&hub, &["w1"]).await;
         let who = Some(identity("user", &["peer:route:w1"]));
         let (dialled, _) = hub.serve(Carriage::Memory, who);
-        let mut user = follow(&dialled, "1", "work/count").await;
+        let mut user = follow(&dialled, "1", "jobs/count").await;
         assert_eq!(user.event().await.0, EventKind::Responded);
         let leaving = Arc::clone(&worker.dispatcher);
         let drained = tokio::spawn(async move { leaving.drain().await });
@@ -119,9 +119,9 @@ async fn leave(
                 continue;
             }
             let answer = match payload["operationId"].as_str().unwrap_or_default() {
-                "/services/list" => listing(&["work/count"]),
+                "/services/list" => listing(&["jobs/count"]),
                 "/services/schema" => specs(&payload["input"]),
-                "/work/count" => json!(0),
+                "/jobs/count" => json!(0),
                 // It tells of no changes.
                 _ => continue,
             };
@@ -142,7 +142,7 @@ async fn a_peer_that_hears_no_more_has_all_credit_before() {
     attached(&hub, &["w1"]).await;
     let who = Some(identity("user", &["peer:route:w1"]));
     let (dialled, _) = hub.serve(Carriage::Memory, who);
-    let mut user = follow(&dialled, "1", "work/count").await;
+    let mut user = follow(&dialled, "1", "jobs/count").await;
     assert_eq!(user.event().await.0, EventKind::Responded);
     let first = soon(credit.recv()).await.expect("one was taken");
     assert_eq!(first, json!(WINDOW_FORWARDED_MAX + 1 - WINDOW_FORWARDED));

@@ -57,7 +57,7 @@ fn worker() -> (Node, Arc<AtomicUsize>) {
             Ok::<_, CallError>(json!("x".repeat(EVENT_BYTES)))
         })
     });
-    let spec = OperationSpec::subscription("work/follow", "For tests.");
+    let spec = OperationSpec::subscription("jobs/follow", "For tests.");
     let registry = Registry::builder().with(Registration::new(spec, follow));
     let registry = registry.build().expect("every rule is kept");
     let worker = Node::of(Dispatcher::new(registry), Arc::default());
@@ -81,7 +81,7 @@ async fn a_peer_makes_no_more_events_than_are_taken() {
         attached(&hub, &["w1"]).await;
         let who = Some(identity("user", &["peer:route:w1"]));
         let (dialled, _) = hub.serve(Carriage::Memory, who);
-        let mut user = follow(&dialled, "1", "work/follow").await;
+        let mut user = follow(&dialled, "1", "jobs/follow").await;
         assert_eq!(user.event().await.0, EventKind::Responded);
         // Nothing tells that nothing comes: it has the time in which it would.
         sleep(deadline(Duration::from_millis(300))).await;
@@ -98,8 +98,8 @@ async fn a_peer_makes_no_more_events_than_are_taken() {
     }
 }
 
-/// A peer that knows nothing of credit. Of `work/flood` it sends events for as long as they are taken, and of
-/// `work/begin` one but for its last byte; it says when a stream of either is not read any more.
+/// A peer that knows nothing of credit. Of `jobs/flood` it sends events for as long as they are taken, and of
+/// `jobs/begin` one but for its last byte; it says when a stream of either is not read any more.
 fn floods(connection: Connection, stopped: mpsc::UnboundedSender<()>) {
     tokio::spawn(async move {
         while let Ok((send, recv)) = connection.accept_bi().await {
@@ -124,16 +124,16 @@ async fn flood(mut send: SendStream, mut recv: RecvStream, stopped: mpsc::Unboun
                 encode_event(EventKind::Responded, &event.id, &payload)
             };
             let answer = match payload["operationId"].as_str().unwrap_or_default() {
-                "/services/list" => listing(&["work/flood", "work/begin", "work/name"]),
+                "/services/list" => listing(&["jobs/flood", "jobs/begin", "jobs/name"]),
                 "/services/schema" => specs(&payload["input"]),
-                "/work/name" => json!("w1"),
-                "/work/flood" => {
+                "/jobs/name" => json!("w1"),
+                "/jobs/flood" => {
                     let one = says(&json!("x".repeat(EVENT_BYTES)));
                     while send.write_chunk(one.clone()).await.is_ok() {}
                     let _ = stopped.send(());
                     return;
                 }
-                "/work/begin" => {
+                "/jobs/begin" => {
                     let whole = says(&json!("x".repeat(9 * EVENT_BYTES)));
                     let _ = send.write_chunk(whole.slice(..whole.len() - 1)).await;
                     let _ = send.stopped().await;
@@ -155,7 +155,7 @@ async fn flood(mut send: SendStream, mut recv: RecvStream, stopped: mpsc::Unboun
 pub(super) fn specs(input: &Value) -> Value {
     let names = input["names"].as_array().cloned().unwrap_or_default();
     let spec = |name: &Value| match name.as_str().unwrap_or_default() {
-        "work/name" => OperationSpec::query("work/name", "For tests."),
+        "jobs/name" => OperationSpec::query("jobs/name", "For tests."),
         name => OperationSpec::subscription(name, "For tests."),
     };
     json!({ "specs": names.iter().map(spec).collect::<Vec<_>>() })
@@ -194,14 +194,14 @@ async fn is_answered(hub: &Node) {
         peer: Some("w1".to_owned()),
         ..CallOptions::default()
     };
-    let answer = soon(ada.call_with("work/name", &Value::Null, &options)).await;
+    let answer = soon(ada.call_with("jobs/name", &Value::Null, &options)).await;
     assert_eq!(answer.expect("it is there").value(), &json!("w1"));
 }
 
 #[tokio::test]
 async fn subscriptions_that_nobody_takes_end_and_are_read_no_further() {
     let (hub, mut stopped) = flooded().await;
-    let mut left = leave(&hub, "work/flood").await;
+    let mut left = leave(&hub, "jobs/flood").await;
     for n in 0..LEFT {
         let one = soon(stopped.recv()).await;
         one.unwrap_or_else(|| panic!("{n} are stopped"));
@@ -238,7 +238,7 @@ async fn subscriptions_that_nobody_takes_end_and_are_read_no_further() {
 #[tokio::test]
 async fn events_in_the_making_count_for_whom_they_are() {
     let (hub, mut stopped) = flooded().await;
-    let left = leave(&hub, "work/begin").await;
+    let left = leave(&hub, "jobs/begin").await;
     // Two of them are nearly all that there is room for.
     for n in 0..LEFT - 2 {
         let one = soon(stopped.recv()).await;

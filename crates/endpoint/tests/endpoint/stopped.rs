@@ -7,12 +7,12 @@ use alknet_core::{
     AlpnSpec, AuthContext, Carriage, Connection, HandlerError, HandlerRegistry, StreamError,
 };
 use alknet_endpoint::{Limits, Server, ServerOptions};
-use alknet_tls::{ClientTls, ClientTlsOptions, NodeKey, Place};
+use alknet_tls::NodeKey;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::support::{Handler, Peers, hung};
+use crate::support::{Handler, Peers, hung, quinn_connection};
 
 const ALPN: &[u8] = b"alknet/full";
 
@@ -64,7 +64,14 @@ async fn a_write_ends_that_waits_on_a_stopped_stream_of_a_full_connection() {
     };
     let server = Server::bind(options, &key, registry, Arc::new(peers)).expect("a free port");
 
-    let connection = connect(server.port(), &key, &friend).await;
+    let endpoint = quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).expect("a socket");
+    let address = (Ipv4Addr::LOCALHOST, server.port()).into();
+    let mut transport = quinn::TransportConfig::default();
+    transport
+        .stream_receive_window(STREAM_BYTES.into())
+        .receive_window(CONNECTION_BYTES.into());
+    let connection = quinn_connection(&endpoint, address, (&friend, &key), ALPN, transport);
+    let connection = timeout(hung(), connection).await.expect("no hang");
     // Whatever is first: one stream is full.
     let mut streams = Vec::new();
     for _ in 0..2 {
@@ -86,26 +93,4 @@ async fn until_full(connection: &quinn::Connection) {
     while connection.stats().frame_rx.data_blocked == 0 {
         tokio::task::yield_now().await;
     }
-}
-
-async fn connect(port: u16, node: &NodeKey, key: &NodeKey) -> quinn::Connection {
-    let tls = ClientTls::new(ClientTlsOptions {
-        key: Some(key.clone()),
-        ..ClientTlsOptions::default()
-    });
-    let place = Place::Ip(Ipv4Addr::LOCALHOST.into());
-    let remote = tls.remote(None, &[node.public()], place).expect("a pin");
-    let config = remote.attempts(place, ALPN).swap_remove(0);
-    let tls = quinn::crypto::rustls::QuicClientConfig::try_from(config).expect("TLS 1.3");
-    let mut transport = quinn::TransportConfig::default();
-    transport
-        .stream_receive_window(STREAM_BYTES.into())
-        .receive_window(CONNECTION_BYTES.into());
-    let mut config = quinn::ClientConfig::new(Arc::new(tls));
-    config.transport_config(Arc::new(transport));
-    let endpoint = quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).expect("a socket");
-    let address = (Ipv4Addr::LOCALHOST, port).into();
-    let connecting = endpoint.connect_with(config, address, &remote.server_name(place).to_str());
-    let connection = timeout(hung(), connecting.expect("a valid configuration")).await;
-    connection.expect("no hang").expect("a connection")
 }

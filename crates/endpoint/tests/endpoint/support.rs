@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::future::Ready;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use alknet_core::{
 };
 use alknet_endpoint::{Dialer, Limits, Server, ServerOptions, Target};
 use alknet_test_support::deadline;
-use alknet_tls::{NodeKey, ServerTlsOptions};
+use alknet_tls::{ClientTls, ClientTlsOptions, NodeKey, Place, ServerTlsOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 
@@ -35,6 +35,32 @@ pub(crate) const HTTP3: &[u8] = b"h3";
 /// How long anything may take before a test calls it hung.
 pub(crate) fn hung() -> Duration {
     deadline(Duration::from_secs(60))
+}
+
+/// Dials a node with quinn itself, whose client has this transport. `keys` are the client's and the node's.
+pub(crate) async fn quinn_connection(
+    endpoint: &quinn::Endpoint,
+    address: SocketAddr,
+    keys: (&NodeKey, &NodeKey),
+    alpn: &[u8],
+    transport: quinn::TransportConfig,
+) -> quinn::Connection {
+    let (client, node) = keys;
+    let tls = ClientTls::new(ClientTlsOptions {
+        key: Some(client.clone()),
+        ..ClientTlsOptions::default()
+    });
+    let place = Place::Ip(Ipv4Addr::LOCALHOST.into());
+    let remote = tls.remote(None, &[node.public()], place).expect("a pin");
+    let config = remote.attempts(place, alpn).swap_remove(0);
+    let tls = quinn::crypto::rustls::QuicClientConfig::try_from(config).expect("TLS 1.3");
+    let mut config = quinn::ClientConfig::new(Arc::new(tls));
+    config.transport_config(Arc::new(transport));
+    endpoint
+        .connect_with(config, address, &remote.server_name(place).to_str())
+        .expect("a valid configuration")
+        .await
+        .expect("a connection")
 }
 
 #[derive(Default)]

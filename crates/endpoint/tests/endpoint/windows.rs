@@ -11,7 +11,7 @@ use alknet_core::{
 };
 use alknet_endpoint::{Limits, Server, ServerOptions};
 use alknet_test_support::deadline;
-use alknet_tls::{ClientTls, ClientTlsOptions, NodeKey, Place};
+use alknet_tls::NodeKey;
 use futures_util::future::join_all;
 use quinn::congestion::CubicConfig;
 use tokio::net::UdpSocket;
@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::support::{Handler, Peers, hung};
+use crate::support::{Handler, Peers, hung, quinn_connection};
 
 const ALPN: &[u8] = b"alknet/lake";
 
@@ -233,15 +233,6 @@ impl Shore {
         address: SocketAddr,
         key: &NodeKey,
     ) -> quinn::Connection {
-        let tls = ClientTls::new(ClientTlsOptions {
-            key: Some(key.clone()),
-            ..ClientTlsOptions::default()
-        });
-        let place = Place::Ip(Ipv4Addr::LOCALHOST.into());
-        let remote = tls.remote(None, &[self.key.public()], place);
-        let remote = remote.expect("a pin");
-        let config = remote.attempts(place, ALPN).swap_remove(0);
-        let tls = quinn::crypto::rustls::QuicClientConfig::try_from(config).expect("TLS 1.3");
         let mut transport = quinn::TransportConfig::default();
         let mut congestion = CubicConfig::default();
         // What a transfer has after a while.
@@ -249,13 +240,8 @@ impl Shore {
         transport
             .send_window(32 * MIB)
             .congestion_controller_factory(Arc::new(congestion));
-        let mut config = quinn::ClientConfig::new(Arc::new(tls));
-        config.transport_config(Arc::new(transport));
-        endpoint
-            .connect_with(config, address, &remote.server_name(place).to_str())
-            .expect("a valid configuration")
-            .await
-            .expect("a connection")
+        let keys = (key, &self.key);
+        quinn_connection(endpoint, address, keys, ALPN, transport).await
     }
 }
 

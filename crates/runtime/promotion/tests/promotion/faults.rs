@@ -114,6 +114,22 @@ fn asks(name: &str, uses: &str, answer: u32) -> Draft {
         .test(json!({ "input": null, "expect": { "output": answer } }))
 }
 
+/// Promotes an operation that calls `door`, and two versions of one that calls `uses`.
+async fn promote_between(node: &Node, door: &str, uses: &str) {
+    let source = format!(
+        "export const run = async (go) => {{ if (go) await ops.call('{door}'); return 0; }};"
+    );
+    let between = Draft::new("between", &source)
+        .uses(&[door])
+        .test(json!({ "input": null, "expect": { "output": 0 } }));
+    node.people
+        .set("ada", &["ops:propose", "config:read", "call:js:between"]);
+    node.promote(&between).await;
+    for answer in [1, 2] {
+        node.promote(&asks("asks", uses, answer)).await;
+    }
+}
+
 /// Whoever calls may have taken the room.
 #[tokio::test]
 async fn want_of_room_below_a_version_does_not_speak_against_it() {
@@ -123,17 +139,7 @@ async fn want_of_room_below_a_version_does_not_speak_against_it() {
         ..live()
     };
     let node = Node::start(folder.path(), config).await;
-    let between =
-        "export const run = async (go) => { if (go) await ops.call('door/full'); return 0; };";
-    let between = Draft::new("between", between)
-        .uses(&["door/full"])
-        .test(json!({ "input": null, "expect": { "output": 0 } }));
-    node.people
-        .set("ada", &["ops:propose", "config:read", "call:js:between"]);
-    node.promote(&between).await;
-    for answer in [1, 2] {
-        node.promote(&asks("asks", "js/between", answer)).await;
-    }
+    promote_between(&node, "door/full", "js/between").await;
     let client = node.client("cal");
     for op in ["door/full", "js/between"] {
         for _ in 0..30 {
@@ -177,17 +183,7 @@ async fn what_a_peer_answers_does_not_excuse_a_version() {
             ..live()
         };
         let node = Node::start(folder.path(), config).await;
-        let between =
-            "export const run = async (go) => { if (go) await ops.call('door/far'); return 0; };";
-        let between = Draft::new("between", between)
-            .uses(&["door/far"])
-            .test(json!({ "input": null, "expect": { "output": 0 } }));
-        node.people
-            .set("ada", &["ops:propose", "config:read", "call:js:between"]);
-        node.promote(&between).await;
-        for answer in [1, 2] {
-            node.promote(&asks("asks", op, answer)).await;
-        }
+        promote_between(&node, "door/far", op).await;
         let client = node.client("cal");
         // One more than may.
         for _ in 0..21 {
