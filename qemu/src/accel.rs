@@ -23,6 +23,10 @@ pub const ACCEL_VARIABLE: &str = "ALKNET_QEMU_ACCEL";
 /// under it.
 pub const TCG_TIMEOUT_FACTOR: u32 = 10;
 
+/// The longest limit that the factors for emulation and for a busy host make of a shorter one. Together they make an hour
+/// of some seconds, and a machine that does not go on has a run wait that long before its console is shown.
+const SCALED_MAX: Duration = Duration::from_secs(900);
+
 /// How long a kernel may take from power-on to its reboot under KVM. It needs half a second. Time in which QEMU waits for a
 /// processor that others have does not count: `up` and the benchmarks do not know how busy the machine is.
 const PROBE_LIMIT: Duration = Duration::from_secs(3);
@@ -83,10 +87,11 @@ impl Accel {
     /// `limit`, given for KVM on a host at rest, as it applies here: longer under emulation, and on a
     /// host that is busy ([`deadline`]). Every wait for a machine is limited by this.
     pub fn scale(self, limit: Duration) -> Duration {
-        match self {
+        let scaled = match self {
             Self::Kvm => deadline(limit),
             Self::Tcg => deadline(limit.saturating_mul(TCG_TIMEOUT_FACTOR)),
-        }
+        };
+        scaled.min(SCALED_MAX.max(limit))
     }
 }
 
@@ -268,6 +273,8 @@ mod tests {
         let emulated = deadline(second * TCG_TIMEOUT_FACTOR);
         assert_eq!(Accel::Tcg.scale(second), emulated);
         assert_eq!(Accel::Tcg.scale(Duration::MAX), Duration::MAX);
+        let minutes = Duration::from_secs(600);
+        assert_eq!(Accel::Tcg.scale(minutes), SCALED_MAX);
     }
 
     #[test]
