@@ -18,7 +18,8 @@ pub(crate) fn next_number() -> u64 {
 pub(crate) enum Hindrance {
     /// Nothing was.
     None,
-    /// By somebody else, a peer say, whose word it is: the same request may succeed later, and nobody is excused.
+    /// By a peer, or another party outside this node, whose word it is: the same request may succeed later, and no
+    /// operation is excused.
     Elsewhere,
     /// By this node, because the request has as many calls as it may. The operation that was asked for brought that
     /// about; those below it did not.

@@ -310,7 +310,7 @@ impl Caller {
         self.follow(operation, input, options, credit, room).await
     }
 
-    /// As [`subscribe_with`](Self::subscribe_with), for somebody who need not take the events: there is credit for them
+    /// As [`subscribe_with`](Self::subscribe_with), for a requester that need not take events: there is credit for them
     /// on a stream of their own as well, they count for the requester, and where there is no room for them the
     /// subscription ends.
     pub(crate) async fn subscribe_for(

@@ -104,7 +104,7 @@ impl Ctx {
     }
 
     /// A number of the node's for this call alone, which the run of its idempotency key has as well. Ids do not tell
-    /// calls apart: the calls in such a run are counted anew.
+    /// calls apart: the calls in such a run are counted from one again.
     #[must_use]
     pub fn call_number(&self) -> u64 {
         match &self.0 {
@@ -124,7 +124,7 @@ impl Ctx {
 
     /// Whether this node refused something in the course of the request everything belongs to for want of room, or
     /// something ended because a caller left it too little time. Who calls can bring that about: an operation that
-    /// fails then need not be to blame. What a peer or a server answers excuses nobody, and the number of calls below
+    /// fails then need not be to blame. What a peer or a server answers excuses none, and the number of calls below
     /// one request does not excuse the operation that was asked for.
     #[must_use]
     pub fn is_excused(&self) -> bool {

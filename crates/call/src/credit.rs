@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::limits::{STREAM_EVENTS_BYTES, WINDOW_FORWARDED, WINDOW_FORWARDED_MAX};
 
-/// The credit of one subscription, as whoever takes its events gives it.
+/// The credit of one subscription, as its subscriber gives it.
 #[derive(Debug)]
 pub(crate) struct Credit {
     /// Events that the peer may send, or has sent, and that were not taken.
@@ -49,7 +49,7 @@ impl Credit {
         self.open
     }
 
-    /// The same for whoever reads them.
+    /// The same for the reader of the stream.
     pub(crate) fn granted(&self) -> &Arc<Granted> {
         &self.granted
     }
@@ -82,7 +82,7 @@ fn fitting(bytes: usize) -> u32 {
     events.clamp(1, WINDOW_FORWARDED_MAX)
 }
 
-/// Events that the peer may send, as whoever reads them counts it.
+/// Events that the peer may send, as the reader of the stream counts them.
 #[derive(Debug)]
 pub(crate) struct Granted(AtomicU32);
 
@@ -138,7 +138,7 @@ mod tests {
         // What was long once is not for ever.
         let more: u32 = (0..40).filter_map(|_| credit.took(100)).sum();
         assert!(more > WINDOW_FORWARDED_MAX, "{more}");
-        // All that was told is counted, and nothing else.
+        // The counted credit is what the peer was given.
         let told = WINDOW_FORWARDED + short + 2 + more;
         assert!((0..told).all(|_| granted.spend()));
         assert!(!granted.spend());

@@ -194,13 +194,13 @@ pub(crate) struct Outgoing {
     wire_id: String,
     /// Credit that waits for a stream to be said on.
     owed: Arc<AtomicU32>,
-    /// Whoever says it then.
+    /// The task that sends it then.
     waits: Option<AbortHandle>,
 }
 
 impl Outgoing {
     /// Lets the peer send `n` events more. A stream of one request has ended: there it is said on a lane of others, as
-    /// whose subscription it is about is told by its id.
+    /// the id says whose subscription it is for.
     pub(crate) fn credit(&mut self, n: u32) {
         if !self.lane.is_single_call() {
             say_credit(&self.lane, &self.wire_id, n);

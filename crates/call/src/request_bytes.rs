@@ -495,7 +495,7 @@ mod tests {
         assert!(all.claim(known("eve"), MIB, Kept::Once).is_ok());
     }
 
-    /// Whoever asks in between takes what was given up, so that nothing is given up first.
+    /// Another requester could take what was given up, so nothing is given up first.
     #[test]
     fn a_claim_that_finds_no_room_to_grow_keeps_what_it_has() {
         let all = Arc::new(RequestBytes::new(BYTES_PER_NODE_MIN));
@@ -508,7 +508,7 @@ mod tests {
         assert_eq!(refused.code, ErrorCode::Overloaded);
         assert_eq!(lock(&all.counted).of(&ada).bytes, MIB);
         assert!(takes_all(&all, &known("trudy"), MIB).is_empty());
-        // From now on it is counted for somebody else, and not for both.
+        // From now on it is counted for another requester, and not for both.
         growing
             .resize(&known("bob"), MIB)
             .expect("as much as before");

@@ -188,7 +188,7 @@ mod tests {
             generation: 0,
         };
         let known = connection.set_identity(Arc::new(ada));
-        known.expect("nobody was known before");
+        known.expect("it had no identity before");
         Link::new(connection, Arc::new(dispatcher), None)
     }
 

@@ -1,6 +1,6 @@
 //! Which vault is in use: the one that opened since this machine started.
 //!
-//! A vault's id, slots and generation lie in the clear, and a vault that somebody else made with the same id and a
+//! A vault's id, slots and generation lie in the clear, and a vault that an attacker made with the same id and a
 //! higher generation opens like any other. PID 1 therefore keeps the fingerprint of the vault that opened, over a lock
 //! as well, and compares that of whatever the disk answers later: only a vault of the same words has it. It goes with
 //! the vault ([`Keeper::forget`]), or where this machine makes one for a blank disk.

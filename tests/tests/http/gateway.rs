@@ -434,7 +434,7 @@ fn pages_of_others_may_what_the_configuration_says() {
     assert_eq!(allowed, Some("https://app.example.org"));
 }
 
-/// Whoever could follow what anybody may follow on `alknet/call` would keep an unknown peer's place.
+/// A client that could follow here what is open on `alknet/call` would keep an unknown peer's place.
 #[test]
 fn nobody_has_a_stream_of_events() {
     let bench = Bench::new();
@@ -448,7 +448,7 @@ fn nobody_has_a_stream_of_events() {
         let told = web.curl("/subscribe", &asks);
         assert_eq!(told.status, 401, "{version}: {told:?}");
     }
-    // It is one that somebody may follow.
+    // It is one that a client with a token may follow.
     let mut events = web.events(&web.reader, body[1], &[]);
     assert!(events.next().is_some());
 }

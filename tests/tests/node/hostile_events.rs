@@ -1,5 +1,5 @@
-//! Events of a peer that a hub passes on, in many subscriptions of which nothing is taken: they count for whoever asked,
-//! and keep nobody else's answers waiting who calls the peer over the hub's one connection to it.
+//! Events of a peer that a hub passes on, in many subscriptions of which nothing is taken: they count for the
+//! requester, and keep no other requester's answers waiting on the hub's one connection to the peer.
 
 use std::fs;
 use std::time::Duration;
@@ -118,7 +118,7 @@ async fn events_of_a_peer_that_nobody_takes_end_and_stop_nobody_else() {
         let grown = peak(&hub).await.saturating_sub(before);
         let most = CONNECTIONS * FLOWS;
         println!(
-            "figure {most} subscriptions that nobody takes: {} KiB",
+            "figure {most} subscriptions that are not taken: {} KiB",
             grown >> 10
         );
         assert!(grown <= GROWTH_MAX, "{grown} bytes");
@@ -129,7 +129,7 @@ async fn events_of_a_peer_that_nobody_takes_end_and_stop_nobody_else() {
             let answer = answer.expect("nothing is in its way");
             assert_eq!(answer.value(), &json!("done"));
         }
-        // Whoever comes back gets what was kept, once others of its own give room, and is told why it is not more.
+        // A subscriber that comes back gets what was kept, once its others give room, and then the reason for the end.
         let one = left.swap_remove(0);
         drop(left);
         let error = within(end(one)).await;

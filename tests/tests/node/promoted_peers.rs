@@ -1,4 +1,4 @@
-//! Promoted operations that call peers, which may be in league with whoever wrote them.
+//! Promoted operations that call peers, which may be in league with their author.
 
 use alknet_call::{ErrorCode, OperationSpec};
 use alknet_core::CloseCode;

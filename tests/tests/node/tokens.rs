@@ -165,7 +165,7 @@ fn with_token(admin: &str, token: &AuthToken, scopes: &[&str]) -> Value {
     json!({ "document": document })
 }
 
-/// Its lines call with the rights that it was opened with: they may not be more than those of whoever sends them.
+/// Its lines call with the rights that it was opened with: they may not be more than those of the peer that sends them.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repl_ends_with_the_rights_that_it_was_opened_with() {
     let bench = Bench::new();

@@ -248,7 +248,7 @@ impl Chunks for (SendStream, RecvStream) {
     }
 }
 
-/// A stream that is written. Its other half is kept: the server would hear that nobody reads it.
+/// A stream that the client writes. It keeps the other half: dropping that would send STOP_SENDING to the server.
 struct Upload<S, R>(S, R);
 
 impl Chunks for Upload<SendStream, RecvStream> {

@@ -116,7 +116,7 @@ impl Env {
     }
 
     /// This node refused something that belongs to this request for want of room: see [`Ctx::is_excused`]. Operations
-    /// that call others say so themselves: that they answer `OVERLOADED` may be somebody else's word.
+    /// that call others say so themselves: that they answer `OVERLOADED` may be a peer's word.
     pub fn excuse(&self) {
         self.ctx.root().tree().hinder(Hindrance::Here);
     }

@@ -47,7 +47,7 @@ impl Claim {
         Arc::ptr_eq(&self.waiting, waiting)
     }
 
-    /// Counts `bytes` instead. Only what is new has to fit, and nobody finds room that is given up for it in between.
+    /// Counts `bytes` instead. Only what is new has to fit, and no other claim takes room in between.
     /// `false` where it does not fit: then as many count as before.
     pub(crate) fn resize(&mut self, bytes: usize, fit: Fit) -> bool {
         let more = bytes.saturating_sub(self.bytes);

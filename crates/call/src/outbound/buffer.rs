@@ -1,4 +1,4 @@
-//! Events of a subscription of this side's between the stream that they come on and whoever takes them.
+//! Events of a subscription of this side's between the stream that they come on and its subscriber.
 
 use std::sync::Arc;
 
@@ -52,7 +52,7 @@ pub(crate) enum Delivery {
 pub(crate) enum Room {
     /// So many events for this node itself, which takes them.
     Own(usize),
-    /// Those that are passed on to somebody who need not take them, and for whom they are counted.
+    /// Those that are passed on to a requester, which need not take them, and for which they are counted.
     Passed {
         waiting: Arc<Unread>,
         granted: Arc<Granted>,
@@ -173,12 +173,12 @@ impl Buffer {
             true => event.apart(),
             false => event,
         };
-        // Who has left is told nothing, and the peer is told so when it is noticed.
+        // A subscriber that has left gets nothing; the peer hears of it when the subscription is dropped.
         let _ = self.tx.try_send(delivery(event, claim));
         Ok(())
     }
 
-    /// Counts `more` events as asked for, where they come by credit for somebody else.
+    /// Counts `more` events as asked for, where events are passed on.
     pub(super) fn grant(&self, more: u32) -> bool {
         match &self.when_full {
             WhenFull::Wait(_) => false,
@@ -277,14 +277,14 @@ mod tests {
         assert!(matches!(events.recv().await, Some(Delivery::Event(..))));
         more.await.expect("there is room");
         assert!(matches!(events.recv().await, Some(Delivery::Event(..))));
-        // Whoever has left keeps nobody waiting.
+        // A subscriber that has left keeps no other waiting.
         let put = buffer.put(event(), STREAM_EVENTS_BYTES, whole()).await;
         put.expect("this node takes it");
         drop(events);
         buffer
             .put(event(), 1, whole())
             .await
-            .expect("nobody is there");
+            .expect("nothing else is counted");
     }
 
     /// Those of one identity, on a node that has room for 1 MiB.
@@ -320,7 +320,7 @@ mod tests {
         // In the making they count as well.
         let mut making = Making::default();
         assert!(!making.count(&eve[7].0.waiting, LONG));
-        // Short ones cost nobody a look at what others have, and others find room.
+        // Short ones are not looked up in the account, and others find room.
         eve[7].0.put(event(), 100, whole()).await.expect("short");
         let (ada, mut events, _credit) = passed(&all, "ada");
         ada.put(event(), LONG, whole())
@@ -334,7 +334,7 @@ mod tests {
         assert_eq!(all.kept().0, 0);
     }
 
-    /// Whoever claims room in between would make an event that was counted one that there is no room for.
+    /// Another claim in between would take the room of an event that was counted.
     #[tokio::test]
     async fn an_event_that_was_counted_in_the_making_keeps_its_room() {
         let all = Arc::new(RequestBytes::new(1 << 20));
@@ -346,7 +346,7 @@ mod tests {
         let mut making = Making::default();
         assert!(making.count(&buffer.waiting, 100 << 10));
         assert!(making.count(&buffer.waiting, 200 << 10));
-        // Two others leave nobody room for as much, nor for half of it.
+        // Two others leave no requester room for as much, nor for half of it.
         let crowd = ["ada", "mallory"].map(|id| {
             let who = Requester::Known(id.parse().expect("a peer id"));
             assert!(all.grow(&who, 256 << 10, Fit::Wholly), "{id}");
@@ -368,7 +368,7 @@ mod tests {
     async fn one_event_of_a_requester_has_room_whatever_others_have() {
         const LONG: usize = 300 << 10;
         let all = Arc::new(RequestBytes::new(1 << 20));
-        // Three quarters: of the rest nobody else has more than a thirty-second.
+        // Three quarters: of the rest no other requester has more than a thirty-second.
         let crowd = [("ada", 512 << 10), ("mallory", 256 << 10)].map(|(id, bytes)| {
             let who = Requester::Known(id.parse().expect("a peer id"));
             assert!(all.grow(&who, bytes, Fit::Wholly), "{id}");

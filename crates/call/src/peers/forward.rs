@@ -140,7 +140,7 @@ impl Forward {
         }
     }
 
-    /// The same for a subscription. What comes of it and waits to be passed on counts for whoever asked.
+    /// The same for a subscription. What comes of it and waits to be passed on counts for the requester.
     async fn subscribe(
         &self,
         input: Body,

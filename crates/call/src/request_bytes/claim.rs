@@ -28,8 +28,8 @@ impl RequestClaim {
         }
     }
 
-    /// Counts `bytes` for this requester instead of those that it counts, in one step: nobody finds room in between
-    /// that is given up for this.
+    /// Counts `bytes` for this requester instead of those that it counts, in one step: no other claim takes
+    /// room in between that is given up for this.
     ///
     /// # Errors
     /// `OVERLOADED` where there is no room for them. It counts then as before.

@@ -148,7 +148,7 @@ async fn want_of_room_excuses_everything_above_and_nothing_else() {
     }
 }
 
-/// Whoever runs the peer may be the author of what fails. What is told is that another try may succeed.
+/// The peer may belong to the author of what fails. The caller learns that another try may succeed.
 #[tokio::test]
 async fn what_a_peer_answers_excuses_nobody() {
     let (node, mut seen) = lab();

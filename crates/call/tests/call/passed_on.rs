@@ -1,5 +1,5 @@
-//! Events that a hub passes on to somebody who does not take them: they wait at the peer, or count for whom they wait,
-//! and keep nobody else waiting.
+//! Events that a hub passes on to a requester that does not take them: they wait at the peer, or count for that
+//! requester, and keep no other waiting.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -186,7 +186,7 @@ async fn leave(hub: &Node, operation: &str) -> Vec<RawPeer> {
     left
 }
 
-/// Its operation is answered, for somebody else.
+/// Its operation is answered, for another requester.
 async fn is_answered(hub: &Node) {
     let who = Some(identity("ada", &["peer:route:w1"]));
     let ada = hub.client(Carriage::Memory, who);

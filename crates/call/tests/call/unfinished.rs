@@ -30,7 +30,7 @@ fn unfinished(node: &Node) -> f64 {
     metrics.values()["alknet_call_unfinished_bytes"]
 }
 
-/// Two identities with three quarters of the 4 MiB that the smallest node has: of what is left nobody else has more than
+/// Two identities with three quarters of the 4 MiB that the smallest node has: of what is left no other has more than
 /// a thirty-second.
 async fn crowd(node: &Node) -> Vec<RawPeer> {
     let mut peers = Vec::new();
@@ -107,7 +107,7 @@ async fn a_long_answer_on_the_only_stream_needs_no_room() {
     let _crowd = crowd(&node).await;
     let (theirs, ours) = single_pair();
     let known = ours.set_identity(identity("worker", &[]));
-    known.expect("nobody was known before");
+    known.expect("it had no identity before");
     let worker = CallClient::new(Arc::clone(&node.dispatcher)).attach(ours, None);
     let (input, long) = (json!(1), json!("x".repeat(900 << 10)));
     let call = worker.call("any/thing", &input);

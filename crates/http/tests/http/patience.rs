@@ -227,7 +227,7 @@ async fn whoever_hears_no_goodbye_is_let_go() {
     });
     let (_client, served) = Three::connect(&node, Permits::Nothing).await;
     served.ended().await;
-    // One asks nothing more, and nobody knows who the other one is.
+    // One client asks nothing more, and the other one is unauthenticated.
     for (keep_alive, stranger) in [(unknown(), LONG), (LONG, unknown())] {
         let node = Node::patient(Patience {
             head: enough(),
@@ -242,7 +242,7 @@ async fn whoever_hears_no_goodbye_is_let_go() {
     }
 }
 
-/// A stream of events may go on for ever: nobody gets one of what anybody may follow on `alknet/call`.
+/// A stream of events may go on for ever: an unauthenticated client gets none, also of what is open on `alknet/call`.
 #[tokio::test]
 async fn whoever_proves_nothing_follows_nothing() {
     let node = Node::new("");

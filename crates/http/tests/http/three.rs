@@ -212,7 +212,7 @@ impl AsyncWrite for Way {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         if self.is_shut.load(Ordering::SeqCst) {
-            // It never takes anything again: there is nobody to wake.
+            // It never takes anything again: no task has to be woken.
             return Poll::Pending;
         }
         Pin::new(&mut self.send).poll_write(cx, buf)

@@ -31,7 +31,7 @@ impl Session {
     }
 
     /// An older copy that is put back while the machine runs may have slots that its owner removed, and another vault
-    /// those of whoever made it, also under the id of this one.
+    /// those of the attacker that made it, also under the id of this one.
     fn held(&mut self, place: &Place<'_>) -> Attempt<&mut OpenAlkv> {
         let open = self.open.as_mut();
         let open = open.ok_or_else(|| Halt::refused("the vault is not open"))?;

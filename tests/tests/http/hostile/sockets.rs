@@ -404,7 +404,7 @@ async fn pings_whose_answers_nobody_takes_are_not_kept() {
     is_answered_with(&mut socket, &payload(PINGS)).await;
 }
 
-/// Whoever takes answers again has the one to the last ping.
+/// A client that takes answers again has the one to the last ping.
 async fn is_answered_with(socket: &mut Socket, payload: &[u8]) {
     let last = [&[PONG | 0x80, payload.len() as u8], payload].concat();
     let mut heard = Vec::new();

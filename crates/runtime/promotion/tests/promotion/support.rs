@@ -138,7 +138,7 @@ fn program() -> Vec<Registration> {
         })
     };
     let full = OperationSpec::query("door/full", "Nobody gets in.");
-    let far = OperationSpec::query("door/far", "Nobody gets in at a peer's.");
+    let far = OperationSpec::query("door/far", "A peer's that refuses every caller.");
     let refuses = || {
         HandlerKind::once(|_, _| async {
             Err::<Value, _>(CallError::new(

@@ -263,7 +263,7 @@ fn no_vault_of_other_words_takes_the_place_of_one_that_opened() {
     }
     assert_eq!(keeper.check_words(&before), Ok(()));
     assert_eq!(keeper.check_in_use(&before), Err(NotInUse::Older));
-    // The owner had the vault made anew.
+    // The owner had the machine make a new vault.
     keeper.forget();
     let (forged, _) = &others[1];
     assert_eq!(keeper.check_words(forged), Ok(()));
