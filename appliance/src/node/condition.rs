@@ -12,15 +12,17 @@ use arc_swap::ArcSwap;
 use super::FAILED_LOGINS;
 use super::facts::SharedFacts;
 use super::join::HUB_REFUSES;
+use super::memory::MEMORY_SHORT;
 use super::own_key::NODE_KEY_WAITS;
 
 /// Codes of problems that do not make a node degraded: it serves, and somebody has something to do, here or where
 /// another node or server is kept.
-const HARMLESS: [&str; 12] = [
+const HARMLESS: [&str; 13] = [
     CLOCK_INSANE,
     FAILED_LOGINS,
     NODE_KEY_WAITS,
     HUB_REFUSES,
+    MEMORY_SHORT,
     "credential-unused",
     "import-failed",
     "nocloud-ignored",
@@ -162,6 +164,7 @@ mod tests {
             "failed-logins",
             "hub-refuses",
             "import-failed",
+            "memory-short",
             "nocloud-ignored",
             "node-key-waits",
             "provisioning-ignored",

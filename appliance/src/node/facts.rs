@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use serde_json::{Value, json};
 
 use super::log;
+use super::memory::{Memory, kib};
 use super::people::People;
 
 /// The facts as last known; replaced whole whenever PID 1 sends new ones.
@@ -238,17 +239,16 @@ fn kernel_release() -> String {
     )
 }
 
-/// Memory of the machine; what limits are scaled by.
+/// Memory that the node can have; what limits are scaled by.
 pub(crate) fn memory_total_bytes() -> u64 {
-    let meminfo = read("/proc/meminfo").unwrap_or_default();
-    kib(&meminfo, "MemTotal:").unwrap_or(256 << 20)
+    Memory::now().map_or(256 << 20, |memory| memory.total_bytes)
 }
 
 fn memory() -> Value {
-    let meminfo = read("/proc/meminfo").unwrap_or_default();
+    let memory = Memory::now();
     json!({
-        "total_bytes": kib(&meminfo, "MemTotal:"),
-        "available_bytes": kib(&meminfo, "MemAvailable:"),
+        "total_bytes": memory.map(|it| it.total_bytes),
+        "available_bytes": memory.map(|it| it.available_bytes),
         "node_resident_bytes": resident_bytes(),
     })
 }
@@ -256,16 +256,6 @@ fn memory() -> Value {
 /// Memory of this process.
 pub(crate) fn resident_bytes() -> Option<u64> {
     kib(&read("/proc/self/status")?, "VmRSS:")
-}
-
-/// The number of bytes behind `key` in a `/proc` file that counts in kB.
-fn kib(text: &str, key: &str) -> Option<u64> {
-    let line = text.lines().find_map(|l| l.strip_prefix(key))?;
-    line.split_whitespace()
-        .next()?
-        .parse::<u64>()
-        .ok()
-        .map(|n| n * 1024)
 }
 
 fn read(path: &str) -> Option<String> {

@@ -15,6 +15,7 @@ mod imports;
 mod join;
 mod keep;
 mod log;
+mod memory;
 mod metrics;
 mod ops;
 mod own_key;
@@ -57,6 +58,7 @@ use imports::Imports;
 use join::{JoinContext, Joins, Reached};
 use keep::Keeper;
 use log::LogRing;
+use memory::Relief;
 use metrics::Meters;
 use ops::NodeContext;
 use own_key::OwnKey;
@@ -124,6 +126,7 @@ struct Node {
     unusable: Arc<[Problem]>,
     /// What PID 1 was told.
     told: Told,
+    relief: Arc<Relief>,
 }
 
 impl Node {
@@ -258,6 +261,8 @@ impl Node {
             reached,
             unwanted: Default::default(),
         });
+        let relief = Arc::<Relief>::default();
+        tokio::spawn(Arc::clone(&relief).keep(Arc::clone(&server)));
         let node = Self {
             hub,
             joins: Arc::new(joins),
@@ -267,6 +272,7 @@ impl Node {
             imports,
             unusable,
             told,
+            relief,
             server,
             about,
             facts,
@@ -364,6 +370,7 @@ impl Node {
             .chain(self.web.problems())
             .chain(self.imports.problems())
             .chain(guesses(&self.server))
+            .chain(self.relief.problem())
             .chain(self.joins.problems())
             .collect()
     }

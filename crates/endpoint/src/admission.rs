@@ -98,12 +98,13 @@ pub(crate) enum Limit {
     HandshakeRate,
     Handshakes,
     HandshakesUnproven,
+    Memory,
     Retries,
 }
 
 impl Limit {
     /// Every one with its name in metrics, in the order of their numbers.
-    pub(crate) const ALL: [(Self, &'static str); 8] = [
+    pub(crate) const ALL: [(Self, &'static str); 9] = [
         (Self::Connections, "connections"),
         (Self::ConnectionsPerAddress, "connections_per_address"),
         (Self::ConnectionsPerPeer, "connections_per_peer"),
@@ -111,6 +112,7 @@ impl Limit {
         (Self::HandshakeRate, "handshake_rate"),
         (Self::Handshakes, "handshakes"),
         (Self::HandshakesUnproven, "handshakes_unproven"),
+        (Self::Memory, "memory"),
         (Self::Retries, "retries"),
     ];
 }

@@ -70,6 +70,8 @@ counters! {
     penalty_refusals,
     /// Connections refused because the protocol wants a known key.
     policy_refusals,
+    /// Connections ended because the machine had little memory left.
+    relieved,
     /// Connections ended because their peer was removed or disabled.
     revoked,
     /// Connections that gave way to a newer one of the same peer.

@@ -1,6 +1,8 @@
 //! Which connection of an unknown peer ends for another one. No sockets, no clock.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::time::Duration;
 
 use alknet_core::{Network, Site};
@@ -33,6 +35,25 @@ pub(crate) fn choose<T>(full: Full, all: Vec<(Unknown, T)>) -> Option<T> {
     let candidates = all.into_iter().filter(|(one, _)| crowd.may_go(full, *one));
     let victim = candidates.max_by_key(|(one, _)| crowd.rank(full, *one));
     victim.map(|(_, victim)| victim)
+}
+
+/// Chooses the connections that end so that what they hold is free: of all given this part, at least one. Those of the
+/// owners that have the most go first, so that what is left is shared more evenly, and of these the ones on
+/// which no byte has gone for longest: what holds memory is what nobody reads.
+pub(crate) fn relieve<O: Eq + Hash, T>(part: usize, all: Vec<(O, Duration, T)>) -> Vec<T> {
+    let ends = all.len().div_ceil(part);
+    let mut owners: HashMap<O, Vec<(Duration, T)>> = HashMap::new();
+    for (owner, quiet, one) in all {
+        owners.entry(owner).or_default().push((quiet, one));
+    }
+    let mut ranked = Vec::new();
+    for mut own in owners.into_values() {
+        own.sort_by_key(|(quiet, _)| *quiet);
+        let each = own.into_iter().enumerate();
+        ranked.extend(each.map(|(before, (quiet, one))| ((before, quiet), one)));
+    }
+    ranked.sort_by_key(|(rank, _)| Reverse(*rank));
+    ranked.into_iter().take(ends).map(|(_, one)| one).collect()
 }
 
 /// How many connections the unknown peers of each network and of each site have.
@@ -162,5 +183,21 @@ mod tests {
         site.push(one("2001:db8:0:200::8", 0));
         let victim = choose(Full::Site(here), site);
         assert!(victim.is_some_and(|victim| victim.starts_with("2001:db8:0:200:")));
+    }
+
+    #[test]
+    fn the_fullest_give_first_and_of_theirs_what_is_quiet() {
+        let all = || {
+            let eve = (0..6).map(|n| ("eve", Duration::from_secs(n), format!("eve {n}")));
+            let ada = [("ada", Duration::from_secs(1000), "ada".to_owned())];
+            eve.chain(ada).collect::<Vec<_>>()
+        };
+        assert_eq!(relieve(4, all()), ["eve 5", "eve 4"]);
+        assert_eq!(relieve(7, all()), ["eve 5"]);
+        // Whoever has one only, however quiet, gives it when others have no second one.
+        let names = relieve(1, all());
+        assert_eq!(names.iter().position(|name| name == "ada"), Some(5));
+        let none: Vec<(&str, Duration, ())> = Vec::new();
+        assert!(relieve(4, none).is_empty());
     }
 }

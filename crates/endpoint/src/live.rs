@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use alknet_core::{
     Carriage, CloseCode, ConnId, Connection, IdentityProvider, Network, PeerId, PeerKey,
@@ -16,6 +17,14 @@ use crate::metrics::{AlpnMeters, Open};
 
 /// Close code and constant reason for ending a connection from outside its handler.
 pub(crate) type End = (CloseCode, &'static str);
+
+/// Which part of unknown peers' connections ends at once where memory runs short, and of known ones' where it goes on.
+const RELIEF_PART: usize = 4;
+const RELIEF_PART_KNOWN: usize = 16;
+
+/// How long no unknown peer is let in after that: what ended gives its memory back a while later, and whoever took it
+/// would take more meanwhile.
+const SHORT: Duration = Duration::from_secs(2);
 
 /// One connection being served, for status displays.
 #[derive(Clone, Debug)]
@@ -52,6 +61,8 @@ struct Entry {
 pub(crate) struct Live {
     table: Mutex<HashMap<ConnId, Entry>>,
     count: watch::Sender<usize>,
+    /// Until when memory is taken for short.
+    short_until: Mutex<Option<Instant>>,
 }
 
 impl Live {
@@ -138,6 +149,43 @@ impl Live {
         victim.is_some_and(|entry| entry.end.send_replace(Some(end)).is_none())
     }
 
+    /// Ends a part of the connections of unknown peers so that their memory is free, of known ones where `known` says so
+    /// and no unknown one is left. Returns how many.
+    pub(crate) fn relieve(&self, known: bool, end: End) -> usize {
+        *self.shortage() = Some(Instant::now() + SHORT);
+        let table = self.lock();
+        let unknown = table.values().filter(|entry| entry.is_unknown());
+        let unknown = unknown.map(|entry| {
+            let site = Network::of(entry.from).site();
+            (site, entry.connection.traffic().quiet(), entry)
+        });
+        let mut victims = eviction::relieve(RELIEF_PART, unknown.collect());
+        if victims.is_empty() && known {
+            let all = table.values().filter(|entry| entry.may_end());
+            let all = all.map(|entry| {
+                let who = entry
+                    .connection
+                    .identity()
+                    .map(|identity| identity.id.clone());
+                (who, entry.connection.traffic().quiet(), entry)
+            });
+            victims = eviction::relieve(RELIEF_PART_KNOWN, all.collect());
+        }
+        let ended = |entry: &&Entry| entry.end.send_replace(Some(end)).is_none();
+        victims.into_iter().filter(ended).count()
+    }
+
+    /// Whether connections had to end for memory a moment ago.
+    pub(crate) fn is_short(&self) -> bool {
+        self.shortage().is_some_and(|until| Instant::now() < until)
+    }
+
+    fn shortage(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.short_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.lock().len()
     }
@@ -182,9 +230,12 @@ impl Live {
 impl Entry {
     /// Whether it has a place of its own, nobody has proved on it who they are, and it is not about to end.
     fn is_unknown(&self) -> bool {
-        !self.connection.is_authenticated()
-            && self.connection.carriers().next().is_none()
-            && self.end.borrow().is_none()
+        !self.connection.is_authenticated() && self.may_end()
+    }
+
+    /// Whether it is carried by no other, and not about to end.
+    fn may_end(&self) -> bool {
+        self.connection.carriers().next().is_none() && self.end.borrow().is_none()
     }
 
     /// Ends the connection if its peer is no more; returns whether it did so now.

@@ -37,6 +37,9 @@ const SUPERSEDED_END: End = (CloseCode::Superseded, "superseded");
 /// How an unknown peer's connection ends whose place another one needs.
 const EVICTED_END: End = (CloseCode::Overload, "another connection needs the place");
 
+/// How an unknown peer's connection ends, or any, whose memory is needed.
+pub(crate) const RELIEF_END: End = (CloseCode::Overload, "the node has too little memory");
+
 /// What the accept loops and every connection share.
 pub(crate) struct Shared {
     pub(crate) registry: HandlerRegistry,
@@ -479,6 +482,10 @@ impl<'a> Place<'a> {
         known: bool,
     ) -> Result<Self, End> {
         let conn = connection.id();
+        if !known && shared.live.is_short() {
+            shared.meters.hit(Limit::Memory);
+            return Err(RELIEF_END);
+        }
         let taken = shared.admission().connect(conn, from, known);
         if let Err(full) = taken {
             shared.meters.hit(full.limit());

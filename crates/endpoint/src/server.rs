@@ -14,7 +14,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{timeout, timeout_at};
 
 use crate::accept::{self, Probe};
-use crate::admission::Admission;
+use crate::admission::{Admission, Limit};
 use crate::counters::{Counters, Totals};
 use crate::error::EndpointError;
 use crate::iroh::{self, IrohListener, IrohOptions};
@@ -23,7 +23,7 @@ use crate::live::ConnectionSummary;
 use crate::metrics::{self, Meters};
 use crate::nesting::Nesting;
 use crate::quic::Apart;
-use crate::serve::Shared;
+use crate::serve::{RELIEF_END, Shared};
 use crate::sockets;
 use crate::windows::Windows;
 
@@ -233,6 +233,18 @@ impl Server {
     /// this returns, nothing new is done in the name of anybody who is gone.
     pub fn sweep(&self) {
         self.shared.sweep();
+    }
+
+    /// Ends connections so that what they hold in memory is free: a quarter of those of unknown peers, of the sites that
+    /// have the most first. Where there is none of these, and `known` says so, a sixteenth of known peers' connections,
+    /// of the peers that have the most first. For two seconds no unknown peer is let in. Returns how many ended.
+    pub fn relieve(&self, known: bool) -> usize {
+        let ended = self.shared.live.relieve(known, RELIEF_END);
+        for _ in 0..ended {
+            self.shared.totals.relieved.add();
+            self.shared.meters.hit(Limit::Memory);
+        }
+        ended
     }
 
     /// Whether every accept loop still runs: each must answer within a second.

@@ -1,0 +1,252 @@
+//! Memory that the node can have, and what it does when that runs short.
+//!
+//! Each budget is a part of the memory, and there are things that no budget counts: what the library for QUIC keeps
+//! for pieces with gaps between them, above all. What they come to together is looked at here. A node that ends
+//! connections serves the others; one that the kernel ends serves nobody.
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use alknet_endpoint::Server;
+use alknet_init::control::Problem;
+
+/// How often the node looks, and how long it waits after it ended connections: what they held is free once the peers'
+/// acknowledgements would have come, and the allocator has given it back.
+const LOOK: Duration = Duration::from_millis(250);
+const AFTER_RELIEF: Duration = Duration::from_secs(1);
+
+/// Memory is short where less than this part is left, and the node itself has at least this part.
+const LEFT_PART: u64 = 16;
+const OWN_PART: u64 = 4;
+
+/// Known peers' connections end only where less than this part is left, and the node has at least this part.
+const LEFT_PART_KNOWN: u64 = 32;
+const OWN_PART_KNOWN: u64 = 2;
+
+/// How long the problem is told after connections were ended.
+const TOLD: Duration = Duration::from_secs(60);
+
+/// Where the machine says what it has, and where groups of processes are.
+const MEMINFO: &str = "/proc/meminfo";
+const GROUPS: &str = "/sys/fs/cgroup";
+
+/// Code of the problem that memory ran short.
+pub(crate) const MEMORY_SHORT: &str = "memory-short";
+
+/// What the node can have: of the machine, or of the container or service that it runs in, whichever is less.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Memory {
+    pub(crate) total_bytes: u64,
+    pub(crate) available_bytes: u64,
+}
+
+/// What the node has of it: pages of its own, without files that are mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Own(u64);
+
+impl Memory {
+    /// As the kernel says now; nothing where it does not.
+    pub(crate) fn now() -> Option<Self> {
+        let machine = Self::of_machine(&read(MEMINFO)?)?;
+        Some(match Self::of_group() {
+            Some(group) => machine.within(group),
+            None => machine,
+        })
+    }
+
+    fn of_machine(meminfo: &str) -> Option<Self> {
+        Some(Self {
+            total_bytes: kib(meminfo, "MemTotal:")?,
+            available_bytes: kib(meminfo, "MemAvailable:")?,
+        })
+    }
+
+    /// What the group of this process may have (cgroup version 2), where there is a limit.
+    fn of_group() -> Option<Self> {
+        let own = read("/proc/self/cgroup")?;
+        let path = own.lines().find_map(|line| line.strip_prefix("0::"))?;
+        let folder = Path::new(GROUPS).join(path.trim_start_matches('/'));
+        let [most, used, kinds] = ["memory.max", "memory.current", "memory.stat"]
+            .map(|file| fs::read_to_string(folder.join(file)));
+        Self::of_limit(&most.ok()?, &used.ok()?, &kinds.ok()?)
+    }
+
+    fn of_limit(most: &str, used: &str, kinds: &str) -> Option<Self> {
+        let total_bytes = most.trim().parse::<u64>().ok()?;
+        let used = used.trim().parse::<u64>().ok()?;
+        // Copies of files, which the kernel lets go first.
+        let files = ["inactive_file ", "active_file "].map(|kind| {
+            let bytes = kinds.lines().find_map(|line| line.strip_prefix(kind));
+            bytes
+                .and_then(|bytes| bytes.trim().parse().ok())
+                .unwrap_or(0)
+        });
+        let held = used.saturating_sub(files.iter().sum());
+        Some(Self {
+            total_bytes,
+            available_bytes: total_bytes.saturating_sub(held),
+        })
+    }
+
+    fn within(self, group: Self) -> Self {
+        Self {
+            total_bytes: self.total_bytes.min(group.total_bytes),
+            available_bytes: self.available_bytes.min(group.available_bytes),
+        }
+    }
+
+    /// Whether less than the first part of it is left, and the node has the second at least.
+    const fn is_short(self, own: Own, left: u64, has: u64) -> bool {
+        self.available_bytes < self.total_bytes / left && own.0 >= self.total_bytes / has
+    }
+}
+
+impl Own {
+    fn now() -> Option<Self> {
+        kib(&read("/proc/self/status")?, "RssAnon:").map(Self)
+    }
+}
+
+/// What was done about a shortage.
+#[derive(Debug, Default)]
+pub(crate) struct Relief {
+    ended: AtomicU64,
+    last: Mutex<Option<Instant>>,
+}
+
+impl Relief {
+    /// Ends connections whenever memory is short. Without end.
+    pub(crate) async fn keep(self: Arc<Self>, server: Arc<Server>) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let (Some(memory), Some(own)) = (Memory::now(), Own::now()) else {
+                continue;
+            };
+            if !memory.is_short(own, LEFT_PART, OWN_PART) {
+                continue;
+            }
+            let known = memory.is_short(own, LEFT_PART_KNOWN, OWN_PART_KNOWN);
+            let ended = server.relieve(known);
+            if ended == 0 {
+                continue;
+            }
+            self.note(ended, Instant::now());
+            tracing::warn!(
+                ended,
+                available_bytes = memory.available_bytes,
+                node_bytes = own.0,
+                "memory ran short: connections were ended"
+            );
+            tokio::time::sleep(AFTER_RELIEF).await;
+        }
+    }
+
+    fn note(&self, ended: usize, now: Instant) {
+        self.ended.fetch_add(ended as u64, Ordering::Relaxed);
+        *self.lock() = Some(now);
+    }
+
+    /// That connections were ended lately.
+    pub(crate) fn problem(&self) -> Option<Problem> {
+        self.problem_at(Instant::now())
+    }
+
+    fn problem_at(&self, now: Instant) -> Option<Problem> {
+        let last = (*self.lock())?;
+        let ended = self.ended.load(Ordering::Relaxed);
+        (now.saturating_duration_since(last) < TOLD).then(|| Problem {
+            code: MEMORY_SHORT.to_owned(),
+            text: format!(
+                "memory ran short; since the node started {ended} connections were ended for it, those of unknown \
+                 peers first"
+            ),
+            hint: "unknown peers may be attacking; if it happens without them, give the machine more memory, or \
+                   the port fewer places (limits.connections)"
+                .to_owned(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The number of bytes behind `key` in a `/proc` file that counts in kB.
+pub(super) fn kib(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|l| l.strip_prefix(key))?;
+    line.split_whitespace()
+        .next()?
+        .parse::<u64>()
+        .ok()
+        .map(|n| n * 1024)
+}
+
+fn read(path: &str) -> Option<String> {
+    fs::read_to_string(path).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn memory(total: u64, available: u64) -> Memory {
+        Memory {
+            total_bytes: total * MIB,
+            available_bytes: available * MIB,
+        }
+    }
+
+    #[test]
+    fn the_lesser_of_machine_and_group_counts() {
+        let machine =
+            Memory::of_machine("MemTotal: 1048576 kB\nMemFree: 1 kB\nMemAvailable: 524288 kB\n");
+        assert_eq!(machine, Some(memory(1024, 512)));
+        let machine = machine.expect("there are both lines");
+        let kinds = format!(
+            "anon 1\ninactive_file {}\nactive_file {}\n",
+            16 * MIB,
+            48 * MIB
+        );
+        let limit =
+            |most: &str, used: u64| Memory::of_limit(most, &format!("{}\n", used * MIB), &kinds);
+        let group = limit("268435456\n", 128).expect("a limit");
+        assert_eq!(group, memory(256, 192));
+        assert_eq!(machine.within(group), memory(256, 192));
+        // A group that may have more than there is.
+        let large = limit("4294967296\n", 128).expect("a limit");
+        assert_eq!(machine.within(large), memory(1024, 512));
+        assert_eq!(limit("max\n", 128), None);
+        assert_eq!(Memory::of_machine("MemTotal: 1 kB\n"), None);
+        assert_eq!(Memory::of_machine(""), None);
+    }
+
+    #[test]
+    fn it_is_short_where_little_is_left_and_the_node_has_much() {
+        let unknown = |left, own| memory(512, left).is_short(Own(own * MIB), LEFT_PART, OWN_PART);
+        assert!(unknown(31, 128));
+        assert!(!unknown(32, 512));
+        // Other programs have it: nothing that the node ends gives it back.
+        assert!(!unknown(1, 127));
+        let known =
+            |left, own| memory(512, left).is_short(Own(own * MIB), LEFT_PART_KNOWN, OWN_PART_KNOWN);
+        assert!(known(15, 256));
+        assert!(!known(16, 512));
+        assert!(!known(1, 255));
+    }
+
+    #[test]
+    fn it_is_told_for_a_while() {
+        let (relief, now) = (Relief::default(), Instant::now());
+        assert_eq!(relief.problem_at(now), None);
+        relief.note(3, now);
+        let problem = relief.problem_at(now).expect("it was just done");
+        assert_eq!(problem.code, MEMORY_SHORT);
+        assert!(problem.text.contains("3 connections"), "{}", problem.text);
+        assert_eq!(relief.problem_at(now + TOLD), None);
+    }
+}
