@@ -39,11 +39,12 @@ impl Link {
     }
 
     /// Nothing is answered on `lane` any more. Requests of ours that went out on it fail, too,
-    /// unless it ended well and there are others: answers on another stream are legal.
+    /// unless it ended well and there are others: answers on another stream are legal. A peer that drains
+    /// ends a stream once it has answered what it will answer of it, and a request that met that end is lost.
     pub(crate) fn lane_ended(&self, lane: &Arc<Lane>, badly: bool) {
         self.inbound
             .abort_where(|request| Arc::ptr_eq(request.lane(), lane));
-        if badly || !self.connection.is_multi() {
+        if badly || !self.connection.is_multi() || self.heard_goaway() {
             self.outbound
                 .fail_where(|on| Arc::ptr_eq(on, lane), "the stream ended");
         }
