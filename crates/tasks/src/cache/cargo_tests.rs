@@ -289,6 +289,9 @@ fn settings_among_temporary_files_start_no_program() {
             .output()
             .expect("this program runs");
         assert!(child.status.success(), "{child:?}");
+        // By another name it would run no test, and end as well.
+        let said = String::from_utf8_lossy(&child.stdout);
+        assert!(said.contains("1 passed"), "{said}");
         assert!(!at("it-ran").exists(), "a program of others ran");
     }
 }
