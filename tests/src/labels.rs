@@ -19,6 +19,7 @@ const LABELS: &[(&str, &[&str])] = &[
             "handshake_rate",
             "handshakes",
             "handshakes_unproven",
+            "memory",
             "operation",
             "request_bytes",
             "requests",

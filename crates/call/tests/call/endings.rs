@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use alknet_call::limits::Patience;
 use alknet_call::*;
-use alknet_core::{AuthToken, CloseCode};
+use alknet_core::{AuthToken, CloseCode, Connection, memory_pair};
 use alknet_test_support::deadline;
 use serde_json::{Value, json};
 
@@ -314,4 +314,60 @@ async fn a_drain_waits_for_answers_that_are_on_their_way() {
     assert_eq!(*answer.value(), json!(1));
     soon(drained).await.expect("drains");
     soon(served).await.expect("no panic").expect("a good end");
+}
+
+/// The next stream of the client's that asks for something, and the id of what it asks.
+async fn asked(accepted: &Connection) -> (RawPeer, String) {
+    let (send, recv) = soon(accepted.accept_bi()).await.expect("the client asks");
+    let mut peer = RawPeer::on(accepted.clone(), send, recv);
+    let (kind, id, _) = peer.event().await;
+    assert_eq!(kind, EventKind::Requested);
+    (peer, id)
+}
+
+/// Answers may come on another stream than the request's, so the end of a stream ends no request as long as the peer
+/// goes on. One that drains has answered then what it will answer.
+#[tokio::test]
+async fn a_request_on_a_stream_that_a_draining_peer_ends_fails_at_once() {
+    for drains in [true, false] {
+        let (dialled, accepted) = memory_pair(ALPN);
+        let client = CallClient::without_operations().attach(dialled, None);
+        let options = |route| CallOptions {
+            route,
+            timeout: None,
+            ..CallOptions::default()
+        };
+        let (one, two) = (json!(1), json!(2));
+        let apart = options(Route::Stream);
+        let first = client.call_with("test/echo", &one, &apart);
+        tokio::pin!(first);
+        let (mut goes_on, first_id) = tokio::select! {
+            _ = &mut first => panic!("nothing was answered"),
+            asked = asked(&accepted) => asked,
+        };
+        let together = options(Route::Lane);
+        let second = client.call_with("test/echo", &two, &together);
+        tokio::pin!(second);
+        let (mut ends, second_id) = tokio::select! {
+            _ = &mut second => panic!("nothing was answered"),
+            asked = asked(&accepted) => asked,
+        };
+        if drains {
+            let leaves = json!({ "reason": "shutdown", "drain_ms": 60_000 });
+            ends.send(EventKind::Goaway, "-", leaves).await;
+            ends.send.finish().expect("the only end");
+            let error = soon(second).await.expect_err("nobody answers it");
+            assert_eq!(error.code, ErrorCode::Unavailable, "{error}");
+            assert!(error.retryable, "{error}");
+        } else {
+            ends.send.finish().expect("the only end");
+            let answer = json!({ "output": two });
+            goes_on.send(EventKind::Responded, &second_id, answer).await;
+            let answer = soon(second).await.expect("on the other stream");
+            assert_eq!(*answer.value(), two);
+        }
+        let answer = json!({ "output": one });
+        goes_on.send(EventKind::Responded, &first_id, answer).await;
+        assert_eq!(*soon(first).await.expect("it is answered").value(), one);
+    }
 }

@@ -10,6 +10,7 @@ mod links;
 mod matrix;
 mod nesting;
 mod refusals;
+mod relief;
 mod remotes;
 mod roles;
 mod served;

@@ -4,6 +4,7 @@
 mod callers;
 mod crowds;
 mod frames;
+mod shortage;
 mod silence;
 mod windows;
 

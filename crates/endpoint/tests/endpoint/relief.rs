@@ -1,0 +1,75 @@
+//! What ends where memory runs short, and who is let in meanwhile.
+
+use std::time::Duration;
+
+use alknet_core::{Carriage, Connection};
+use alknet_endpoint::Dialer;
+
+use crate::support::{CARRIAGES, ECHO, Node, ask, code, hung, until};
+
+/// Connections of unknown peers over each carriage.
+const UNKNOWN: usize = 4;
+
+async fn dial(node: &Node, dialer: &Dialer, carriage: Carriage) -> Connection {
+    let dialled = dialer.dial_over(carriage, &node.target(), ECHO).await;
+    dialled.expect("the handshake succeeds")
+}
+
+async fn is_served(node: &Node, dialer: &Dialer, carriage: Carriage) -> bool {
+    match dialer.dial_over(carriage, &node.target(), ECHO).await {
+        Ok(connection) => ask(&connection, b"x").await.is_ok_and(|said| said == "x"),
+        Err(_) => false,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_peers_end_before_known_ones_and_come_in_again_later() {
+    let node = Node::start();
+    let nobody = Dialer::new(None);
+    let (friend, _) = node.peer("friend");
+    let known = dial(&node, &friend, Carriage::Quic).await;
+    assert_eq!(ask(&known, b"1").await.expect("echo"), "1");
+    let mut unknown = Vec::new();
+    for carriage in CARRIAGES {
+        for _ in 0..UNKNOWN {
+            unknown.push(dial(&node, &nobody, carriage).await);
+        }
+    }
+    let all = 2 * UNKNOWN;
+    until(|| node.server.connections().len() == all + 1).await;
+
+    assert_eq!(node.server.relieve(true), all / 4);
+    // While memory is short none of them comes in, and a known peer does.
+    for carriage in CARRIAGES {
+        assert!(!is_served(&node, &nobody, carriage).await, "{carriage}");
+        assert!(is_served(&node, &friend, carriage).await, "{carriage}");
+    }
+    // A quarter each time, and no known one as long as there are others.
+    let mut ended = all / 4;
+    while ended < all {
+        let more = node.server.relieve(true);
+        assert!((1..=all - ended).contains(&more), "{more} of {all}");
+        ended += more;
+    }
+    for connection in unknown.iter().filter(|it| it.is_multi()) {
+        assert_eq!(code(connection).await, Some(2));
+    }
+    assert_eq!(ask(&known, b"2").await.expect("echo"), "2");
+    until(|| node.server.connections().len() == 1).await;
+    assert_eq!(node.server.counters().relieved, all as u64);
+
+    // Known ones end where that is said only.
+    assert_eq!(node.server.relieve(false), 0);
+    assert_eq!(ask(&known, b"3").await.expect("echo"), "3");
+    assert_eq!(node.server.relieve(true), 1);
+    assert_eq!(code(&known).await, Some(2));
+
+    // And then others are let in again.
+    let again = async {
+        while !is_served(&node, &nobody, Carriage::Quic).await {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let again = tokio::time::timeout(hung(), again).await;
+    again.expect("they are let in again");
+}

@@ -1,0 +1,181 @@
+//! Unknown peers that together take more memory than there is, each within its limits.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use alknet_core::{Carriage, Connection, SendStream};
+use alknet_endpoint::Dialer;
+use alknet_tests::{Bench, HostNode};
+use bytes::Bytes;
+use serde_json::Value;
+use tokio::task::block_in_place;
+
+use super::{LOOK_AGAIN, Site, answers, crowds::is_answered, key_of, within};
+use crate::unread::memory;
+
+/// What the machine has, and what the attackers may take of it before little is left: the node acts where less than a
+/// sixteenth is.
+const MACHINE: u64 = 256 << 20;
+const ROOM: u64 = 24 << 20;
+const LEFT_PART: u64 = 16;
+
+/// Connections that they try: they would take several times what is left after that room.
+const CONNECTIONS: usize = 1000;
+const AT_ONCE: usize = 16;
+
+/// Streams of which nothing is read, and bytes on each of them.
+const STREAMS: usize = 3;
+const STREAM_BYTES: usize = 20 << 10;
+
+/// How often the kernel of that machine would know what is left.
+const TICK: Duration = Duration::from_millis(10);
+
+/// As many as they like: what the limits of one network stop is shown elsewhere.
+const LIMITS: &str = "[limits]\nconnections_per_address = 4096\nhandshake_burst = 10000\n\
+                      handshakes_per_second = 10000\n";
+
+/// A line as long as any other of its kind: the file is read while it is written.
+fn meminfo(available: u64) -> String {
+    let line = |name: &str, bytes: u64| format!("{name}: {:>12} kB\n", bytes >> 10);
+    let (total, available) = (line("MemTotal", MACHINE), line("MemAvailable", available));
+    total + &available
+}
+
+/// Writes what the machine has left, as the node grows and shrinks, until it is dropped.
+struct Machine {
+    ends: Arc<AtomicBool>,
+    /// The least that was left.
+    least: Arc<AtomicU64>,
+    writes: Option<JoinHandle<()>>,
+}
+
+impl Machine {
+    /// Other programs have all but `ROOM` of what the node does not have now, and of what is too little.
+    fn of(node: &HostNode, says: &Path) -> Self {
+        let file = File::options().write(true).open(says);
+        let file = file.expect("the node was started on it");
+        file.set_len(0).expect("room");
+        let (ends, least) = (
+            Arc::<AtomicBool>::default(),
+            Arc::new(AtomicU64::new(MACHINE)),
+        );
+        let all = memory(node, "VmRSS:") + ROOM + MACHINE / LEFT_PART;
+        let status = format!("/proc/{}/status", node.pid());
+        let write = {
+            let (ends, least) = (Arc::clone(&ends), Arc::clone(&least));
+            move || {
+                while !ends.load(Ordering::SeqCst) {
+                    let text = fs::read_to_string(&status).unwrap_or_default();
+                    let line = text.lines().find_map(|it| it.strip_prefix("VmRSS:"));
+                    let kib = line.and_then(|it| it.split_whitespace().next()?.parse().ok());
+                    let left = all.saturating_sub(kib.unwrap_or(0_u64) << 10);
+                    least.fetch_min(left, Ordering::SeqCst);
+                    let text = meminfo(left);
+                    file.write_all_at(text.as_bytes(), 0).expect("room");
+                    thread::sleep(TICK);
+                }
+            }
+        };
+        Self {
+            ends,
+            least,
+            writes: Some(thread::spawn(write)),
+        }
+    }
+
+    fn least(&self) -> u64 {
+        self.least.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.ends.store(true, Ordering::SeqCst);
+        self.writes.take().map(JoinHandle::join);
+    }
+}
+
+/// Connects, and sends on streams of which nothing is read nearly as much as an unknown peer may. Nothing where it is
+/// not let in.
+async fn fill(nobody: &Dialer, site: &Site<'_>) -> Option<(Connection, Vec<SendStream>)> {
+    let target = site.parsed();
+    let dialled = within(nobody.dial_over(Carriage::Quic, &target, super::CALL)).await;
+    let connection = dialled.ok()?;
+    let mut streams = Vec::new();
+    for _ in 0..STREAMS {
+        let mut stream = within(connection.open_uni()).await.ok()?;
+        let piece = Bytes::from(vec![7; STREAM_BYTES]);
+        within(stream.write_chunk(piece)).await.ok()?;
+        streams.push(stream);
+    }
+    Some((connection, streams))
+}
+
+fn relieved(info: &Value) -> u64 {
+    info["endpoint"]["relieved"].as_u64().expect("a counter")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_peers_who_take_all_memory_end_and_others_are_served() {
+    let bench = Bench::new();
+    if let Some(node) = block_in_place(|| bench.host_on(MACHINE, LIMITS)) {
+        let site = Site {
+            admin: bench.admin(),
+            target: node.target().to_owned(),
+        };
+        let admin = Dialer::new(Some(key_of(bench.admin())));
+        let admin = site.dial(&admin, Carriage::Quic).await;
+        answers(&admin).await;
+        let machine = Machine::of(&node, &bench.path().join("host.meminfo"));
+        assert_eq!(relieved(&site.info(&[])), 0);
+
+        let nobody = Dialer::new(None);
+        let mut held = Vec::new();
+        let mut tried = 0;
+        while tried < CONNECTIONS {
+            let fills = (0..AT_ONCE).map(|_| fill(&nobody, &site));
+            held.extend(
+                futures_util::future::join_all(fills)
+                    .await
+                    .into_iter()
+                    .flatten(),
+            );
+            tried += AT_ONCE;
+            // The node answers those whom it knows all the while.
+            answers(&admin).await;
+        }
+        let info = site.info(&[]);
+        println!(
+            "figure {} connections were let in, {} ended, at least {} KiB were left",
+            held.len(),
+            relieved(&info),
+            machine.least() >> 10
+        );
+        assert!(relieved(&info) > 0, "{info}");
+        assert!(machine.least() > 0, "the kernel would have ended the node");
+        let problems = info["problems"].as_array().expect("a list");
+        let told = problems.iter().any(|it| it["code"] == "memory-short");
+        assert!(told, "{info}");
+
+        // Once they are gone, others whom nobody knows are served again.
+        drop(held);
+        let again = async {
+            let target = site.parsed();
+            let served = async || match nobody.dial_over(Carriage::Quic, &target, super::CALL).await
+            {
+                Ok(connection) => is_answered(&connection).await,
+                Err(_) => false,
+            };
+            while !served().await {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        };
+        within(again).await;
+        answers(&admin).await;
+    }
+}
