@@ -79,11 +79,6 @@ pub(crate) fn storage_key() -> Result<StorageKey, TpmError> {
     connect()?.storage_key()
 }
 
-/// Whether this machine has one.
-pub(crate) fn is_there() -> bool {
-    connect().is_ok()
-}
-
 /// Whether it can keep a key for what was booted. What stands in the way for good is an answer, and said;
 /// what may pass is not: a machine that has a TPM must not end up without.
 pub(crate) fn is_usable(log: &Log) -> bool {

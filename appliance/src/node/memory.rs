@@ -18,13 +18,14 @@ use alknet_init::control::Problem;
 const LOOK: Duration = Duration::from_millis(250);
 const AFTER_RELIEF: Duration = Duration::from_secs(1);
 
-/// Memory is short where less than this part is left, and the node itself has at least this part.
+/// Memory is short where less than this part is left, and the node itself has at least this part: where it has less,
+/// ending its connections gives others nothing that they would notice.
 const LEFT_PART: u64 = 16;
-const OWN_PART: u64 = 4;
+const OWN_PART: u64 = 16;
 
 /// Known peers' connections end only where less than this part is left, and the node has at least this part.
 const LEFT_PART_KNOWN: u64 = 32;
-const OWN_PART_KNOWN: u64 = 2;
+const OWN_PART_KNOWN: u64 = 4;
 
 /// How long the problem is told after connections were ended.
 const TOLD: Duration = Duration::from_secs(60);
@@ -228,15 +229,15 @@ mod tests {
     #[test]
     fn it_is_short_where_little_is_left_and_the_node_has_much() {
         let unknown = |left, own| memory(512, left).is_short(Own(own * MIB), LEFT_PART, OWN_PART);
-        assert!(unknown(31, 128));
+        assert!(unknown(31, 32));
         assert!(!unknown(32, 512));
         // Other programs have it: nothing that the node ends gives it back.
-        assert!(!unknown(1, 127));
+        assert!(!unknown(1, 31));
         let known =
             |left, own| memory(512, left).is_short(Own(own * MIB), LEFT_PART_KNOWN, OWN_PART_KNOWN);
-        assert!(known(15, 256));
+        assert!(known(15, 128));
         assert!(!known(16, 512));
-        assert!(!known(1, 255));
+        assert!(!known(1, 127));
     }
 
     #[test]

@@ -160,8 +160,8 @@ pub(crate) fn create(first: &First<'_>, log: &Log) -> Result<Made, Waiting> {
         .transpose()?;
     if first.wants_pin(&kinds) && first.offer.new_pin.is_none() {
         // Nobody types a PIN in vain.
-        if !tpm::is_there() {
-            return Err(no_tpm(&TpmError::Absent));
+        if let Err(error) = tpm::connect() {
+            return Err(no_tpm(&error));
         }
         return Err(Waiting::new(
             Ask::NewPin,
@@ -330,6 +330,10 @@ fn no_tpm(error: &TpmError) -> Waiting {
     let hint = match error {
         TpmError::FromBeside => {
             "remove the options of the firmware's boot entry, and files beside the image, and restart"
+        }
+        TpmError::Unanswered => {
+            "it is asked again every 3 seconds; if it never answers, restart the machine, or say in vault.unlock \
+             what is to open the vault"
         }
         _ => "give the machine a TPM 2.0, or leave tpm2 out of vault.unlock",
     };

@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 
 use crate::TpmError;
 use crate::codes::rc;
+use crate::driver;
 use crate::limits::{ATTEMPTS_MAX, MESSAGE_BYTES_MAX, RETRY_WAIT, RETRY_WAIT_MAX};
 
 /// Bytes before the handles: tag, size, code.
@@ -106,8 +107,8 @@ impl Answer {
     }
 }
 
-/// Opens the kernel's device for programs that share the TPM: `tpmrm0` in `dev`, which is `/dev`.
-pub(crate) fn open(dev: &Path) -> Result<File, TpmError> {
+/// Opens the kernel's device for programs that share the TPM: `tpmrm0` in `dev`, which is `/dev`. `sys` is `/sys`.
+pub(crate) fn open(dev: &Path, sys: &Path) -> Result<File, TpmError> {
     let open = |name: &str| {
         OpenOptions::new()
             .read(true)
@@ -117,6 +118,9 @@ pub(crate) fn open(dev: &Path) -> Result<File, TpmError> {
     match open("tpmrm0") {
         Ok(file) => Ok(file),
         Err(error) if is_absent(&error) => {
+            if driver::has_one(sys) {
+                return Err(TpmError::Unanswered);
+            }
             if dev.join("tpm0").exists() {
                 // The kernel shares a TPM 2.0 only.
                 return Err(TpmError::Unsupported(
@@ -192,10 +196,19 @@ mod tests {
     #[test]
     fn no_device_an_old_one_and_one_that_breaks_are_told_apart() {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        assert!(matches!(open(dir.path()), Err(TpmError::Absent)));
+        let sys = tempfile::tempdir().expect("a temporary directory");
+        let open = || open(dir.path(), sys.path());
+        assert!(matches!(open(), Err(TpmError::Absent)));
         std::fs::write(dir.path().join("tpm0"), b"").expect("a writable directory");
-        assert!(matches!(open(dir.path()), Err(TpmError::Unsupported(_))));
+        assert!(matches!(open(), Err(TpmError::Unsupported(_))));
+        // The kernel gave it up before it was shared.
+        let tables = sys.path().join("firmware/acpi/tables");
+        std::fs::create_dir_all(&tables).expect("a writable directory");
+        std::fs::write(tables.join("TPM2"), b"").expect("a writable directory");
+        assert!(matches!(open(), Err(TpmError::Unanswered)));
+        std::fs::remove_file(dir.path().join("tpm0")).expect("it is ours");
+        assert!(matches!(open(), Err(TpmError::Unanswered)));
         std::fs::create_dir(dir.path().join("tpmrm0")).expect("a writable directory");
-        assert!(matches!(open(dir.path()), Err(TpmError::Transport(_))));
+        assert!(matches!(open(), Err(TpmError::Transport(_))));
     }
 }

@@ -82,6 +82,11 @@ pub enum TpmError {
     /// The connection to the TPM broke.
     #[error("the TPM cannot be talked to ({0})")]
     Transport(#[source] io::Error),
+    /// Firmware says that there is one, and the kernel has none.
+    #[error(
+        "the kernel gave up this machine's TPM, which answered too late when it was first asked"
+    )]
+    Unanswered,
     /// It cannot do what is needed.
     #[error("the TPM is not usable: {0}")]
     Unsupported(&'static str),

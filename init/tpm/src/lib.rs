@@ -29,6 +29,7 @@ mod choice;
 mod codes;
 mod counter;
 mod crypto;
+mod driver;
 mod error;
 pub mod limits;
 mod pcr;

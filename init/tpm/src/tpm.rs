@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 use crate::channel::{self, Answer, Channel, HEADER_BYTES};
 use crate::codes::{alg, cc, handle, rc, tag};
 use crate::crypto;
+use crate::driver;
 use crate::limits::MESSAGE_BYTES_MAX;
 use crate::primary::{Parent, StorageKey};
 use crate::session::{Kind, Session, protect};
@@ -52,20 +53,21 @@ impl Done {
 }
 
 impl Tpm<File> {
-    /// The TPM of this machine.
+    /// The TPM of this machine. One that the kernel gave up when the machine started is asked again, which takes a few
+    /// seconds where it still does not answer, and only root can.
     ///
     /// # Errors
-    /// `Absent`, `Unsupported` for a TPM 1.2, `Transport` where the device cannot be opened.
+    /// `Absent`, `Unanswered`, `Unsupported` for a TPM 1.2, `Transport` where the device cannot be opened.
     pub fn open() -> Result<Self, TpmError> {
-        Self::open_in(Path::new("/dev"))
-    }
-
-    /// The same with another folder of devices.
-    ///
-    /// # Errors
-    /// As [`Tpm::open`].
-    pub fn open_in(dev: &Path) -> Result<Self, TpmError> {
-        channel::open(dev).map(Self::new)
+        let [dev, sys] = ["/dev", "/sys"].map(Path::new);
+        let opened = channel::open(dev, sys).or_else(|error| {
+            let TpmError::Unanswered = error else {
+                return Err(error);
+            };
+            driver::ask_again(sys);
+            channel::open(dev, sys)
+        });
+        opened.map(Self::new)
     }
 }
 

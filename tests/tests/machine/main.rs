@@ -16,6 +16,7 @@ mod http;
 mod imports;
 mod interposer;
 mod knock;
+mod late_tpm;
 mod media;
 mod memory;
 mod network;

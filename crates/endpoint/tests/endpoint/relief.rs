@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use alknet_core::{Carriage, Connection};
 use alknet_endpoint::Dialer;
+use bytes::Bytes;
 
 use crate::support::{CARRIAGES, ECHO, Node, ask, code, hung, until};
 
@@ -16,10 +17,19 @@ async fn dial(node: &Node, dialer: &Dialer, carriage: Carriage) -> Connection {
 }
 
 async fn is_served(node: &Node, dialer: &Dialer, carriage: Carriage) -> bool {
-    match dialer.dial_over(carriage, &node.target(), ECHO).await {
-        Ok(connection) => ask(&connection, b"x").await.is_ok_and(|said| said == "x"),
-        Err(_) => false,
-    }
+    let Ok(connection) = dialer.dial_over(carriage, &node.target(), ECHO).await else {
+        return false;
+    };
+    // It may have ended already.
+    let stream = match connection.is_multi() {
+        true => connection.open_bi().await,
+        false => connection.accept_bi().await,
+    };
+    let Ok((mut send, mut recv)) = stream else {
+        return false;
+    };
+    let said = send.write_chunk(Bytes::from_static(b"x")).await.is_ok() && send.finish().is_ok();
+    said && matches!(recv.read_chunk(1).await, Ok(Some(_)))
 }
 
 #[tokio::test(flavor = "multi_thread")]
