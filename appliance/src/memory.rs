@@ -4,8 +4,9 @@
 //! themselves, but a document with words in it passes through parsers that do not know what it is.
 
 use std::alloc::{GlobalAlloc, Layout};
+use std::cell::Cell;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, Ordering, compiler_fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, compiler_fence};
 
 use mimalloc::MiMalloc;
 
@@ -15,6 +16,32 @@ static WIPES: AtomicBool = AtomicBool::new(false);
 /// From now on this process overwrites the memory that it gives back.
 pub(crate) fn wipe_what_is_freed() {
     WIPES.store(true, Ordering::Relaxed);
+}
+
+/// How often threads were asked to give back what is free.
+static ASKED: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    /// When this one last did.
+    static GAVE: Cell<u64> = const { Cell::new(0) };
+}
+
+unsafe extern "C" {
+    /// Has mimalloc give the kernel what is free of this thread's memory.
+    safe fn mi_collect(force: bool);
+}
+
+/// Asks all threads for what is free of their memory. Each keeps it for itself, for as long as it has nothing to do.
+pub(crate) fn ask_back() {
+    ASKED.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Gives the kernel what is free of this thread's memory, if it was asked for that since it last did.
+pub(crate) fn give_back() {
+    let asked = ASKED.load(Ordering::Relaxed);
+    if GAVE.replace(asked) != asked {
+        mi_collect(true);
+    }
 }
 
 /// See the module.

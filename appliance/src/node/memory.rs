@@ -13,10 +13,15 @@ use std::time::{Duration, Instant};
 use alknet_endpoint::Server;
 use alknet_init::control::Problem;
 
+use crate::memory as allocator;
+
 /// How often the node looks, and how long it waits after it ended connections: what they held is free once the peers'
-/// acknowledgements would have come, and the allocator has given it back.
-const LOOK: Duration = Duration::from_millis(250);
-const AFTER_RELIEF: Duration = Duration::from_secs(1);
+/// acknowledgements would have come.
+const LOOK: Duration = Duration::from_millis(100);
+const AFTER_RELIEF: Duration = Duration::from_millis(500);
+
+/// Tasks that do nothing, so that threads that wait give back what they keep: each wakes one at the most.
+const WAKES: usize = 16;
 
 /// Memory is short where less than this part is left, and the node itself has at least this part: where it has less,
 /// ending its connections gives others nothing that they would notice.
@@ -131,17 +136,20 @@ impl Relief {
             }
             let known = memory.is_short(own, LEFT_PART_KNOWN, OWN_PART_KNOWN);
             let ended = server.relieve(known);
-            if ended == 0 {
-                continue;
+            if ended > 0 {
+                self.note(ended, Instant::now());
+                tracing::warn!(
+                    ended,
+                    available_bytes = memory.available_bytes,
+                    node_bytes = own.0,
+                    "memory ran short: connections were ended"
+                );
             }
-            self.note(ended, Instant::now());
-            tracing::warn!(
-                ended,
-                available_bytes = memory.available_bytes,
-                node_bytes = own.0,
-                "memory ran short: connections were ended"
-            );
             tokio::time::sleep(AFTER_RELIEF).await;
+            allocator::ask_back();
+            for _ in 0..WAKES {
+                tokio::spawn(tokio::task::yield_now());
+            }
         }
     }
 

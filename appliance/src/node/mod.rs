@@ -573,6 +573,7 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(cores.max(2))
         .thread_name("alknet")
+        .on_thread_park(crate::memory::give_back)
         .enable_all()
         .build()
 }

@@ -60,7 +60,7 @@ fn a_tpm_that_answers_too_late_gets_the_vault_all_the_same() {
         });
         let between = Arc::clone(&late);
         let machine = measured(&bench, "own").after_firmware();
-        let mut node = machine.with(|vm| vm.interposer(between)).boot();
+        let node = machine.with(|vm| vm.interposer(between)).boot();
         assert!(
             node.vm().console().text().contains(GAVE_UP),
             "{about_banks}"
