@@ -15,10 +15,10 @@ use alknet_init::control::Problem;
 
 use crate::memory as allocator;
 
-/// How often the node looks, and how long it waits after it ended connections: what they held is free once the peers'
-/// acknowledgements would have come.
+/// How often the node looks, and how often at the most it waits after it ended connections: what they held is free once
+/// the peers' acknowledgements would have come. It does not wait where half of what was left is gone.
 const LOOK: Duration = Duration::from_millis(100);
-const AFTER_RELIEF: Duration = Duration::from_millis(500);
+const LOOKS_AFTER_RELIEF: usize = 5;
 
 /// Tasks that do nothing, so that threads that wait give back what they keep: each wakes one at the most.
 const WAKES: usize = 16;
@@ -28,9 +28,14 @@ const WAKES: usize = 16;
 const LEFT_PART: u64 = 16;
 const OWN_PART: u64 = 16;
 
-/// Known peers' connections end only where less than this part is left, and the node has at least this part.
+/// Known peers' connections end only where less than this part is left, and the node has at least this part. Memory of
+/// unknown peers' connections that the library has yet to give back is waited for, until less than the last part is left.
 const LEFT_PART_KNOWN: u64 = 32;
 const OWN_PART_KNOWN: u64 = 4;
+const LEFT_PART_LAST: u64 = 64;
+
+/// Memory that is short for so many rounds in a row, a few seconds, is known peers': unknown ones have none left.
+const ROUNDS_OF_UNKNOWN: u32 = 10;
 
 /// How long the problem is told after connections were ended.
 const TOLD: Duration = Duration::from_secs(60);
@@ -70,21 +75,34 @@ impl Memory {
         })
     }
 
-    /// What the group of this process may have (cgroup version 2), where there is a limit.
+    /// What the group of this process, and each group around it, may have (cgroup version 2), where there is a limit.
     fn of_group() -> Option<Self> {
         let own = read("/proc/self/cgroup")?;
         let path = own.lines().find_map(|line| line.strip_prefix("0::"))?;
-        let folder = Path::new(GROUPS).join(path.trim_start_matches('/'));
-        let [most, used, kinds] = ["memory.max", "memory.current", "memory.stat"]
-            .map(|file| fs::read_to_string(folder.join(file)));
-        Self::of_limit(&most.ok()?, &used.ok()?, &kinds.ok()?)
+        Self::of_groups(Path::new(GROUPS), path)
+    }
+
+    /// The least of all groups from `path` up to the root of what is mounted at `mount`. A container may see the path
+    /// of its host, of which nothing is mounted but its own end.
+    fn of_groups(mount: &Path, path: &str) -> Option<Self> {
+        let own = mount.join(path.trim_start_matches('/'));
+        let groups = own.ancestors().take_while(|it| it.starts_with(mount));
+        let limits = groups.filter_map(|group| {
+            let [most, high, used, kinds] =
+                ["memory.max", "memory.high", "memory.current", "memory.stat"]
+                    .map(|file| fs::read_to_string(group.join(file)));
+            let (used, kinds) = (used.ok()?, kinds.ok()?);
+            let limits = [most, high].map(|limit| Self::of_limit(&limit.ok()?, &used, &kinds));
+            limits.into_iter().flatten().reduce(Self::within)
+        });
+        limits.reduce(Self::within)
     }
 
     fn of_limit(most: &str, used: &str, kinds: &str) -> Option<Self> {
         let total_bytes = most.trim().parse::<u64>().ok()?;
         let used = used.trim().parse::<u64>().ok()?;
-        // Copies of files, which the kernel lets go first.
-        let files = ["inactive_file ", "active_file "].map(|kind| {
+        // Copies of files and names, which the kernel lets go first.
+        let files = ["inactive_file ", "active_file ", "slab_reclaimable "].map(|kind| {
             let bytes = kinds.lines().find_map(|line| line.strip_prefix(kind));
             bytes
                 .and_then(|bytes| bytes.trim().parse().ok())
@@ -104,6 +122,15 @@ impl Memory {
         }
     }
 
+    /// Whether known peers' connections are to end, after so many rounds in which it was short, while the library has so
+    /// many ended connections of unknown peers.
+    const fn is_of_known(self, own: Own, rounds: u32, closing: usize) -> bool {
+        let for_long = rounds > ROUNDS_OF_UNKNOWN;
+        let left = if for_long { LEFT_PART } else { LEFT_PART_KNOWN };
+        let last = self.is_short(own, LEFT_PART_LAST, OWN_PART_KNOWN);
+        last || closing == 0 && self.is_short(own, left, OWN_PART_KNOWN)
+    }
+
     /// Whether less than the first part of it is left, and the node has the second at least.
     const fn is_short(self, own: Own, left: u64, has: u64) -> bool {
         self.available_bytes < self.total_bytes / left && own.0 >= self.total_bytes / has
@@ -116,6 +143,14 @@ impl Own {
     }
 }
 
+/// What there is, where it is short.
+fn short() -> Option<(Memory, Own)> {
+    let (memory, own) = (Memory::now()?, Own::now()?);
+    memory
+        .is_short(own, LEFT_PART, OWN_PART)
+        .then_some((memory, own))
+}
+
 /// What was done about a shortage.
 #[derive(Debug, Default)]
 pub(crate) struct Relief {
@@ -126,15 +161,15 @@ pub(crate) struct Relief {
 impl Relief {
     /// Ends connections whenever memory is short. Without end.
     pub(crate) async fn keep(self: Arc<Self>, server: Arc<Server>) {
+        let mut rounds = 0;
         loop {
             tokio::time::sleep(LOOK).await;
-            let (Some(memory), Some(own)) = (Memory::now(), Own::now()) else {
+            let Some((memory, own)) = short() else {
+                rounds = 0;
                 continue;
             };
-            if !memory.is_short(own, LEFT_PART, OWN_PART) {
-                continue;
-            }
-            let known = memory.is_short(own, LEFT_PART_KNOWN, OWN_PART_KNOWN);
+            rounds += 1;
+            let known = memory.is_of_known(own, rounds, server.closing());
             let ended = server.relieve(known);
             if ended > 0 {
                 self.note(ended, Instant::now());
@@ -145,10 +180,18 @@ impl Relief {
                     "memory ran short: connections were ended"
                 );
             }
-            tokio::time::sleep(AFTER_RELIEF).await;
-            allocator::ask_back();
-            for _ in 0..WAKES {
-                tokio::spawn(tokio::task::yield_now());
+            for _ in 0..LOOKS_AFTER_RELIEF {
+                tokio::time::sleep(LOOK).await;
+                let now = Memory::now().map_or(0, |now| now.available_bytes);
+                if now < memory.available_bytes / 2 {
+                    break;
+                }
+            }
+            if ended > 0 || rounds % ROUNDS_OF_UNKNOWN == 0 {
+                allocator::ask_back();
+                for _ in 0..WAKES {
+                    tokio::spawn(tokio::task::yield_now());
+                }
             }
         }
     }
@@ -235,17 +278,56 @@ mod tests {
     }
 
     #[test]
+    fn groups_around_the_own_one_count() {
+        let mount = tempfile::tempdir().expect("a temporary directory");
+        let mount = mount.path();
+        let own = "/pod/container/node";
+        let put = |group: &str, file: &str, text: &str| {
+            let folder = mount.join(group);
+            fs::create_dir_all(&folder).expect("room");
+            fs::write(folder.join(file), text).expect("room");
+        };
+        assert_eq!(Memory::of_groups(mount, own), None);
+        for group in ["", "pod", "pod/container", "pod/container/node"] {
+            put(group, "memory.current", &format!("{}\n", 64 * MIB));
+            put(group, "memory.stat", "anon 1\n");
+            put(group, "memory.max", "max\n");
+        }
+        assert_eq!(Memory::of_groups(mount, own), None);
+        put("pod", "memory.max", &format!("{}\n", 256 * MIB));
+        assert_eq!(Memory::of_groups(mount, own), Some(memory(256, 192)));
+        put("pod/container", "memory.high", &format!("{}\n", 128 * MIB));
+        assert_eq!(Memory::of_groups(mount, own), Some(memory(128, 64)));
+        // The path of the host's, of which the last group alone is mounted.
+        put("", "memory.max", &format!("{}\n", 512 * MIB));
+        let outside = Memory::of_groups(mount, "/kubepods/burstable/1");
+        assert_eq!(outside, Some(memory(512, 448)));
+    }
+
+    #[test]
     fn it_is_short_where_little_is_left_and_the_node_has_much() {
         let unknown = |left, own| memory(512, left).is_short(Own(own * MIB), LEFT_PART, OWN_PART);
         assert!(unknown(31, 32));
         assert!(!unknown(32, 512));
         // Other programs have it: nothing that the node ends gives it back.
         assert!(!unknown(1, 31));
-        let known =
-            |left, own| memory(512, left).is_short(Own(own * MIB), LEFT_PART_KNOWN, OWN_PART_KNOWN);
-        assert!(known(15, 128));
-        assert!(!known(16, 512));
-        assert!(!known(1, 127));
+    }
+
+    #[test]
+    fn known_peers_end_where_little_is_left_or_unknown_ones_have_none() {
+        let known = |left, own, rounds, closing| {
+            memory(512, left).is_of_known(Own(own * MIB), rounds, closing)
+        };
+        assert!(known(15, 128, 1, 0));
+        assert!(!known(16, 512, 1, 0));
+        assert!(!known(1, 127, 1, 0));
+        // What unknown peers had is coming back.
+        assert!(!known(15, 128, 1, 1));
+        assert!(known(7, 128, 1, 1));
+        // What is short for so long is not theirs.
+        assert!(!known(31, 128, ROUNDS_OF_UNKNOWN, 0));
+        assert!(known(31, 128, ROUNDS_OF_UNKNOWN + 1, 0));
+        assert!(!known(32, 128, ROUNDS_OF_UNKNOWN + 1, 0));
     }
 
     #[test]

@@ -338,7 +338,7 @@ impl Link {
         let event = Envelope::parse(&body.envelope, self.limits().nesting)?;
         match event.kind {
             // Nobody would hear the answer.
-            EventKind::Requested if self.is_over() => self.ignored(),
+            EventKind::Requested if self.is_over() || lane.out.is_ended() => self.ignored(),
             EventKind::Requested => return admission::admit(self, lane, &body, &event).await,
             EventKind::Aborted if self.inbound.abort(&event.id) => {}
             EventKind::Credit => self.credit(&event),

@@ -17,9 +17,11 @@ use std::time::{Duration, Instant};
 
 use alknet_core::{Carriage, ConnId, Network, PeerId, PeerKey, Site};
 
+use crate::closing::{Closing, decrement};
 use crate::limits::Limits;
 use crate::penalty::PenaltyBox;
 use crate::places::{Entry, Places};
+use crate::windows::Owner;
 
 use handshakes::Handshakes;
 use known::KnownAddresses;
@@ -128,6 +130,9 @@ pub(crate) enum Full {
     Site(Network),
     /// For unknown peers. The one that came is of this network.
     Strangers(Network),
+    /// For unknown peers of a network or site, or for all, of whose ended connections too many still have memory: ending
+    /// another one gives none back soon.
+    Closing,
 }
 
 impl Full {
@@ -135,7 +140,7 @@ impl Full {
     pub(crate) const fn limit(self) -> Limit {
         match self {
             Self::All | Self::Strangers(_) => Limit::Connections,
-            Self::Network(_) | Self::Site(_) => Limit::ConnectionsPerAddress,
+            Self::Network(_) | Self::Site(_) | Self::Closing => Limit::ConnectionsPerAddress,
         }
     }
 }
@@ -181,6 +186,8 @@ pub(crate) struct Admission {
     token_holders: HashMap<ConnId, PeerId>,
     by_token: HashMap<PeerId, u32>,
     peers: Places,
+    /// Those that ended, and that the library still has.
+    closing: Closing,
     penalties: PenaltyBox,
     buckets: HashMap<(Carriage, Payer), Bucket>,
     known_addresses: KnownAddresses,
@@ -203,6 +210,7 @@ impl Admission {
             token_holders: HashMap::new(),
             by_token: HashMap::new(),
             peers: Places::default(),
+            closing: Closing::default(),
             penalties: PenaltyBox::default(),
             known_addresses: KnownAddresses::default(),
             buckets: HashMap::new(),
@@ -436,6 +444,9 @@ impl Admission {
             }
         } else {
             let network = Network::of(from);
+            if self.is_full_of_closing(network) {
+                return Err(Full::Closing);
+            }
             let here = self.by_network.get(&network).copied().unwrap_or(0);
             if here >= self.limits.per_address_max {
                 return Err(Full::Network(network));
@@ -473,7 +484,9 @@ impl Admission {
         }
         let own = self.by_token.get(who).copied().unwrap_or(0);
         let all = self.token_holders.len();
-        if own >= self.limits.per_address_max || all >= self.limits.token_holders_max() as usize {
+        let closing = self.closing.of(&Owner::Peer(who.clone()));
+        let most = self.limits.per_address_max;
+        if own.max(closing) >= most || all >= self.limits.token_holders_max() as usize {
             return false;
         }
         self.leave_strangers(conn);
@@ -497,20 +510,57 @@ impl Admission {
         newest_wins: bool,
         own_max: Option<u32>,
     ) -> Entry {
+        let closing = self.closing.of(&Owner::Peer(peer.clone()));
+        if closing >= self.limits.per_address_max {
+            return Entry::Full;
+        }
         let max = own_max.unwrap_or(self.limits.per_peer_max);
         self.peers.enter(peer, conn, newest_wins, max)
     }
 
-    /// A counted connection ended.
-    pub(crate) fn disconnect(&mut self, conn: ConnId, peer: Option<&PeerId>) {
+    /// A counted connection ended. Returns whose it was.
+    pub(crate) fn disconnect(&mut self, conn: ConnId, peer: Option<&PeerId>) -> Option<Owner> {
         self.connections = self.connections.saturating_sub(1);
+        let network = self.strangers.get(&conn).copied().map(Owner::Network);
         self.leave_strangers(conn);
-        if let Some(who) = self.token_holders.remove(&conn) {
-            decrement(&mut self.by_token, &who);
+        let holder = self.token_holders.remove(&conn);
+        if let Some(who) = &holder {
+            decrement(&mut self.by_token, who);
         }
         if let Some(peer) = peer {
             self.peers.leave(peer, conn);
         }
+        let known = peer.cloned().or(holder).map(Owner::Peer);
+        known.or(network)
+    }
+
+    /// The library still has a connection of `owner`, which ended.
+    pub(crate) fn begin_closing(&mut self, owner: &Owner) {
+        self.closing.begin(owner);
+    }
+
+    /// It has let go of it.
+    pub(crate) fn end_closing(&mut self, owner: &Owner) {
+        self.closing.end(owner);
+    }
+
+    /// Ended connections of unknown peers that the library still has.
+    pub(crate) const fn closing_of_unknown(&self) -> u32 {
+        self.closing.of_unknown()
+    }
+
+    /// Whether the library has as many ended connections of unknown peers of this network, or of its site, as they may
+    /// have that live, or as many of all of them.
+    fn is_full_of_closing(&self, network: Network) -> bool {
+        let most = self.limits.per_address_max;
+        self.closing.of(&Owner::Network(network)) >= most
+            || self.closing.of_site(network) >= most.saturating_mul(SITE_NETWORKS)
+            || self.closing.of_unknown() >= self.limits.strangers_max()
+    }
+
+    /// Whose connections are those of peers that were unknown until they showed a token.
+    pub(crate) fn token_holders(&self) -> HashMap<ConnId, PeerId> {
+        self.token_holders.clone()
     }
 
     /// Somebody at `from` could not prove who it is. Returns how long guesses from its network are refused
@@ -560,15 +610,6 @@ impl Admission {
         {
             let oldest = *oldest.0;
             self.buckets.remove(&oldest);
-        }
-    }
-}
-
-fn decrement<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, u32>, key: &K) {
-    if let Some(count) = counts.get_mut(key) {
-        *count -= 1;
-        if *count == 0 {
-            counts.remove(key);
         }
     }
 }

@@ -86,6 +86,7 @@ impl Crowd {
     fn may_go(&self, full: Full, one: Unknown) -> bool {
         match full {
             Full::All => true,
+            Full::Closing => false,
             Full::Network(here) => one.is_idle() && one.network == here,
             Full::Site(here) => one.network.site() == here.site() && self.may_go_for(here, one),
             Full::Strangers(here) => self.may_go_for(here, one),

@@ -6,6 +6,7 @@
 
 mod accept;
 mod admission;
+mod closing;
 mod counters;
 mod dial;
 mod error;

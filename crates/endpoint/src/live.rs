@@ -149,10 +149,9 @@ impl Live {
         victim.is_some_and(|entry| entry.end.send_replace(Some(end)).is_none())
     }
 
-    /// Ends a part of the connections of unknown peers so that their memory is free, of known ones where `known` says so
-    /// and no unknown one is left. Returns how many.
-    pub(crate) fn relieve(&self, known: bool, end: End) -> usize {
-        *self.shortage() = Some(Instant::now() + SHORT);
+    /// Ends a part of the connections of unknown peers so that their memory is free, of known ones where there is none
+    /// and `known` says who they are, if they showed that by a token. Returns how many.
+    pub(crate) fn relieve(&self, known: Option<&HashMap<ConnId, PeerId>>, end: End) -> usize {
         let table = self.lock();
         let unknown = table.values().filter(|entry| entry.is_unknown());
         let unknown = unknown.map(|entry| {
@@ -160,19 +159,24 @@ impl Live {
             (site, entry.connection.traffic().quiet(), entry)
         });
         let mut victims = eviction::relieve(RELIEF_PART, unknown.collect());
-        if victims.is_empty() && known {
+        if let Some(tokens) = known
+            && victims.is_empty()
+        {
             let all = table.values().filter(|entry| entry.may_end());
             let all = all.map(|entry| {
-                let who = entry
-                    .connection
-                    .identity()
-                    .map(|identity| identity.id.clone());
+                let identity = entry.connection.identity();
+                let who = identity.map(|identity| identity.id.clone());
+                let who = who.or_else(|| tokens.get(&entry.connection.id()).cloned());
                 (who, entry.connection.traffic().quiet(), entry)
             });
             victims = eviction::relieve(RELIEF_PART_KNOWN, all.collect());
         }
         let ended = |entry: &&Entry| entry.end.send_replace(Some(end)).is_none();
-        victims.into_iter().filter(ended).count()
+        let ended = victims.into_iter().filter(ended).count();
+        if ended > 0 {
+            *self.shortage() = Some(Instant::now() + SHORT);
+        }
+        ended
     }
 
     /// Whether connections had to end for memory a moment ago.

@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use alknet_core::{
@@ -22,7 +22,7 @@ use crate::limits::Limits;
 use crate::live::{End, Live};
 use crate::metrics::Meters;
 use crate::places::Entry;
-use crate::windows::{Credit, Windows};
+use crate::windows::{Credit, Owner, Windows};
 
 /// How long a connection whose handler is done waits for the peer to take what was sent: QUIC
 /// throws unacknowledged data away when it closes.
@@ -472,6 +472,22 @@ struct Place<'a> {
     from: IpAddr,
     conn: ConnId,
     peer: Option<PeerId>,
+    /// Its receive window, where the carriage has one.
+    credit: Option<Arc<Credit>>,
+}
+
+/// A connection that ended, until the library has let go of it.
+struct StillThere {
+    shared: Weak<Shared>,
+    owner: Owner,
+}
+
+impl Drop for StillThere {
+    fn drop(&mut self) {
+        if let Some(shared) = self.shared.upgrade() {
+            shared.admission().end_closing(&self.owner);
+        }
+    }
 }
 
 impl<'a> Place<'a> {
@@ -499,11 +515,13 @@ impl<'a> Place<'a> {
             from,
             conn,
             peer: None,
+            credit: None,
         })
     }
 
     /// What the peer may have is that of whoever it proves to be.
-    fn watch(&self, connection: &Connection, credit: Option<Arc<Credit>>) {
+    fn watch(&mut self, connection: &Connection, credit: Option<Arc<Credit>>) {
+        self.credit.clone_from(&credit);
         let (watching, conn) = (Arc::downgrade(self.shared), self.conn);
         connection.on_authenticated(move |who| {
             if let Some(credit) = &credit {
@@ -539,6 +557,16 @@ impl<'a> Place<'a> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         let mut admission = self.shared.admission();
-        admission.disconnect(self.conn, self.peer.as_ref());
+        let owner = admission.disconnect(self.conn, self.peer.as_ref());
+        let closing = self.credit.take().zip(owner);
+        if let Some((_, owner)) = &closing {
+            admission.begin_closing(owner);
+        }
+        // Whoever keeps the window may drop it at once, and ask for the lock.
+        drop(admission);
+        if let Some((credit, owner)) = closing {
+            let shared = Arc::downgrade(self.shared);
+            credit.keep(StillThere { shared, owner });
+        }
     }
 }

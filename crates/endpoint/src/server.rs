@@ -237,14 +237,22 @@ impl Server {
 
     /// Ends connections so that what they hold in memory is free: a quarter of those of unknown peers, of the sites that
     /// have the most first. Where there is none of these, and `known` says so, a sixteenth of known peers' connections,
-    /// of the peers that have the most first. For two seconds no unknown peer is let in. Returns how many ended.
+    /// of the peers that have the most first. For two seconds after any ended no unknown peer is let in. Returns how many
+    /// did.
     pub fn relieve(&self, known: bool) -> usize {
-        let ended = self.shared.live.relieve(known, RELIEF_END);
+        let known = known.then(|| self.shared.admission().token_holders());
+        let ended = self.shared.live.relieve(known.as_ref(), RELIEF_END);
         for _ in 0..ended {
             self.shared.totals.relieved.add();
             self.shared.meters.hit(Limit::Memory);
         }
         ended
+    }
+
+    /// Connections of unknown peers that ended, and whose memory the library for QUIC still has: for up to 50 seconds, as
+    /// the peer likes.
+    pub fn closing(&self) -> usize {
+        self.shared.admission().closing_of_unknown() as usize
     }
 
     /// Whether every accept loop still runs: each must answer within a second.

@@ -8,18 +8,19 @@
 
 mod account;
 
+use std::any::Any;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use alknet_core::{Network, PeerId, StreamBudget};
 
 use crate::limits::{WINDOW_BYTES_FIRST, WINDOW_BYTES_START};
 
-use account::{Need, Owner};
+use account::Need;
 
-pub(crate) use account::Windows;
+pub(crate) use account::{Owner, Windows};
 
 /// A window grows when half of it is read within two round trips, or within this time: on a short path what bounds a
 /// transfer is how soon its reader gets its turn.
@@ -48,6 +49,12 @@ impl Credit {
     /// The connection is served: from now on its window counts for the unknown peers of the network of `from`.
     pub(crate) fn begin(&self, windows: &Arc<Windows>, from: IpAddr) {
         self.window.begin(windows, from, Instant::now());
+    }
+
+    /// Keeps this until the library has let go of the connection: a while after its end, as the peer likes.
+    pub(crate) fn keep(&self, until_gone: impl Any + Send + Sync) {
+        // A connection ends once.
+        let _ = self.window.until_gone.set(Box::new(until_gone));
     }
 
     /// The peer is `who`: its window counts for it.
@@ -81,6 +88,8 @@ pub(crate) struct Window {
     read: AtomicUsize,
     /// As many let it be looked at.
     due: AtomicUsize,
+    /// What is dropped with it.
+    until_gone: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
 #[derive(Debug)]
@@ -101,6 +110,7 @@ impl Default for Window {
             counted: Mutex::default(),
             read: AtomicUsize::new(0),
             due: AtomicUsize::new(usize::MAX),
+            until_gone: OnceLock::new(),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! How connections end, and what becomes of the calls on them.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -370,4 +371,33 @@ async fn a_request_on_a_stream_that_a_draining_peer_ends_fails_at_once() {
         goes_on.send(EventKind::Responded, &first_id, answer).await;
         assert_eq!(*soon(first).await.expect("it is answered").value(), one);
     }
+}
+
+/// A peer whose newer connection takes over may ask before it has heard of that: the request fails at its caller by the
+/// end of the stream, and must not run.
+#[tokio::test]
+async fn a_request_behind_the_end_of_its_stream_does_not_run() {
+    let node = Node::new();
+    let (dialled, accepted) = memory_pair(ALPN);
+    let _served = node.serve_end(&accepted, None);
+    let mut peer = RawPeer::new(dialled).await;
+    peer.request("1", "/test/echo", json!(1)).await;
+    assert_eq!(peer.event().await.2, json!({ "output": 1 }));
+    // What runs keeps the connection.
+    let mut runs = RawPeer::new(peer.connection.clone()).await;
+    runs.request("2", "/test/hang", Value::Null).await;
+    node.probe.wait(|p| &p.started, 1).await;
+    assert!(accepted.ask_to_drain());
+    while let Some((kind, ..)) = peer.recv().await.expect("it ends in order") {
+        assert_eq!(kind, EventKind::Goaway);
+    }
+    peer.request("3", "/test/hang", Value::Null).await;
+    let ignored = async {
+        while node.dispatcher.stats().ignored == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    soon(ignored).await;
+    assert_eq!(node.probe.started.load(Ordering::SeqCst), 1);
+    node.probe.release.notify_waiters();
 }

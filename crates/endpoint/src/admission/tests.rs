@@ -527,3 +527,48 @@ fn who_guesses_is_shut_out_with_its_network() {
     assert_eq!(all.len(), 1);
     assert_eq!(all[0].0.to_string(), "192.0.2.0/24");
 }
+
+/// What the library keeps of them has their memory still.
+#[test]
+fn connections_that_ended_count_until_the_library_lets_go_of_them() {
+    let (mut admission, limits, _) = admission();
+    let most = limits.per_address_max;
+    let from = v4(1);
+    let network = Owner::Network(Network::of(from));
+    let ends = |admission: &mut Admission, n| {
+        let conn = ConnId(n);
+        assert_eq!(admission.connect(conn, from, false), Ok(()));
+        let owner = admission.disconnect(conn, None);
+        assert_eq!(owner.as_ref(), Some(&network));
+        admission.begin_closing(&network);
+    };
+    for n in 0..most {
+        ends(&mut admission, n.into());
+    }
+    let comes = |admission: &mut Admission| admission.connect(ConnId(1000), from, false);
+    assert_eq!(comes(&mut admission), Err(Full::Closing));
+    assert_eq!(admission.closing_of_unknown(), most);
+    // Another network is not theirs, unless it is of a site that has too many.
+    let other: IpAddr = "203.0.113.1".parse().expect("an address");
+    assert_eq!(admission.connect(ConnId(1001), other, false), Ok(()));
+    admission.end_closing(&network);
+    assert_eq!(comes(&mut admission), Ok(()));
+
+    let who = peer("ada");
+    let owner = Owner::Peer(who.clone());
+    for _ in 0..most {
+        admission.begin_closing(&owner);
+    }
+    assert!(!admission.authenticated(ConnId(1000), &who));
+    let entry = admission.identify(&who, ConnId(1002), false, None);
+    assert_eq!(entry, Entry::Full);
+    admission.end_closing(&owner);
+    assert!(admission.authenticated(ConnId(1000), &who));
+    assert_eq!(
+        admission.disconnect(ConnId(1000), None),
+        Some(owner.clone())
+    );
+    let entry = admission.identify(&who, ConnId(1002), false, None);
+    assert_eq!(entry, Entry::Welcome);
+    assert_eq!(admission.disconnect(ConnId(1002), Some(&who)), Some(owner));
+}

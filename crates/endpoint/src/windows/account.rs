@@ -38,7 +38,7 @@ struct Taken {
 
 /// Whose windows count together.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Owner {
+pub(crate) enum Owner {
     Peer(PeerId),
     /// Unknown peers.
     Network(Network),

@@ -3,6 +3,7 @@
 mod acme;
 mod authority;
 mod budget;
+mod closing;
 mod dialer;
 mod iroh;
 mod life;

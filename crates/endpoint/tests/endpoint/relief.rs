@@ -16,7 +16,7 @@ async fn dial(node: &Node, dialer: &Dialer, carriage: Carriage) -> Connection {
     dialled.expect("the handshake succeeds")
 }
 
-async fn is_served(node: &Node, dialer: &Dialer, carriage: Carriage) -> bool {
+pub(crate) async fn is_served(node: &Node, dialer: &Dialer, carriage: Carriage) -> bool {
     let Ok(connection) = dialer.dial_over(carriage, &node.target(), ECHO).await else {
         return false;
     };

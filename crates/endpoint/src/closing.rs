@@ -1,0 +1,59 @@
+//! QUIC connections that ended and that the library has not let go of (RFC 9000, 10.2: closing and draining). What came on
+//! them stays in memory for three probe timeouts, of which the peer chooses a part: up to 50 seconds. No sockets.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+
+use alknet_core::{Network, Site};
+
+use crate::windows::Owner;
+
+/// How many there are, by whose they were.
+#[derive(Debug, Default)]
+pub(crate) struct Closing {
+    owners: HashMap<Owner, u32>,
+    /// Those of unknown peers again, by the sites of their networks.
+    sites: HashMap<Site, u32>,
+    /// All of unknown peers.
+    unknown: u32,
+}
+
+impl Closing {
+    pub(crate) fn begin(&mut self, owner: &Owner) {
+        *self.owners.entry(owner.clone()).or_default() += 1;
+        if let Owner::Network(network) = owner {
+            *self.sites.entry(network.site()).or_default() += 1;
+            self.unknown += 1;
+        }
+    }
+
+    pub(crate) fn end(&mut self, owner: &Owner) {
+        decrement(&mut self.owners, owner);
+        if let Owner::Network(network) = owner {
+            decrement(&mut self.sites, &network.site());
+            self.unknown = self.unknown.saturating_sub(1);
+        }
+    }
+
+    pub(crate) fn of(&self, owner: &Owner) -> u32 {
+        self.owners.get(owner).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn of_site(&self, network: Network) -> u32 {
+        self.sites.get(&network.site()).copied().unwrap_or(0)
+    }
+
+    pub(crate) const fn of_unknown(&self) -> u32 {
+        self.unknown
+    }
+}
+
+/// Counts one less of a key, which is forgotten with its last.
+pub(crate) fn decrement<K: Eq + Hash>(counts: &mut HashMap<K, u32>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
+    }
+}
