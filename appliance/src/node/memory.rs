@@ -20,6 +20,10 @@ use crate::memory as allocator;
 const LOOK: Duration = Duration::from_millis(100);
 const LOOKS_AFTER_RELIEF: usize = 5;
 
+/// How often it looks where less than this part is left: peers may take what a sixteenth is in a few tenths of a second.
+const LOOK_NEAR: Duration = Duration::from_millis(20);
+const NEAR_PART: u64 = 8;
+
 /// Tasks that do nothing, so that threads that wait give back what they keep: each wakes one at the most.
 const WAKES: usize = 16;
 
@@ -27,6 +31,10 @@ const WAKES: usize = 16;
 /// ending its connections gives others nothing that they would notice.
 const LEFT_PART: u64 = 16;
 const OWN_PART: u64 = 16;
+
+/// Which part of unknown peers' connections ends at once, and where less than half as much is left.
+const RELIEF_PART: usize = 4;
+const RELIEF_PART_OF_LITTLE: usize = 2;
 
 /// Known peers' connections end only where less than this part is left, and the node has at least this part. Memory of
 /// unknown peers' connections that the library has yet to give back is waited for, until less than the last part is left.
@@ -143,14 +151,6 @@ impl Own {
     }
 }
 
-/// What there is, where it is short.
-fn short() -> Option<(Memory, Own)> {
-    let (memory, own) = (Memory::now()?, Own::now()?);
-    memory
-        .is_short(own, LEFT_PART, OWN_PART)
-        .then_some((memory, own))
-}
-
 /// What was done about a shortage.
 #[derive(Debug, Default)]
 pub(crate) struct Relief {
@@ -161,16 +161,28 @@ pub(crate) struct Relief {
 impl Relief {
     /// Ends connections whenever memory is short. Without end.
     pub(crate) async fn keep(self: Arc<Self>, server: Arc<Server>) {
-        let mut rounds = 0;
+        let (mut rounds, mut pause) = (0, LOOK);
         loop {
-            tokio::time::sleep(LOOK).await;
-            let Some((memory, own)) = short() else {
+            tokio::time::sleep(pause).await;
+            let Some(memory) = Memory::now() else {
+                continue;
+            };
+            let is_near = memory.available_bytes < memory.total_bytes / NEAR_PART;
+            pause = if is_near { LOOK_NEAR } else { LOOK };
+            let own = is_near.then(Own::now).flatten();
+            let Some(own) = own.filter(|own| memory.is_short(*own, LEFT_PART, OWN_PART)) else {
                 rounds = 0;
                 continue;
             };
             rounds += 1;
             let known = memory.is_of_known(own, rounds, server.closing());
-            let ended = server.relieve(known);
+            let is_less = memory.is_short(own, LEFT_PART_KNOWN, OWN_PART);
+            let part = if is_less {
+                RELIEF_PART_OF_LITTLE
+            } else {
+                RELIEF_PART
+            };
+            let ended = server.relieve(part, known);
             if ended > 0 {
                 self.note(ended, Instant::now());
                 tracing::warn!(

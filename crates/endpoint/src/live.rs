@@ -18,8 +18,7 @@ use crate::metrics::{AlpnMeters, Open};
 /// Close code and constant reason for ending a connection from outside its handler.
 pub(crate) type End = (CloseCode, &'static str);
 
-/// Which part of unknown peers' connections ends at once where memory runs short, and of known ones' where it goes on.
-const RELIEF_PART: usize = 4;
+/// Which part of known peers' connections ends at once where memory runs short.
 const RELIEF_PART_KNOWN: usize = 16;
 
 /// How long no unknown peer is let in after that: what ended gives its memory back a while later, and whoever took it
@@ -149,16 +148,21 @@ impl Live {
         victim.is_some_and(|entry| entry.end.send_replace(Some(end)).is_none())
     }
 
-    /// Ends a part of the connections of unknown peers so that their memory is free, of known ones where there is none
+    /// Ends one of so many of the connections of unknown peers so that their memory is free, of known ones where there is none
     /// and `known` says who they are, if they showed that by a token. Returns how many.
-    pub(crate) fn relieve(&self, known: Option<&HashMap<ConnId, PeerId>>, end: End) -> usize {
+    pub(crate) fn relieve(
+        &self,
+        part: usize,
+        known: Option<&HashMap<ConnId, PeerId>>,
+        end: End,
+    ) -> usize {
         let table = self.lock();
         let unknown = table.values().filter(|entry| entry.is_unknown());
         let unknown = unknown.map(|entry| {
             let site = Network::of(entry.from).site();
             (site, entry.connection.traffic().quiet(), entry)
         });
-        let mut victims = eviction::relieve(RELIEF_PART, unknown.collect());
+        let mut victims = eviction::relieve(part, unknown.collect());
         if let Some(tokens) = known
             && victims.is_empty()
         {

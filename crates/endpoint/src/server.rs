@@ -235,13 +235,13 @@ impl Server {
         self.shared.sweep();
     }
 
-    /// Ends connections so that what they hold in memory is free: a quarter of those of unknown peers, of the sites that
-    /// have the most first. Where there is none of these, and `known` says so, a sixteenth of known peers' connections,
+    /// Ends connections so that what they hold in memory is free: one of every `part` of unknown peers', of the sites that
+    /// have the most first. Where there is none of these, and `known` says so, one of sixteen of known peers' connections,
     /// of the peers that have the most first. For two seconds after any ended no unknown peer is let in. Returns how many
     /// did.
-    pub fn relieve(&self, known: bool) -> usize {
+    pub fn relieve(&self, part: usize, known: bool) -> usize {
         let known = known.then(|| self.shared.admission().token_holders());
-        let ended = self.shared.live.relieve(known.as_ref(), RELIEF_END);
+        let ended = self.shared.live.relieve(part, known.as_ref(), RELIEF_END);
         for _ in 0..ended {
             self.shared.totals.relieved.add();
             self.shared.meters.hit(Limit::Memory);

@@ -48,7 +48,7 @@ async fn unknown_peers_end_before_known_ones_and_come_in_again_later() {
     let all = 2 * UNKNOWN;
     until(|| node.server.connections().len() == all + 1).await;
 
-    assert_eq!(node.server.relieve(true), all / 4);
+    assert_eq!(node.server.relieve(4, true), all / 4);
     // While memory is short none of them comes in, and a known peer does.
     for carriage in CARRIAGES {
         assert!(!is_served(&node, &nobody, carriage).await, "{carriage}");
@@ -57,7 +57,7 @@ async fn unknown_peers_end_before_known_ones_and_come_in_again_later() {
     // A quarter each time, and no known one as long as there are others.
     let mut ended = all / 4;
     while ended < all {
-        let more = node.server.relieve(true);
+        let more = node.server.relieve(4, true);
         assert!((1..=all - ended).contains(&more), "{more} of {all}");
         ended += more;
     }
@@ -69,9 +69,9 @@ async fn unknown_peers_end_before_known_ones_and_come_in_again_later() {
     assert_eq!(node.server.counters().relieved, all as u64);
 
     // Known ones end where that is said only.
-    assert_eq!(node.server.relieve(false), 0);
+    assert_eq!(node.server.relieve(4, false), 0);
     assert_eq!(ask(&known, b"3").await.expect("echo"), "3");
-    assert_eq!(node.server.relieve(true), 1);
+    assert_eq!(node.server.relieve(4, true), 1);
     assert_eq!(code(&known).await, Some(2));
 
     // And then others are let in again.
