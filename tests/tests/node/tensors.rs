@@ -310,7 +310,8 @@ fn an_operation_reads_and_writes_what_its_author_and_its_caller_may() {
     promote(&bench, target, ("ada", &ada), &rev, &draft);
     // The administrator may everything, and lends none of it.
     let told = bench.admin().call(target, "js/reads", &json!(small), &[]);
-    assert_eq!(told.json(), json!(vec!["NOT_FOUND"; 5]));
+    let all = ["NOT_FOUND"; 5];
+    assert_eq!(told.json(), json!(all));
 
     let draft = Draft {
         name: "shares",
