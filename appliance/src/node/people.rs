@@ -86,6 +86,12 @@ pub(crate) fn apply(people: People) -> Registration {
     let handler = HandlerKind::once(move |input: alknet_call::Body, ctx: Ctx| {
         let people = people.clone();
         async move {
+            if ctx.internal() {
+                // What it puts in force outlives the call, and can be any right.
+                let message =
+                    "a configuration is applied for whoever asks, and not for an operation";
+                return Err(CallError::new(ErrorCode::Forbidden, message));
+            }
             let input: ApplyInput = input.parse()?;
             // The access rule lets nobody in without an identity.
             let who = ctx.identity().ok_or_else(nobody)?;

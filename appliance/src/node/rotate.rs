@@ -89,6 +89,14 @@ impl Caller {
     /// it would be enough to take a peer over for ever.
     fn of(ctx: &Ctx, people: &People) -> Result<Self, CallError> {
         let who = ctx.identity().ok_or_else(people::nobody)?;
+        // Below a request the connection is that of whoever asked for something else.
+        if ctx.internal() || ctx.forwarded_for().is_some() {
+            return Err(CallError::new(
+                ErrorCode::Forbidden,
+                "a key is replaced for its holder, who asks for it directly, and not for an operation \
+                 or a node in between",
+            ));
+        }
         let by_key = ctx.conn().key.filter(|_| who.kind == IdentityKind::Peer);
         let held = by_key.filter(|key| {
             let holder = people.identities.by_key(key);

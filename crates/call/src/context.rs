@@ -15,7 +15,7 @@ use crate::body::Body;
 use crate::call_tree::Hindrance;
 use crate::client::Caller;
 use crate::compiled::Compiled;
-use crate::compose::{Child, Env, Tokens};
+use crate::compose::{Child, CompositionAuthority, Env, Tokens};
 use crate::dispatcher::{Counters, Dispatcher};
 use crate::envelope::ForwardedFor;
 use crate::error::CallError;
@@ -161,6 +161,17 @@ impl Ctx {
     #[must_use]
     pub fn internal(&self) -> bool {
         matches!(self.0, Kind::Child(_))
+    }
+
+    /// What the operation or the script that calls may do itself; `None` for a request from outside, and where what
+    /// calls may do nothing. An operation that allows more than its access control says asks this in a call between
+    /// operations: the rights of whoever asked from outside are nothing that the calling operation was lent.
+    #[must_use]
+    pub fn calling_authority(&self) -> Option<&CompositionAuthority> {
+        match &self.0 {
+            Kind::Request(_) => None,
+            Kind::Child(child) => child.by.as_deref(),
+        }
     }
 
     /// The name of the operation.

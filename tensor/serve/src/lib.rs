@@ -8,6 +8,7 @@
 pub mod limits;
 
 mod access;
+mod asker;
 mod client;
 mod error;
 mod flights;
@@ -23,6 +24,7 @@ mod uploads;
 mod wire;
 
 pub use access::{Deed, allows};
+pub use asker::Asker;
 pub use client::{Client, ClientError, Pulled};
 pub use error::{QUOTA_EXCEEDED, ServeError, TENSOR_INVALID};
 pub use handler::{ALPN, Patience, TensorHandler};

@@ -5,14 +5,13 @@ use std::sync::Arc;
 use alknet_call::{
     Body, CallError, Ctx, ErrorCode, ErrorDef, HandlerKind, OperationSpec, Output, Registration,
 };
-use alknet_core::Identity;
 use alknet_tensor::{Code, Kind};
 use base64::Engine;
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use serde_json::{Map, Value, json};
 
-use crate::access::{Deed, allows};
+use crate::asker::Asker;
 use crate::error::{QUOTA_EXCEEDED, ServeError, TENSOR_INVALID};
 use crate::flights::Flight;
 use crate::handler::{NAMELESS, blocking, read_on};
@@ -25,7 +24,7 @@ use crate::store::{Object, Store, Upload};
 use crate::uploads::Uploads;
 
 /// The operations of a store. Whoever is identified may call them; what they may read and write is
-/// what their scopes say, also where an operation calls for them.
+/// what their scopes say, and where an operation calls for them what that one's authority says as well.
 #[must_use]
 pub fn operations(store: &Arc<Store>) -> Vec<Registration> {
     let uploads = Uploads::new(UPLOAD_IDLE);
@@ -150,13 +149,8 @@ fn src_schema() -> Value {
     })
 }
 
-/// On whose behalf it happens.
-fn caller(ctx: &Ctx) -> Result<Arc<Identity>, ServeError> {
-    ctx.identity().cloned().ok_or(ServeError::Missing)
-}
-
 async fn object(store: &Arc<Store>, input: &Value, ctx: &Ctx) -> Result<Arc<Object>, ServeError> {
-    let id = store.resolve(&caller(ctx)?.scopes, &Src::from_value(&input["src"])?)?;
+    let id = Asker::of(ctx)?.resolve(store, &Src::from_value(&input["src"])?)?;
     let store = Arc::clone(store);
     blocking(move || store.object(id)).await
 }
@@ -238,16 +232,16 @@ async fn begin_fetch(
     input: &Body,
     ctx: &Ctx,
 ) -> Result<(Part, Flight), CallError> {
-    let identity = caller(ctx)?;
+    let asker = Asker::of(ctx)?;
     let fetch = Fetch::from_value(input.try_value()?)?;
-    let id = store.resolve(&identity.scopes, &fetch.src)?;
+    let id = asker.resolve(&store, &fetch.src)?;
     let flights = Arc::clone(store.flights());
     let found = blocking(move || {
         let object = store.object(id)?;
         Part::find(&store, &object, &fetch.want, fetch.encoding)
     });
     let part = found.await?;
-    let flight = flights.enter(&identity.id, part.head.len)?;
+    let flight = flights.enter(asker.id(), part.head.len)?;
     Ok((part, flight))
 }
 
@@ -283,15 +277,15 @@ async fn store_piece(
     input: Body,
     ctx: &Ctx,
 ) -> Result<Output, CallError> {
-    let identity = caller(ctx)?;
+    let asker = Asker::of(ctx)?;
     match Piece::of(input.try_value()?)? {
-        Piece::Begin => begin_upload(store, &uploads, &input, &identity).await,
+        Piece::Begin => begin_upload(store, &uploads, &input, &asker).await,
         Piece::Add(name, offset) => {
             let piece = bytes(&input, &input.try_value()?["bytes"])?;
-            add_piece(&uploads, &identity, name, offset, piece).await
+            add_piece(&uploads, &asker, name, offset, piece).await
         }
         Piece::Commit(name) => {
-            let mut held = uploads.of(&identity.id, name)?.lock_owned().await;
+            let mut held = uploads.of(asker.id(), asker.by(), name)?.lock_owned().await;
             uploads.forget(name);
             let upload = held.take().ok_or(ServeError::Missing)?;
             let id = blocking(move || upload.commit()).await?;
@@ -304,30 +298,30 @@ async fn begin_upload(
     store: Arc<Store>,
     uploads: &Arc<Uploads>,
     input: &Body,
-    identity: &Identity,
+    asker: &Asker,
 ) -> Result<Output, CallError> {
     let said = input.try_value()?;
     let path = said["path"].as_str().map(StorePath::parse).transpose()?;
     let place = path.as_ref().map_or(NAMELESS, StorePath::as_str);
-    if !allows(&identity.scopes, Deed::Write, place) {
+    if !asker.may_write(place) {
         return Err(ServeError::Missing.into());
     }
-    uploads.room(&identity.id)?;
+    uploads.room(asker.id())?;
     let header = bytes(input, &said["header"])?;
     let upload = blocking(move || Upload::begin(&store, &header, path)).await?;
-    let name = uploads.keep(&identity.id, upload)?;
+    let name = uploads.keep(asker.id(), asker.by(), upload)?;
     Ok(json!({ "upload": name }).into())
 }
 
 async fn add_piece(
     uploads: &Uploads,
-    identity: &Identity,
+    asker: &Asker,
     name: &str,
     offset: u64,
     piece: Bytes,
 ) -> Result<Output, CallError> {
     // Held by whoever writes, so that a call which is given up in the middle loses nothing.
-    let mut held = uploads.of(&identity.id, name)?.lock_owned().await;
+    let mut held = uploads.of(asker.id(), asker.by(), name)?.lock_owned().await;
     let have = held.as_ref().ok_or(ServeError::Missing)?.have();
     if offset != have {
         let message = format!("the next piece begins at {have}");

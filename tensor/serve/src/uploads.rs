@@ -30,6 +30,8 @@ struct Table {
 #[derive(Debug)]
 struct Slot {
     owner: PeerId,
+    /// What began it on the owner's behalf, where something did.
+    by: Option<Arc<str>>,
     touched: Instant,
     upload: Shared,
 }
@@ -45,6 +47,7 @@ impl Uploads {
     pub(crate) fn keep(
         self: &Arc<Self>,
         owner: &PeerId,
+        by: Option<&Arc<str>>,
         upload: Upload,
     ) -> Result<String, ServeError> {
         self.room(owner)?;
@@ -53,6 +56,7 @@ impl Uploads {
         let name = format!("u{}", table.last);
         let slot = Slot {
             owner: owner.clone(),
+            by: by.cloned(),
             touched: Instant::now(),
             upload: Arc::new(tokio::sync::Mutex::new(Some(upload))),
         };
@@ -79,11 +83,16 @@ impl Uploads {
         Ok(())
     }
 
-    /// The upload of this name, if it is this peer's.
-    pub(crate) fn of(&self, owner: &PeerId, name: &str) -> Result<Shared, ServeError> {
+    /// The upload of this name, if it is this peer's, and was begun by the same on its behalf: names can be guessed.
+    pub(crate) fn of(
+        &self,
+        owner: &PeerId,
+        by: Option<&Arc<str>>,
+        name: &str,
+    ) -> Result<Shared, ServeError> {
         let mut table = self.table();
         let slot = table.slots.get_mut(name);
-        let slot = slot.filter(|slot| slot.owner == *owner);
+        let slot = slot.filter(|slot| slot.owner == *owner && slot.by.as_ref() == by);
         let slot = slot.ok_or(ServeError::Missing)?;
         slot.touched = Instant::now();
         Ok(Arc::clone(&slot.upload))
@@ -152,14 +161,14 @@ mod tests {
         let uploads = Uploads::new(deadline(Duration::from_millis(20)));
         let begin = || Upload::begin(&store, &header(), None);
         let upload = begin().expect("there is room");
-        let name = uploads.keep(&owner, upload).expect("the first");
-        assert!(uploads.of(&owner, &name).is_ok());
+        let name = uploads.keep(&owner, None, upload).expect("the first");
+        assert!(uploads.of(&owner, None, &name).is_ok());
         assert_eq!(begin().expect_err("it is taken").code(), "E_QUOTA");
         while uploads.of_untouched(&name) {
             tokio::task::yield_now().await;
         }
         assert_eq!(
-            uploads.of(&owner, &name).expect_err("gone").code(),
+            uploads.of(&owner, None, &name).expect_err("gone").code(),
             "E_NOTFOUND"
         );
         begin().expect("there is room again");
@@ -173,7 +182,7 @@ mod tests {
         let peer = |at: usize| -> PeerId { format!("p{at}").parse().expect("a name") };
         let begin = |at| {
             let upload = Upload::begin(&store, &header(), None).expect("good");
-            uploads.keep(&peer(at), upload)
+            uploads.keep(&peer(at), None, upload)
         };
         for at in 0..UPLOADS {
             begin(at / UPLOADS_PER_PEER).expect("there is room");
@@ -182,6 +191,22 @@ mod tests {
         assert_eq!(begin(99).expect_err("too many").code(), "E_BUSY");
         uploads.forget("u1");
         begin(99).expect("there is room");
+    }
+
+    #[tokio::test]
+    async fn what_one_script_began_no_other_goes_on_with() {
+        let folder = tempfile::tempdir().expect("writable");
+        let store = Store::open(folder.path(), StoreOptions::default()).expect("writable");
+        let uploads = Uploads::new(Duration::from_secs(60));
+        let owner: PeerId = "ada".parse().expect("a name");
+        let [own, other]: [Arc<str>; 2] = ["script of ada".into(), "script of eve".into()];
+        for by in [None, Some(&own)] {
+            let upload = Upload::begin(&store, &header(), None).expect("good");
+            let name = uploads.keep(&owner, by, upload).expect("there is room");
+            for asks in [None, Some(&own), Some(&other)] {
+                assert_eq!(uploads.of(&owner, asks, &name).is_ok(), asks == by);
+            }
+        }
     }
 
     impl Uploads {

@@ -10,6 +10,8 @@ use alknet_test_support::took;
 use alknet_tests::{Answer, Asking, Bench, Cli, HostNode, eventually, whole_seconds};
 use serde_json::{Map, Value, json};
 
+use super::promoted_callers::{Draft, configuration, promote};
+
 /// What a script may cost the node, and what all scripts together may, in bytes: docs/sessions.md.
 const SESSION_BYTES: u64 = 8 << 20;
 const ALL_BYTES: u64 = 64 << 20;
@@ -271,6 +273,72 @@ fn a_script_makes_no_token_and_lets_nobody_in() {
     assert_eq!(ran["value"], all, "{ran}");
     let listed = node.call("hub/peers", &Value::Null);
     assert_eq!(listed["invitations"], json!([]), "{listed}");
+}
+
+/// An operation of somebody's is called by the administrator, and has a script run: it is not run as the administrator's.
+#[test]
+fn a_promoted_operation_runs_nothing_as_its_caller() {
+    let bench = Bench::new();
+    let [ada, rev] = ["ada", "rev"].map(|name| bench.somebody(name));
+    let people: [(&str, &Cli, &[&str]); 2] = [
+        ("ada", &ada, &["ops:propose", "runtime:debug"]),
+        ("rev", &rev, &["ops:promote"]),
+    ];
+    let node = bench.host_with(&configuration("", &people));
+    // The author as an administrator.
+    let (administers, author) = (bench.admin().identity(), ada.identity());
+    let document = format!("node.admin_keys = [\"{administers}\", \"{author}\"]\n");
+    let input = json!({ "document": document });
+    let applies = format!("await ops.call('config/apply', {input});");
+    let (script, line) = (
+        json!({ "source": applies }),
+        json!({ "source": applies, "repl": "mine" }),
+    );
+    let source = format!(
+        "export const run = async (go) => {{
+             if (!go) return 'done';
+             const told = [];
+             for (const [name, input] of [
+                 ['runtime/eval', {script}], ['runtime/eval', {line}], ['config/apply', {input}],
+             ]) {{
+                 try {{ await ops.call(name, input); told.push([name]); }} catch (error) {{
+                     told.push([error.code, error.message.includes('not for an operation')]);
+                 }}
+             }}
+             return told;
+         }};"
+    );
+    let draft = Draft {
+        uses: &["runtime/eval", "config/apply"],
+        input: json!({ "type": "boolean" }),
+        example: json!(false),
+        source: &source,
+        ..Draft::waits("helpful")
+    };
+    promote(&bench, node.target(), ("ada", &ada), &rev, &draft);
+    let told = node.call("js/helpful", &json!(true));
+    // Its author may not apply a configuration, whoever asks.
+    let all = json!([
+        ["FORBIDDEN", true],
+        ["FORBIDDEN", true],
+        ["FORBIDDEN", false]
+    ]);
+    assert_eq!(told, all);
+    // Nor does a script of the administrator's own: what it puts in force outlives the script.
+    let source = format!(
+        "let told = 'applied';
+         try {{ {applies} }} catch (error) {{
+             told = [error.code, error.message.includes('not for an operation')];
+         }}
+         export default told"
+    );
+    let ran = node.call("runtime/eval", &json!({ "source": source }));
+    assert_eq!(ran["value"], json!(["FORBIDDEN", true]), "{ran}");
+    let peers = node.call("peer/list", &Value::Null);
+    let listed = peers["peers"].as_array().expect("a list").iter();
+    let admins = listed.filter(|peer| peer["kind"] == "admin");
+    let keys: Vec<_> = admins.map(|admin| &admin["keys"]).collect();
+    assert_eq!(keys, [&json!([administers])], "{peers:#}");
 }
 
 /// What a script is granted and uses, bytes: more than a worker has that was granted nothing.

@@ -5,20 +5,23 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use alknet_call::{ALPN, CallClient, CallConnection, CallOptions};
+use alknet_call::{ALPN, CallClient, CallConnection, CallOptions, ForwardedFor};
 use alknet_core::{
     ApiKey, AuthToken, Carriage, CloseReason, Connection, PeerEntry, PeerKey, StoreChange,
-    StoreKeeper, Stored,
+    StoreKeeper, Stored, Succession,
 };
 use alknet_endpoint::{Dialer, Target};
 use alknet_identity_store::IdentityDb;
 use alknet_test_support::{deadline, seconds};
 use alknet_tests::{Answer, Bench, Cli, HostNode};
 use alknet_tls::NodeKey;
+use data_encoding::BASE64URL_NOPAD;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tokio::time::timeout;
+
+use super::promoted_callers::{Draft, configuration, promote};
 
 /// How long anything may take before a test calls it hung.
 fn hung() -> Duration {
@@ -363,4 +366,89 @@ fn a_damaged_store_is_announced_and_keeps_no_node_from_starting() {
         );
         assert_eq!(list(&edge, served.target()).code(), "UNAUTHENTICATED");
     }
+}
+
+/// Who calls somebody's operation, or runs somebody's script, is connected with a key that the author would like to
+/// have replaced by one of the author's own.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_operation_and_no_node_in_between_replaces_a_key() {
+    let bench = Bench::new();
+    let [edge, ada, rev] = ["edge", "ada", "rev"].map(|name| bench.somebody(name));
+    let state = bench.path().join("host");
+    let may = ["call:js:steal", "runtime:debug", "forward:identity"];
+    let peer = PeerEntry {
+        scopes: may.into_iter().collect(),
+        ..entry("edge", &edge)
+    };
+    let (db, _) = store(&state);
+    db.keep(&[StoreChange::PutPeer(peer)]).expect("room");
+    drop(db);
+    let people: [(&str, &Cli, &[&str]); 2] = [
+        ("ada", &ada, &["ops:propose"]),
+        ("rev", &rev, &["ops:promote"]),
+    ];
+    let file = bench.path().join("node.toml");
+    std::fs::write(&file, configuration("", &people)).expect("the folder is ours");
+    let served = HostNode::start_with(&state, bench.admin(), Some(&file));
+    let target = served.target();
+
+    // All that the node asks for, signed by the author's key.
+    let (hub, _) = target.split_once('@').expect("a pinned target");
+    let (hub, old): (PeerKey, PeerKey) = (
+        hub.parse().expect("a key"),
+        edge.identity().parse().expect("a key"),
+    );
+    let taker = NodeKey::generate().expect("a key");
+    let (new, time) = (taker.public(), now_s());
+    let statement = Succession {
+        hub: &hub,
+        peer: &"edge".parse().expect("a peer id"),
+        old: &old,
+        new: &new,
+        time_s: time,
+    };
+    let proof = BASE64URL_NOPAD.encode(&taker.sign(&statement.transcript()));
+    let input = json!({ "new_key": new, "time": time, "proof": proof });
+    let steals = format!(
+        "const steal = async () => {{
+             try {{ return await ops.call('peer/rotate-key', {input}); }}
+             catch (error) {{ return [error.code, error.message.includes('not for an operation')]; }}
+         }};"
+    );
+    let source = format!("{steals} export const run = (go) => go ? steal() : 'done';");
+    let draft = Draft {
+        uses: &["peer/rotate-key"],
+        input: json!({ "type": "boolean" }),
+        example: json!(false),
+        source: &source,
+        ..Draft::waits("steal")
+    };
+    promote(&bench, target, ("ada", &ada), &rev, &draft);
+    let refused = json!(["FORBIDDEN", true]);
+    let told = edge.call(target, "js/steal", &json!(true), &[]).json();
+    assert_eq!(told, refused);
+    let script = json!({ "source": format!("{steals} export default await steal();") });
+    let ran = edge.call(target, "runtime/eval", &script, &[]).json();
+    assert_eq!(ran["value"], refused, "{ran}");
+
+    // A node that passes requests on has a key of its own there, and no one's behind it.
+    let (_dialer, _connection, client) = dial(&key_file(&edge, ""), target).await;
+    let options = CallOptions {
+        forwarded_for: Some(ForwardedFor::new("somebody")),
+        ..CallOptions::default()
+    };
+    let passed_on = client.call_with("peer/rotate-key", &input, &options).await;
+    let code = passed_on
+        .map(drop)
+        .map_err(|error| error.code.name().to_owned());
+    assert_eq!(code, Err("FORBIDDEN".to_owned()));
+    let peers = list(bench.admin(), target).json();
+    let listed = peers["peers"].as_array().expect("a list");
+    let listed = listed.iter().find(|peer| peer["peer_id"] == "edge");
+    assert_eq!(
+        listed.expect("it is known")["keys"],
+        json!([edge.identity()])
+    );
+    let asked = client.call("peer/rotate-key", &Value::Null).await;
+    assert_eq!(asked.expect("its own key").value()["peer_id"], "edge");
 }

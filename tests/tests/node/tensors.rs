@@ -7,6 +7,8 @@ use std::process::{Child, Command};
 use alknet_tests::{Answer, Bench, Cli, binary, serve};
 use serde_json::{Value, json};
 
+use super::promoted_callers::{Draft, configuration, promote};
+
 /// Elements of the large tensor: several groups of what is proven at once.
 const LARGE: usize = 100_000;
 
@@ -241,5 +243,89 @@ fn refuses_what_is_no_matrix_here(admin: &Cli, target: &str, small: &str) {
         let refused = square(admin, target, &reference);
         assert_eq!(refused.code(), code, "{reference}: {refused:?}");
         assert!(refused.errors.contains(inside), "{reference}: {refused:?}");
+    }
+}
+
+/// An operation of an author's who may read nothing, and one of an author's who may.
+#[test]
+fn an_operation_reads_and_writes_what_its_author_and_its_caller_may() {
+    let bench = Bench::new();
+    let [ada, carl, rev, reader, other] =
+        ["ada", "carl", "rev", "reader", "other"].map(|name| bench.somebody(name));
+    let folder = bench.path().join("models");
+    fs::create_dir_all(folder.join("small")).expect("writable");
+    let entry = json!({ "dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16] });
+    let file = [
+        head(&json!({ "m#1": entry })),
+        MATRIX.map(f32::to_le_bytes).concat(),
+    ];
+    fs::write(folder.join("small/m.safetensors"), file.concat()).expect("writable");
+    let reads = "tensor:read:small";
+    let people: [(&str, &Cli, &[&str]); 5] = [
+        ("ada", &ada, &["ops:propose", "compute:run"]),
+        ("carl", &carl, &["ops:propose", reads]),
+        ("rev", &rev, &["ops:promote"]),
+        ("reader", &reader, &[reads, "call:js:shares"]),
+        ("other", &other, &["call:js:shares"]),
+    ];
+    let config = bench.path().join("node.toml");
+    fs::write(&config, configuration("", &people)).expect("writable");
+    let more = [Path::new("--config"), &config];
+    let serving = Serving::start(&bench.path().join("node"), &folder, bench.admin(), &more);
+    let target = serving.1.as_str();
+    let (node, _) = target.split_once('@').expect("a pinned target");
+    let small = id(&reader, target, "small/m.safetensors");
+
+    let source = format!(
+        "const drain = async (items) => {{ for await (const _ of items); }};
+         export const run = async (id) => {{
+             if (!id) return 'done';
+             const src = {{ id }}, a = {{ ref: `alknet-tensor://{node}/${{id}}#m#1` }};
+             const told = [];
+             for (const tries of [
+                 () => ops.call('tensor/open', {{ src }}),
+                 () => ops.call('tensor/stat', {{ src, name: 'm#1' }}),
+                 () => drain(ops.subscribe('tensor/fetch', {{ src, want: 'header' }})),
+                 () => ops.call('tensor/put', {{ header: '', path: 'small/new' }}),
+                 () => ops.call('compute/matmul', {{ a, b: a, variant: 'host' }}),
+             ]) {{
+                 try {{ await tries(); told.push('done'); }} catch (error) {{ told.push(error.code); }}
+             }}
+             return told;
+         }};"
+    );
+    let draft = Draft {
+        uses: &[
+            "tensor/open",
+            "tensor/stat",
+            "tensor/fetch",
+            "tensor/put",
+            "compute/matmul",
+        ],
+        input: json!({ "type": "string" }),
+        example: json!(""),
+        source: &source,
+        ..Draft::waits("reads")
+    };
+    promote(&bench, target, ("ada", &ada), &rev, &draft);
+    // The administrator may everything, and lends none of it.
+    let told = bench.admin().call(target, "js/reads", &json!(small), &[]);
+    let all = ["NOT_FOUND"; 5];
+    assert_eq!(told.json(), json!(all));
+
+    let draft = Draft {
+        name: "shares",
+        uses: &["tensor/open"],
+        source: "export const run = async (id) => {
+            if (!id) return 'done';
+            try { return (await ops.call('tensor/open', { src: { id } })).id; }
+            catch (error) { return error.code; }
+        };",
+        ..draft
+    };
+    promote(&bench, target, ("carl", &carl), &rev, &draft);
+    for (who, answer) in [(&reader, small.as_str()), (&other, "NOT_FOUND")] {
+        let told = who.call(target, "js/shares", &json!(small), &[]).json();
+        assert_eq!(told, answer);
     }
 }

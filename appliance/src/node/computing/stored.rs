@@ -10,7 +10,7 @@ use alknet_compute::{Error, Referenced, References};
 use alknet_core::{BoxFuture, Identity};
 use alknet_sessions::TensorFiles;
 use alknet_tensor::FileId;
-use alknet_tensor_serve::{Encoding, Object, Part, ServeError, Src, Store, Want};
+use alknet_tensor_serve::{Asker, Encoding, Object, Part, ServeError, Src, Store, Want};
 use alknet_worker::Sealed;
 use serde_json::Value;
 
@@ -56,12 +56,11 @@ impl References for Stored {
         reference: &str,
     ) -> BoxFuture<'static, Result<Referenced, CallError>> {
         let store = Arc::clone(&self.store);
-        let identity = ctx.identity().cloned();
+        let asker = Asker::of(ctx);
         let named = self.named(reference);
         Box::pin(blocking(move || {
             let (id, name) = named?;
-            let identity = identity.ok_or(ServeError::Missing)?;
-            let id = store.resolve(&identity.scopes, &Src::Id(id))?;
+            let id = asker?.resolve(&store, &Src::Id(id))?;
             let object = store.object(id)?;
             read(&store, &object, name)
         }))

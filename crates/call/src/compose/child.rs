@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::body::{Body, Output};
 use crate::call_tree::Hindrance;
 use crate::compiled::Compiled;
+use crate::compose::authority::CompositionAuthority;
 use crate::compose::env::OperationEnv;
 use crate::compose::tokens::Tokens;
 use crate::context::Ctx;
@@ -30,6 +31,8 @@ pub(crate) struct Child {
     pub(crate) depth: usize,
     pub(crate) root: Arc<Request>,
     pub(crate) operation: Arc<Compiled>,
+    /// What the one that calls may do.
+    pub(crate) by: Option<Arc<CompositionAuthority>>,
     pub(crate) env: Arc<dyn OperationEnv>,
     pub(crate) tokens: Tokens,
     pub(crate) deadline: Option<Instant>,
@@ -54,6 +57,7 @@ impl Child {
             depth: self.depth,
             root: self.root.detached(),
             operation: Arc::clone(&self.operation),
+            by: self.by.clone(),
             env: Arc::clone(&self.env),
             tokens: Tokens::root(&CancellationToken::new()),
             deadline: self.deadline,

@@ -367,6 +367,7 @@ impl Env {
             parent_number: parent.call_number(),
             depth,
             operation: Arc::clone(operation),
+            by: self.authority.clone(),
             env: Arc::clone(&self.resolver),
             tokens: match options.on_abort {
                 OnAbort::AbortDependents => tokens.dependent(),

@@ -47,6 +47,7 @@ pub(crate) fn mirror(spec: OperationSpec) -> Registration {
                 "trace": ctx.trace(),
                 "secret": secret.ok(),
                 "authority": ctx.env().authority().map(|own| own.label.to_string()),
+                "by": ctx.calling_authority().map(|by| by.label.to_string()),
                 "left_ms": ctx.deadline().map(|at| {
                     at.duration_since(tokio::time::Instant::now()).as_millis() as u64
                 }),
@@ -111,6 +112,7 @@ async fn composition_works_by_authority_and_only_within_its_reach() {
             .expect("by authority");
         assert_eq!(answer.value()["identity"], "guest");
         assert_eq!(answer.value()["internal"], true);
+        assert_eq!(answer.value()["by"], "test");
         // The other way round: what the caller may do is of no use to the operation.
         let reader = node.client(carriage, Some(identity("reader", &["fs:read"])));
         soon(reader.call("fs/read", &json!(null)))

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use alknet_call::{
-    Body, CallError, CompositionAuthority, ErrorDef, HandlerKind, OperationSpec, Registration,
-    ScopedPeerEnv,
+    Body, CallError, CompositionAuthority, Ctx, ErrorCode, ErrorDef, HandlerKind, OperationSpec,
+    Registration, ScopedPeerEnv,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -188,9 +188,14 @@ fn eval(evals: Arc<Evals>, reach: &[String]) -> Registration {
         schema: json!({ "type": "object" }),
         http_status: None,
     });
-    let handler = HandlerKind::once(move |input: Body, ctx| {
+    let handler = HandlerKind::once(move |input: Body, ctx: Ctx| {
         let evals = Arc::clone(&evals);
         async move {
+            if ctx.internal() {
+                // Whoever asked from outside did not write this script, and it would have all of their rights.
+                let text = "a script is run for whoever asks, and not for an operation or a script";
+                return Err(CallError::new(ErrorCode::Forbidden, text));
+            }
             let asked = input.parse().map_err(|error: CallError| error)?;
             evals.run(asked, &ctx).await
         }

@@ -263,7 +263,7 @@ fn told(failure: &Failure) -> CallError {
     to_call_error(failure, false, |_| false)
 }
 
-/// Why there is no session for it. That others have taken the room is no fault of an operation's that called this one.
+/// Why there is no session for it. That others have taken the room is noted with the request.
 fn unopened(failure: &Failure, ctx: &Ctx) -> CallError {
     if failure.is_no_room() {
         ctx.env().excuse();

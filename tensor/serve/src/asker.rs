@@ -1,0 +1,79 @@
+//! By whose rights a call between operations, or one from outside, reads and writes.
+
+use std::iter;
+use std::sync::Arc;
+
+use alknet_call::Ctx;
+use alknet_core::{Identity, PeerId, ScopeSet};
+use alknet_tensor::FileId;
+
+use crate::access::{Deed, allows};
+use crate::error::ServeError;
+use crate::path::Src;
+use crate::store::Store;
+
+/// On whose behalf it happens, and what calls for them, where something does. Both have to be allowed it: who calls an
+/// operation lends it no right, and an operation gives its caller none to read by.
+#[derive(Clone, Debug)]
+pub struct Asker {
+    identity: Arc<Identity>,
+    calls: Option<Calls>,
+}
+
+/// An operation or a script that calls.
+#[derive(Clone, Debug)]
+struct Calls {
+    label: Arc<str>,
+    scopes: ScopeSet,
+}
+
+impl Asker {
+    /// Of a call.
+    ///
+    /// # Errors
+    /// [`ServeError::Missing`] where nobody is known, or what calls may do nothing.
+    pub fn of(ctx: &Ctx) -> Result<Self, ServeError> {
+        let identity = ctx.identity().cloned().ok_or(ServeError::Missing)?;
+        let calls = match ctx.internal() {
+            true => {
+                let own = ctx.calling_authority().ok_or(ServeError::Missing)?;
+                Some(Calls {
+                    label: Arc::clone(&own.label),
+                    scopes: own.scopes.clone(),
+                })
+            }
+            false => None,
+        };
+        Ok(Self { identity, calls })
+    }
+
+    /// As [`Store::resolve`], for both.
+    ///
+    /// # Errors
+    /// [`ServeError::Missing`], whether it is not there or not for them.
+    pub fn resolve(&self, store: &Store, src: &Src) -> Result<FileId, ServeError> {
+        let id = store.resolve(&self.identity.scopes, src)?;
+        match &self.calls {
+            // A path that leads elsewhere meanwhile was allowed to the first as well: scopes name paths.
+            Some(calls) => store.resolve(&calls.scopes, src),
+            None => Ok(id),
+        }
+    }
+
+    /// Whether both may store there.
+    pub(crate) fn may_write(&self, place: &str) -> bool {
+        let calls = self.calls.iter().map(|calls| &calls.scopes);
+        let mut all = iter::once(&self.identity.scopes).chain(calls);
+        all.all(|scopes| allows(scopes, Deed::Write, place))
+    }
+
+    /// For whom it counts.
+    pub(crate) fn id(&self) -> &PeerId {
+        &self.identity.id
+    }
+
+    /// What calls for them.
+    pub(crate) fn by(&self) -> Option<&Arc<str>> {
+        self.calls.as_ref().map(|calls| &calls.label)
+    }
+}
