@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 const OPERATION: &str = "peer/rotate-key";
 
-/// What the new key has to sign.
+/// What both keys have to sign.
 #[derive(Deserialize)]
 struct Wanted {
     peer_id: PeerId,
@@ -67,6 +67,7 @@ pub(crate) async fn tell(
         "new_key": new.public(),
         "time": wanted.time,
         "proof": BASE64URL_NOPAD.encode(&new.sign(&statement)),
+        "old_proof": BASE64URL_NOPAD.encode(&old.sign(&statement)),
     });
     let told = node.call(OPERATION, &input).await;
     read(told.map_err(TellError::Call)?.value())

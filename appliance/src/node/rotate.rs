@@ -18,13 +18,14 @@ use super::people::{self, People};
 /// A proof: 64 bytes in base64url without padding.
 const PROOF_CHARS: usize = 86;
 
-/// Nothing, or all three.
+/// Nothing, or all four.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Input {
     new_key: Option<PeerKey>,
     time: Option<u64>,
     proof: Option<String>,
+    old_proof: Option<String>,
 }
 
 /// `peer/rotate-key`
@@ -32,7 +33,7 @@ pub(crate) fn operation(people: People, about: Arc<About>) -> Registration {
     let key = json!({ "type": "string", "pattern": "^ed25519:[0-9a-f]{64}$" });
     let spec = OperationSpec::mutation(
         "peer/rotate-key",
-        "Replaces the key you are connected with; without input it says what the new key has to sign.",
+        "Replaces the key you are connected with; without input it says what both keys have to sign.",
     )
     .with_input(json!({
         "type": ["object", "null"],
@@ -43,9 +44,11 @@ pub(crate) fn operation(people: People, about: Arc<About>) -> Registration {
                       "description": "Seconds since 1970, within ten minutes of the node's" },
             "proof": { "type": "string", "minLength": PROOF_CHARS, "maxLength": PROOF_CHARS,
                        "description": "The new key's Ed25519 signature, base64url" },
+            "old_proof": { "type": "string", "minLength": PROOF_CHARS, "maxLength": PROOF_CHARS,
+                           "description": "The same by the old key" },
         },
-        "dependentRequired": { "new_key": ["time", "proof"], "time": ["new_key"],
-                               "proof": ["new_key"] },
+        "dependentRequired": { "new_key": ["time", "proof", "old_proof"], "time": ["new_key"],
+                               "proof": ["new_key"], "old_proof": ["new_key"] },
     }))
     .with_output(json!({
         "type": "object",
@@ -124,7 +127,9 @@ async fn rotate(
 ) -> Result<Value, CallError> {
     let Caller { peer, key: old } = caller;
     let now_s = people.identities.now_s();
-    let (Some(new), Some(time_s), Some(proof)) = (input.new_key, input.time, input.proof) else {
+    let proofs = input.proof.zip(input.old_proof);
+    let (Some(new), Some(time_s), Some((proof, old_proof))) = (input.new_key, input.time, proofs)
+    else {
         return Ok(json!({ "peer_id": peer, "hub": hub, "old_key": old, "time": now_s }));
     };
     let statement = Succession {
@@ -134,7 +139,7 @@ async fn rotate(
         new: &new,
         time_s,
     };
-    check(&statement, &proof, now_s)?;
+    check(&statement, [&proof, &old_proof], now_s)?;
     let rotated = people.identities.rotate(peer.clone(), old, new).await;
     let ends = rotated.map_err(|error| refused(people, error, &new))?;
     tracing::info!(
@@ -153,22 +158,32 @@ async fn rotate(
     }))
 }
 
-/// Whether the new key says so, here and now.
-fn check(statement: &Succession<'_>, proof: &str, now_s: Option<u64>) -> Result<(), CallError> {
+/// Whether the new key says so, and the old one, here and now. The connection does not say it for the old one: a node that
+/// passes on what others ask makes its own.
+fn check(
+    statement: &Succession<'_>,
+    [by_new, by_old]: [&str; 2],
+    now_s: Option<u64>,
+) -> Result<(), CallError> {
     let now_s = now_s.ok_or_else(|| CallError::unavailable(StoreError::ClockUnset.to_string()))?;
     if !statement.is_timely(now_s) {
         let what = "the time is more than ten minutes from the node's: sign with the node's time";
         return Err(CallError::invalid_input(what).with_details(json!({ "time": now_s })));
     }
-    let signature = BASE64URL_NOPAD.decode(proof.as_bytes()).unwrap_or_default();
-    if is_signed(statement.new, &statement.transcript(), &signature) {
-        return Ok(());
+    for (which, key, proof) in [
+        ("new", statement.new, by_new),
+        ("old", statement.old, by_old),
+    ] {
+        let signature = BASE64URL_NOPAD.decode(proof.as_bytes()).unwrap_or_default();
+        if !is_signed(key, &statement.transcript(), &signature) {
+            let what = format!(
+                "there is no signature by the {which} key of what this node asks for: call without \
+                 input to see what that is"
+            );
+            return Err(CallError::new(ErrorCode::Forbidden, what));
+        }
     }
-    Err(CallError::new(
-        ErrorCode::Forbidden,
-        "the proof is no signature by the new key of what this node asks for: call without input to \
-         see what that is",
-    ))
+    Ok(())
 }
 
 /// Names nobody else: whose key it is, is not told.
@@ -209,9 +224,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_proof_is_by_the_new_key_about_this_and_now() {
-        let (hub, old) = (PeerKey::Ed25519([1; 32]), PeerKey::Ed25519([2; 32]));
-        let key = NodeKey::from_seed(&[3; 32]);
+    fn proofs_are_by_both_keys_about_this_and_now() {
+        let (hub, key) = (PeerKey::Ed25519([1; 32]), NodeKey::from_seed(&[3; 32]));
+        let held = NodeKey::from_seed(&[2; 32]);
+        let old = held.public();
         let (new, peer) = (key.public(), "edge".parse().expect("a peer id"));
         let statement = Succession {
             hub: &hub,
@@ -220,10 +236,11 @@ mod tests {
             new: &new,
             time_s: 1_800_000_000,
         };
-        let proof = BASE64URL_NOPAD.encode(&key.sign(&statement.transcript()));
+        let by = |key: &NodeKey| BASE64URL_NOPAD.encode(&key.sign(&statement.transcript()));
+        let (proof, by_old) = (by(&key), by(&held));
         assert_eq!(proof.len(), PROOF_CHARS);
         let code = |statement: &Succession<'_>, proof: &str, now| {
-            check(statement, proof, now).map_err(|error| error.code)
+            check(statement, [proof, &by_old], now).map_err(|error| error.code)
         };
         let now = Some(1_800_000_000);
         assert_eq!(code(&statement, &proof, now), Ok(()));
@@ -259,9 +276,15 @@ mod tests {
                 "{wrong:?}"
             );
         }
-        let by_old = BASE64URL_NOPAD.encode(&NodeKey::from_seed(&[2; 32]).sign(b""));
-        for wrong in ["", "!", &proof[1..], &by_old] {
+        let about_nothing = BASE64URL_NOPAD.encode(&held.sign(b""));
+        for wrong in ["", "!", &proof[1..], &by_old, &about_nothing] {
             assert_eq!(code(&statement, wrong, now), Err(ErrorCode::Forbidden));
+        }
+        for wrong in ["", "!", &by_old[1..], &proof, &about_nothing] {
+            let refused = check(&statement, [&proof, wrong], now);
+            let refused = refused.expect_err("the old key did not say so");
+            assert_eq!(refused.code, ErrorCode::Forbidden);
+            assert!(refused.message.contains("the old key"), "{refused}");
         }
     }
 }

@@ -287,11 +287,13 @@ async fn what_is_refused_says_what_to_do() {
     for (input, code) in [
         (json!({ "new_key": new }), "INVALID_INPUT"),
         (
-            json!({ "new_key": new, "time": 1, "proof": "A".repeat(86) }),
+            json!({ "new_key": new, "time": 1, "proof": "A".repeat(86),
+                    "old_proof": "A".repeat(86) }),
             "INVALID_INPUT",
         ),
         (
-            json!({ "new_key": new, "time": now_s(), "proof": "A".repeat(86) }),
+            json!({ "new_key": new, "time": now_s(), "proof": "A".repeat(86),
+                    "old_proof": "A".repeat(86) }),
             "FORBIDDEN",
         ),
     ] {
@@ -400,15 +402,17 @@ async fn no_operation_and_no_node_in_between_replaces_a_key() {
     );
     let taker = NodeKey::generate().expect("a key");
     let (new, time) = (taker.public(), now_s());
+    let edge_id = "edge".parse().expect("a peer id");
     let statement = Succession {
         hub: &hub,
-        peer: &"edge".parse().expect("a peer id"),
+        peer: &edge_id,
         old: &old,
         new: &new,
         time_s: time,
     };
     let proof = BASE64URL_NOPAD.encode(&taker.sign(&statement.transcript()));
-    let input = json!({ "new_key": new, "time": time, "proof": proof });
+    // The author has no signature by the old key, and brings one that has its form.
+    let input = json!({ "new_key": new, "time": time, "proof": proof, "old_proof": proof });
     let steals = format!(
         "const steal = async () => {{
              try {{ return await ops.call('peer/rotate-key', {input}); }}
@@ -442,6 +446,10 @@ async fn no_operation_and_no_node_in_between_replaces_a_key() {
         .map(drop)
         .map_err(|error| error.code.name().to_owned());
     assert_eq!(code, Err("FORBIDDEN".to_owned()));
+    // One that does not say for whom it asks is told from the holder by the old key's signature.
+    let unsaid = client.call("peer/rotate-key", &input).await;
+    let unsaid = unsaid.expect_err("the old key did not sign");
+    assert!(unsaid.message.contains("the old key"), "{unsaid}");
     let peers = list(bench.admin(), target).json();
     let listed = peers["peers"].as_array().expect("a list");
     let listed = listed.iter().find(|peer| peer["peer_id"] == "edge");
