@@ -223,7 +223,8 @@ pub struct Tpm2Facts {
     /// Somebody types a PIN besides.
     pub pin: bool,
     /// `measured and enforced`: Secure Boot decides what starts. `measured, not enforced`: anything may
-    /// start, and only the same opens it.
+    /// start, and only the same opens it. `measured without what comes from beside the image, not enforced`:
+    /// the TPM opens it under any command line from there.
     pub protection: String,
 }
 

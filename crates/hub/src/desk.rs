@@ -252,6 +252,7 @@ impl Desk {
                 .map(|peer| self.taken(&peer))
                 .ok_or(EnrolError::Invalid);
         }
+        refuse_ended(held.as_ref(), &used.key)?;
         let alias: Option<Alias> = used.name.parse().ok();
         let alias = alias.filter(|alias| alias.as_str() != used.peer.as_str());
         let entry = entry(
@@ -278,6 +279,7 @@ impl Desk {
         now_s: u64,
     ) -> Result<Enrolled, EnrolError> {
         let held = self.holder(&key).await?;
+        refuse_ended(held.as_ref(), &key)?;
         if held.is_none()
             && let Some(known) = self.peers.by_key(&key)
         {
@@ -338,6 +340,7 @@ impl Desk {
         if self.policy.load().mode != EnrolMode::Approve {
             return Err(EnrolError::Invalid);
         }
+        refuse_ended(self.holder(&applicant.key).await?.as_ref(), &applicant.key)?;
         let mut pending = self.pending();
         let knock = pending.knock(applicant.key, wish.name, wish.labels, applicant.from, now);
         match knock {
@@ -380,6 +383,7 @@ impl Desk {
             labels,
         };
         let held = self.holder(&key).await?;
+        refuse_ended(held.as_ref(), &key)?;
         self.check_room(true).await?;
         let id = match &held {
             Some(peer) => peer.peer_id.clone(),
@@ -521,6 +525,16 @@ impl std::fmt::Debug for Desk {
             .field("policy", &self.policy.load())
             .finish_non_exhaustive()
     }
+}
+
+/// Refuses a key that ended, or that a successor replaces, of a peer that is let in by others: who has it would change
+/// what that peer is called and may do.
+fn refuse_ended(held: Option<&PeerEntry>, key: &PeerKey) -> Result<(), EnrolError> {
+    let has_ended = |peer: &PeerEntry| peer.enabled && peer.key_ends.contains_key(key);
+    if held.is_some_and(has_ended) {
+        return Err(EnrolError::Invalid);
+    }
+    Ok(())
 }
 
 /// The peer as it is from now on: by its role, and what the role leaves open by its own word.

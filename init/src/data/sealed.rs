@@ -177,7 +177,7 @@ fn open_sealed(disk: &Disk<'_>, header: &Summary, access: Access<'_>) -> Result<
     Ok(prepared)
 }
 
-/// Replaces slots that open under any command line of the firmware's boot entry. The vault was found to be the newest
+/// Replaces slots that open under any command line from beside the image. The vault was found to be the newest
 /// before: each change raises its generation, which tells an older copy from the newest.
 fn cover(disk: &Disk<'_>, state_dir: &Path, open: &mut OpenAlkv, access: Access<'_>) {
     let Access { keeper, offer, log } = access;

@@ -72,7 +72,7 @@ pub(super) fn obstacle(vault: &Alkv) -> Option<TpmError> {
     first
 }
 
-/// Makes slots anew that open whatever command line the firmware's boot entry has, and says whether the
+/// Makes slots anew that open whatever command line comes from beside the image, and says whether the
 /// vault has to be written.
 pub(crate) fn cover(open: &mut OpenAlkv, keeper: &Keeper, offer: &Offer, log: &Log) -> bool {
     let before = open.alkv().clone();
@@ -89,7 +89,7 @@ pub(crate) fn cover(open: &mut OpenAlkv, keeper: &Keeper, offer: &Offer, log: &L
             for (old, new) in done {
                 log.warn(format_args!(
                     "slot {new} of the TPM is in the place of slot {old}, which opened with any command \
-                     line of the firmware's boot entry"
+                     line from beside the image"
                 ));
                 let events = keeper.events();
                 events.add(Event::SlotAdded(SlotName { kind, id: new }));
@@ -97,8 +97,8 @@ pub(crate) fn cover(open: &mut OpenAlkv, keeper: &Keeper, offer: &Offer, log: &L
             }
         }
         Err(error) => log.error(format_args!(
-            "a slot of the TPM opens with any command line of the firmware's boot entry, and cannot be made \
-             anew: {error}"
+            "a slot of the TPM opens with any command line from beside the image, and cannot be made anew: \
+             {error}"
         )),
     }
     open.alkv() != &before

@@ -329,7 +329,8 @@ pub(super) fn cost(cap_kib: u32) -> Result<Argon2Params, SlotError> {
 fn no_tpm(error: &TpmError) -> Waiting {
     let hint = match error {
         TpmError::FromBeside => {
-            "remove the options of the firmware's boot entry, and files beside the image, and restart"
+            "remove the options of the firmware's boot entry, strings of SMBIOS, and files beside the image, and \
+             restart"
         }
         TpmError::Unanswered => {
             "it is asked again every 3 seconds; if it never answers, restart the machine, or say in vault.unlock \

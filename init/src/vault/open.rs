@@ -6,7 +6,9 @@ use alknet_provisioning::Secrets;
 use alknet_tpm::TpmError;
 use alknet_vault::SecretStr;
 use alknet_vault::audit::{Event, SlotName};
-use alknet_vault::slots::{Found, Key, OpenAlkv, Pending, SlotError, SlotType, memory_cap_kib};
+use alknet_vault::slots::{
+    Alkv, Found, Key, OpenAlkv, Pending, SeedKey, SlotError, SlotId, SlotType, memory_cap_kib,
+};
 
 use super::{Ask, Keeper, Offer, Waiting, by_tpm};
 use crate::{log::Log, stage::boot_ms, tpm};
@@ -191,16 +193,31 @@ pub(super) fn unattended(
         }
         SlotType::Tpm2 => return by_tpm::unattended(found).map_err(|why| (why, true)),
         SlotType::Provisioning => {
-            let seed = media.seed_key_of(found.newest.uuid());
-            let seed = seed.ok_or_else(|| {
-                let why = "no medium with its seed.key is attached";
-                (why.to_owned(), true)
-            })?;
-            found.open(&mut Key::Seed(seed))
+            let mut refused = None;
+            for seed in media.seed_keys_of(found.newest.uuid()) {
+                match found.open(&mut Key::Seed(&seed.key)) {
+                    Ok(open) => return Ok(open),
+                    // That somebody changed the vault is worth more than that a key is another's.
+                    Err(error) if matches!(refused, Some(SlotError::Tampered)) => drop(error),
+                    Err(error) => refused = Some(error),
+                }
+            }
+            let why = refused.map_or_else(
+                || "no medium with its seed.key is attached".to_owned(),
+                |error| error.to_string(),
+            );
+            return Err((why, true));
         }
         _ => found.open(&mut Key::Stored),
     };
     opened.map_err(|error: SlotError| (error.to_string(), true))
+}
+
+/// The key of a medium for this slot: the one that opens it, else any that names the vault, which anybody can write.
+pub(super) fn seed_for<'a>(media: &'a Secrets, alkv: &Alkv, slot: SlotId) -> Option<&'a SeedKey> {
+    let keys = || media.seed_keys_of(alkv.uuid()).map(|found| &found.key);
+    let opens = |key: &&SeedKey| alkv.open(slot, &mut Key::Seed(key)).is_ok();
+    keys().find(opens).or_else(|| keys().next())
 }
 
 fn admitted(opened: OpenAlkv, keeper: &Keeper, log: &Log) -> Result<OpenAlkv, Waiting> {

@@ -19,13 +19,11 @@ const PCRS_MAX: usize = 8;
 /// How a status says what being bound to PCRs is worth.
 const ENFORCED: &str = "measured and enforced";
 const MEASURED: &str = "measured, not enforced";
-const UNCOVERED: &str = "measured without the boot entry's command line, not enforced";
+const UNCOVERED: &str = "measured without what comes from beside the image, not enforced";
 
 /// What systemd-stub measures that does not come from the image: a command line of the firmware's boot
-/// entry or of a loader, add-ons and credentials from beside the image.
+/// entry or of a loader, strings of SMBIOS, add-ons and credentials from beside the image.
 pub(crate) const BESIDE_THE_IMAGE: u8 = 12;
-/// What a slot was bound to before its command line could not come from elsewhere than the image.
-const WITHOUT_BESIDE: [u8; 2] = [4, 11];
 
 /// PCRs of the SHA-256 bank, and what being bound to them is worth.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,18 +33,19 @@ pub struct PcrChoice {
 }
 
 impl PcrChoice {
-    /// Secure Boot decides what may start: its keys (7), and our program as its stub measured it (11).
+    /// Secure Boot decides what may start: its keys (7), our program as its stub measured it (11), and that
+    /// nothing from beside it changed its command line (12): the stub appends strings of SMBIOS under Secure
+    /// Boot as well, and no key signs those.
     #[must_use]
     pub fn enforced() -> Self {
         Self {
-            pcrs: vec![7, 11],
+            pcrs: vec![7, 11, BESIDE_THE_IMAGE],
             enforced: true,
         }
     }
 
     /// Anything may start; what did is known: the programs themselves (4), ours in parts (11), and that
-    /// nothing from beside it changed its command line (12). Under Secure Boot the stub takes no command
-    /// line from there.
+    /// nothing from beside it changed its command line (12).
     #[must_use]
     pub fn measured() -> Self {
         Self {
@@ -70,24 +69,24 @@ impl PcrChoice {
     }
 
     /// What a key is worth that is bound to these PCRs, in the words of a status. A key that is bound to
-    /// PCR 7, and sealed where [`choose`] said so, is released only while Secure Boot decides what
+    /// PCR 7 and 12, and sealed where [`choose`] said so, is released only while Secure Boot decides what
     /// starts; any other where somebody started the same.
     #[must_use]
     pub fn protection(pcrs: &[u8]) -> &'static str {
-        if pcrs.contains(&7) {
-            ENFORCED
-        } else if Self::is_uncovered(pcrs) {
+        if Self::is_uncovered(pcrs) {
             UNCOVERED
+        } else if pcrs.contains(&7) {
+            ENFORCED
         } else {
             MEASURED
         }
     }
 
-    /// Whether a slot that is bound to these PCRs was made before slots covered the command line of the
-    /// firmware's boot entry ([`crate::Tpm::cover_slots`]).
+    /// Whether a slot that is bound to these PCRs was made before slots covered what comes from beside the
+    /// image ([`crate::Tpm::cover_slots`]).
     #[must_use]
     pub fn is_uncovered(pcrs: &[u8]) -> bool {
-        pcrs == WITHOUT_BESIDE
+        !pcrs.contains(&BESIDE_THE_IMAGE)
     }
 
     /// Their numbers in rising order.
@@ -158,7 +157,7 @@ mod tests {
         let enforced = chosen(Some(on), Some(off));
         assert_eq!(
             (enforced.pcrs(), enforced.is_enforced()),
-            ([7, 11].as_slice(), true)
+            ([7, 11, 12].as_slice(), true)
         );
         for (secure_boot, setup_mode) in [
             (Some(on), Some(on)),
@@ -179,7 +178,10 @@ mod tests {
         for choice in [PcrChoice::enforced(), PcrChoice::measured()] {
             assert_eq!(PcrChoice::protection(choice.pcrs()), choice.to_string());
         }
-        assert_eq!(PcrChoice::protection(&[4, 11]), UNCOVERED);
+        for former in [[4, 11], [7, 11]] {
+            assert!(PcrChoice::is_uncovered(&former));
+            assert_eq!(PcrChoice::protection(&former), UNCOVERED);
+        }
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub enum TpmError {
     /// PCR 12 is not empty.
     #[error(
         "something from beside the image was started with it: a command line of the firmware's boot \
-         entry or of a loader, or an add-on (PCR 12); start the image alone"
+         entry, of a loader or of SMBIOS, or an add-on (PCR 12); start the image alone"
     )]
     FromBeside,
     /// Another TPM than the machine is to have, or something in between.

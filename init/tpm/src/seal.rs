@@ -171,7 +171,7 @@ impl<T: Read + Write> Tpm<T> {
         })
     }
 
-    /// A slot that does not cover the command line of the boot entry is used only where there is none.
+    /// A slot that does not cover what comes from beside the image is used only where that is nothing.
     fn covered(&mut self, parent: &Parent, params: &Tpm2Params) -> Result<(), TpmError> {
         if PcrChoice::is_uncovered(params.pcrs()) {
             return self.nothing_from_beside(parent);

@@ -90,8 +90,8 @@ impl<T: Read + Write> Tpm<T> {
         Ok(open.add(NewSlot::Tpm2(params, &kek))?)
     }
 
-    /// Puts slots that cover the command line of the firmware's boot entry in the place of those of this
-    /// TPM that do not, each for the same programs as before, and answers which for which. `pin` is the
+    /// Puts slots that cover what comes from beside the image in the place of those of this TPM that do
+    /// not, each bound to the same values as before, and answers which for which. `pin` is the
     /// PIN that opened `open`, if one did. Other slots with a PIN stay: their PINs are not known here.
     ///
     /// # Errors
@@ -122,7 +122,7 @@ impl<T: Read + Write> Tpm<T> {
                 result => result?,
             }
             let kek = new_kek()?;
-            let choice = PcrChoice::measured();
+            let choice = PcrChoice::of(values.keys().copied().collect())?;
             let params = self.seal(&kek, &choice, Expected::Predicted(&values), pin)?;
             let new = open.replace(id, NewSlot::Tpm2(params, &kek), Consent::None)?;
             done.push((id, new));
@@ -131,7 +131,7 @@ impl<T: Read + Write> Tpm<T> {
     }
 }
 
-/// What a slot that covers no command line of a boot entry is bound to, and that there is to be none.
+/// What a slot that covers nothing from beside the image is bound to, and that there is to be nothing.
 /// Values that were not noted, or not as they were sealed, are no answer.
 fn bound_to(params: &Tpm2Params) -> Option<PcrValues> {
     let pcrs = params.pcrs().iter().copied();

@@ -87,11 +87,11 @@ impl fmt::Debug for FoundCredential {
 }
 
 impl Secrets {
-    /// The key of that vault, if a medium has it.
-    #[must_use]
-    pub fn seed_key_of(&self, vault: VaultId) -> Option<&SeedKey> {
-        let mut keys = self.seed_keys.iter().map(|found| &found.key);
-        keys.find(|key| key.vault() == vault)
+    /// The keys that name that vault, in the order of the sources. The name is public: a key is the vault's only if it
+    /// opens a slot.
+    pub fn seed_keys_of(&self, vault: VaultId) -> impl Iterator<Item = &FoundSeedKey> {
+        let keys = self.seed_keys.iter();
+        keys.filter(move |found| found.key.vault() == vault)
     }
 
     /// Everywhere these words lie, whichever were used; compared in constant time.

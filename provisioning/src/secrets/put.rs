@@ -34,12 +34,23 @@ pub enum PutSeedKeyError {
     /// Only the boot partition could take it, which may be on the disk that it protects.
     #[error("only the boot partition, {0}, could take the seed.key")]
     OnlyBoot(Source),
+    /// Which of them it is for was not said, and one may be somebody else's.
+    #[error(
+        "{} could each take the seed.key; leave the one that it is for, and detach the others",
+        names(.0)
+    )]
+    Several(Vec<Source>),
     /// There is another there, which something else may need.
     #[error("{0} has a seed.key of another vault, which is left there; use another drive")]
     Taken(Source),
 }
 
-/// Puts `key` on the first NoCloud volume with FAT that has none, else, if `boot`, on a boot partition.
+fn names(volumes: &[Source]) -> String {
+    let names: Vec<_> = volumes.iter().map(Source::to_string).collect();
+    names.join(" and ")
+}
+
+/// Puts `key` on the NoCloud volume with FAT, or, where there is none and if `boot`, on the boot partition.
 /// It is on the medium, and was read back from there, when this returns. Blocks on disks.
 ///
 /// # Errors
@@ -50,24 +61,27 @@ pub fn put_seed_key(
     key: &SeedKey,
     boot: bool,
 ) -> Result<Source, PutSeedKeyError> {
-    let mut refused = PutSeedKeyError::Nowhere;
-    for volume in writable(paths) {
-        if volume.is_boot && !boot {
-            if matches!(refused, PutSeedKeyError::Nowhere) {
-                refused = PutSeedKeyError::OnlyBoot(volume.source);
-            }
-            continue;
+    let (boots, drives): (Vec<_>, Vec<_>) = writable(paths)
+        .into_iter()
+        .partition(|volume| volume.is_boot);
+    let volumes = if drives.is_empty() { boots } else { drives };
+    let volume = match volumes.as_slice() {
+        [] => return Err(PutSeedKeyError::Nowhere),
+        [one] => one,
+        several => {
+            let several = several.iter().map(|volume| volume.source.clone());
+            return Err(PutSeedKeyError::Several(several.collect()));
         }
-        match put(paths, mounter, key, &volume) {
-            Ok(true) => return Ok(volume.source),
-            Ok(false) => refused = PutSeedKeyError::Taken(volume.source),
-            Err(why) => {
-                let medium = volume.source;
-                refused = PutSeedKeyError::Failed { medium, why };
-            }
-        }
+    };
+    let medium = volume.source.clone();
+    if volume.is_boot && !boot {
+        return Err(PutSeedKeyError::OnlyBoot(medium));
     }
-    Err(refused)
+    match put(paths, mounter, key, volume) {
+        Ok(true) => Ok(medium),
+        Ok(false) => Err(PutSeedKeyError::Taken(medium)),
+        Err(why) => Err(PutSeedKeyError::Failed { medium, why }),
+    }
 }
 
 /// Whether it is there now; not where another is.

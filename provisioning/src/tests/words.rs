@@ -56,7 +56,7 @@ fn secrets_of_a_document_are_not_stored_with_it() {
         ("TREZOR", &Source::FwCfg)
     );
     let vault = ID.parse().expect("an id");
-    assert!(loaded.secrets.seed_key_of(vault).is_some());
+    assert!(loaded.secrets.seed_keys_of(vault).next().is_some());
     let dir = machine.paths.config_dir.clone().expect("given");
     for file in fs::read_dir(dir).expect(FILE) {
         let stored = fs::read_to_string(file.expect(FILE).path()).expect(FILE);
@@ -397,9 +397,50 @@ fn a_seed_key_is_put_on_a_stick_and_never_over_another() {
         "nocloud (sdb1)"
     );
     let vault = ID.parse().expect("an id");
-    assert!(machine.load().secrets.seed_key_of(vault).is_some());
+    assert!(machine.load().secrets.seed_keys_of(vault).next().is_some());
     let left = fs::read_dir(machine.root.path().join("content-sdb1")).expect(FILE);
     assert_eq!(left.count(), 1);
+}
+
+/// Somebody left a drive of their own in the machine.
+#[test]
+fn of_two_drives_none_gets_a_seed_key_and_both_are_named() {
+    let key = SeedKey::parse(&seed_key()).expect("a key");
+    let mut machine = Machine::new();
+    for name in ["sda1", "sdb1"] {
+        machine.disk(name, fat16_volume("CIDATA", None), &[]);
+    }
+    let refused = put_seed_key(&machine.paths, &machine.volumes, &key, true);
+    let refused = refused.expect_err("either could take it").to_string();
+    for name in ["sda1", "sdb1"] {
+        assert!(refused.contains(name), "{refused}");
+        let path = machine.root.path().join(format!("content-{name}/seed.key"));
+        assert!(!path.exists(), "{name}");
+    }
+}
+
+/// The id of a vault is no secret: anybody can write a key that names it.
+#[test]
+fn every_key_that_names_a_vault_is_found() {
+    let vault = ID.parse().expect("an id");
+    let forged = SeedKey::generate(vault).expect("random numbers").to_text();
+    let mut machine = Machine::new();
+    let table = format!("seed_key = \"{}\"", forged.expose().trim());
+    machine.fw_cfg(with_secrets(1, &table));
+    let right = seed_key();
+    machine.disk(
+        "sda1",
+        fat16_volume("CIDATA", None),
+        &[("seed.key", right.as_str())],
+    );
+    let loaded = machine.load();
+    let found = loaded.secrets.seed_keys_of(vault);
+    let found: Vec<_> = found
+        .map(|found| (found.source.to_string(), found.key.to_text()))
+        .collect();
+    let texts: Vec<_> = found.iter().map(|(_, text)| text.expose().trim()).collect();
+    assert_eq!(texts, [forged.expose().trim(), right.trim()]);
+    assert_eq!(found[1].0, "nocloud (sda1)");
 }
 
 /// A document with words and with credentials, on a stick.

@@ -86,7 +86,7 @@ fn a_boot_entry_with_another_command_line_opens_nothing() {
 }
 
 /// Puts a slot as they were made before, for what the machine started, in the place of its own.
-fn make_former_slot(disk: &Path, chip: &Path) {
+pub(crate) fn make_former_slot(disk: &Path, chip: &Path) {
     let area = |at| FileArea::at(disk, RAW_DATA_AT + at);
     let mut copies = Copies::new(area(VAULT_A_AT), area(VAULT_B_AT));
     let found = copies.load().expect("whole").expect("a vault");

@@ -9,6 +9,9 @@ use alknet_tests::tools::{tool, tool_says, variable};
 use alknet_tests::{Bench, Boot, Point};
 use serde_json::{Value, json};
 
+use crate::boot_entry::make_former_slot;
+use crate::tpm::{PASSPHRASE, WITH_PASSPHRASE, asked, says, served, shown, type_line};
+
 /// Names the folder of Python packages that nobody here wrote.
 pub(crate) const PACKAGES_VARIABLE: &str = "ALKNET_TEST_PYTHONPATH";
 /// From power-on until the firmware, or the console, said what it has to say.
@@ -18,6 +21,11 @@ const SAID_WITHIN: Duration = Duration::from_secs(30);
 const REFUSED: &str = "Access Denied";
 /// What the console says where other keys decide what starts.
 const OTHER_KEYS: &str = "PCR 7 (Secure Boot or its keys)";
+
+/// A string of the machine's SMBIOS, which the stub appends to the command line of the image: all that makes another
+/// program the first one. They name ours here, so that it starts and can be asked.
+const OEM_STRING: &str =
+    "type=11,value=io.systemd.stub.kernel-cmdline-extra=rdinit=/init init=/init root=/dev/vda";
 
 /// Where the EFI system partition begins on the disk, as mtools has it, and our program there.
 const BOOT_AT: &str = "1M";
@@ -46,7 +54,7 @@ fn only_what_the_owner_signed_starts_and_opens_the_vault() {
     let node = owners().boot();
     let identity = node.identity().to_owned();
     let status = node.call("vault/status", &Value::Null);
-    let slot = json!({ "slot": 0, "pcrs": [7, 11], "pin": false,
+    let slot = json!({ "slot": 0, "pcrs": [7, 11, 12], "pin": false,
                        "protection": "measured and enforced" });
     assert_eq!(status["tpm2"], json!([slot]), "{status:#}");
     assert_eq!(node.info()["problems"], json!([]));
@@ -70,6 +78,58 @@ fn only_what_the_owner_signed_starts_and_opens_the_vault() {
     assert_eq!(node.identity(), identity);
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["opened_by"], "tpm2", "{status:#}");
+}
+
+/// Neither a slot as they are made now nor one that was made before they covered SMBIOS; that one is made anew as soon
+/// as the vault was opened in another way. Who switches Secure Boot off for a while can have such a string kept.
+#[test]
+fn a_command_line_of_smbios_opens_nothing_under_secure_boot() {
+    let bench = Bench::new();
+    let owner = Owner::create(bench.path(), "owner").expect("keys can be made");
+    let variables = enrolled(&bench, &owner, "owners");
+    let signed = by(&bench, &owner, &program(&bench), "signed");
+    install(&bench, &signed);
+    let machine = || {
+        let machine = bench.machine(Boot::UefiRaw).measured("own");
+        machine.secured(&variables).configured(WITH_PASSPHRASE)
+    };
+    let attacked = || machine().with(|vm| vm.argument("-smbios").argument(OEM_STRING));
+
+    let vm = machine().start();
+    asked(&vm, "new passphrase");
+    type_line(&vm, PASSPHRASE);
+    shown(&vm, "the same again");
+    type_line(&vm, PASSPHRASE);
+    let node = served(&bench, vm);
+    let identity = node.identity().to_owned();
+    let enforced = |slot: u32| {
+        json!([{ "slot": slot, "pcrs": [7, 11, 12], "pin": false,
+                 "protection": "measured and enforced" }])
+    };
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["tpm2"], enforced(0), "{status:#}");
+    node.end();
+
+    make_former_slot(&bench.raw(), &bench.path().join("own.tpm"));
+    let vm = attacked().start();
+    asked(&vm, "passphrase of the vault");
+    says(&vm, "something from beside the image was started with it");
+    type_line(&vm, PASSPHRASE);
+    let node = served(&bench, vm);
+    assert_eq!(node.identity(), identity);
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["opened_by"], "passphrase", "{status:#}");
+    assert_eq!(status["tpm2"], enforced(3), "{status:#}");
+    node.end();
+
+    // PCR 7 and 11 are as before.
+    let vm = attacked().start();
+    asked(&vm, "passphrase of the vault");
+    says(
+        &vm,
+        "to: PCR 12 (a command line or add-on from beside the image) has another value",
+    );
+    assert!(!vm.console().text().contains("alknet: ready"));
 }
 
 /// The firmware does not start what is on the disk.

@@ -8,7 +8,7 @@ use alknet_vault::slots::{Alkv, Key, OpenAlkv, SlotError, SlotId, SlotType, memo
 use super::{Attempt, Halt, Place, Session, Want, find, has_passphrase, has_pin, on_disk};
 use crate::data;
 use crate::vault::by_tpm;
-use crate::vault::open::{UNATTENDED, by_passphrase, memory_kib, unattended};
+use crate::vault::open::{UNATTENDED, by_passphrase, memory_kib, seed_for, unattended};
 
 impl Session {
     /// The vault, by what needs nobody, else by the passphrase that was typed.
@@ -203,7 +203,7 @@ pub(super) fn opens_by_itself(place: &Place<'_>, id: SlotId, kind: SlotType) -> 
     let opened = match kind {
         SlotType::None => alkv.open(id, &mut Key::Stored),
         SlotType::Provisioning => {
-            let seed = media.seed_key_of(alkv.uuid());
+            let seed = seed_for(&media, &alkv, id);
             let seed = seed
                 .ok_or_else(|| Halt::refused("no medium with a seed.key of this vault is there"))?;
             alkv.open(id, &mut Key::Seed(seed))

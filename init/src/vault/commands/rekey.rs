@@ -16,7 +16,7 @@ use super::{Attempt, Halt, Place, Session, Want, name, on_disk};
 use crate::data::{self, DataKeys};
 use crate::tpm;
 use crate::vault::by_tpm;
-use crate::vault::open::memory_kib;
+use crate::vault::open::{memory_kib, seed_for};
 
 /// What opens the slots that stay.
 struct Keys {
@@ -100,7 +100,7 @@ impl Session {
                 SlotParams::Kms(_) => self
                     .share_for(place, slot)?
                     .map(|share| keys.shares.push((id, share))),
-                SlotParams::Provisioning if keys.media.seed_key_of(alkv.uuid()).is_none() => {
+                SlotParams::Provisioning if seed_for(&keys.media, alkv, id).is_none() => {
                     Err("no medium with its seed.key is attached".to_owned())
                 }
                 _ => Ok(()),
@@ -191,7 +191,7 @@ impl Keys {
             match slot.kind() {
                 SlotType::None => list.push((slot.id(), Key::Stored)),
                 SlotType::Provisioning => {
-                    let seed = self.media.seed_key_of(alkv.uuid());
+                    let seed = seed_for(&self.media, alkv, slot.id());
                     list.extend(seed.map(|seed| (slot.id(), Key::Seed(seed))));
                 }
                 _ => {}

@@ -5,7 +5,7 @@ use alknet_tpm::Pin;
 use alknet_tpm::predict::file_digest;
 use alknet_vault::audit::Event;
 use alknet_vault::slots::{
-    Alkv, Argon2Params, Consent, NewSlot, SeedKey, Slot, SlotId, SlotParams, SlotType,
+    Alkv, Argon2Params, Consent, Key, NewSlot, SeedKey, Slot, SlotId, SlotParams, SlotType,
     memory_cap_kib,
 };
 use data_encoding::HEXLOWER;
@@ -150,24 +150,30 @@ impl Session {
     }
 
     /// The key goes onto the medium first: a slot whose key is nowhere would be a promise that nobody
-    /// keeps. A key of this vault that a medium has already is taken again.
+    /// keeps. It is always a new one: the id of the vault is no secret, and who wrote a key that names it knows that key.
     fn add_provisioning(&mut self, place: &Place<'_>) -> Attempt<Vec<String>> {
         let media = place.sources.secrets();
         let alkv = self.opened(place)?.alkv();
         let vault = alkv.uuid();
-        if let Some(seed) = media.seed_key_of(vault) {
-            let opens = |slot: &Slot| {
-                let mut key = alknet_vault::slots::Key::Seed(seed);
+        let mut opened = None;
+        for found in media.seed_keys_of(vault) {
+            let opens = |slot: &&Slot| {
+                let mut key = Key::Seed(&found.key);
                 slot.kind() == SlotType::Provisioning && alkv.open(slot.id(), &mut key).is_ok()
             };
-            if let Some(slot) = alkv.slots().iter().find(|slot| opens(slot)) {
+            let Some(slot) = alkv.slots().iter().find(opens) else {
                 let text = format!(
-                    "the medium that is attached opens slot {} already",
-                    slot.id()
+                    "{} has a seed.key that names this vault and opens no slot of it, so somebody else may have \
+                     written it; delete it there, or take that medium away",
+                    found.source
                 );
                 return Err(Halt::Refused(text));
-            }
-            return self.add(place, NewSlot::Provisioning(seed));
+            };
+            opened = Some(slot.id());
+        }
+        if let Some(id) = opened {
+            let text = format!("the medium that is attached opens slot {id} already");
+            return Err(Halt::Refused(text));
         }
         let seed = SeedKey::generate(vault)?;
         let put = place.sources.put(&seed, self.typed.confirmed);

@@ -353,6 +353,43 @@ fn a_medium_gets_a_key_and_the_last_passphrase_goes_with_the_words_only() {
     assert!(why.contains("attach the medium"), "{why}");
 }
 
+/// Somebody left a medium with a key of their own that names this vault, whose id lies in the clear.
+#[test]
+fn a_key_that_this_machine_did_not_make_becomes_no_slot_and_hides_no_other() {
+    let machine = Machine::new();
+    let forged = SeedKey::generate(on_listed(&machine).uuid()).expect("random numbers");
+    machine.put(&forged, false).expect("written");
+    let why = machine.refused("slot add provisioning", vec![]);
+    assert!(
+        why.contains("fw_cfg has a seed.key") && why.contains("opens no slot"),
+        "{why}"
+    );
+    assert_eq!(machine.slots(), [(0, SlotType::None)]);
+
+    // Where it is found before the right one.
+    std::fs::remove_dir_all(machine.paths().fw_cfg).expect("it is there");
+    machine.done("slot add provisioning", vec![]);
+    let folder = machine.paths().fw_cfg.join("node");
+    std::fs::create_dir_all(&folder).expect("writable");
+    let line = forged.to_text();
+    let document = format!(
+        "version = 1\n[secrets]\nseed_key = \"{}\"\n",
+        line.expose().trim()
+    );
+    std::fs::write(folder.join("raw"), document).expect("writable");
+    let media = machine.secrets();
+    assert_eq!(media.seed_keys.len(), 2);
+    assert_eq!(media.seed_keys[0].key.to_text().expose(), line.expose());
+    let why = machine.refused("slot add provisioning", vec![]);
+    assert!(why.contains("opens no slot"), "{why}");
+    assert!(machine.done("slot test 1", vec![]).contains("opens"));
+    let found = data::copies(&machine.device()).load().expect("good");
+    let found = found.expect("a vault");
+    let kind = SlotType::Provisioning;
+    let opened = crate::vault::open::unattended(&found, kind, &machine.keeper, &media);
+    assert!(opened.is_ok(), "{:?}", opened.err());
+}
+
 /// The disk answers the running machine with a copy that lists other slots, or with older copies.
 #[test]
 fn slots_that_only_the_disk_lists_replace_no_proof() {

@@ -148,7 +148,7 @@ fn an_update_is_predicted_from_what_runs() {
     let expected = PcrValues::from([(4, pcr_4(2, next)), (11, pcr_11), (12, [0; 32])]);
     assert_eq!(measured, Ok(expected));
     let enforced = update.predict(&PcrChoice::enforced(), &now);
-    assert_eq!(enforced, Ok(PcrValues::from([(11, pcr_11)])));
+    assert_eq!(enforced, Ok(PcrValues::from([(11, pcr_11), (12, [0; 32])])));
     let with = |pcr_12| PcrValues::from([(4, pcr_4(2, running)), (12, pcr_12)]);
     assert!(
         update
@@ -159,6 +159,10 @@ fn an_update_is_predicted_from_what_runs() {
     let other_pcr_4 = PcrValues::from([(4, pcr_4(2, next)), (12, [0; 32])]);
     for other in [PcrValues::new(), no_pcr_12, other_pcr_4, with([1; 32])] {
         let refused = update.predict(&PcrChoice::measured(), &other);
+        assert!(matches!(refused, Err(PredictError::Unpredictable(_))));
+    }
+    for other in [PcrValues::new(), with([1; 32])] {
+        let refused = update.predict(&PcrChoice::enforced(), &other);
         assert!(matches!(refused, Err(PredictError::Unpredictable(_))));
     }
 }

@@ -1,4 +1,4 @@
-//! What a stub measures that does not come from the image: a command line of the boot entry.
+//! What a stub measures that does not come from the image: a command line of the boot entry, or of SMBIOS.
 
 use alknet_tpm::{Expected, PcrChoice, PcrValues, TpmError, TpmSource};
 use alknet_vault::slots::{Key, NewSlot, NewVault, OpenAlkv, SlotId, SlotParams, SlotType};
@@ -10,6 +10,11 @@ use crate::{kek, pin};
 /// As slots were made before they covered it.
 fn former() -> PcrChoice {
     PcrChoice::of(vec![4, 11]).expect("two of them")
+}
+
+/// The same under Secure Boot.
+fn former_enforced() -> PcrChoice {
+    PcrChoice::of(vec![7, 11]).expect("two of them")
 }
 
 fn vault() -> OpenAlkv {
@@ -24,38 +29,41 @@ fn it_opens_nothing_and_nothing_is_sealed_to_it() {
         let sealed = machine.tpm().seal(&kek(), choice, Expected::Current, None);
         sealed.expect("sealed")
     };
-    let (slot, uncovered) = (seal(&PcrChoice::measured()), seal(&former()));
-    assert_eq!(slot.pcrs(), [4, 11, 12]);
-    assert_eq!(slot.values()[2], [0; 32]);
-    for slot in [&slot, &uncovered] {
+    let choices = [PcrChoice::measured(), PcrChoice::enforced()];
+    let slots = choices.each_ref().map(&seal);
+    let uncovered = [former(), former_enforced()].each_ref().map(&seal);
+    assert_eq!(slots[0].pcrs(), [4, 11, 12]);
+    assert_eq!(slots[1].pcrs(), [7, 11, 12]);
+    for slot in &slots {
+        assert_eq!(slot.values()[2], [0; 32]);
+    }
+    for slot in slots.iter().chain(&uncovered) {
         machine.tpm().unseal(slot, None).expect("unsealed");
         machine.tpm().check(slot).expect("nothing changed");
     }
     machine.extend(12, &[1; 32]);
     let mut tpm = machine.tpm();
-    for refused in [tpm.unseal(&slot, None).err(), tpm.check(&slot).err()] {
-        let Some(TpmError::WrongPcrs { changed }) = refused else {
-            panic!("{refused:?}");
-        };
-        assert_eq!(changed, [12]);
+    for slot in &slots {
+        for refused in [tpm.unseal(slot, None).err(), tpm.check(slot).err()] {
+            let Some(TpmError::WrongPcrs { changed }) = refused else {
+                panic!("{refused:?}");
+            };
+            assert_eq!(changed, [12]);
+        }
     }
-    for refused in [
-        tpm.unseal(&uncovered, None).err(),
-        tpm.check(&uncovered).err(),
-        tpm.seal(&kek(), &PcrChoice::measured(), Expected::Current, None)
-            .err(),
-    ] {
-        assert!(matches!(refused, Some(TpmError::FromBeside)), "{refused:?}");
+    for slot in &uncovered {
+        for refused in [tpm.unseal(slot, None).err(), tpm.check(slot).err()] {
+            assert!(matches!(refused, Some(TpmError::FromBeside)), "{refused:?}");
+        }
     }
     // Predicted or not.
     let then = PcrValues::from([(12, [2; 32])]);
-    let refused = tpm.seal(
-        &kek(),
-        &PcrChoice::measured(),
-        Expected::Predicted(&then),
-        None,
-    );
-    assert!(matches!(refused, Err(TpmError::FromBeside)), "{refused:?}");
+    for choice in &choices {
+        for expected in [Expected::Current, Expected::Predicted(&then)] {
+            let refused = tpm.seal(&kek(), choice, expected, None);
+            assert!(matches!(refused, Err(TpmError::FromBeside)), "{refused:?}");
+        }
+    }
     drop(tpm);
     machine.assert_clean();
 }
@@ -65,13 +73,14 @@ fn slots_that_do_not_cover_it_are_made_anew_for_the_same_programs() {
     let mut machine = Machine::booted();
     let (other, wanted) = (Machine::booted(), pin("1234"));
     let mut open = vault();
-    let add = |machine: &Machine, open: &mut OpenAlkv, pin| {
-        let added = machine.tpm().add_slot(open, &former(), pin);
+    let add = |machine: &Machine, open: &mut OpenAlkv, choice: &PcrChoice, pin| {
+        let added = machine.tpm().add_slot(open, choice, pin);
         added.expect("added")
     };
-    let own = add(&machine, &mut open, None);
-    let with_pin = add(&machine, &mut open, Some(&wanted));
-    let of_other = add(&other, &mut open, None);
+    let own = add(&machine, &mut open, &former(), None);
+    let enforced = add(&machine, &mut open, &former_enforced(), None);
+    let with_pin = add(&machine, &mut open, &former(), Some(&wanted));
+    let of_other = add(&other, &mut open, &former(), None);
     // For the image before, or the one after.
     machine.extend(11, &[3; 32]);
     let values = machine.tpm().pcr_values(&[4, 11]).expect("readable");
@@ -86,7 +95,7 @@ fn slots_that_do_not_cover_it_are_made_anew_for_the_same_programs() {
 
     let done = machine.tpm().cover_slots(&mut open, None).expect("covered");
     let old: Vec<_> = done.iter().map(|(old, _)| *old).collect();
-    assert_eq!(old, [own, of_next]);
+    assert_eq!(old, [own, enforced, of_next]);
     let bound_to = |open: &OpenAlkv, id: SlotId| {
         let slot = open.alkv().slots().iter().find(|slot| slot.id() == id)?;
         match slot.params() {
@@ -97,12 +106,12 @@ fn slots_that_do_not_cover_it_are_made_anew_for_the_same_programs() {
     for id in [with_pin, of_other] {
         assert_eq!(bound_to(&open, id), Some(vec![4, 11]));
     }
-    for id in [own, of_next] {
+    for id in [own, enforced, of_next] {
         assert_eq!(bound_to(&open, id), None);
     }
-    for (_, id) in &done {
-        assert_eq!(bound_to(&open, *id), Some(vec![4, 11, 12]));
-    }
+    let pcrs = done.iter().map(|(_, id)| bound_to(&open, *id));
+    let pcrs: Vec<_> = pcrs.map(|pcrs| pcrs.expect("it is there")).collect();
+    assert_eq!(pcrs, [[4, 11, 12], [7, 11, 12], [4, 11, 12]]);
     let again = machine
         .tpm()
         .cover_slots(&mut open, None)
@@ -114,10 +123,11 @@ fn slots_that_do_not_cover_it_are_made_anew_for_the_same_programs() {
         let mut key = Key::Source(SlotType::Tpm2, &mut source);
         open.alkv().open(id, &mut key)
     };
-    let [(_, own), (_, of_next)] = done[..] else {
+    let [(_, own), (_, enforced), (_, of_next)] = done[..] else {
         panic!("{done:?}");
     };
     assert!(opens(&machine, &open, own, None).is_ok());
+    assert!(opens(&machine, &open, enforced, None).is_ok());
     assert!(opens(&machine, &open, of_next, None).is_err());
     // By a PIN that was typed only the slot that it opened.
     let mut by_pin = opens(&machine, &open, with_pin, Some(pin("1234"))).expect("opens");

@@ -54,7 +54,7 @@ fn unseal(machine: &Machine, pin: Option<&str>) -> Result<Vec<u8>, String> {
         "tpm2_startauthsession",
         &["--policy-session", "-S", "session"],
     );
-    machine.tool("tpm2_policypcr", &["-S", "session", "-l", "sha256:7,11"]);
+    machine.tool("tpm2_policypcr", &["-S", "session", "-l", "sha256:7,11,12"]);
     let auth = match pin {
         Some(pin) => {
             machine.tool("tpm2_policyauthvalue", &["-S", "session"]);

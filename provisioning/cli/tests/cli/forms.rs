@@ -22,7 +22,7 @@ fn check(loaded: &Loaded, vault: Option<&str>) {
         None => assert!(loaded.secrets.seed_keys.is_empty()),
         Some(vault) => {
             let vault = vault.parse().expect("an id");
-            assert!(loaded.secrets.seed_key_of(vault).is_some());
+            assert!(loaded.secrets.seed_keys_of(vault).next().is_some());
         }
     }
 }

@@ -65,6 +65,43 @@ async fn only_the_key_that_is_let_in_again_comes_back_after_a_removal() {
     assert_eq!(hub.code(9, &older, NOW).await, "ENROLL_INVALID");
 }
 
+/// Somebody found a key that a peer replaced, and is given a token or waits to be let in.
+#[tokio::test]
+async fn a_key_that_ended_changes_nothing_of_the_peer_that_had_it() {
+    let hub = hub(EnrolMode::Approve);
+    let peer = hub.worker_with("jobs:run").await;
+    let knock = request(None, Some("kitchen"));
+    // Waits before it is one that ended.
+    assert_eq!(hub.code(5, &knock, NOW).await, "ENROLL_PENDING");
+    let all = hub.desk.peers().await.expect("listed");
+    let own = all.into_iter().find(|entry| entry.peer_id == peer);
+    let mut own = own.expect("it was taken");
+    own.keys = vec![key(1), key(5), key(9)];
+    own.key_ends = [(key(1), NOW - 1), (key(5), NOW - 1)].into();
+    hub.peers.put(own).await.expect("a peer");
+    assert!(hub.peers.by_key(&key(1)).is_none());
+    assert!(hub.peers.by_key(&key(9)).is_some());
+    let before = hub.desk.peers().await.expect("listed");
+
+    let token = hub.token(TokenKind::Once, worker()).await;
+    let ask = request(Some(&token), Some("kitchen"));
+    assert_eq!(hub.code(1, &ask, NOW).await, "ENROLL_INVALID");
+    assert_eq!(hub.code(1, &knock, NOW).await, "ENROLL_INVALID");
+    let waits = fingerprint(&key(5));
+    let approved = hub
+        .desk
+        .approve(&waits, approval("admin"), Some(NOW), hub.start);
+    let approved = approved.await;
+    assert!(
+        matches!(approved, Err(ApproveError::Enrol(EnrolError::Invalid))),
+        "{approved:?}"
+    );
+    let after = hub.desk.peers().await.expect("listed");
+    assert_eq!(after, before);
+    // The token is as good as before, for a key that no peer had.
+    assert_eq!(hub.code(3, &ask, NOW).await, "taken");
+}
+
 /// A removal whose first write is made, and nothing after it.
 async fn shut_out_only(hub: &Hub, peer: PeerId) {
     let tombstone = PeerPatch {
