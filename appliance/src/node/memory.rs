@@ -42,8 +42,10 @@ const LEFT_PART_KNOWN: u64 = 32;
 const OWN_PART_KNOWN: u64 = 4;
 const LEFT_PART_LAST: u64 = 64;
 
-/// Memory that is short for so many rounds in a row, a few seconds, is known peers': unknown ones have none left.
+/// Memory that is short for so many rounds in a row, a few seconds, is known peers': unknown ones have none left. After as
+/// many more, a minute, the library has none of theirs either that it had when it began.
 const ROUNDS_OF_UNKNOWN: u32 = 10;
+const ROUNDS_OF_CLOSING: u32 = 100;
 
 /// How long the problem is told after connections were ended.
 const TOLD: Duration = Duration::from_secs(60);
@@ -136,7 +138,8 @@ impl Memory {
         let for_long = rounds > ROUNDS_OF_UNKNOWN;
         let left = if for_long { LEFT_PART } else { LEFT_PART_KNOWN };
         let last = self.is_short(own, LEFT_PART_LAST, OWN_PART_KNOWN);
-        last || closing == 0 && self.is_short(own, left, OWN_PART_KNOWN)
+        let waits = closing > 0 && rounds <= ROUNDS_OF_CLOSING;
+        last || !waits && self.is_short(own, left, OWN_PART_KNOWN)
     }
 
     /// Whether less than the first part of it is left, and the node has the second at least.
@@ -336,6 +339,8 @@ mod tests {
         // What unknown peers had is coming back.
         assert!(!known(15, 128, 1, 1));
         assert!(known(7, 128, 1, 1));
+        assert!(!known(31, 128, ROUNDS_OF_CLOSING, 1));
+        assert!(known(31, 128, ROUNDS_OF_CLOSING + 1, 1));
         // What is short for so long is not theirs.
         assert!(!known(31, 128, ROUNDS_OF_UNKNOWN, 0));
         assert!(known(31, 128, ROUNDS_OF_UNKNOWN + 1, 0));

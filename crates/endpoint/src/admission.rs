@@ -435,8 +435,14 @@ impl Admission {
         }
     }
 
-    /// Counts a connection from `from`.
-    pub(crate) fn connect(&mut self, conn: ConnId, from: IpAddr, known: bool) -> Result<(), Full> {
+    /// Counts a connection from `from`. `is_kept`: the library keeps it for a while after its end, as QUIC's.
+    pub(crate) fn connect(
+        &mut self,
+        conn: ConnId,
+        from: IpAddr,
+        known: bool,
+        is_kept: bool,
+    ) -> Result<(), Full> {
         let full = self.connections >= self.limits.connections_max;
         if known {
             if full {
@@ -444,7 +450,7 @@ impl Admission {
             }
         } else {
             let network = Network::of(from);
-            if self.is_full_of_closing(network) {
+            if is_kept && self.is_full_of_closing(network) {
                 return Err(Full::Closing);
             }
             let here = self.by_network.get(&network).copied().unwrap_or(0);
@@ -550,12 +556,13 @@ impl Admission {
     }
 
     /// Whether the library has as many ended connections of unknown peers of this network, or of its site, as they may
-    /// have that live, or as many of all of them.
+    /// have that live; or as many of all of them, and of these some of this site: others are let in whatever one has.
     fn is_full_of_closing(&self, network: Network) -> bool {
         let most = self.limits.per_address_max;
+        let of_site = self.closing.of_site(network);
         self.closing.of(&Owner::Network(network)) >= most
-            || self.closing.of_site(network) >= most.saturating_mul(SITE_NETWORKS)
-            || self.closing.of_unknown() >= self.limits.strangers_max()
+            || of_site >= most.saturating_mul(SITE_NETWORKS)
+            || of_site > 0 && self.closing.of_unknown() >= self.limits.strangers_max()
     }
 
     /// Whose connections are those of peers that were unknown until they showed a token.

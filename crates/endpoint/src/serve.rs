@@ -195,7 +195,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, arrived: Arrived, paid: bool) {
     if !shared.settle(&connection, from, resolved.as_ref(), paid) {
         return close(&connection, (CloseCode::Overload, "too many handshakes"));
     }
-    let mut place = match Place::take(&shared, &connection, from, known) {
+    let mut place = match Place::take(&shared, &connection, from, known, credit.is_some()) {
         Ok(place) => place,
         Err(end) => return close(&connection, end),
     };
@@ -472,6 +472,8 @@ struct Place<'a> {
     from: IpAddr,
     conn: ConnId,
     peer: Option<PeerId>,
+    /// Whose it is, whether there is room for it or not.
+    of: Option<PeerId>,
     /// Its receive window, where the carriage has one.
     credit: Option<Arc<Credit>>,
 }
@@ -496,13 +498,14 @@ impl<'a> Place<'a> {
         connection: &Connection,
         from: IpAddr,
         known: bool,
+        is_kept: bool,
     ) -> Result<Self, End> {
         let conn = connection.id();
         if !known && shared.live.is_short() {
             shared.meters.hit(Limit::Memory);
             return Err(RELIEF_END);
         }
-        let taken = shared.admission().connect(conn, from, known);
+        let taken = shared.admission().connect(conn, from, known, is_kept);
         if let Err(full) = taken {
             shared.meters.hit(full.limit());
             if !shared.evict(full) {
@@ -515,6 +518,7 @@ impl<'a> Place<'a> {
             from,
             conn,
             peer: None,
+            of: None,
             credit: None,
         })
     }
@@ -533,6 +537,7 @@ impl<'a> Place<'a> {
     }
 
     fn identify(&mut self, peer: &PeerId, newest_wins: bool) -> Result<(), End> {
+        self.of = Some(peer.clone());
         let own_max = self.shared.identities.max_connections(peer);
         let mut admission = self.shared.admission();
         let entry = admission.identify(peer, self.conn, newest_wins, own_max);
@@ -558,6 +563,7 @@ impl Drop for Place<'_> {
     fn drop(&mut self) {
         let mut admission = self.shared.admission();
         let owner = admission.disconnect(self.conn, self.peer.as_ref());
+        let owner = self.of.take().map(Owner::Peer).or(owner);
         let closing = self.credit.take().zip(owner);
         if let Some((_, owner)) = &closing {
             admission.begin_closing(owner);

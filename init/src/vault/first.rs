@@ -52,22 +52,30 @@ impl First<'_> {
         if !self.config.unlock.is_empty() {
             return self.config.unlock.clone();
         }
-        let mut slots = Vec::new();
-        if tpm::is_usable(log) {
-            slots.push(VaultUnlock::Tpm2);
-        }
-        if self.seed().is_some() {
-            slots.push(VaultUnlock::Provisioning);
-        }
-        if slots.is_empty() {
-            slots.push(VaultUnlock::None);
-        }
-        slots
+        // One, and not a medium's key beside it that nobody asked for: whoever left the medium has the key.
+        vec![if tpm::is_usable(log) {
+            VaultUnlock::Tpm2
+        } else if self.seed().is_some() {
+            VaultUnlock::Provisioning
+        } else {
+            VaultUnlock::None
+        }]
     }
 
     /// The key that a medium has for this machine: without a vault, the first.
     fn seed(&self) -> Option<&SeedKey> {
         self.media.seed_keys.first().map(|found| &found.key)
+    }
+
+    /// Where keys lie of which only one can be the owner's.
+    fn rival_seeds(&self) -> Option<String> {
+        let keys = &self.media.seed_keys;
+        let texts: Vec<_> = keys.iter().map(|found| found.key.to_text()).collect();
+        let same = texts
+            .windows(2)
+            .all(|two| two[0].expose() == two[1].expose());
+        let sources = keys.iter().map(|found| found.source.to_string());
+        (!same).then(|| sources.collect::<Vec<_>>().join(", "))
     }
 
     /// Whether somebody types a PIN at every start, besides what the TPM measures.
@@ -112,7 +120,17 @@ impl First<'_> {
             again.map_err(failed)
         };
         match (&self.media.words, self.config.init) {
-            (Some(words), _) => Ok((copy(&words.entropy)?, false)),
+            (Some(words), VaultInit::Provisioned) => Ok((copy(&words.entropy)?, false)),
+            // Whoever left the medium would have the words of this node for ever.
+            (Some(words), _) => Err(Waiting::new(
+                Ask::Nothing,
+                "vault-waits",
+                format!(
+                    "{} has words, and vault.init does not ask for those of a medium",
+                    words.source
+                ),
+                "remove the medium; or set vault.init to \"provisioned\" if the words are this node's",
+            )),
             (None, VaultInit::Provisioned) => Err(Waiting::new(
                 Ask::Nothing,
                 "vault-waits",
@@ -151,6 +169,18 @@ pub(crate) fn create(first: &First<'_>, log: &Log) -> Result<Made, Waiting> {
             "vault-waits",
             "no medium with a seed.key is attached",
             "attach the medium that 'alknet provision' wrote; it is looked for every 3 seconds",
+        ));
+    }
+    if kinds.contains(&VaultUnlock::Provisioning)
+        && let Some(sources) = first.rival_seeds()
+    {
+        return Err(Waiting::new(
+            Ask::Nothing,
+            "vault-waits",
+            format!(
+                "there are several seed.keys ({sources}), and one of them is to open the vault"
+            ),
+            "leave the medium attached that 'alknet provision' wrote for this machine, and no other",
         ));
     }
     // It takes a while and is kept: what somebody types is asked for after it.
@@ -263,7 +293,8 @@ fn with_slots(
     let mut made: Option<OpenAlkv> = None;
     let mut vault = Some(vault);
     // A medium's key and another node's share are of one vault that is named already.
-    let seed = first.seed().map(SeedKey::vault);
+    let has_seed = kinds.contains(&VaultUnlock::Provisioning);
+    let seed = first.seed().filter(|_| has_seed).map(SeedKey::vault);
     let named = shared.as_ref().map(|shared| shared.vault).or(seed);
     for kind in kinds {
         let mut put = |slot: NewSlot<'_>| match (&mut made, vault.take()) {

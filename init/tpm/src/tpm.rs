@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use zeroize::Zeroizing;
 
@@ -52,6 +53,9 @@ impl Done {
     }
 }
 
+/// Has one at a time ask the driver to begin again.
+static ASKING: Mutex<()> = Mutex::new(());
+
 impl Tpm<File> {
     /// The TPM of this machine. One that the kernel gave up when the machine started is asked again, which takes a few
     /// seconds where it still does not answer, and only root can.
@@ -64,8 +68,15 @@ impl Tpm<File> {
             let TpmError::Unanswered = error else {
                 return Err(error);
             };
-            driver::ask_again(sys);
-            channel::open(dev, sys)
+            // Whoever waited for another one finds what that came to: a driver that works must not be let go of.
+            let _one = ASKING.lock().unwrap_or_else(PoisonError::into_inner);
+            match channel::open(dev, sys) {
+                Err(TpmError::Unanswered) => {
+                    driver::ask_again(sys);
+                    channel::open(dev, sys)
+                }
+                opened => opened,
+            }
         });
         opened.map(Self::new)
     }

@@ -341,6 +341,37 @@ fn a_promoted_operation_runs_nothing_as_its_caller() {
     assert_eq!(keys, [&json!([administers])], "{peers:#}");
 }
 
+/// An operation of somebody's is called by another peer, and shows a token of its author's on that peer's connection.
+#[test]
+fn a_promoted_operation_does_not_authenticate_its_caller() {
+    let bench = Bench::new();
+    let [ada, rev] = ["ada", "rev"].map(|name| bench.somebody(name));
+    let people: [(&str, &Cli, &[&str]); 2] = [
+        ("ada", &ada, &["ops:propose"]),
+        ("rev", &rev, &["ops:promote"]),
+    ];
+    let node = bench.host_with(&configuration("", &people));
+    let made = node.call("token/make", &json!({ "scopes": ["node:read"] }));
+    let token = made["token"].as_str().expect("a token");
+    let source = format!(
+        "export const run = async (go) => {{
+             if (!go) return 'done';
+             try {{ return await ops.call('session/authenticate', {{ token: '{token}' }}); }}
+             catch (error) {{ return [error.code, error.message.includes('whoever made it')]; }}
+         }};"
+    );
+    let draft = Draft {
+        uses: &["session/authenticate"],
+        input: json!({ "type": "boolean" }),
+        example: json!(false),
+        source: &source,
+        ..Draft::waits("helpful")
+    };
+    promote(&bench, node.target(), ("ada", &ada), &rev, &draft);
+    let told = node.call("js/helpful", &json!(true));
+    assert_eq!(told, json!(["FORBIDDEN", true]));
+}
+
 /// What a script is granted and uses, bytes: more than a worker has that was granted nothing.
 const GRANTED: u64 = 768 << 20;
 const USED: u64 = 512 << 20;

@@ -233,15 +233,18 @@ fn addresses_of_one_network_count_as_one() {
     let v6 = |n: u16| -> IpAddr { [0x2001, 0xdb8, 0, n, 0, 0, 0, 1].into() };
     for network in [[v4(1), v4(2), v4(3)], [v6(1), v6(2), v6(3)]] {
         let conn = |n: usize| ConnId(u64::try_from(n).unwrap_or_default());
-        assert_eq!(admission.connect(conn(1), network[0], false), Ok(()));
-        assert_eq!(admission.connect(conn(2), network[1], false), Ok(()));
+        assert_eq!(admission.connect(conn(1), network[0], false, true), Ok(()));
+        assert_eq!(admission.connect(conn(2), network[1], false, true), Ok(()));
         let full = Full::Network(Network::of(network[2]));
-        assert_eq!(admission.connect(conn(3), network[2], false), Err(full));
+        assert_eq!(
+            admission.connect(conn(3), network[2], false, true),
+            Err(full)
+        );
         assert_eq!(full.limit(), Limit::ConnectionsPerAddress);
         // A known peer behind the same network is none of them, nor one that proves itself later.
-        assert_eq!(admission.connect(conn(4), network[2], true), Ok(()));
+        assert_eq!(admission.connect(conn(4), network[2], true, true), Ok(()));
         assert!(admission.authenticated(conn(1), &peer("a")));
-        assert_eq!(admission.connect(conn(3), network[2], false), Ok(()));
+        assert_eq!(admission.connect(conn(3), network[2], false, true), Ok(()));
         for n in 1..=4 {
             admission.disconnect(conn(n), None);
         }
@@ -260,7 +263,7 @@ fn tokens_take_no_more_than_half_of_the_places() {
     };
     let mut admission = Admission::new(limits);
     let mut connect = |n: u64, who: &str| {
-        let place = admission.connect(ConnId(n), elsewhere(n as u32), false);
+        let place = admission.connect(ConnId(n), elsewhere(n as u32), false, true);
         place.is_ok() && admission.authenticated(ConnId(n), &peer(who))
     };
     for n in 0..4 {
@@ -287,16 +290,19 @@ fn a_share_of_the_places_is_for_known_peers() {
     let mut admission = Admission::new(limits);
     for n in 0..6 {
         assert_eq!(
-            admission.connect(ConnId(n), elsewhere(n as u32), false),
+            admission.connect(ConnId(n), elsewhere(n as u32), false, true),
             Ok(())
         );
     }
     let one_more =
-        |admission: &mut Admission, known| admission.connect(ConnId(9), elsewhere(9), known);
+        |admission: &mut Admission, known| admission.connect(ConnId(9), elsewhere(9), known, true);
     let full = Full::Strangers(Network::of(elsewhere(9)));
     assert_eq!(one_more(&mut admission, false), Err(full));
     for n in 6..8 {
-        assert_eq!(admission.connect(ConnId(n), elsewhere(1), true), Ok(()));
+        assert_eq!(
+            admission.connect(ConnId(n), elsewhere(1), true, true),
+            Ok(())
+        );
     }
     // From here on one of an unknown peer has to go for a known one: the handshake is let begin.
     assert_eq!(one_more(&mut admission, true), Err(Full::All));
@@ -325,17 +331,17 @@ fn a_share_of_the_places_is_for_known_peers() {
 fn other_limits_count_at_once_and_end_nobody() {
     let (mut admission, limits, _) = admission();
     for n in 0..3 {
-        assert_eq!(admission.connect(ConnId(n), v4(1), false), Ok(()));
+        assert_eq!(admission.connect(ConnId(n), v4(1), false, true), Ok(()));
     }
     admission.set_limits(Limits {
         per_address_max: 1,
         ..limits
     });
     let full = Full::Network(Network::of(v4(1)));
-    assert_eq!(admission.connect(ConnId(3), v4(1), false), Err(full));
+    assert_eq!(admission.connect(ConnId(3), v4(1), false, true), Err(full));
     assert_eq!(admission.connections, 3);
     admission.set_limits(limits);
-    assert_eq!(admission.connect(ConnId(3), v4(1), false), Ok(()));
+    assert_eq!(admission.connect(ConnId(3), v4(1), false, true), Ok(()));
 }
 
 /// However many addresses with proof stall in the middle: the newest gets in, and the network that has the
@@ -493,15 +499,18 @@ fn a_site_counts_for_a_few_of_its_networks() {
     };
     let most = limits.per_address_max * SITE_NETWORKS;
     for n in 0..most {
-        assert_eq!(admission.connect(ConnId(n.into()), v6(1, n), false), Ok(()));
+        assert_eq!(
+            admission.connect(ConnId(n.into()), v6(1, n), false, true),
+            Ok(())
+        );
     }
     let full = Full::Site(Network::of(v6(1, 7)));
     let conn = ConnId(most.into());
-    assert_eq!(admission.connect(conn, v6(1, 7), false), Err(full));
-    assert_eq!(admission.connect(conn, v6(2, 7), false), Ok(()));
+    assert_eq!(admission.connect(conn, v6(1, 7), false, true), Err(full));
+    assert_eq!(admission.connect(conn, v6(2, 7), false, true), Ok(()));
     admission.disconnect(ConnId(0), None);
     let conn = ConnId(u64::from(most) + 1);
-    assert_eq!(admission.connect(conn, v6(1, 7), false), Ok(()));
+    assert_eq!(admission.connect(conn, v6(1, 7), false, true), Ok(()));
     let burst = limits.handshake_burst * SITE_NETWORKS;
     let charge =
         |admission: &mut Admission, site, n| admission.charge(Carriage::Quic, v6(site, n), now);
@@ -537,7 +546,7 @@ fn connections_that_ended_count_until_the_library_lets_go_of_them() {
     let network = Owner::Network(Network::of(from));
     let ends = |admission: &mut Admission, n| {
         let conn = ConnId(n);
-        assert_eq!(admission.connect(conn, from, false), Ok(()));
+        assert_eq!(admission.connect(conn, from, false, true), Ok(()));
         let owner = admission.disconnect(conn, None);
         assert_eq!(owner.as_ref(), Some(&network));
         admission.begin_closing(&network);
@@ -545,12 +554,14 @@ fn connections_that_ended_count_until_the_library_lets_go_of_them() {
     for n in 0..most {
         ends(&mut admission, n.into());
     }
-    let comes = |admission: &mut Admission| admission.connect(ConnId(1000), from, false);
+    let comes = |admission: &mut Admission| admission.connect(ConnId(1000), from, false, true);
     assert_eq!(comes(&mut admission), Err(Full::Closing));
     assert_eq!(admission.closing_of_unknown(), most);
+    // Over TCP nothing is kept.
+    assert_eq!(admission.connect(ConnId(999), from, false, false), Ok(()));
     // Another network is not theirs, unless it is of a site that has too many.
     let other: IpAddr = "203.0.113.1".parse().expect("an address");
-    assert_eq!(admission.connect(ConnId(1001), other, false), Ok(()));
+    assert_eq!(admission.connect(ConnId(1001), other, false, true), Ok(()));
     admission.end_closing(&network);
     assert_eq!(comes(&mut admission), Ok(()));
 
@@ -571,4 +582,37 @@ fn connections_that_ended_count_until_the_library_lets_go_of_them() {
     let entry = admission.identify(&who, ConnId(1002), false, None);
     assert_eq!(entry, Entry::Welcome);
     assert_eq!(admission.disconnect(ConnId(1002), Some(&who)), Some(owner));
+}
+
+/// One host has all networks of a site, and one tenant of a cloud many: others come in all the same.
+#[test]
+fn ended_connections_of_many_networks_keep_their_own_sites_out() {
+    let (mut admission, limits, _) = admission();
+    let v6 = |site: u32, n: u16| -> IpAddr {
+        let [high, low] = [(site >> 16) as u16, site as u16];
+        [0x2001, high, low, n << 8, 0, 0, 0, 1].into()
+    };
+    let owner = |site, n| Owner::Network(Network::of(v6(site, n)));
+    let most = limits.per_address_max;
+    let mut left = most * SITE_NETWORKS;
+    for n in 0.. {
+        let of_this = left.min(most - 1);
+        (0..of_this).for_each(|_| admission.begin_closing(&owner(1, n)));
+        left -= of_this;
+        if left == 0 {
+            break;
+        }
+    }
+    let mut comes = |from| admission.connect(ConnId(1), from, false, true);
+    assert_eq!(comes(v6(1, 200)), Err(Full::Closing));
+    assert_eq!(comes(v6(2, 200)), Ok(()));
+    for site in 3.. {
+        if admission.closing_of_unknown() == limits.strangers_max() {
+            break;
+        }
+        admission.begin_closing(&owner(site, 0));
+    }
+    let mut comes = |from| admission.connect(ConnId(2), from, false, true);
+    assert_eq!(comes(v6(3, 1)), Err(Full::Closing));
+    assert_eq!(comes(v6(2, 1)), Ok(()));
 }

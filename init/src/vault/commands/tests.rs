@@ -4,19 +4,21 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
+use alknet_core::config::{VaultInit, VaultSection, VaultUnlock};
 use alknet_provisioning::{KernelMounter, Paths, load_with};
 use alknet_sealed::Sealed;
 use alknet_sealed::limits::{DATA_AT, VAULT_A_AT, VAULT_B_AT};
 use alknet_tpm::predict::file_digest;
 use alknet_vault::audit::{AuditLog, BootId, Record};
 use alknet_vault::limits::COPY_BYTES;
-use alknet_vault::slots::{Key, KmsParams, NewSlot, NewVault, Pending, SlotType};
+use alknet_vault::slots::{Key, KmsParams, NewSlot, NewVault, Pending, SlotType, VaultId};
 use alknet_vault::{Entropy, WordCount};
 use data_encoding::HEXLOWER;
 
 use super::*;
 use crate::data::keyslot_tests::{format, vault};
 use crate::errand::{self, Hidden, Refusal};
+use crate::vault::{First, Offer, create};
 
 const BYTES: u64 = DATA_AT + (1 << 20);
 
@@ -351,6 +353,56 @@ fn a_medium_gets_a_key_and_the_last_passphrase_goes_with_the_words_only() {
     std::fs::remove_dir_all(machine.paths().fw_cfg).expect("it is there");
     let why = machine.refused("slot rm 2", vec![]);
     assert!(why.contains("attach the medium"), "{why}");
+}
+
+/// Somebody left a medium in a machine before its first start, with words or a key of their own.
+#[test]
+fn what_a_medium_brings_unasked_is_not_taken_at_a_first_start() {
+    let machine = Machine::new();
+    let folder = machine.paths().fw_cfg.join("node");
+    std::fs::create_dir_all(&folder).expect("writable");
+    let put = |secrets: &str| {
+        let document = format!("version = 1\n[secrets]\n{secrets}\n");
+        std::fs::write(folder.join("raw"), document).expect("writable");
+    };
+    let offer = Offer::default();
+    let refused = |config: &VaultSection| {
+        let media = machine.secrets();
+        let first = First {
+            config,
+            media: &media,
+            offer: &offer,
+            name: None,
+            escrow: machine.keeper.escrow(),
+        };
+        let made = create(&first, &machine.log);
+        made.map(drop).map_err(|waiting| waiting.problem.text)
+    };
+    let opened_by = |unlock, init| VaultSection {
+        unlock: vec![unlock],
+        init,
+        ..VaultSection::default()
+    };
+    let words = Entropy::generate(WordCount::TwentyFour).expect("random numbers");
+    put(&format!("words = \"{}\"", words.phrase().expose()));
+    for init in [VaultInit::Generate, VaultInit::Prompt] {
+        let why = refused(&opened_by(VaultUnlock::None, init));
+        let why = why.expect_err("nobody asked for them");
+        assert!(why.contains("vault.init does not ask"), "{why}");
+    }
+    let asked = opened_by(VaultUnlock::None, VaultInit::Provisioned);
+    assert_eq!(refused(&asked), Ok(()));
+
+    let key = || SeedKey::generate(VaultId::generate().expect("random numbers"));
+    let [own, forged] = [key(), key()].map(|key| key.expect("random numbers"));
+    let line = forged.to_text();
+    put(&format!("seed_key = \"{}\"", line.expose().trim()));
+    machine.put(&own, false).expect("written");
+    let by_key = opened_by(VaultUnlock::Provisioning, VaultInit::Generate);
+    let why = refused(&by_key).expect_err("which is it?");
+    assert!(why.contains("several seed.keys"), "{why}");
+    std::fs::remove_dir_all(&folder).expect("it is there");
+    assert_eq!(refused(&by_key), Ok(()));
 }
 
 /// Somebody left a medium with a key of their own that names this vault, whose id lies in the clear.
