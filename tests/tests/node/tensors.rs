@@ -260,10 +260,14 @@ fn an_operation_reads_and_writes_what_its_author_and_its_caller_may() {
         MATRIX.map(f32::to_le_bytes).concat(),
     ];
     fs::write(folder.join("small/m.safetensors"), file.concat()).expect("writable");
-    let reads = "tensor:read:small";
+    let (reads, writes) = ("tensor:read:small", "tensor:write:small");
     let people: [(&str, &Cli, &[&str]); 5] = [
         ("ada", &ada, &["ops:propose", "compute:run"]),
-        ("carl", &carl, &["ops:propose", reads]),
+        (
+            "carl",
+            &carl,
+            &["ops:propose", "compute:run", reads, writes],
+        ),
         ("rev", &rev, &["ops:promote"]),
         ("reader", &reader, &[reads, "call:js:shares"]),
         ("other", &other, &["call:js:shares"]),
@@ -313,6 +317,18 @@ fn an_operation_reads_and_writes_what_its_author_and_its_caller_may() {
     let all = ["NOT_FOUND"; 5];
     assert_eq!(told.json(), json!(all));
 
+    // The same of an author who may reaches all of it; what it would store has no header.
+    let own = Draft {
+        name: "owns",
+        input: draft.input.clone(),
+        example: draft.example.clone(),
+        ..draft
+    };
+    promote(&bench, target, ("carl", &carl), &rev, &own);
+    let told = bench.admin().call(target, "js/owns", &json!(small), &[]);
+    let all = ["done", "done", "done", "INVALID_INPUT", "done"];
+    assert_eq!(told.json(), json!(all));
+
     let draft = Draft {
         name: "shares",
         uses: &["tensor/open"],
@@ -321,7 +337,7 @@ fn an_operation_reads_and_writes_what_its_author_and_its_caller_may() {
             try { return (await ops.call('tensor/open', { src: { id } })).id; }
             catch (error) { return error.code; }
         };",
-        ..draft
+        ..own
     };
     promote(&bench, target, ("carl", &carl), &rev, &draft);
     for (who, answer) in [(&reader, small.as_str()), (&other, "NOT_FOUND")] {
