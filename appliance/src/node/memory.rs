@@ -2,7 +2,7 @@
 //!
 //! Each budget is a part of the memory, and there are things that no budget counts: what the library for QUIC keeps
 //! for pieces with gaps between them, above all. What they come to together is looked at here. A node that ends
-//! connections serves the others; one that the kernel ends serves nobody.
+//! connections serves the others; one that the kernel ends serves no peer.
 
 use std::fs;
 use std::path::Path;

@@ -92,7 +92,7 @@ impl Caller {
     /// it would be enough to take a peer over for ever.
     fn of(ctx: &Ctx, people: &People) -> Result<Self, CallError> {
         let who = ctx.identity().ok_or_else(people::nobody)?;
-        // Below a request the connection is that of whoever asked for something else.
+        // Below a request the connection is that of the peer that asked for something else.
         if ctx.internal() || ctx.forwarded_for().is_some() {
             return Err(CallError::new(
                 ErrorCode::Forbidden,

@@ -165,7 +165,7 @@ impl Ctx {
 
     /// What the operation or the script that calls may do itself; `None` for a request from outside, and where what
     /// calls may do nothing. An operation that allows more than its access control says asks this in a call between
-    /// operations: the rights of whoever asked from outside are nothing that the calling operation was lent.
+    /// operations: the rights of the peer that asked from outside are nothing that the calling operation was lent.
     #[must_use]
     pub fn calling_authority(&self) -> Option<&CompositionAuthority> {
         match &self.0 {

@@ -39,7 +39,7 @@ pub(crate) fn choose<T>(full: Full, all: Vec<(Unknown, T)>) -> Option<T> {
 
 /// Chooses the connections that end so that what they hold is free: of all given this part, at least one. Those of the
 /// owners that have the most go first, so that what is left is shared more evenly, and of these the ones on
-/// which no byte has gone for longest: what holds memory is what nobody reads.
+/// which no byte has gone for longest: what holds memory is what the node does not read.
 pub(crate) fn relieve<O: Eq + Hash, T>(part: usize, all: Vec<(O, Duration, T)>) -> Vec<T> {
     let ends = all.len().div_ceil(part);
     let mut owners: HashMap<O, Vec<(Duration, T)>> = HashMap::new();
@@ -195,7 +195,7 @@ mod tests {
         };
         assert_eq!(relieve(4, all()), ["eve 5", "eve 4"]);
         assert_eq!(relieve(7, all()), ["eve 5"]);
-        // Whoever has one only, however quiet, gives it when others have no second one.
+        // A peer that has one only, however quiet, gives it when others have no second one.
         let names = relieve(1, all());
         assert_eq!(names.iter().position(|name| name == "ada"), Some(5));
         let none: Vec<(&str, Duration, ())> = Vec::new();

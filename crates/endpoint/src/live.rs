@@ -21,7 +21,7 @@ pub(crate) type End = (CloseCode, &'static str);
 /// Which part of known peers' connections ends at once where memory runs short.
 const RELIEF_PART_KNOWN: usize = 16;
 
-/// How long no unknown peer is let in after that: what ended gives its memory back a while later, and whoever took it
+/// How long no unknown peer is let in after that: what ended gives its memory back a while later, and the peers that took it
 /// would take more meanwhile.
 const SHORT: Duration = Duration::from_secs(2);
 

@@ -568,7 +568,7 @@ impl Drop for Place<'_> {
         if let Some((_, owner)) = &closing {
             admission.begin_closing(owner);
         }
-        // Whoever keeps the window may drop it at once, and ask for the lock.
+        // The library may drop the window at once, which asks for the lock.
         drop(admission);
         if let Some((credit, owner)) = closing {
             let shared = Arc::downgrade(self.shared);

@@ -72,7 +72,7 @@ pub(super) fn obstacle(vault: &Alkv) -> Option<TpmError> {
     first
 }
 
-/// Makes slots anew that open whatever command line comes from beside the image, and says whether the
+/// Replaces slots that open whatever command line comes from beside the image, and says whether the
 /// vault has to be written.
 pub(crate) fn cover(open: &mut OpenAlkv, keeper: &Keeper, offer: &Offer, log: &Log) -> bool {
     let before = open.alkv().clone();

@@ -52,7 +52,7 @@ impl First<'_> {
         if !self.config.unlock.is_empty() {
             return self.config.unlock.clone();
         }
-        // One, and not a medium's key beside it that nobody asked for: whoever left the medium has the key.
+        // One, and not a medium's key beside it that the configuration did not ask for: an attacker may have left it.
         vec![if tpm::is_usable(log) {
             VaultUnlock::Tpm2
         } else if self.seed().is_some() {
@@ -121,7 +121,7 @@ impl First<'_> {
         };
         match (&self.media.words, self.config.init) {
             (Some(words), VaultInit::Provisioned) => Ok((copy(&words.entropy)?, false)),
-            // Whoever left the medium would have the words of this node for ever.
+            // An attacker who left the medium would have the words of this node for ever.
             (Some(words), _) => Err(Waiting::new(
                 Ask::Nothing,
                 "vault-waits",

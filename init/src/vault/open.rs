@@ -197,7 +197,7 @@ pub(super) fn unattended(
             for seed in media.seed_keys_of(found.newest.uuid()) {
                 match found.open(&mut Key::Seed(&seed.key)) {
                     Ok(open) => return Ok(open),
-                    // That somebody changed the vault is worth more than that a key is another's.
+                    // That an attacker changed the vault is worth more than that a key is another's.
                     Err(error) if matches!(refused, Some(SlotError::Tampered)) => drop(error),
                     Err(error) => refused = Some(error),
                 }

@@ -68,7 +68,7 @@ impl Tpm<File> {
             let TpmError::Unanswered = error else {
                 return Err(error);
             };
-            // Whoever waited for another one finds what that came to: a driver that works must not be let go of.
+            // A thread that waited for another one finds what that came to: a driver that works must not be let go of.
             let _one = ASKING.lock().unwrap_or_else(PoisonError::into_inner);
             match channel::open(dev, sys) {
                 Err(TpmError::Unanswered) => {

@@ -402,7 +402,7 @@ fn a_seed_key_is_put_on_a_stick_and_never_over_another() {
     assert_eq!(left.count(), 1);
 }
 
-/// Somebody left a drive of their own in the machine.
+/// An attacker left a drive of their own in the machine.
 #[test]
 fn of_two_drives_none_gets_a_seed_key_and_both_are_named() {
     let key = SeedKey::parse(&seed_key()).expect("a key");

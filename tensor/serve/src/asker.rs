@@ -31,7 +31,7 @@ impl Asker {
     /// Of a call.
     ///
     /// # Errors
-    /// [`ServeError::Missing`] where nobody is known, or what calls may do nothing.
+    /// [`ServeError::Missing`] where the peer is not known, or what calls may do nothing.
     pub fn of(ctx: &Ctx) -> Result<Self, ServeError> {
         let identity = ctx.identity().cloned().ok_or(ServeError::Missing)?;
         let calls = match ctx.internal() {
@@ -67,7 +67,7 @@ impl Asker {
         all.all(|scopes| allows(scopes, Deed::Write, place))
     }
 
-    /// For whom it counts.
+    /// The peer that it counts for.
     pub(crate) fn id(&self) -> &PeerId {
         &self.identity.id
     }

@@ -1,4 +1,4 @@
-//! A TPM that answers too late while the machine starts, as that of a virtual machine on a busy host may, or as whoever is
+//! A TPM that answers too late while the machine starts, as that of a virtual machine on a busy host may, or as an attacker
 //! on the wires can make it.
 
 use std::io;
@@ -25,7 +25,7 @@ const LATE: Duration = Duration::from_secs(3);
 const GAVE_UP: &str = "tpm tpm0: Operation Timed out";
 
 /// Keeps one response back: the first about the banks of PCRs, without which the kernel has no TPM, or the first about
-/// anything else, with which it has one that it shares with nobody.
+/// anything else, with which it has one that it shares with no program.
 #[derive(Debug)]
 struct Late {
     about_banks: bool,

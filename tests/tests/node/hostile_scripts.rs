@@ -275,7 +275,7 @@ fn a_script_makes_no_token_and_lets_nobody_in() {
     assert_eq!(listed["invitations"], json!([]), "{listed}");
 }
 
-/// An operation of somebody's is called by the administrator, and has a script run: it is not run as the administrator's.
+/// An operation of another peer's is called by the administrator, and has a script run: it is not run as the administrator's.
 #[test]
 fn a_promoted_operation_runs_nothing_as_its_caller() {
     let bench = Bench::new();
@@ -317,7 +317,7 @@ fn a_promoted_operation_runs_nothing_as_its_caller() {
     };
     promote(&bench, node.target(), ("ada", &ada), &rev, &draft);
     let told = node.call("js/helpful", &json!(true));
-    // Its author may not apply a configuration, whoever asks.
+    // Its author may not apply a configuration, whatever peer asks.
     let all = json!([
         ["FORBIDDEN", true],
         ["FORBIDDEN", true],
@@ -341,7 +341,7 @@ fn a_promoted_operation_runs_nothing_as_its_caller() {
     assert_eq!(keys, [&json!([administers])], "{peers:#}");
 }
 
-/// An operation of somebody's is called by another peer, and shows a token of its author's on that peer's connection.
+/// A peer's operation is called by another peer, and shows a token of its author's on that peer's connection.
 #[test]
 fn a_promoted_operation_does_not_authenticate_its_caller() {
     let bench = Bench::new();

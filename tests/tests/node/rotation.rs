@@ -370,7 +370,7 @@ fn a_damaged_store_is_announced_and_keeps_no_node_from_starting() {
     }
 }
 
-/// Who calls somebody's operation, or runs somebody's script, is connected with a key that the author would like to
+/// A peer that calls another's operation, or runs another's script, is connected with a key that the author would like to
 /// have replaced by one of the author's own.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_operation_and_no_node_in_between_replaces_a_key() {
@@ -448,7 +448,7 @@ async fn no_operation_and_no_node_in_between_replaces_a_key() {
         passed_on.message.contains("not for an operation"),
         "{passed_on}"
     );
-    // One that does not say for whom it asks is told from the holder by the old key's signature.
+    // A node that does not say for which peer it asks is told from the holder by the old key's signature.
     let unsaid = client.call("peer/rotate-key", &input).await;
     let unsaid = unsaid.expect_err("the old key did not sign");
     assert!(unsaid.message.contains("the old key"), "{unsaid}");

@@ -192,7 +192,7 @@ fn eval(evals: Arc<Evals>, reach: &[String]) -> Registration {
         let evals = Arc::clone(&evals);
         async move {
             if ctx.internal() {
-                // Whoever asked from outside did not write this script, and it would have all of their rights.
+                // The peer that asked from outside did not write this script, and it would have all of its rights.
                 let text = "a script is run for whoever asks, and not for an operation or a script";
                 return Err(CallError::new(ErrorCode::Forbidden, text));
             }

@@ -355,7 +355,7 @@ fn a_medium_gets_a_key_and_the_last_passphrase_goes_with_the_words_only() {
     assert!(why.contains("attach the medium"), "{why}");
 }
 
-/// Somebody left a medium in a machine before its first start, with words or a key of their own.
+/// An attacker left a medium in a machine before its first start, with words or a key of their own.
 #[test]
 fn what_a_medium_brings_unasked_is_not_taken_at_a_first_start() {
     let machine = Machine::new();
@@ -405,7 +405,7 @@ fn what_a_medium_brings_unasked_is_not_taken_at_a_first_start() {
     assert_eq!(refused(&by_key), Ok(()));
 }
 
-/// Somebody left a medium with a key of their own that names this vault, whose id lies in the clear.
+/// An attacker left a medium with a key of their own that names this vault, whose id lies in the clear.
 #[test]
 fn a_key_that_this_machine_did_not_make_becomes_no_slot_and_hides_no_other() {
     let machine = Machine::new();

@@ -146,7 +146,7 @@ async fn unknown_peers_who_take_all_memory_end_and_others_are_served() {
                     .flatten(),
             );
             tried += AT_ONCE;
-            // The node answers those whom it knows all the while.
+            // The node answers known peers all the while.
             answers(&admin).await;
         }
         let info = site.info(&[]);
@@ -162,7 +162,7 @@ async fn unknown_peers_who_take_all_memory_end_and_others_are_served() {
         let told = problems.iter().any(|it| it["code"] == "memory-short");
         assert!(told, "{info}");
 
-        // Once they are gone, others whom nobody knows are served again.
+        // Once they are gone, other unknown peers are served again.
         drop(held);
         let again = async {
             let target = site.parsed();

@@ -65,7 +65,7 @@ async fn only_the_key_that_is_let_in_again_comes_back_after_a_removal() {
     assert_eq!(hub.code(9, &older, NOW).await, "ENROLL_INVALID");
 }
 
-/// Somebody found a key that a peer replaced, and is given a token or waits to be let in.
+/// An attacker found a key that a peer replaced, and is given a token or waits to be let in.
 #[tokio::test]
 async fn a_key_that_ended_changes_nothing_of_the_peer_that_had_it() {
     let hub = hub(EnrolMode::Approve);
