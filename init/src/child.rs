@@ -13,7 +13,11 @@ use std::{
 
 use nix::{
     fcntl::OFlag,
-    sys::signal::{Signal, kill},
+    sys::{
+        signal::{Signal, kill},
+        time::TimeSpec,
+    },
+    time::ClockId,
     unistd::{Pid, pipe2},
 };
 use tokio::{
@@ -93,6 +97,16 @@ impl Node {
 
     pub(crate) const fn pid(&self) -> Pid {
         self.pid
+    }
+
+    /// The processors' time that it has had, ms; none of one that ended.
+    pub(crate) fn computed(&self) -> u64 {
+        let clock = ClockId::pid_cpu_clock_id(self.pid);
+        let time = clock.and_then(ClockId::now).unwrap_or(TimeSpec::new(0, 0));
+        Duration::from(time)
+            .as_millis()
+            .try_into()
+            .unwrap_or(u64::MAX)
     }
 
     pub(crate) const fn life(&self) -> u64 {

@@ -346,7 +346,11 @@ impl Machine {
     /// Does everything that is due.
     fn work(&mut self, now: u64) {
         self.step_down(now);
-        while let Some(order) = self.supervisor.order(now) {
+        loop {
+            let computed = self.computed();
+            let Some(order) = self.supervisor.order(now, computed) else {
+                break;
+            };
             self.obey(order, now);
         }
         self.guard_life(now);

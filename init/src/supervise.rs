@@ -11,6 +11,15 @@ const WELL_MS_RESET: u64 = 60_000;
 const ASK_EVERY_MS: u64 = 5_000;
 /// How long an answer may take, ms: emulated machines on busy hosts are slow.
 const ANSWER_MS_MAX: u64 = 15_000;
+/// How long it may take where the node computes, ms: what a peer asks for takes long on a slow processor, and a node that
+/// is ended for it is one that peers can end.
+const ANSWER_MS_MAX_COMPUTING: u64 = 60_000;
+/// Which part of a processor a node that computes has had while it was silent. What a node does by itself takes less
+/// than a hundredth.
+const COMPUTING_PART: u64 = 10;
+/// How much later than it wanted PID 1 looks for an answer where the whole machine stood still, ms: the node could not
+/// have answered either.
+const LATE_MS: u64 = 2_000;
 /// How long the node may take from its start until it serves, ms.
 const READY_MS_MAX: u64 = 60_000;
 /// Answers in a row that say "unwell" before the node is restarted.
@@ -73,9 +82,19 @@ enum After {
 struct Running {
     since: u64,
     ready: bool,
-    asked: Option<(u64, u64)>,
+    asked: Option<Asked>,
     ask_at: u64,
     unwell: u32,
+}
+
+/// A question that is not answered.
+#[derive(Debug)]
+struct Asked {
+    number: u64,
+    at: u64,
+    /// When it was last looked whether the node computes, and what it had computed by then.
+    looked_at: u64,
+    computed: u64,
 }
 
 /// Decides about the one node.
@@ -134,11 +153,13 @@ impl Supervisor {
 
     /// What to do now; to be asked until there is nothing. [`Order::Spawn`] is to be answered
     /// with [`Self::spawned`] or [`Self::exited`].
-    pub(crate) fn order(&mut self, now: u64) -> Option<Order> {
+    ///
+    /// `computed` is the processors' time that the node has had since it was started, ms.
+    pub(crate) fn order(&mut self, now: u64, computed: u64) -> Option<Order> {
         match &mut self.state {
             State::Waiting { until } if now >= *until => Some(Order::Spawn),
             State::Running(running) => {
-                let order = running.order(now, &mut self.number)?;
+                let order = running.order(now, computed, &mut self.number)?;
                 if order == Order::Abort {
                     self.state = State::Stopping {
                         next: Order::Kill,
@@ -172,7 +193,8 @@ impl Supervisor {
             since: now,
             ready: false,
             asked: None,
-            ask_at: now + ASK_EVERY_MS,
+            // It answers once it serves.
+            ask_at: u64::MAX,
             unwell: 0,
         });
     }
@@ -181,6 +203,7 @@ impl Supervisor {
     pub(crate) const fn ready(&mut self, now: u64) {
         if let State::Running(running) = &mut self.state {
             running.ready = true;
+            running.ask_at = now + ASK_EVERY_MS;
             self.last_well = now;
         }
     }
@@ -190,7 +213,11 @@ impl Supervisor {
         let State::Running(running) = &mut self.state else {
             return;
         };
-        if running.asked.is_none_or(|(asked, _)| asked != number) {
+        if running
+            .asked
+            .as_ref()
+            .is_none_or(|asked| asked.number != number)
+        {
             return;
         }
         running.asked = None;
@@ -278,36 +305,62 @@ impl Supervisor {
 }
 
 impl Running {
-    fn order(&mut self, now: u64, number: &mut u64) -> Option<Order> {
-        if self.is_hung(now) {
+    fn order(&mut self, now: u64, computed: u64, number: &mut u64) -> Option<Order> {
+        if self.is_hung(now, computed) {
             return Some(Order::Abort);
         }
         if self.asked.is_some() || now < self.ask_at {
             return None;
         }
         *number += 1;
-        self.asked = Some((*number, now));
+        self.asked = Some(Asked {
+            number: *number,
+            at: now,
+            looked_at: now,
+            computed,
+        });
         self.ask_at = now + ASK_EVERY_MS;
         Some(Order::Ask(*number))
     }
 
-    fn is_hung(&self, now: u64) -> bool {
-        let silent = self.asked.is_some_and(|(_, at)| now >= at + ANSWER_MS_MAX);
+    fn is_hung(&mut self, now: u64, computed: u64) -> bool {
+        let asked = self.asked.as_mut();
+        let silent = asked.is_some_and(|asked| asked.is_hung(now, computed));
         let late = !self.ready && now >= self.since + READY_MS_MAX;
         silent || late || self.unwell >= UNWELL_ANSWERS_MAX
     }
 
     const fn deadline(&self) -> u64 {
-        let next = match self.asked {
-            Some((_, at)) => at + ANSWER_MS_MAX,
-            None => self.ask_at,
-        };
-        let late = self.since + READY_MS_MAX;
-        if !self.ready && late < next {
-            late
-        } else {
-            next
+        match &self.asked {
+            Some(asked) => asked.look_at(),
+            None if self.ready => self.ask_at,
+            None => self.since + READY_MS_MAX,
         }
+    }
+}
+
+impl Asked {
+    const fn look_at(&self) -> u64 {
+        self.looked_at + ANSWER_MS_MAX
+    }
+
+    /// Whether the node hangs: it is silent for longer than any may be, or than one that does not compute.
+    const fn is_hung(&mut self, now: u64, computed: u64) -> bool {
+        if now < self.look_at() {
+            return false;
+        }
+        if now >= self.look_at() + LATE_MS {
+            self.at = now;
+        } else {
+            let had = computed.saturating_sub(self.computed);
+            if now >= self.at + ANSWER_MS_MAX_COMPUTING
+                || had * COMPUTING_PART < now - self.looked_at
+            {
+                return true;
+            }
+        }
+        (self.looked_at, self.computed) = (now, computed);
+        false
     }
 }
 
@@ -317,14 +370,14 @@ mod tests {
 
     fn wanted() -> Supervisor {
         let mut supervisor = Supervisor::new(0);
-        assert_eq!(supervisor.order(0), None, "nobody wants it yet");
+        assert_eq!(supervisor.order(0, 0), None, "nobody wants it yet");
         supervisor.start(0);
         supervisor
     }
 
     fn running() -> Supervisor {
         let mut supervisor = wanted();
-        assert_eq!(supervisor.order(0), Some(Order::Spawn));
+        assert_eq!(supervisor.order(0, 0), Some(Order::Spawn));
         supervisor.spawned(0);
         supervisor.ready(10);
         supervisor
@@ -333,7 +386,7 @@ mod tests {
     /// Asks and answers until `until`.
     fn live(supervisor: &mut Supervisor, from: u64, until: u64) {
         for ms in (from..until).step_by(100) {
-            while let Some(order) = supervisor.order(ms) {
+            while let Some(order) = supervisor.order(ms, 0) {
                 let Order::Ask(number) = order else {
                     panic!("a well node is only asked, not {order:?}");
                 };
@@ -348,7 +401,7 @@ mod tests {
         let mut now = 0;
         let mut pauses = Vec::new();
         for _ in 0..11 {
-            assert_eq!(supervisor.order(now), Some(Order::Spawn));
+            assert_eq!(supervisor.order(now, 0), Some(Order::Spawn));
             supervisor.spawned(now);
             supervisor.ready(now);
             assert!(supervisor.exited(now));
@@ -373,27 +426,80 @@ mod tests {
     fn a_node_that_does_not_answer_is_aborted_then_killed() {
         let mut supervisor = running();
         let asked = supervisor.deadline().expect("a question is due");
-        assert_eq!(supervisor.order(asked), Some(Order::Ask(1)));
-        assert_eq!(supervisor.order(asked), None);
+        assert_eq!(supervisor.order(asked, 0), Some(Order::Ask(1)));
+        assert_eq!(supervisor.order(asked, 0), None);
         let silent = supervisor.deadline().expect("an answer is due");
         assert_eq!(silent, asked + ANSWER_MS_MAX);
-        assert_eq!(supervisor.order(silent - 1), None);
-        assert_eq!(supervisor.order(silent), Some(Order::Abort));
-        assert_eq!(supervisor.order(silent + ABORT_MS_MAX - 1), None);
-        assert_eq!(supervisor.order(silent + ABORT_MS_MAX), Some(Order::Kill));
-        assert_eq!(supervisor.order(silent + ABORT_MS_MAX), None);
+        assert_eq!(supervisor.order(silent - 1, 0), None);
+        assert_eq!(supervisor.order(silent, 0), Some(Order::Abort));
+        assert_eq!(supervisor.order(silent + ABORT_MS_MAX - 1, 0), None);
+        assert_eq!(
+            supervisor.order(silent + ABORT_MS_MAX, 0),
+            Some(Order::Kill)
+        );
+        assert_eq!(supervisor.order(silent + ABORT_MS_MAX, 0), None);
         assert!(supervisor.exited(silent + ABORT_MS_MAX + 5));
         assert_eq!(supervisor.restarts(), 1);
+    }
+
+    #[test]
+    fn a_node_that_computes_has_longer() {
+        let mut supervisor = running();
+        let asked = supervisor.deadline().expect("a question is due");
+        assert_eq!(supervisor.order(asked, 70), Some(Order::Ask(1)));
+        let part = ANSWER_MS_MAX / COMPUTING_PART;
+        for look in 1..ANSWER_MS_MAX_COMPUTING / ANSWER_MS_MAX {
+            let now = supervisor.deadline().expect("a look is due");
+            assert_eq!(now, asked + look * ANSWER_MS_MAX);
+            assert_eq!(supervisor.order(now, 70 + look * part), None);
+        }
+        let last = supervisor.deadline().expect("a look is due");
+        assert_eq!(last, asked + ANSWER_MS_MAX_COMPUTING);
+        assert_eq!(supervisor.order(last, 1_000_000), Some(Order::Abort));
+
+        let mut supervisor = running();
+        assert_eq!(supervisor.order(asked, 70), Some(Order::Ask(1)));
+        let now = supervisor.deadline().expect("a look is due");
+        assert_eq!(supervisor.order(now, 70 + part), None);
+        let now = supervisor.deadline().expect("a look is due");
+        let less = 70 + 2 * part - 1;
+        assert_eq!(supervisor.order(now, less), Some(Order::Abort));
+    }
+
+    #[test]
+    fn a_machine_that_stood_still_is_no_node_that_hangs() {
+        let mut supervisor = running();
+        let asked = supervisor.deadline().expect("a question is due");
+        assert_eq!(supervisor.order(asked, 0), Some(Order::Ask(1)));
+        let late = asked + ANSWER_MS_MAX + LATE_MS;
+        assert_eq!(supervisor.order(late, 0), None);
+        let silent = supervisor.deadline().expect("an answer is due");
+        assert_eq!(silent, late + ANSWER_MS_MAX);
+        assert_eq!(supervisor.order(silent, 0), Some(Order::Abort));
+    }
+
+    #[test]
+    fn a_node_that_starts_is_not_asked() {
+        let mut supervisor = wanted();
+        supervisor.spawned(0);
+        assert_eq!(supervisor.deadline(), Some(READY_MS_MAX));
+        assert_eq!(supervisor.order(READY_MS_MAX - 2, 0), None);
+        supervisor.ready(READY_MS_MAX - 1);
+        assert_eq!(supervisor.deadline(), Some(READY_MS_MAX - 1 + ASK_EVERY_MS));
+        assert_eq!(supervisor.order(READY_MS_MAX, 0), None);
     }
 
     #[test]
     fn an_answer_to_another_question_does_not_count() {
         let mut supervisor = running();
         let asked = supervisor.deadline().expect("a question is due");
-        assert_eq!(supervisor.order(asked), Some(Order::Ask(1)));
+        assert_eq!(supervisor.order(asked, 0), Some(Order::Ask(1)));
         supervisor.answered(0, true, asked + 1);
         supervisor.answered(2, true, asked + 1);
-        assert_eq!(supervisor.order(asked + ANSWER_MS_MAX), Some(Order::Abort));
+        assert_eq!(
+            supervisor.order(asked + ANSWER_MS_MAX, 0),
+            Some(Order::Abort)
+        );
     }
 
     #[test]
@@ -401,11 +507,11 @@ mod tests {
         let mut supervisor = running();
         for round in 1..=u64::from(UNWELL_ANSWERS_MAX) {
             let now = supervisor.deadline().expect("a question is due");
-            assert_eq!(supervisor.order(now), Some(Order::Ask(round)));
+            assert_eq!(supervisor.order(now, 0), Some(Order::Ask(round)));
             supervisor.answered(round, false, now);
         }
         let now = supervisor.deadline().expect("a question is due");
-        assert_eq!(supervisor.order(now), Some(Order::Abort));
+        assert_eq!(supervisor.order(now, 0), Some(Order::Abort));
     }
 
     #[test]
@@ -414,10 +520,10 @@ mod tests {
         supervisor.spawned(0);
         let mut aborted = None;
         for ms in (0..=READY_MS_MAX).step_by(100) {
-            match supervisor.order(ms) {
-                Some(Order::Ask(number)) => supervisor.answered(number, true, ms),
+            match supervisor.order(ms, 0) {
                 Some(Order::Abort) => aborted = Some(ms),
-                _ => {}
+                Some(order) => panic!("a node that starts is let be, not {order:?}"),
+                None => {}
             }
         }
         assert_eq!(aborted, Some(READY_MS_MAX));
@@ -436,11 +542,8 @@ mod tests {
     fn answers_without_serving_do_not_feed_the_watchdog() {
         let mut supervisor = wanted();
         supervisor.spawned(0);
-        let number = match supervisor.order(ASK_EVERY_MS) {
-            Some(Order::Ask(number)) => number,
-            other => panic!("a question, not {other:?}"),
-        };
-        supervisor.answered(number, true, ASK_EVERY_MS);
+        supervisor.answered(0, true, ASK_EVERY_MS);
+        supervisor.answered(1, true, ASK_EVERY_MS);
         assert!(!supervisor.alive(GRACE_MS + 1));
     }
 
@@ -449,9 +552,9 @@ mod tests {
         let mut supervisor = running();
         assert_eq!(supervisor.restart(100), Some(Order::Drain));
         assert_eq!(supervisor.restart(100), None);
-        assert_eq!(supervisor.order(100), None);
+        assert_eq!(supervisor.order(100, 0), None);
         assert!(!supervisor.exited(200));
-        assert_eq!(supervisor.order(200), Some(Order::Spawn));
+        assert_eq!(supervisor.order(200, 0), Some(Order::Spawn));
         assert_eq!(supervisor.restarts(), 0);
     }
 
@@ -461,11 +564,11 @@ mod tests {
         assert_eq!(supervisor.idle(100), Some(Order::Drain));
         assert_eq!(supervisor.idle(100), None);
         assert!(!supervisor.exited(200));
-        assert_eq!(supervisor.order(10 * GRACE_MS), None);
+        assert_eq!(supervisor.order(10 * GRACE_MS, 0), None);
         assert!(supervisor.alive(10 * GRACE_MS));
         supervisor.start(10 * GRACE_MS);
         assert!(supervisor.alive(10 * GRACE_MS));
-        assert_eq!(supervisor.order(10 * GRACE_MS), Some(Order::Spawn));
+        assert_eq!(supervisor.order(10 * GRACE_MS, 0), Some(Order::Spawn));
         assert_eq!(supervisor.restarts(), 0);
     }
 
@@ -475,12 +578,12 @@ mod tests {
         supervisor.idle(100);
         supervisor.start(150);
         assert!(!supervisor.exited(200));
-        assert_eq!(supervisor.order(200), Some(Order::Spawn));
+        assert_eq!(supervisor.order(200, 0), Some(Order::Spawn));
         supervisor.spawned(200);
         supervisor.restart(300);
         supervisor.idle(350);
         assert!(!supervisor.exited(400));
-        assert_eq!(supervisor.order(500), None);
+        assert_eq!(supervisor.order(500, 0), None);
     }
 
     #[test]
@@ -488,7 +591,7 @@ mod tests {
         let mut supervisor = running();
         supervisor.restart(100);
         assert_eq!(
-            supervisor.order(100 + DRAIN_MS_MAX + GOODBYE_MS_MAX),
+            supervisor.order(100 + DRAIN_MS_MAX + GOODBYE_MS_MAX, 0),
             Some(Order::Kill)
         );
         assert!(!supervisor.exited(100 + DRAIN_MS_MAX + GOODBYE_MS_MAX + 1));
@@ -498,8 +601,8 @@ mod tests {
     fn a_lost_channel_kills_what_does_not_end_by_itself() {
         let mut supervisor = running();
         supervisor.lost(100);
-        assert_eq!(supervisor.order(100), None);
-        assert_eq!(supervisor.order(100 + ABORT_MS_MAX), Some(Order::Kill));
+        assert_eq!(supervisor.order(100, 0), None);
+        assert_eq!(supervisor.order(100 + ABORT_MS_MAX, 0), Some(Order::Kill));
         supervisor.lost(100 + ABORT_MS_MAX);
         assert!(supervisor.exited(3000));
     }
@@ -509,7 +612,7 @@ mod tests {
         let mut supervisor = running();
         supervisor.hold();
         assert!(!supervisor.exited(50));
-        assert_eq!(supervisor.order(u64::MAX), None);
+        assert_eq!(supervisor.order(u64::MAX, 0), None);
         assert_eq!(supervisor.deadline(), None);
     }
 }

@@ -57,6 +57,11 @@ impl Machine {
         }
     }
 
+    /// The processors' time that the node has had since it was started, ms.
+    pub(super) fn computed(&self) -> u64 {
+        self.node.as_ref().map_or(0, Node::computed)
+    }
+
     pub(super) fn spawn(&mut self, now: u64) {
         if self.waiting.is_some() && !self.keeper.is_locked() {
             // Without its data it would make a key of its own as well.

@@ -47,13 +47,13 @@ fn locked(machine: &Machine) -> usize {
 fn somebody_is_asked_for_a_vault_that_a_node_locked_before_it_ended() {
     let mut machine = machine();
     machine.supervisor.start(0);
-    assert_eq!(machine.supervisor.order(0), Some(Order::Spawn));
+    assert_eq!(machine.supervisor.order(0, 0), Some(Order::Spawn));
     // The memory is the node's as well, and so is the lock.
     machine.keeper.vault().lock();
     assert!(machine.asking.question().is_none());
     machine.spawn(0);
     assert!(machine.node.is_none(), "it would make a key of its own");
-    assert_eq!(machine.supervisor.order(0), None);
+    assert_eq!(machine.supervisor.order(0, 0), None);
     let waiting = machine.waiting.as_ref().expect("it waits");
     assert_eq!(waiting.ask, Ask::Passphrase);
     let told = &machine.facts.problems.vault;
@@ -66,7 +66,7 @@ fn somebody_is_asked_for_a_vault_that_a_node_locked_before_it_ended() {
     machine.spawn(0);
     assert_eq!(locked(&machine), 1);
     machine.unlocked(None, 0);
-    assert_eq!(machine.supervisor.order(0), Some(Order::Spawn));
+    assert_eq!(machine.supervisor.order(0, 0), Some(Order::Spawn));
 }
 
 /// Whoever locks hard relies on it that the TPM gives nothing any more.

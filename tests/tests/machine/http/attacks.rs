@@ -389,7 +389,11 @@ fn meanwhile(watcher: &mut Watcher<'_>, attack: JoinHandle<Vec<Outcome>>) -> (Ve
         asked += 1;
         thread::sleep(ASK_EVERY);
     }
-    let outcomes = attack.join().unwrap_or_else(|panic| resume_unwind(panic));
+    let outcomes = attack.join().unwrap_or_else(|panic| {
+        // Where the node was started again, the machine says why its predecessor ended.
+        eprintln!("{:#}", watcher.web.node.info());
+        resume_unwind(panic)
+    });
     assert!(most > 0 && answered > 0, "nobody else was answered");
     (outcomes, most)
 }
