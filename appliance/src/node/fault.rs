@@ -4,6 +4,7 @@
 //! (who can do that owns the machine anyway), and only an administrator may call it. The console
 //! says so.
 
+use std::time::{Duration, Instant};
 use std::{fs, io};
 
 use alknet_call::{CallError, ErrorCode, HandlerKind, OperationSpec, Registration};
@@ -12,13 +13,15 @@ use nix::sys::signal::{Signal, kill, raise};
 use nix::unistd::Pid;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::runtime::Handle;
 
 use super::ops::NodeContext;
 
 /// What can be broken. Names beginning with `init-` are PID 1's.
-const KINDS: [&str; 13] = [
+const KINDS: [&str; 14] = [
     "handler-panic",
     "handler-hang",
+    "node-computes",
     "node-hang",
     "node-segv",
     "node-kill",
@@ -31,6 +34,9 @@ const KINDS: [&str; 13] = [
     "init-panic",
     "init-net-panic",
 ];
+
+/// How long a node computes: longer than one may be silent that does not.
+const COMPUTES: Duration = Duration::from_secs(25);
 
 #[derive(Deserialize)]
 struct Input {
@@ -62,6 +68,12 @@ async fn inject(node: &NodeContext, kind: &str) -> Result<Value, CallError> {
     match kind {
         "handler-panic" => panic!("a fault was injected into this handler"),
         "handler-hang" => std::future::pending().await,
+        "node-computes" => {
+            for _ in 0..Handle::current().metrics().num_workers() {
+                tokio::spawn(async { compute() });
+            }
+            Ok(json!({ "injected": kind }))
+        }
         "node-hang" => signal(Signal::SIGSTOP),
         // Rust's own handler takes the first, which is no stack overflow, and leaves the next to
         // the kernel.
@@ -75,6 +87,14 @@ async fn inject(node: &NodeContext, kind: &str) -> Result<Value, CallError> {
             .map(|(killed, walled)| json!({ "injected": kind, "killed": killed, "walled": walled }))
             .map_err(|error| CallError::internal(format!("cannot end workers: {error}"))),
         _ => ask_init(node, kind).await,
+    }
+}
+
+/// Takes the thread it runs on, as what a peer asks for may on a slow processor.
+fn compute() {
+    let until = Instant::now() + COMPUTES;
+    while Instant::now() < until {
+        std::hint::spin_loop();
     }
 }
 
