@@ -64,7 +64,7 @@ fn a_broken_part_does_not_take_the_others_along() {
     node.call("node/fault", &json!({ "kind": "init-orphans" }));
     logged(&node, "10000 orphans collected");
 
-    // PID 1 took neither the hung handlers for a hung node, nor one that computes and answers nobody. The machine's clock
+    // PID 1 took neither the hung handlers for a hung node, nor one that computes and answers no peer. The machine's clock
     // goes as fast as this one, and a question before the time is over waits for nothing.
     let since = uptime_ms(&node.info());
     let computes = inject(&node, "node-computes");
