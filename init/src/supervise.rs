@@ -82,14 +82,14 @@ enum After {
 struct Running {
     since: u64,
     ready: bool,
-    asked: Option<Asked>,
+    asked: Option<HealthQuestion>,
     ask_at: u64,
     unwell: u32,
 }
 
 /// A question that is not answered.
 #[derive(Debug)]
-struct Asked {
+struct HealthQuestion {
     number: u64,
     at: u64,
     /// When it was last looked whether the node computes, and what it had computed by then.
@@ -313,7 +313,7 @@ impl Running {
             return None;
         }
         *number += 1;
-        self.asked = Some(Asked {
+        self.asked = Some(HealthQuestion {
             number: *number,
             at: now,
             looked_at: now,
@@ -339,7 +339,7 @@ impl Running {
     }
 }
 
-impl Asked {
+impl HealthQuestion {
     const fn look_at(&self) -> u64 {
         self.looked_at + ANSWER_MS_MAX
     }
