@@ -25,7 +25,7 @@ pub const TCG_TIMEOUT_FACTOR: u32 = 10;
 
 /// The longest limit that the factors for emulation and for a busy host make of a shorter one. Together they make an hour
 /// of some seconds, and a machine that does not go on has a run wait that long before its console is shown.
-const SCALED_MAX: Duration = Duration::from_secs(900);
+pub const SCALED_MAX: Duration = Duration::from_secs(900);
 
 /// How long a kernel may take from power-on to its reboot under KVM. It needs half a second. Time in which QEMU waits for a
 /// processor that others have does not count: `up` and the benchmarks do not know how busy the machine is.

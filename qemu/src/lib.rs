@@ -49,7 +49,7 @@ mod tpm;
 mod tsc;
 mod vm;
 
-pub use accel::{ACCEL_VARIABLE, Accel, TCG_TIMEOUT_FACTOR, expect_slowdown};
+pub use accel::{ACCEL_VARIABLE, Accel, SCALED_MAX, TCG_TIMEOUT_FACTOR, expect_slowdown};
 pub use boot_entry::set_command_line;
 pub use builder::VmBuilder;
 pub use console::{Console, Line, Mark, Waited};

@@ -48,6 +48,11 @@ pub(super) enum Format {
     Plain,
 }
 
+/// Longest time in which no test of a program ends, on a machine at rest and on the busiest: the second leaves a run that
+/// hangs time to say so within the 90 minutes of continuous integration. No wait for a machine grows beyond 15 minutes.
+const SILENCE: Duration = Duration::from_secs(20 * 60);
+const SILENCE_MAX: Duration = Duration::from_secs(45 * 60);
+
 /// How long a program may take.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Limits {
@@ -64,7 +69,7 @@ impl Limits {
     /// Those of a machine that is slower than one at rest by this factor.
     pub(super) fn of(slowdown: f64) -> Self {
         Self {
-            silence: Duration::from_secs(1200).mul_f64(slowdown),
+            silence: SILENCE.mul_f64(slowdown).min(SILENCE_MAX),
             grace: Duration::from_secs(5).mul_f64(slowdown),
         }
     }

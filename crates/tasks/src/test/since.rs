@@ -62,6 +62,9 @@ const READS_EVERY_PACKAGE: &str = "alknet-tests";
 /// Its program that reads the tree, and all pages of the docs. It starts no machine.
 const HOUSE: &str = "house";
 
+/// Where that program's source is, in its package's folder.
+const HOUSE_SOURCES: &str = "tests/house";
+
 /// A package of the workspace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Package {
@@ -70,6 +73,15 @@ struct Package {
     needs: BTreeSet<String>,
     /// All of its Rust source.
     text: String,
+    /// What of that is [`HOUSE`]'s, which runs for every page.
+    house: String,
+}
+
+impl Package {
+    /// Whether a program other than [`HOUSE`] names a page.
+    fn names_page(&self, name: &str) -> bool {
+        self.text.matches(name).count() > self.house.matches(name).count()
+    }
 }
 
 /// What to test and what not, by name.
@@ -176,11 +188,18 @@ fn packages(cargo_metadata: &mut Command) -> Result<BTreeMap<String, Package>> {
         let mut text = String::new();
         read_sources(&folder, &mut text)
             .map_err(Failure::io(format!("read {}", folder.display())))?;
+        let mut house = String::new();
+        if listed.name == READS_EVERY_PACKAGE {
+            let folder = folder.join(HOUSE_SOURCES);
+            read_sources(&folder, &mut house)
+                .map_err(Failure::io(format!("read {}", folder.display())))?;
+        }
         let needs = listed.dependencies.into_iter().map(|needed| needed.name);
         let package = Package {
             needs: needs.filter(|name| names.contains(name)).collect(),
             folder: folder.strip_prefix(root).unwrap_or(&folder).to_owned(),
             text,
+            house,
         };
         Ok((listed.name, package))
     };
@@ -214,16 +233,17 @@ fn choice(packages: &BTreeMap<String, Package>, changed: &[String]) -> Choice {
             taken.insert(COMMANDS.to_owned());
         }
         if is_page(file) {
-            read_pages.extend(naming(packages, file_name(file)));
+            let name = file_name(file);
+            let read = packages.iter().filter(|(_, package)| package.names_page(name));
+            read_pages.extend(read.map(|(name, _)| name.clone()));
         } else {
             taken.extend(touched(packages, file));
         }
     }
     spread(packages, &mut taken);
     taken.extend(read_pages);
-    let is_of_docs = |file: &String| Path::new(file).starts_with(DOCUMENTATION) && is_page(file);
     // Where its other programs name a page, all of them run.
-    let house_alone = changed.iter().any(is_of_docs)
+    let house_alone = changed.iter().any(|file| is_read_by_house(file))
         && packages.contains_key(READS_EVERY_PACKAGE)
         && taken.insert(READS_EVERY_PACKAGE.to_owned());
     let left_out = packages.keys().filter(|name| !taken.contains(*name));
@@ -232,6 +252,12 @@ fn choice(packages: &BTreeMap<String, Package>, changed: &[String]) -> Choice {
         taken,
         house_alone,
     }
+}
+
+/// Whether a file is a page of the docs, or one at the root like README.md.
+fn is_read_by_house(file: &str) -> bool {
+    let is_at_root = Path::new(file).components().count() == 1;
+    is_page(file) && (is_at_root || Path::new(file).starts_with(DOCUMENTATION))
 }
 
 /// Whether a file is a page, in whatever folder.
@@ -314,6 +340,7 @@ mod tests {
             folder: PathBuf::from(folder),
             needs: needs.iter().map(|name| (*name).to_owned()).collect(),
             text: text.to_owned(),
+            house: String::new(),
         };
         [
             ("core", package("crates/core", &[], "")),
@@ -338,7 +365,13 @@ mod tests {
             ),
             ("tensor", package("tensor", &[], "")),
         ]
-        .map(|(name, package)| (name.to_owned(), package))
+        .map(|(name, mut package)| {
+            if name == READS_EVERY_PACKAGE {
+                package.house = "docs/promises.md".to_owned();
+                package.text += &package.house;
+            }
+            (name.to_owned(), package)
+        })
         .into()
     }
 
@@ -404,11 +437,10 @@ mod tests {
         ] {
             assert!(of(files).takes("alknet-tests", "machine"), "{files:?}");
         }
-        assert!(
-            of(&["README.md", "docs/examples/alknet.js"])
-                .taken
-                .is_empty()
-        );
+        for file in ["README.md", "docs/promises.md"] {
+            assert_eq!(of(&[file]), of(&["docs/tensor.md"]), "{file}");
+        }
+        assert!(of(&["docs/examples/alknet.js"]).taken.is_empty());
     }
 
     fn root() -> PathBuf {

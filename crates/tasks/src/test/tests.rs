@@ -321,6 +321,14 @@ fn the_wait_for_a_machine_is_shorter_than_the_longest_silence() {
         alknet_qemu::MACHINE_WAIT_MAX + boot < silence,
         "{boot:?} of {silence:?}"
     );
+    // A wait for a machine has a longest as well, however busy the host is.
+    let busy = Limits::of(6.0).silence;
+    let longest = alknet_qemu::SCALED_MAX;
+    assert!(
+        silence < busy && alknet_qemu::MACHINE_WAIT_MAX * 6 + longest < busy,
+        "{longest:?} of {busy:?}"
+    );
+    assert_eq!(Limits::of(60.0).silence, busy);
 }
 
 #[test]
