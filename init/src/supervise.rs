@@ -22,7 +22,11 @@ const COMPUTING_PART: u64 = 10;
 const LATE_MS: u64 = 2_000;
 /// How long the node may take from its start until it serves, ms.
 const READY_MS_MAX: u64 = 60_000;
-/// Answers in a row that say "unwell" before the node is restarted.
+/// How long it may take where it computes, ms: peers have work for it from before it says that it serves. Less than
+/// [`GRACE_MS`].
+const READY_MS_MAX_COMPUTING: u64 = 240_000;
+/// Answers in a row that say "unwell" before the node is restarted. Those of a node that computes do not count for
+/// [`ANSWER_MS_MAX_COMPUTING`]: its tasks wait for their turn, and peers can bring that about.
 const UNWELL_ANSWERS_MAX: u32 = 3;
 /// How long a hung node may take to die of SIGABRT, ms; SIGKILL follows.
 const ABORT_MS_MAX: u64 = 2_000;
@@ -80,22 +84,53 @@ enum After {
 
 #[derive(Debug)]
 struct Running {
-    since: u64,
+    started: u64,
+    /// Until it serves.
+    start: Wait,
     ready: bool,
     asked: Option<HealthQuestion>,
     ask_at: u64,
+    /// When it was last asked, and what it had computed by then.
+    last_asked: (u64, u64),
     unwell: u32,
+    /// When the question was asked whose answer was the first of those in a row that say "unwell".
+    unwell_since: Option<u64>,
 }
 
 /// A question that is not answered.
 #[derive(Debug)]
 struct HealthQuestion {
     number: u64,
-    at: u64,
-    /// When it was last looked whether the node computes, and what it had computed by then.
-    looked_at: u64,
-    computed: u64,
+    answer: Wait,
+    /// When the one before was asked, and what the node had computed by then: an answer comes too soon after its own
+    /// question to tell from that whether the node computes.
+    before: (u64, u64),
 }
+
+/// Something that the node is to do.
+#[derive(Debug)]
+struct Wait {
+    since: u64,
+    /// When it was last looked whether the node computes, and what it had computed by then.
+    looked: (u64, u64),
+}
+
+/// How long something may take, ms: of a node that does not compute, and of one that does.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    idle: u64,
+    computing: u64,
+}
+
+const ANSWER: Patience = Patience {
+    idle: ANSWER_MS_MAX,
+    computing: ANSWER_MS_MAX_COMPUTING,
+};
+
+const READY: Patience = Patience {
+    idle: READY_MS_MAX,
+    computing: READY_MS_MAX_COMPUTING,
+};
 
 /// Decides about the one node.
 #[derive(Debug)]
@@ -190,12 +225,15 @@ impl Supervisor {
 
     pub(crate) const fn spawned(&mut self, now: u64) {
         self.state = State::Running(Running {
-            since: now,
+            started: now,
+            start: Wait::new(now, 0),
             ready: false,
             asked: None,
             // It answers once it serves.
             ask_at: u64::MAX,
+            last_asked: (now, 0),
             unwell: 0,
+            unwell_since: None,
         });
     }
 
@@ -208,21 +246,21 @@ impl Supervisor {
         }
     }
 
-    /// The node answered question `number`.
-    pub(crate) fn answered(&mut self, number: u64, well: bool, now: u64) {
+    /// The node answered question `number`. `computed` is as for [`Self::order`].
+    pub(crate) fn answered(&mut self, number: u64, well: bool, now: u64, computed: u64) {
         let State::Running(running) = &mut self.state else {
             return;
         };
-        if running
-            .asked
-            .as_ref()
-            .is_none_or(|asked| asked.number != number)
-        {
+        let Some(question) = running.asked.take_if(|asked| asked.number == number) else {
+            return;
+        };
+        if !well {
+            running.said_unwell(&question, now, computed);
             return;
         }
-        running.asked = None;
-        running.unwell = if well { 0 } else { running.unwell + 1 };
-        if well && running.ready {
+        running.unwell = 0;
+        running.unwell_since = None;
+        if running.ready {
             self.last_well = now;
         }
     }
@@ -233,7 +271,7 @@ impl Supervisor {
             State::Held | State::Idle => return false,
             State::Stopping { after, .. } | State::Dying { after } => *after,
             State::Running(running) => {
-                if running.ready && now.saturating_sub(running.since) >= WELL_MS_RESET {
+                if running.ready && now.saturating_sub(running.started) >= WELL_MS_RESET {
                     self.pause = PAUSE_MS_MIN;
                 }
                 After::Failure
@@ -315,51 +353,72 @@ impl Running {
         *number += 1;
         self.asked = Some(HealthQuestion {
             number: *number,
-            at: now,
-            looked_at: now,
-            computed,
+            answer: Wait::new(now, computed),
+            before: self.last_asked,
         });
+        self.last_asked = (now, computed);
         self.ask_at = now + ASK_EVERY_MS;
         Some(Order::Ask(*number))
     }
 
     fn is_hung(&mut self, now: u64, computed: u64) -> bool {
         let asked = self.asked.as_mut();
-        let silent = asked.is_some_and(|asked| asked.is_hung(now, computed));
-        let late = !self.ready && now >= self.since + READY_MS_MAX;
+        let silent = asked.is_some_and(|asked| asked.answer.is_over(ANSWER, now, computed));
+        let late = !self.ready && self.start.is_over(READY, now, computed);
         silent || late || self.unwell >= UNWELL_ANSWERS_MAX
+    }
+
+    /// The node said that it is unwell.
+    const fn said_unwell(&mut self, question: &HealthQuestion, now: u64, computed: u64) {
+        let since = match self.unwell_since {
+            Some(since) => since,
+            None => question.answer.since,
+        };
+        self.unwell_since = Some(since);
+        if now >= since + ANSWER_MS_MAX_COMPUTING || !computes(question.before, now, computed) {
+            self.unwell += 1;
+        }
     }
 
     const fn deadline(&self) -> u64 {
         match &self.asked {
-            Some(asked) => asked.look_at(),
+            Some(asked) => asked.answer.look_at(ANSWER),
             None if self.ready => self.ask_at,
-            None => self.since + READY_MS_MAX,
+            None => self.start.look_at(READY),
         }
     }
 }
 
-impl HealthQuestion {
-    const fn look_at(&self) -> u64 {
-        self.looked_at + ANSWER_MS_MAX
+/// Whether the node, which had computed so much at an earlier time, computes since then.
+const fn computes((earlier, by_then): (u64, u64), now: u64, computed: u64) -> bool {
+    let had = computed.saturating_sub(by_then);
+    had > 0 && had * COMPUTING_PART >= now.saturating_sub(earlier)
+}
+
+impl Wait {
+    const fn new(now: u64, computed: u64) -> Self {
+        Self {
+            since: now,
+            looked: (now, computed),
+        }
     }
 
-    /// Whether the node hangs: it is silent for longer than any may be, or than one that does not compute.
-    const fn is_hung(&mut self, now: u64, computed: u64) -> bool {
-        if now < self.look_at() {
+    const fn look_at(&self, patience: Patience) -> u64 {
+        self.looked.0 + patience.idle
+    }
+
+    /// Whether the node hangs: it takes longer than any may, or than one that does not compute.
+    const fn is_over(&mut self, patience: Patience, now: u64, computed: u64) -> bool {
+        let look_at = self.look_at(patience);
+        if now < look_at {
             return false;
         }
-        if now >= self.look_at() + LATE_MS {
-            self.at = now;
-        } else {
-            let had = computed.saturating_sub(self.computed);
-            if now >= self.at + ANSWER_MS_MAX_COMPUTING
-                || had * COMPUTING_PART < now - self.looked_at
-            {
-                return true;
-            }
+        if now >= look_at + LATE_MS {
+            self.since = now;
+        } else if now >= self.since + patience.computing || !computes(self.looked, now, computed) {
+            return true;
         }
-        (self.looked_at, self.computed) = (now, computed);
+        self.looked = (now, computed);
         false
     }
 }
@@ -390,7 +449,7 @@ mod tests {
                 let Order::Ask(number) = order else {
                     panic!("a well node is only asked, not {order:?}");
                 };
-                supervisor.answered(number, true, ms);
+                supervisor.answered(number, true, ms, 0);
             }
         }
     }
@@ -494,8 +553,8 @@ mod tests {
         let mut supervisor = running();
         let asked = supervisor.deadline().expect("a question is due");
         assert_eq!(supervisor.order(asked, 0), Some(Order::Ask(1)));
-        supervisor.answered(0, true, asked + 1);
-        supervisor.answered(2, true, asked + 1);
+        supervisor.answered(0, true, asked + 1, 0);
+        supervisor.answered(2, true, asked + 1, 0);
         assert_eq!(
             supervisor.order(asked + ANSWER_MS_MAX, 0),
             Some(Order::Abort)
@@ -508,10 +567,63 @@ mod tests {
         for round in 1..=u64::from(UNWELL_ANSWERS_MAX) {
             let now = supervisor.deadline().expect("a question is due");
             assert_eq!(supervisor.order(now, 0), Some(Order::Ask(round)));
-            supervisor.answered(round, false, now);
+            supervisor.answered(round, false, now, 0);
         }
         let now = supervisor.deadline().expect("a question is due");
         assert_eq!(supervisor.order(now, 0), Some(Order::Abort));
+    }
+
+    #[test]
+    fn a_node_that_says_it_is_unwell_while_it_computes_has_longer() {
+        let mut supervisor = running();
+        let mut number = 0;
+        let first = supervisor.deadline().expect("a question is due");
+        let aborted = loop {
+            let now = supervisor.deadline().expect("a question is due");
+            // A tenth of a processor since it was asked before.
+            let computed = now / COMPUTING_PART + 1;
+            match supervisor.order(now, computed) {
+                Some(Order::Abort) => break now,
+                order => assert_eq!(order, Some(Order::Ask(number + 1))),
+            }
+            number += 1;
+            supervisor.answered(number, false, now + 1_000, computed + 100);
+        };
+        let counted = u64::from(UNWELL_ANSWERS_MAX) * ASK_EVERY_MS;
+        assert_eq!(aborted, first + ANSWER_MS_MAX_COMPUTING + counted);
+
+        // One answer that it is well begins the time again.
+        let mut supervisor = running();
+        for number in 1..=40 {
+            let now = supervisor.deadline().expect("a question is due");
+            let computed = now / COMPUTING_PART + 1;
+            assert_eq!(supervisor.order(now, computed), Some(Order::Ask(number)));
+            supervisor.answered(number, number.is_multiple_of(10), now + 1_000, computed + 100);
+        }
+    }
+
+    #[test]
+    fn a_node_that_computes_has_longer_until_it_serves() {
+        let mut supervisor = wanted();
+        supervisor.spawned(0);
+        let part = READY_MS_MAX / COMPUTING_PART;
+        for look in 1..READY_MS_MAX_COMPUTING / READY_MS_MAX {
+            let now = supervisor.deadline().expect("a look is due");
+            assert_eq!(now, look * READY_MS_MAX);
+            assert_eq!(supervisor.order(now, look * part), None);
+        }
+        let last = supervisor.deadline().expect("a look is due");
+        assert_eq!(last, READY_MS_MAX_COMPUTING);
+        assert_eq!(supervisor.order(last, last), Some(Order::Abort));
+        assert!(supervisor.alive(last), "the machine gives it up first");
+
+        // The machine stood still while it started.
+        let mut supervisor = wanted();
+        supervisor.spawned(0);
+        let late = READY_MS_MAX + LATE_MS;
+        assert_eq!(supervisor.order(late, 0), None);
+        assert_eq!(supervisor.order(late + READY_MS_MAX - 1, 0), None);
+        assert_eq!(supervisor.order(late + READY_MS_MAX, 0), Some(Order::Abort));
     }
 
     #[test]
@@ -542,8 +654,8 @@ mod tests {
     fn answers_without_serving_do_not_feed_the_watchdog() {
         let mut supervisor = wanted();
         supervisor.spawned(0);
-        supervisor.answered(0, true, ASK_EVERY_MS);
-        supervisor.answered(1, true, ASK_EVERY_MS);
+        supervisor.answered(0, true, ASK_EVERY_MS, 0);
+        supervisor.answered(1, true, ASK_EVERY_MS, 0);
         assert!(!supervisor.alive(GRACE_MS + 1));
     }
 

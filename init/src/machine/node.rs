@@ -171,7 +171,8 @@ impl Machine {
                 if !ok {
                     self.log.warn(format_args!("the node is unwell: {detail}"));
                 }
-                self.supervisor.answered(n, ok, now);
+                let computed = self.computed();
+                self.supervisor.answered(n, ok, now, computed);
             }
             ToInit::KeepConfig { n, document } => self.keep_config(n, document),
             ToInit::Power { action, by } => self.go_down(action, &by, now),
