@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use alknet_endpoint::Server;
+use alknet_endpoint::{ReliefScope, Server};
 use alknet_init::control::Problem;
+use alknet_worker::Workers;
 
 use crate::memory as allocator;
 
@@ -37,13 +38,15 @@ const RELIEF_PART: usize = 4;
 const RELIEF_PART_OF_LITTLE: usize = 2;
 
 /// Known peers' connections end only where less than this part is left, and the node has at least this part. Memory of
-/// unknown peers' connections that the library has yet to give back is waited for, until less than the last part is left.
+/// unknown peers' connections that the library has yet to give back is waited for, until less than the last part is left:
+/// then known ones' end beside unknown ones', since few looks are left until the kernel ends the node.
 const LEFT_PART_KNOWN: u64 = 32;
 const OWN_PART_KNOWN: u64 = 4;
 const LEFT_PART_LAST: u64 = 64;
 
-/// Memory that is short for so many rounds in a row, a few seconds, is known peers': unknown ones have none left. After as
-/// many more, a minute, the library has none of theirs either that it had when it began.
+/// Memory that is short for so many rounds in a row, a few seconds, is known peers', however little the node itself has:
+/// unknown ones have none left. After as many more, a minute, the library has none of theirs either that it had when it
+/// began.
 const ROUNDS_OF_UNKNOWN: u32 = 10;
 const ROUNDS_OF_CLOSING: u32 = 100;
 
@@ -132,14 +135,22 @@ impl Memory {
         }
     }
 
-    /// Whether known peers' connections are to end, after so many rounds in which it was short, while the library has so
-    /// many ended connections of unknown peers.
-    const fn is_of_known(self, own: Own, rounds: u32, closing: usize) -> bool {
-        let for_long = rounds > ROUNDS_OF_UNKNOWN;
-        let left = if for_long { LEFT_PART } else { LEFT_PART_KNOWN };
-        let last = self.is_short(own, LEFT_PART_LAST, OWN_PART_KNOWN);
+    /// Whose connections are to end, after so many rounds in which it was short, while the library has so many ended
+    /// connections of unknown peers.
+    const fn scope(self, own: Own, rounds: u32, closing: usize) -> ReliefScope {
+        let (left, has) = if rounds > ROUNDS_OF_UNKNOWN {
+            (LEFT_PART, OWN_PART)
+        } else {
+            (LEFT_PART_KNOWN, OWN_PART_KNOWN)
+        };
         let waits = closing > 0 && rounds <= ROUNDS_OF_CLOSING;
-        last || !waits && self.is_short(own, left, OWN_PART_KNOWN)
+        if self.is_short(own, LEFT_PART_LAST, has) {
+            ReliefScope::All
+        } else if !waits && self.is_short(own, left, has) {
+            ReliefScope::UnknownFirst
+        } else {
+            ReliefScope::Unknown
+        }
     }
 
     /// Whether less than the first part of it is left, and the node has the second at least.
@@ -154,16 +165,27 @@ impl Own {
     }
 }
 
+/// Whether workers end as well, of the tenant that has more memory in them than the node itself, in such a round. Before
+/// it is known peers' turn they do not: unknown peers must not be able to end what known ones run.
+const fn is_of_workers(scope: ReliefScope, rounds: u32) -> bool {
+    match scope {
+        ReliefScope::Unknown => false,
+        ReliefScope::UnknownFirst => rounds > ROUNDS_OF_UNKNOWN,
+        ReliefScope::All => true,
+    }
+}
+
 /// What was done about a shortage.
 #[derive(Debug, Default)]
 pub(crate) struct Relief {
     ended: AtomicU64,
+    ended_workers: AtomicU64,
     last: Mutex<Option<Instant>>,
 }
 
 impl Relief {
-    /// Ends connections whenever memory is short. Without end.
-    pub(crate) async fn keep(self: Arc<Self>, server: Arc<Server>) {
+    /// Ends connections and workers whenever memory is short. Without end.
+    pub(crate) async fn keep(self: Arc<Self>, server: Arc<Server>, workers: Workers) {
         let (mut rounds, mut pause) = (0, LOOK);
         loop {
             tokio::time::sleep(pause).await;
@@ -178,21 +200,31 @@ impl Relief {
                 continue;
             };
             rounds += 1;
-            let known = memory.is_of_known(own, rounds, server.closing());
+            let mut scope = memory.scope(own, rounds, server.closing());
+            let ended_workers = if is_of_workers(scope, rounds) {
+                workers.relieve(own.0).await
+            } else {
+                0
+            };
+            if ended_workers > 0 && scope == ReliefScope::UnknownFirst {
+                // What is short was there: known peers' connections are left alone.
+                scope = ReliefScope::Unknown;
+            }
             let is_less = memory.is_short(own, LEFT_PART_KNOWN, OWN_PART);
             let part = if is_less {
                 RELIEF_PART_OF_LITTLE
             } else {
                 RELIEF_PART
             };
-            let ended = server.relieve(part, known);
-            if ended > 0 {
-                self.note(ended, Instant::now());
+            let ended = server.relieve(part, scope);
+            if ended + ended_workers > 0 {
+                self.note(ended, ended_workers, Instant::now());
                 tracing::warn!(
                     ended,
+                    ended_workers,
                     available_bytes = memory.available_bytes,
                     node_bytes = own.0,
-                    "memory ran short: connections were ended"
+                    "memory ran short: connections or workers were ended"
                 );
             }
             for _ in 0..LOOKS_AFTER_RELIEF {
@@ -211,12 +243,14 @@ impl Relief {
         }
     }
 
-    fn note(&self, ended: usize, now: Instant) {
+    fn note(&self, ended: usize, workers: usize, now: Instant) {
         self.ended.fetch_add(ended as u64, Ordering::Relaxed);
+        self.ended_workers
+            .fetch_add(workers as u64, Ordering::Relaxed);
         *self.lock() = Some(now);
     }
 
-    /// That connections were ended lately.
+    /// That connections or workers were ended lately.
     pub(crate) fn problem(&self) -> Option<Problem> {
         self.problem_at(Instant::now())
     }
@@ -224,14 +258,15 @@ impl Relief {
     fn problem_at(&self, now: Instant) -> Option<Problem> {
         let last = (*self.lock())?;
         let ended = self.ended.load(Ordering::Relaxed);
+        let workers = self.ended_workers.load(Ordering::Relaxed);
         (now.saturating_duration_since(last) < TOLD).then(|| Problem {
             code: MEMORY_SHORT.to_owned(),
             text: format!(
                 "memory ran short; since the node started {ended} connections were ended for it, those of unknown \
-                 peers first"
+                 peers first, and {workers} workers"
             ),
-            hint: "unknown peers may be attacking; if it happens without them, give the machine more memory, or \
-                   the port fewer places (limits.connections)"
+            hint: "unknown peers may be attacking, or a known one by its scripts, which the log names; if it happens \
+                   without them, give the machine more memory, or the port fewer places (limits.connections)"
                 .to_owned(),
         })
     }
@@ -331,7 +366,8 @@ mod tests {
     #[test]
     fn known_peers_end_where_little_is_left_or_unknown_ones_have_none() {
         let known = |left, own, rounds, closing| {
-            memory(512, left).is_of_known(Own(own * MIB), rounds, closing)
+            let scope = memory(512, left).scope(Own(own * MIB), rounds, closing);
+            scope != ReliefScope::Unknown
         };
         assert!(known(15, 128, 1, 0));
         assert!(!known(16, 512, 1, 0));
@@ -345,16 +381,53 @@ mod tests {
         assert!(!known(31, 128, ROUNDS_OF_UNKNOWN, 0));
         assert!(known(31, 128, ROUNDS_OF_UNKNOWN + 1, 0));
         assert!(!known(32, 128, ROUNDS_OF_UNKNOWN + 1, 0));
+        // Nor is it where the node itself has little.
+        assert!(!known(31, 64, ROUNDS_OF_UNKNOWN, 0));
+        assert!(known(31, 64, ROUNDS_OF_UNKNOWN + 1, 0));
+        assert!(!known(31, 64, ROUNDS_OF_UNKNOWN + 1, 1));
+        assert!(!known(31, 31, ROUNDS_OF_UNKNOWN + 1, 0));
+    }
+
+    #[test]
+    fn known_peers_end_beside_unknown_ones_where_nearly_nothing_is_left() {
+        let scope = |left, own, rounds, closing| {
+            memory(512, left).scope(Own(own * MIB), rounds, closing)
+        };
+        assert_eq!(scope(7, 128, 1, 0), ReliefScope::All);
+        assert_eq!(scope(7, 128, 1, 1), ReliefScope::All);
+        assert_eq!(scope(8, 128, 1, 0), ReliefScope::UnknownFirst);
+        assert_eq!(scope(7, 127, 1, 0), ReliefScope::Unknown);
+        let for_long = ROUNDS_OF_UNKNOWN + 1;
+        assert_eq!(scope(7, 32, for_long, 0), ReliefScope::All);
+        assert_eq!(scope(31, 32, for_long, 0), ReliefScope::UnknownFirst);
+    }
+
+    #[test]
+    fn workers_end_once_it_is_the_turn_of_known_peers() {
+        let workers = |left, own, rounds, closing| {
+            let scope = memory(512, left).scope(Own(own * MIB), rounds, closing);
+            is_of_workers(scope, rounds)
+        };
+        let for_long = ROUNDS_OF_UNKNOWN + 1;
+        assert!(workers(31, 32, for_long, 0));
+        assert!(!workers(31, 32, ROUNDS_OF_UNKNOWN, 0));
+        assert!(!workers(15, 128, ROUNDS_OF_UNKNOWN, 0));
+        // What unknown peers had is coming back.
+        assert!(!workers(31, 32, for_long, 1));
+        assert!(workers(31, 32, ROUNDS_OF_CLOSING + 1, 1));
+        assert!(workers(7, 128, 1, 1));
     }
 
     #[test]
     fn it_is_told_for_a_while() {
         let (relief, now) = (Relief::default(), Instant::now());
         assert_eq!(relief.problem_at(now), None);
-        relief.note(3, now);
+        relief.note(3, 2, now);
         let problem = relief.problem_at(now).expect("it was just done");
         assert_eq!(problem.code, MEMORY_SHORT);
-        assert!(problem.text.contains("3 connections"), "{}", problem.text);
+        for told in ["3 connections", "2 workers"] {
+            assert!(problem.text.contains(told), "{}", problem.text);
+        }
         assert_eq!(relief.problem_at(now + TOLD), None);
     }
 }

@@ -262,7 +262,8 @@ impl Node {
             unwanted: Default::default(),
         });
         let relief = Arc::<Relief>::default();
-        tokio::spawn(Arc::clone(&relief).keep(Arc::clone(&server)));
+        let workers = computing.workers().clone();
+        tokio::spawn(Arc::clone(&relief).keep(Arc::clone(&server), workers));
         let node = Self {
             hub,
             joins: Arc::new(joins),

@@ -34,7 +34,7 @@ pub use counters::Counters;
 pub use dial::Dialer;
 pub use error::{DialError, EndpointError};
 pub use limits::Limits;
-pub use live::ConnectionSummary;
+pub use live::{ConnectionSummary, ReliefScope};
 pub use nesting::Nesting;
 pub use plain::{PlainListener, plain_listeners};
 pub use server::{Drained, Health, Server, ServerOptions};

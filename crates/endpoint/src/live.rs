@@ -25,6 +25,17 @@ const RELIEF_PART_KNOWN: usize = 16;
 /// would take more meanwhile.
 const SHORT: Duration = Duration::from_secs(2);
 
+/// Whose connections end where memory runs short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReliefScope {
+    /// Unknown peers' only.
+    Unknown,
+    /// Unknown peers', and known ones' where there are none of these.
+    UnknownFirst,
+    /// A part of both at once: a known peer must not be safe for as long as there are unknown ones.
+    All,
+}
+
 /// One connection being served, for status displays.
 #[derive(Clone, Debug)]
 pub struct ConnectionSummary {
@@ -148,12 +159,13 @@ impl Live {
         victim.is_some_and(|entry| entry.end.send_replace(Some(end)).is_none())
     }
 
-    /// Ends one of so many of the connections of unknown peers so that their memory is free, of known ones where there is none
-    /// and `known` says who they are, if they showed that by a token. Returns how many.
+    /// Ends one of so many of the connections of unknown peers so that their memory is free, and of known ones as `scope` says;
+    /// `tokens` says who the holders of tokens are. Returns how many.
     pub(crate) fn relieve(
         &self,
         part: usize,
-        known: Option<&HashMap<ConnId, PeerId>>,
+        scope: ReliefScope,
+        tokens: &HashMap<ConnId, PeerId>,
         end: End,
     ) -> usize {
         let table = self.lock();
@@ -163,17 +175,20 @@ impl Live {
             (site, entry.connection.traffic().quiet(), entry)
         });
         let mut victims = eviction::relieve(part, unknown.collect());
-        if let Some(tokens) = known
-            && victims.is_empty()
-        {
-            let all = table.values().filter(|entry| entry.may_end());
-            let all = all.map(|entry| {
+        let is_known_too = match scope {
+            ReliefScope::Unknown => false,
+            ReliefScope::UnknownFirst => victims.is_empty(),
+            ReliefScope::All => true,
+        };
+        if is_known_too {
+            let known = table.values().filter(|entry| entry.is_known());
+            let known = known.map(|entry| {
                 let identity = entry.connection.identity();
                 let who = identity.map(|identity| identity.id.clone());
                 let who = who.or_else(|| tokens.get(&entry.connection.id()).cloned());
                 (who, entry.connection.traffic().quiet(), entry)
             });
-            victims = eviction::relieve(RELIEF_PART_KNOWN, all.collect());
+            victims.extend(eviction::relieve(RELIEF_PART_KNOWN, known.collect()));
         }
         let ended = |entry: &&Entry| entry.end.send_replace(Some(end)).is_none();
         let ended = victims.into_iter().filter(ended).count();
@@ -239,6 +254,11 @@ impl Entry {
     /// Whether it has a place of its own, nobody has proved on it who they are, and it is not about to end.
     fn is_unknown(&self) -> bool {
         !self.connection.is_authenticated() && self.may_end()
+    }
+
+    /// Whether it has a place of its own, somebody has proved on it who they are, and it is not about to end.
+    fn is_known(&self) -> bool {
+        self.connection.is_authenticated() && self.may_end()
     }
 
     /// Whether it is carried by no other, and not about to end.

@@ -1,5 +1,6 @@
 //! The listening side of the one port.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use crate::counters::{Counters, Totals};
 use crate::error::EndpointError;
 use crate::iroh::{self, IrohListener, IrohOptions};
 use crate::limits::Limits;
-use crate::live::ConnectionSummary;
+use crate::live::{ConnectionSummary, ReliefScope};
 use crate::metrics::{self, Meters};
 use crate::nesting::Nesting;
 use crate::quic::Apart;
@@ -236,12 +237,16 @@ impl Server {
     }
 
     /// Ends connections so that what they hold in memory is free: one of every `part` of unknown peers', of the sites that
-    /// have the most first. Where there is none of these, and `known` says so, one of sixteen of known peers' connections,
-    /// of the peers that have the most first. For two seconds after any ended no unknown peer is let in. Returns how many
-    /// did.
-    pub fn relieve(&self, part: usize, known: bool) -> usize {
-        let known = known.then(|| self.shared.admission().token_holders());
-        let ended = self.shared.live.relieve(part, known.as_ref(), RELIEF_END);
+    /// have the most first. Where there is none of these and `scope` says so, or beside them, one of sixteen of known peers'
+    /// connections, of the peers that have the most first. For two seconds after any ended no unknown peer is let in. Returns
+    /// how many did.
+    pub fn relieve(&self, part: usize, scope: ReliefScope) -> usize {
+        let tokens = match scope {
+            ReliefScope::Unknown => HashMap::new(),
+            _ => self.shared.admission().token_holders(),
+        };
+        let live = &self.shared.live;
+        let ended = live.relieve(part, scope, &tokens, RELIEF_END);
         for _ in 0..ended {
             self.shared.totals.relieved.add();
             self.shared.meters.hit(Limit::Memory);

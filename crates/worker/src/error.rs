@@ -77,6 +77,9 @@ pub enum WorkerError {
         /// What there is.
         sandbox: Sandbox,
     },
+    /// The tenant's workers ended a moment ago because the machine had too little memory left.
+    #[error("memory ran short: the workers of this identity were ended for it")]
+    Relieved,
     /// It did not start, or did not get ready.
     #[error("a worker of role {role} did not start: {why}")]
     Start {
@@ -102,7 +105,7 @@ impl WorkerError {
     pub const fn code(&self) -> &'static str {
         match self {
             Self::Policy { .. } => "E_POLICY",
-            Self::Overloaded | Self::TenantShare => "E_QUOTA",
+            Self::Overloaded | Self::Relieved | Self::TenantShare => "E_QUOTA",
             _ => "E_WORKER_LOST",
         }
     }

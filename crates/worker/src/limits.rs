@@ -74,6 +74,10 @@ pub const CRASH_WINDOW: Duration = Duration::from_secs(60);
 /// Operations whose crashes are remembered; the one whose last crash is oldest is forgotten first.
 pub const CRASH_BOOK_MAX: usize = 4096;
 
+/// How long a tenant gets no worker whose workers ended because the machine had too little memory left: it would fill
+/// what they gave back within a second, and others would find none again.
+pub const RELIEF_PAUSE: Duration = Duration::from_secs(60);
+
 /// Open descriptors of a worker.
 pub const NOFILE: u64 = 64;
 /// Stack of a worker's first thread and, by glibc's rule, of every other, bytes.

@@ -160,6 +160,11 @@ impl Computing {
         self.store.clone().map(mirror).into_iter().collect()
     }
 
+    /// The processes that scripts and shaders run in.
+    pub(super) fn workers(&self) -> &Workers {
+        &self.workers
+    }
+
     /// Adds what was counted.
     pub(super) fn collect(&self, metrics: &mut Metrics) {
         self.sessions.collect(metrics);

@@ -3,13 +3,16 @@
 use std::time::Duration;
 
 use alknet_core::{Carriage, Connection};
-use alknet_endpoint::Dialer;
+use alknet_endpoint::{Dialer, ReliefScope};
 use bytes::Bytes;
 
 use crate::support::{CARRIAGES, ECHO, Node, ask, code, hung, until};
 
 /// Connections of unknown peers over each carriage.
 const UNKNOWN: usize = 4;
+
+/// Connections of a known peer that holds the memory.
+const KNOWN: usize = 4;
 
 async fn dial(node: &Node, dialer: &Dialer, carriage: Carriage) -> Connection {
     let dialled = dialer.dial_over(carriage, &node.target(), ECHO).await;
@@ -53,13 +56,13 @@ async fn unknown_peers_end_before_known_ones_and_come_in_again_later() {
     let mut ended = 0;
     for carriage in CARRIAGES {
         assert!(is_served(&node, &friend, carriage).await, "{carriage}");
-        let more = node.server.relieve(4, true);
+        let more = node.server.relieve(4, ReliefScope::UnknownFirst);
         assert_eq!(more, (all - ended).div_ceil(4));
         ended += more;
         assert!(!is_served(&node, &nobody, carriage).await, "{carriage}");
     }
     while ended < all {
-        let more = node.server.relieve(4, true);
+        let more = node.server.relieve(4, ReliefScope::UnknownFirst);
         assert!((1..=all - ended).contains(&more), "{more} of {all}");
         ended += more;
     }
@@ -71,9 +74,9 @@ async fn unknown_peers_end_before_known_ones_and_come_in_again_later() {
     assert_eq!(node.server.counters().relieved, all as u64);
 
     // Known ones end where that is said only.
-    assert_eq!(node.server.relieve(4, false), 0);
+    assert_eq!(node.server.relieve(4, ReliefScope::Unknown), 0);
     assert_eq!(ask(&known, b"3").await.expect("echo"), "3");
-    assert_eq!(node.server.relieve(4, true), 1);
+    assert_eq!(node.server.relieve(4, ReliefScope::UnknownFirst), 1);
     assert_eq!(code(&known).await, Some(2));
 
     // And then others are let in again.
@@ -84,4 +87,38 @@ async fn unknown_peers_end_before_known_ones_and_come_in_again_later() {
     };
     let again = tokio::time::timeout(hung(), again).await;
     again.expect("they are let in again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_known_peer_does_not_hide_behind_unknown_ones_at_the_last() {
+    let node = Node::start();
+    let nobody = Dialer::new(None);
+    let (hider, _) = node.peer("hider");
+    let mut held = Vec::new();
+    for carriage in CARRIAGES {
+        for _ in 0..UNKNOWN {
+            held.push(dial(&node, &nobody, carriage).await);
+        }
+    }
+    for _ in 0..KNOWN {
+        held.push(dial(&node, &hider, Carriage::Quic).await);
+    }
+    let of = |known: bool| {
+        let all = node.server.connections();
+        all.iter().filter(|it| it.peer.is_some() == known).count()
+    };
+    let all = 2 * UNKNOWN;
+    until(|| (of(false), of(true)) == (all, KNOWN)).await;
+
+    // A part of both ends in one round, and in the next.
+    assert_eq!(node.server.relieve(2, ReliefScope::All), all / 2 + 1);
+    until(|| (of(false), of(true)) == (all / 2, KNOWN - 1)).await;
+    assert_eq!(node.server.relieve(2, ReliefScope::All), all / 4 + 1);
+    until(|| (of(false), of(true)) == (all / 4, KNOWN - 2)).await;
+
+    // Before the last they are behind unknown peers.
+    let first = ReliefScope::UnknownFirst;
+    assert_eq!(node.server.relieve(2, first), all / 8);
+    until(|| (of(false), of(true)) == (all / 8, KNOWN - 2)).await;
+    assert_eq!(held.len(), all + KNOWN);
 }

@@ -52,6 +52,10 @@ pub(super) enum Command {
         operation: Hash,
         reply: oneshot::Sender<bool>,
     },
+    Relieve {
+        least: u64,
+        reply: oneshot::Sender<usize>,
+    },
     Shutdown {
         done: Option<oneshot::Sender<()>>,
     },
@@ -196,6 +200,14 @@ impl Workers {
         let (reply, answer) = oneshot::channel();
         self.0.line.send(Command::Release { operation, reply });
         answer.await.unwrap_or(false)
+    }
+
+    /// The machine has too little memory left: ends the workers of the tenant whose workers hold most of it together,
+    /// where that is more than `least` bytes, and gives that tenant none for a minute. Returns how many there were.
+    pub async fn relieve(&self, least: u64) -> usize {
+        let (reply, answer) = oneshot::channel();
+        self.0.line.send(Command::Relieve { least, reply });
+        answer.await.unwrap_or(0)
     }
 
     /// Ends every worker, and waits until they are gone. Calls end with `shutdown`.

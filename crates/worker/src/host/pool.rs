@@ -181,17 +181,23 @@ impl Pool {
     /// The largest worker of the tenant whose workers hold most together, by the bytes that each holds. Not the
     /// largest of all: a tenant with many small ones would have that of another end for it.
     pub(super) fn largest_of_heaviest(&self, held: &[(u64, u64)]) -> Option<u64> {
+        let (_, its) = self.heaviest(held)?;
+        let largest = its.into_iter().max_by_key(|(_, bytes)| *bytes);
+        largest.map(|(worker, _)| worker)
+    }
+
+    /// The tenant whose workers hold most together, and these with the bytes that each holds. Workers that no tenant
+    /// had yet count as one tenant's.
+    pub(super) fn heaviest(&self, held: &[(u64, u64)]) -> Option<(Option<&str>, Vec<(u64, u64)>)> {
         let tenant = |worker: u64| self.slots.get(&worker)?.tenant.as_deref();
         let mut together: BTreeMap<Option<&str>, u64> = BTreeMap::new();
         for (worker, bytes) in held {
             *together.entry(tenant(*worker)).or_default() += bytes;
         }
         let (heaviest, _) = together.into_iter().max_by_key(|(_, bytes)| *bytes)?;
-        let its = held
-            .iter()
-            .filter(|(worker, _)| tenant(*worker) == heaviest);
-        its.max_by_key(|(_, bytes)| *bytes)
-            .map(|(worker, _)| *worker)
+        let all = held.iter().copied();
+        let its = all.filter(|(worker, _)| tenant(*worker) == heaviest);
+        Some((heaviest, its.collect()))
     }
 
     /// Workers of the role that any tenant could have, now or when they are ready.
@@ -333,6 +339,8 @@ mod tests {
         held.push((one, 100));
         held[2].1 = 95;
         assert_eq!(pool.largest_of_heaviest(&held), Some(many[2]));
+        let whole = pool.heaviest(&held).expect("workers");
+        assert_eq!(whole, (Some("many"), held[..4].to_vec()));
         assert_eq!(pool.largest_of_heaviest(&held[3..]), Some(one));
         assert_eq!(pool.largest_of_heaviest(&[]), None);
     }

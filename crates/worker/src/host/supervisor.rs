@@ -28,7 +28,7 @@ use super::stats::Counted;
 use super::watch::{Order, Watch, once};
 use super::worker::{ReplyTo, Running, State, Worker};
 use super::{CallLimits, Config, Lease};
-use crate::limits::{CALLS_IN_MAX, MEMORY_LOOK_EVERY, READ_TURN_BYTES};
+use crate::limits::{CALLS_IN_MAX, MEMORY_LOOK_EVERY, READ_TURN_BYTES, RELIEF_PAUSE};
 use crate::sys::{can_run, process_cpu_us};
 use crate::{CallError, FromWorker, Hash, Reason, Role, Sandbox, ToWorker, WorkerError};
 
@@ -66,6 +66,8 @@ pub(super) struct Supervisor {
     next_session: u64,
     waiting: Vec<Waiting>,
     pauses: HashMap<Role, Pause>,
+    /// Tenants whose workers ended for the machine's memory, and until when they get none.
+    relieved: HashMap<String, u64>,
     book: CrashBook,
     /// Set once everything is to end.
     ending: Option<Ending>,
@@ -139,6 +141,7 @@ impl Supervisor {
             next_session: 0,
             waiting: Vec::new(),
             pauses: HashMap::new(),
+            relieved: HashMap::new(),
             book: CrashBook::default(),
             ending: None,
         })
@@ -239,6 +242,11 @@ impl Supervisor {
                 let was_in = self.book.release(&operation);
                 self.count().now.quarantined = self.book.len() as u64;
                 let _ = reply.send(was_in);
+            }
+            Command::Relieve { least, reply } => {
+                let ended = self.relieve(least);
+                // Whoever asked may have gone.
+                let _ = reply.send(ended);
             }
             Command::Shutdown { done } => self.shut_down(done),
             Command::Started { worker, born } => self.started(worker, born),
@@ -444,11 +452,7 @@ impl Supervisor {
 
     /// Where all workers hold more than the machine has for them, ends the largest of the tenant that holds most.
     fn look_at_all_memory(&mut self) {
-        let living = self.workers.iter();
-        let living = living.filter(|(_, worker)| !matches!(worker.state, State::Dying(..)));
-        let held: Vec<(u64, u64)> = living
-            .map(|(number, worker)| (*number, worker.held))
-            .collect();
+        let held = self.held();
         let all: u64 = held.iter().map(|(_, bytes)| bytes).sum();
         let most = self.config.memory_bytes;
         if all <= most {
@@ -460,6 +464,44 @@ impl Supervisor {
         let its = self.workers.get(&number).map_or(0, |worker| worker.held);
         let why = format!("{its} of the {all} bytes that workers hold, which are more than {most}");
         self.end(number, Reason::Memory, &why);
+    }
+
+    /// Living workers, and the bytes that each was last seen to hold.
+    fn held(&self) -> Vec<(u64, u64)> {
+        let living = self.workers.iter();
+        let living = living.filter(|(_, worker)| !matches!(worker.state, State::Dying(..)));
+        living
+            .map(|(number, worker)| (*number, worker.held))
+            .collect()
+    }
+
+    /// Where the workers of the tenant that holds most hold more than `least`, ends all of them, and gives it none for a
+    /// while. Returns how many there were.
+    fn relieve(&mut self, least: u64) -> usize {
+        // Workers without a call are not looked at otherwise, and hold what their sessions left.
+        for worker in self.workers.values_mut() {
+            worker.held = worker.private_bytes().unwrap_or(0);
+        }
+        let held = self.held();
+        let Some((Some(tenant), its)) = self.pool.heaviest(&held) else {
+            return 0;
+        };
+        let bytes: u64 = its.iter().map(|(_, bytes)| bytes).sum();
+        if bytes <= least {
+            return 0;
+        }
+        let tenant = tenant.to_owned();
+        tracing::warn!(?tenant, workers = its.len(), bytes, "memory ran short: workers were ended");
+        let now = self.now();
+        let pause = u64::try_from(RELIEF_PAUSE.as_micros()).unwrap_or(u64::MAX);
+        self.relieved.retain(|_, until| *until > now);
+        self.relieved.insert(tenant, now.saturating_add(pause));
+        let why = format!("its tenant's workers held {bytes} bytes when memory ran short");
+        for (number, _) in &its {
+            // No fault of what runs in it: it is within its limit.
+            self.end(*number, Reason::Killed, &why);
+        }
+        its.len()
     }
 
     /// When something is due next.

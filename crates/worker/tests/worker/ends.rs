@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use alknet_worker::{CallError, FromWorker, Hash, Lease, Loss, Reason, Reply, Role, Told, Workers};
+use alknet_worker::{
+    CallError, FromWorker, Hash, Lease, Loss, Reason, Reply, Role, Told, WorkerError, Workers,
+};
 
 use crate::act::{Act, Said};
 use crate::host::{
@@ -160,6 +162,41 @@ fn who_holds_most_in_many_workers_ends_nobody_else_s() {
         ask(&one, &Act::Inside).is_ok(),
         "it holds less than the other"
     );
+}
+
+/// A tenant keeps memory in workers, each within its limit and all within theirs, of which the machine has too little
+/// left.
+#[test]
+fn who_holds_most_where_memory_is_short_loses_all_workers_and_gets_none_for_a_while() {
+    let mut config = config();
+    for role in &mut config.roles {
+        role.min_idle = 0;
+    }
+    let workers = Workers::start(config).expect("a supervisor");
+    let alone = |tenant: &str| block_on(workers.open(Lease::new(Role::Js, tenant).alone()));
+    let many = [(); 2].map(|()| alone("many").expect("a session"));
+    for session in &many {
+        assert!(ask(session, &Act::Allocate(48 << 20)).is_ok());
+    }
+    let one = alone("one").expect("a session");
+    assert!(ask(&one, &Act::Allocate(56 << 20)).is_ok());
+    // The node itself holds more.
+    assert_eq!(block_on(workers.relieve(1 << 40)), 0);
+    assert!(many.iter().all(answers) && answers(&one));
+    let stays = many[0].call(request(&Act::Sleep(600_000)), limits(long()), None);
+    // Nothing runs in the other one, which counts as well.
+    assert_eq!(block_on(workers.relieve(90 << 20)), 2);
+    let loss = lost(stays.wait());
+    assert_eq!(loss.reason, Reason::Killed, "{loss}");
+    until("they are gone", || {
+        many.iter().all(|session| stat(session.pid()).is_none())
+    });
+    let refused = alone("many");
+    assert!(matches!(refused, Err(WorkerError::Relieved)), "{refused:?}");
+    // Whoever holds less is left alone, and gets more.
+    assert_eq!(block_on(workers.relieve(90 << 20)), 0);
+    let another = alone("one").expect("a session");
+    assert!(answers(&one) && answers(&another));
 }
 
 /// Whether a worker answers after a call during which its memory was looked at.

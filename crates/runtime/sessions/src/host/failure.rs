@@ -123,7 +123,7 @@ pub(crate) fn of_fault(fault: &Fault) -> Failure {
 pub(crate) fn of_worker(error: &WorkerError) -> Failure {
     let code = match error {
         WorkerError::Policy { .. } => Code::Policy,
-        WorkerError::Overloaded | WorkerError::TenantShare => {
+        WorkerError::Overloaded | WorkerError::Relieved | WorkerError::TenantShare => {
             return Failure::no_room(error.to_string());
         }
         _ => Code::WorkerLost,

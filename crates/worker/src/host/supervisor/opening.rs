@@ -63,6 +63,10 @@ impl Supervisor {
         if self.ending.is_some() {
             return Err(WorkerError::Stopped);
         }
+        let relieved = self.relieved.get(&lease.tenant);
+        if relieved.is_some_and(|until| *until > self.now()) {
+            return Err(WorkerError::Relieved);
+        }
         let Some(config) = self.config.role(role) else {
             return Err(WorkerError::NotConfigured(role));
         };
