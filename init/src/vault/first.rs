@@ -78,6 +78,20 @@ impl First<'_> {
         (!same).then(|| sources.collect::<Vec<_>>().join(", "))
     }
 
+    /// Where words lie that differ, of which only one can have the owner's: the order of the sources does not tell.
+    fn rival_words(&self) -> Option<String> {
+        let others = &self.media.other_words;
+        let all = self.media.words.iter().chain(others);
+        let sources = all.map(|found| found.source.to_string());
+        (!others.is_empty()).then(|| sources.collect::<Vec<_>>().join(", "))
+    }
+
+    /// The vault that the key of a medium names, where the key is to open it.
+    fn named_by_seed(&self, kinds: &[VaultUnlock]) -> Option<VaultId> {
+        let has_seed = kinds.contains(&VaultUnlock::Provisioning);
+        self.seed().filter(|_| has_seed).map(SeedKey::vault)
+    }
+
     /// Whether somebody types a PIN at every start, besides what the TPM measures.
     fn wants_pin(&self, kinds: &[VaultUnlock]) -> bool {
         self.config.tpm_pin && kinds.contains(&VaultUnlock::Tpm2)
@@ -93,7 +107,7 @@ impl First<'_> {
     }
 
     /// The slot whose share another node has taken, and the vault that it is of.
-    fn shared(&self, log: &Log) -> Result<Shared, Waiting> {
+    fn shared(&self, kinds: &[VaultUnlock], log: &Log) -> Result<Shared, Waiting> {
         let Some(kms) = &self.config.kms else {
             return Err(Waiting::new(
                 Ask::Nothing,
@@ -103,7 +117,7 @@ impl First<'_> {
             ));
         };
         randomness(log)?;
-        let seed = self.seed().map(SeedKey::vault);
+        let seed = self.named_by_seed(kinds);
         let (vault, params, kek) = self.escrow.deposited(kms, self.name, seed)?;
         Ok(Shared { vault, params, kek })
     }
@@ -120,6 +134,7 @@ impl First<'_> {
             again.map_err(failed)
         };
         match (&self.media.words, self.config.init) {
+            // No other words lie beside them: `create` has looked.
             (Some(words), VaultInit::Provisioned) => Ok((copy(&words.entropy)?, false)),
             // An attacker who left the medium would have the words of this node for ever.
             (Some(words), _) => Err(Waiting::new(
@@ -183,10 +198,23 @@ pub(crate) fn create(first: &First<'_>, log: &Log) -> Result<Made, Waiting> {
             "leave the medium attached that 'alknet provision' wrote for this machine, and no other",
         ));
     }
+    if first.config.init == VaultInit::Provisioned
+        && let Some(sources) = first.rival_words()
+    {
+        // Before a share is left anywhere: an attacker's words would be those of this node for ever.
+        return Err(Waiting::new(
+            Ask::Nothing,
+            "vault-waits",
+            format!(
+                "there are different words ({sources}), and the vault is to be made of one of them"
+            ),
+            "leave the medium attached that has the words of this node, and take the other one away",
+        ));
+    }
     // It takes a while and is kept: what somebody types is asked for after it.
     let shared = kinds
         .contains(&VaultUnlock::Kms)
-        .then(|| first.shared(log))
+        .then(|| first.shared(&kinds, log))
         .transpose()?;
     if first.wants_pin(&kinds) && first.offer.new_pin.is_none() {
         // Nobody types a PIN in vain.
@@ -293,8 +321,7 @@ fn with_slots(
     let mut made: Option<OpenAlkv> = None;
     let mut vault = Some(vault);
     // A medium's key and another node's share are of one vault that is named already.
-    let has_seed = kinds.contains(&VaultUnlock::Provisioning);
-    let seed = first.seed().filter(|_| has_seed).map(SeedKey::vault);
+    let seed = first.named_by_seed(kinds);
     let named = shared.as_ref().map(|shared| shared.vault).or(seed);
     for kind in kinds {
         let mut put = |slot: NewSlot<'_>| match (&mut made, vault.take()) {

@@ -30,7 +30,7 @@ pub const SECRET_BYTES_MAX: usize = 4096;
 pub struct Secrets {
     /// The words: those of the first source that has some.
     pub words: Option<Words>,
-    /// Words of further sources that are others, and not used.
+    /// Words of further sources that are others. A vault is made of neither while there are some.
     pub other_words: Vec<Words>,
     /// Every seed key, in the order of the sources: each is for one vault.
     pub seed_keys: Vec<FoundSeedKey>,
@@ -372,7 +372,7 @@ impl Collector {
                 source: offer.source.clone(),
                 places: vec![place],
             });
-            let what = format!("{left}: {name}: other words than those of {taken}, which are used");
+            let what = format!("{left}: {name}: other words than those of {taken}");
             self.problems.push(Problem::new(
                 "provisioning-conflict",
                 what,

@@ -214,9 +214,12 @@ fn other_words_of_a_later_source_are_named_and_left() {
     assert_eq!(codes(&loaded), ["provisioning-conflict"]);
     assert_eq!(
         loaded.problems[0].text,
-        "nocloud (sdb1): vault.words: other words than those of fw_cfg, which are used"
+        "nocloud (sdb1): vault.words: other words than those of fw_cfg"
     );
     assert_eq!(words(&loaded).places.len(), 1);
+    let others = loaded.secrets.other_words.iter();
+    let others: Vec<_> = others.map(|it| it.source.to_string()).collect();
+    assert_eq!(others, ["nocloud (sdb1)"]);
 }
 
 #[test]

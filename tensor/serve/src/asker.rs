@@ -3,7 +3,7 @@
 use std::iter;
 use std::sync::Arc;
 
-use alknet_call::Ctx;
+use alknet_call::{CompositionAuthority, Ctx, Env};
 use alknet_core::{Identity, PeerId, ScopeSet};
 use alknet_tensor::FileId;
 
@@ -33,18 +33,35 @@ impl Asker {
     /// # Errors
     /// [`ServeError::Missing`] where the peer is not known, or what calls may do nothing.
     pub fn of(ctx: &Ctx) -> Result<Self, ServeError> {
-        let identity = ctx.identity().cloned().ok_or(ServeError::Missing)?;
-        let calls = match ctx.internal() {
-            true => {
-                let own = ctx.calling_authority().ok_or(ServeError::Missing)?;
-                Some(Calls {
-                    label: Arc::clone(&own.label),
-                    scopes: own.scopes.clone(),
-                })
-            }
-            false => None,
-        };
-        Ok(Self { identity, calls })
+        match ctx.internal() {
+            true => Self::below(ctx.identity(), ctx.calling_authority()),
+            false => Ok(Self {
+                identity: ctx.identity().cloned().ok_or(ServeError::Missing)?,
+                calls: None,
+            }),
+        }
+    }
+
+    /// Of whatever an operation or a script calls through `env`.
+    ///
+    /// # Errors
+    /// As [`Asker::of`].
+    pub fn through(env: &Env) -> Result<Self, ServeError> {
+        Self::below(env.identity(), env.authority())
+    }
+
+    fn below(
+        identity: Option<&Arc<Identity>>,
+        calls: Option<&CompositionAuthority>,
+    ) -> Result<Self, ServeError> {
+        let calls = calls.ok_or(ServeError::Missing)?;
+        Ok(Self {
+            identity: identity.cloned().ok_or(ServeError::Missing)?,
+            calls: Some(Calls {
+                label: Arc::clone(&calls.label),
+                scopes: calls.scopes.clone(),
+            }),
+        })
     }
 
     /// As [`Store::resolve`], for both.

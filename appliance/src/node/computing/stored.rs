@@ -4,13 +4,13 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use alknet_call::{CallError, Ctx};
+use alknet_call::{CallError, Ctx, Env};
 use alknet_compute::limits::TENSOR_BYTES_MAX;
 use alknet_compute::{Error, Referenced, References};
-use alknet_core::{BoxFuture, Identity};
+use alknet_core::BoxFuture;
 use alknet_sessions::TensorFiles;
 use alknet_tensor::FileId;
-use alknet_tensor_serve::{Asker, Encoding, Object, Part, ServeError, Src, Store, Want};
+use alknet_tensor_serve::{Asker, Encoding, Object, Part, Src, Store, Want};
 use alknet_worker::Sealed;
 use serde_json::Value;
 
@@ -34,17 +34,12 @@ impl Stored {
 }
 
 impl TensorFiles for Stored {
-    fn open(
-        &self,
-        identity: Option<Arc<Identity>>,
-        src: Value,
-    ) -> BoxFuture<'static, Result<File, CallError>> {
+    fn open(&self, env: &Env, src: Value) -> BoxFuture<'static, Result<File, CallError>> {
         let store = Arc::clone(&self.store);
+        let asker = Asker::through(env);
         Box::pin(blocking(move || {
-            let identity = identity.ok_or(ServeError::Missing)?;
-            let src = Src::from_value(&src)?;
-            let (_, file) = store.descriptor(&identity.scopes, &src)?;
-            Ok(file)
+            let id = asker?.resolve(&store, &Src::from_value(&src)?)?;
+            Ok(store.file(id)?)
         }))
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use alknet_call::CallError;
+use alknet_call::{CallError, Env};
 use alknet_core::{BoxFuture, Identity, IdentityKind, ScopeSet};
 use alknet_runtime::Mode;
 use alknet_sessions::TensorFiles;
@@ -54,11 +54,7 @@ impl TensorFile {
 pub(super) struct Stored(pub(super) PathBuf);
 
 impl TensorFiles for Stored {
-    fn open(
-        &self,
-        _: Option<Arc<Identity>>,
-        _: Value,
-    ) -> BoxFuture<'static, std::result::Result<File, CallError>> {
+    fn open(&self, _: &Env, _: Value) -> BoxFuture<'static, std::result::Result<File, CallError>> {
         let file = File::open(&self.0);
         Box::pin(async { file.map_err(|error| CallError::internal(error.to_string())) })
     }

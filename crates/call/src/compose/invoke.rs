@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alknet_core::{PeerId, ScopeSet};
+use alknet_core::{Identity, PeerId, ScopeSet};
 use serde::Serialize;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -125,6 +125,12 @@ impl Env {
     #[must_use]
     pub fn depth(&self) -> usize {
         self.ctx.depth()
+    }
+
+    /// Who asked from outside, as [`Ctx::identity`]: what calls through it does so on their behalf.
+    #[must_use]
+    pub fn identity(&self) -> Option<&Arc<Identity>> {
+        self.ctx.identity()
     }
 
     /// What may be done through it.

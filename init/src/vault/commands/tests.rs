@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use alknet_core::config::{VaultInit, VaultSection, VaultUnlock};
+use alknet_core::config::{VaultInit, VaultKms, VaultSection, VaultUnlock};
 use alknet_provisioning::{KernelMounter, Paths, load_with};
 use alknet_sealed::Sealed;
 use alknet_sealed::limits::{DATA_AT, VAULT_A_AT, VAULT_B_AT};
@@ -13,7 +13,7 @@ use alknet_vault::audit::{AuditLog, BootId, Record};
 use alknet_vault::limits::COPY_BYTES;
 use alknet_vault::slots::{Key, KmsParams, NewSlot, NewVault, Pending, SlotType, VaultId};
 use alknet_vault::{Entropy, WordCount};
-use data_encoding::HEXLOWER;
+use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
 
 use super::*;
 use crate::data::keyslot_tests::{format, vault};
@@ -73,7 +73,7 @@ impl Machine {
         let mut paths = Paths::system();
         paths.fw_cfg = self.dir.path().join("fw_cfg");
         paths.block_class = self.dir.path().join("none");
-        paths.dmi = self.dir.path().join("none");
+        paths.dmi = self.dir.path().join("dmi");
         paths.command_line = self.dir.path().join("none");
         paths
     }
@@ -87,6 +87,37 @@ impl Machine {
             state_dir: self.dir.path(),
             sources: self,
         })
+    }
+
+    /// Has fw_cfg bring a document with these secrets.
+    fn put_secrets(&self, secrets: &str) {
+        let folder = self.paths().fw_cfg.join("node");
+        std::fs::create_dir_all(&folder).expect("writable");
+        std::fs::write(folder.join("raw"), with_secrets(secrets)).expect("writable");
+    }
+
+    /// Has the firmware's strings bring one, which come after fw_cfg.
+    fn put_strings(&self, secrets: &str) {
+        let folder = self.paths().dmi.join("11-0");
+        std::fs::create_dir_all(&folder).expect("writable");
+        let text = BASE64URL_NOPAD.encode(with_secrets(secrets).as_bytes());
+        let head = &b"\x0b\x05\x00\x0b\x01alknet.node="[..];
+        let raw = [head, text.as_bytes(), &b"\0\0"[..]].concat();
+        std::fs::write(folder.join("raw"), raw).expect("writable");
+    }
+
+    /// Whether a machine without a vault makes one of what the media bring, or why it waits.
+    fn first(&self, config: &VaultSection) -> Result<(), String> {
+        let media = self.secrets();
+        let first = First {
+            config,
+            media: &media,
+            offer: &Offer::default(),
+            name: None,
+            escrow: self.keeper.escrow(),
+        };
+        let made = create(&first, &self.log);
+        made.map(drop).map_err(|waiting| waiting.problem.text)
     }
 
     /// A command with all that it asks for, to what becomes of it then.
@@ -210,6 +241,19 @@ impl Sources for Machine {
                 next_from: "vdb".to_owned(),
             }),
         }
+    }
+}
+
+fn with_secrets(secrets: &str) -> String {
+    format!("version = 1\n[secrets]\n{secrets}\n")
+}
+
+/// What makes a vault with one slot.
+fn opened_by(unlock: VaultUnlock, init: VaultInit) -> VaultSection {
+    VaultSection {
+        unlock: vec![unlock],
+        init,
+        ..VaultSection::default()
     }
 }
 
@@ -359,50 +403,76 @@ fn a_medium_gets_a_key_and_the_last_passphrase_goes_with_the_words_only() {
 #[test]
 fn what_a_medium_brings_unasked_is_not_taken_at_a_first_start() {
     let machine = Machine::new();
-    let folder = machine.paths().fw_cfg.join("node");
-    std::fs::create_dir_all(&folder).expect("writable");
-    let put = |secrets: &str| {
-        let document = format!("version = 1\n[secrets]\n{secrets}\n");
-        std::fs::write(folder.join("raw"), document).expect("writable");
-    };
-    let offer = Offer::default();
-    let refused = |config: &VaultSection| {
-        let media = machine.secrets();
-        let first = First {
-            config,
-            media: &media,
-            offer: &offer,
-            name: None,
-            escrow: machine.keeper.escrow(),
-        };
-        let made = create(&first, &machine.log);
-        made.map(drop).map_err(|waiting| waiting.problem.text)
-    };
-    let opened_by = |unlock, init| VaultSection {
-        unlock: vec![unlock],
-        init,
-        ..VaultSection::default()
-    };
     let words = Entropy::generate(WordCount::TwentyFour).expect("random numbers");
-    put(&format!("words = \"{}\"", words.phrase().expose()));
+    machine.put_secrets(&format!("words = \"{}\"", words.phrase().expose()));
     for init in [VaultInit::Generate, VaultInit::Prompt] {
-        let why = refused(&opened_by(VaultUnlock::None, init));
+        let why = machine.first(&opened_by(VaultUnlock::None, init));
         let why = why.expect_err("nobody asked for them");
         assert!(why.contains("vault.init does not ask"), "{why}");
     }
     let asked = opened_by(VaultUnlock::None, VaultInit::Provisioned);
-    assert_eq!(refused(&asked), Ok(()));
+    assert_eq!(machine.first(&asked), Ok(()));
 
     let key = || SeedKey::generate(VaultId::generate().expect("random numbers"));
     let [own, forged] = [key(), key()].map(|key| key.expect("random numbers"));
     let line = forged.to_text();
-    put(&format!("seed_key = \"{}\"", line.expose().trim()));
+    machine.put_secrets(&format!("seed_key = \"{}\"", line.expose().trim()));
     machine.put(&own, false).expect("written");
     let by_key = opened_by(VaultUnlock::Provisioning, VaultInit::Generate);
-    let why = refused(&by_key).expect_err("which is it?");
+    let why = machine.first(&by_key).expect_err("which is it?");
     assert!(why.contains("several seed.keys"), "{why}");
-    std::fs::remove_dir_all(&folder).expect("it is there");
-    assert_eq!(refused(&by_key), Ok(()));
+    std::fs::remove_dir_all(machine.paths().fw_cfg.join("node")).expect("it is there");
+    assert_eq!(machine.first(&by_key), Ok(()));
+}
+
+/// An attacker left a medium with words of their own, and the owner's medium is there too. Which of them comes first is
+/// up to the attacker.
+#[test]
+fn words_of_two_media_that_differ_make_no_vault() {
+    let machine = Machine::new();
+    let words = || Entropy::generate(WordCount::TwentyFour).expect("random numbers");
+    let [own, forged] = [words(), words()];
+    let line = |words: &Entropy| format!("words = \"{}\"", words.phrase().expose());
+    machine.put_secrets(&line(&forged));
+    machine.put_strings(&line(&own));
+    let asked = opened_by(VaultUnlock::None, VaultInit::Provisioned);
+    let why = machine.first(&asked).expect_err("which are they?");
+    assert!(
+        why.contains("different words (fw_cfg, smbios)"),
+        "both are named: {why}"
+    );
+    // The same with another passphrase are another node's.
+    let with_passphrase = format!("{}\nwords_passphrase = \"TREZOR\"", line(&own));
+    machine.put_secrets(&with_passphrase);
+    let why = machine.first(&asked).expect_err("which are they?");
+    assert!(why.contains("different words"), "{why}");
+    machine.put_secrets(&line(&own));
+    assert_eq!(machine.first(&asked), Ok(()));
+}
+
+/// Another node keeps a share of the vault's key, and an attacker left a medium with a key that names another vault.
+#[test]
+fn a_key_that_is_not_asked_for_does_not_name_the_vault_of_a_share() {
+    let machine = Machine::new();
+    let named = VaultId::generate().expect("random numbers");
+    let forged = SeedKey::generate(named).expect("random numbers");
+    machine.put(&forged, false).expect("written");
+    let escrow = machine.keeper.escrow();
+    escrow.set_network(true);
+    let by_share = VaultSection {
+        kms: Some(VaultKms {
+            code: Some("alkjoin1_A".to_owned()),
+            ..VaultKms::default()
+        }),
+        ..opened_by(VaultUnlock::Kms, VaultInit::Generate)
+    };
+    let why = machine.first(&by_share).expect_err("nobody keeps it yet");
+    assert!(why.contains("keep a share"), "{why}");
+    let (_, wanted) = escrow.next(0).expect("it is wanted");
+    let errand::Errand::Deposit { vault, .. } = wanted else {
+        panic!("{wanted:?}")
+    };
+    assert_ne!(vault, named.to_string());
 }
 
 /// An attacker left a medium with a key of their own that names this vault, whose id lies in the clear.

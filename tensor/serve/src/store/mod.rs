@@ -195,8 +195,15 @@ impl Store {
     /// As [`Store::resolve`]; `E_IO`.
     pub fn descriptor(&self, scopes: &ScopeSet, src: &Src) -> Result<(FileId, File), ServeError> {
         let id = self.resolve(scopes, src)?;
-        let file = Object::open(&self.object_path(&id), id, self.limits())?.into_file();
-        Ok((id, file))
+        Ok((id, self.file(id)?))
+    }
+
+    /// The same of a file that was [resolved](crate::Asker::resolve) before. Blocks.
+    ///
+    /// # Errors
+    /// As [`Store::object`]; `E_IO`.
+    pub fn file(&self, id: FileId) -> Result<File, ServeError> {
+        Ok(Object::open(&self.object_path(&id), id, self.limits())?.into_file())
     }
 
     /// Stores a container that is at hand. Blocks.

@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use alknet_call::Env;
-use alknet_core::{BoxFuture, Identity};
+use alknet_core::BoxFuture;
 use alknet_runtime::{Code, Failure};
 use alknet_worker::{Hash, Lease, Role, Workers};
 use serde_json::Value;
@@ -50,17 +50,18 @@ pub use session::{Following, Ran, Session};
 pub use shared::{Reason, SessionInfo, State};
 pub use spec::{Console, Grant, Grants, Line, Peer, SessionLimits, SessionSpec};
 
-/// Where the bytes of stored tensors come from. Told after the session was allowed to call
-/// `tensor/open` and that has answered.
+/// Where the bytes of this node's stored tensors come from. Asked after the session was allowed to call
+/// `tensor/open`, and this node's own operation of that name has answered.
 pub trait TensorFiles: Send + Sync + 'static {
     /// The file of stored content, open for reading: sealed memory, or a file that is never changed
-    /// (it may be deleted). Its bytes are the container as a whole.
+    /// (it may be deleted). Its bytes are the container as a whole. Whoever asked from outside and the session, which
+    /// `env` has, both need to be allowed to read it.
     ///
     /// # Errors
     /// As `tensor/open`.
     fn open(
         &self,
-        identity: Option<Arc<Identity>>,
+        env: &Env,
         src: Value,
     ) -> BoxFuture<'static, Result<File, alknet_call::CallError>>;
 }

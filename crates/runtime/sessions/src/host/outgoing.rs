@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use alknet_call::{Body, CallError, Env, InvokeOptions, Output, PeerRef, Provenance, Resolved};
-use alknet_core::{Capabilities, Identity};
+use alknet_core::Capabilities;
 use alknet_runtime::limits::{JSON_BYTES, RECORDED_BYTES_MAX};
 use alknet_runtime::{Code, Marks, Noted, OpError, Schemas};
 use alknet_worker::{Blob, Event, Reply, Told};
@@ -96,8 +96,7 @@ impl Said {
 /// Everything that a session has under way.
 pub(super) struct Outgoing {
     said: mpsc::UnboundedSender<Said>,
-    files: Option<Arc<dyn TensorFiles>>,
-    identity: Option<Arc<Identity>>,
+    files: Files,
     open: HashMap<u64, Open>,
 }
 
@@ -112,15 +111,10 @@ struct Open {
 }
 
 impl Outgoing {
-    pub(super) fn new(
-        said: mpsc::UnboundedSender<Said>,
-        files: Option<Arc<dyn TensorFiles>>,
-        identity: Option<Arc<Identity>>,
-    ) -> Self {
+    pub(super) fn new(said: mpsc::UnboundedSender<Said>, files: Files) -> Self {
         Self {
             said,
             files,
-            identity,
             open: HashMap::new(),
         }
     }
@@ -146,7 +140,6 @@ impl Outgoing {
                     .files
                     .clone()
                     .filter(|_| wish.opts.map && wish.name == MAPPED);
-                let files = files.map(|files| (files, self.identity.clone()));
                 tokio::spawn(async move {
                     let (reply, fds, gpu) = call(wish, files).await;
                     // A session that is over listens no more.
@@ -205,7 +198,7 @@ impl Drop for Outgoing {
     }
 }
 
-type Files = Option<(Arc<dyn TensorFiles>, Option<Arc<Identity>>)>;
+type Files = Option<Arc<dyn TensorFiles>>;
 
 async fn call(wish: Wish, files: Files) -> (Reply, Vec<OwnedFd>, Duration) {
     let (name, noted) = (wish.name.clone(), wish.noted.clone());
@@ -224,14 +217,37 @@ async fn call(wish: Wish, files: Files) -> (Reply, Vec<OwnedFd>, Duration) {
     }
 }
 
-/// Whether the answer may say how long it took on this node's GPU. A call without a peer reaches one all the same
-/// where this node has no such operation: what peers and imported servers say is theirs.
+/// Whether the answer may say how long it took on this node's GPU.
 fn computes_here(wish: &Wish) -> bool {
     wish.name.starts_with(COMPUTE)
         && options(&wish.name, &wish.opts)
             .ok()
             .and_then(|options| wish.env.find(&wish.name, &options))
-            .is_some_and(|found| found.peer().is_none() && found.provenance() == Provenance::Local)
+            .is_some_and(|found| is_here(&found))
+}
+
+/// Whether a call reaches an operation of this node's own. One without a peer reaches a peer all the same where this
+/// node has no such operation: what peers and imported servers say is theirs.
+fn is_here(found: &Resolved) -> bool {
+    found.peer().is_none() && found.provenance() == Provenance::Local
+}
+
+/// Where the file of a tensor may come from that a script wants mapped: from nowhere unless this node's own operation
+/// decides who reads it. A peer says yes to whomever it likes, and the file would be one of this node's.
+fn mappable(
+    env: &Env,
+    name: &str,
+    options: &InvokeOptions,
+    files: Files,
+) -> Result<Files, CallError> {
+    match env.find(name, options) {
+        Some(found) if is_here(&found) => Ok(files),
+        Some(_) => Err(CallError::invalid_input(
+            "only tensors of this node can be mapped; the call reaches another node or a server",
+        )),
+        // The call itself says so. Where it reaches somebody after all, nothing is mapped.
+        None => Ok(None),
+    }
 }
 
 /// How long an answer says that it took on the GPU. No tree is made of it: it may be longer than a script may take,
@@ -268,6 +284,10 @@ async fn try_call(
         noted,
         ..
     } = wish;
+    let files = match opts.map {
+        true => mappable(&env, &name, &options, files)?,
+        false => None,
+    };
     let source = files.as_ref().and_then(|_| input.get("src").cloned());
     // Value and text are both held: the operation wants one, and its schema the other.
     let input = Body::from(match tail {
@@ -286,8 +306,8 @@ async fn try_call(
     }
     let answer = answer?;
     match (files, source) {
-        (Some((files, identity)), Some(source)) => {
-            let file = files.open(identity, source).await?;
+        (Some(files), Some(source)) => {
+            let file = files.open(&env, source).await?;
             let mut fds = vec![OwnedFd::from(file)];
             let answer = Answer::File(value(&answer)?, 0);
             let blob = wire::blob(&answer, &mut fds).map_err(|error| unsendable(&error))?;

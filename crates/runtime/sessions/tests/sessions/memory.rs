@@ -7,8 +7,8 @@ use std::io::{Seek, SeekFrom, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use alknet_call::{CallError, HandlerKind, OperationSpec, Registration};
-use alknet_core::{BoxFuture, Identity};
+use alknet_call::{CallError, Env, HandlerKind, OperationSpec, Registration};
+use alknet_core::BoxFuture;
 use alknet_runtime::Mode;
 use alknet_runtime::limits::CPU_MAX;
 use alknet_sessions::limits::{FUEL_MAX, SESSIONS_OF_TENANT_MAX};
@@ -147,11 +147,7 @@ async fn answers_that_a_script_leaves_are_not_the_nodes_memory() {
 struct Deleted(PathBuf);
 
 impl TensorFiles for Deleted {
-    fn open(
-        &self,
-        _: Option<Arc<Identity>>,
-        _: Value,
-    ) -> BoxFuture<'static, Result<File, CallError>> {
+    fn open(&self, _: &Env, _: Value) -> BoxFuture<'static, Result<File, CallError>> {
         let file = File::open(&self.0).expect("it was not asked for before");
         fs::remove_file(&self.0).expect("the folder is ours");
         Box::pin(std::future::ready(Ok(file)))

@@ -5,8 +5,10 @@ use std::fs::File;
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
-use alknet_call::{Body, CallError, HandlerKind, OperationSpec, Output, Registration};
-use alknet_core::{BoxFuture, Identity};
+use alknet_call::{
+    Body, CallError, Env, HandlerKind, OperationSpec, Output, Provenance, Registration,
+};
+use alknet_core::BoxFuture;
 use alknet_runtime::{Code, Mode};
 use alknet_sessions::{Config, Grants, TensorFiles};
 use alknet_worker::Reason;
@@ -251,12 +253,11 @@ fn container() -> Vec<u8> {
 struct Files(Arc<tempfile::TempDir>);
 
 impl TensorFiles for Files {
-    fn open(
-        &self,
-        identity: Option<Arc<Identity>>,
-        src: Value,
-    ) -> BoxFuture<'static, Result<File, CallError>> {
-        assert_eq!(identity.expect("somebody").id.to_string(), "tenant");
+    fn open(&self, env: &Env, src: Value) -> BoxFuture<'static, Result<File, CallError>> {
+        // Whoever asked, and the session that calls for them.
+        assert_eq!(env.identity().expect("somebody").id.to_string(), "lab");
+        let session = env.authority().expect("a session's");
+        assert_eq!(&*session.label, "script of tenant");
         let file = match src["path"].as_str() {
             Some("m.mt") => File::open(self.0.path().join("m.mt")),
             _ => return Box::pin(async { Err(CallError::not_found("tensor/open")) }),
@@ -271,8 +272,6 @@ pub(crate) fn stored() -> Lab {
 
 /// A store in this folder, and further operations.
 fn stored_in(folder: Arc<tempfile::TempDir>, mut more: Vec<Registration>) -> Lab {
-    let mut file = File::create(folder.path().join("m.mt")).expect("a file");
-    file.write_all(&container()).expect("written");
     let open = HandlerKind::once(|input: Body, _| async move {
         let names = ["rows", "brain", "odd", "unaligned", "lies", "outside"];
         let tensors: Vec<Value> = names.iter().map(|name| json!({ "name": name })).collect();
@@ -281,13 +280,23 @@ fn stored_in(folder: Arc<tempfile::TempDir>, mut more: Vec<Registration>) -> Lab
             _ => Err(CallError::not_found("tensor/open")),
         }
     });
-    let open = Registration::new(OperationSpec::query("tensor/open", "For tests."), open);
+    more.push(Registration::new(opens(), open));
+    with_files(folder, more)
+}
+
+fn opens() -> OperationSpec {
+    OperationSpec::query("tensor/open", "For tests.")
+}
+
+/// A node with a store in this folder, and these operations.
+fn with_files(folder: Arc<tempfile::TempDir>, operations: Vec<Registration>) -> Lab {
+    let mut file = File::create(folder.path().join("m.mt")).expect("a file");
+    file.write_all(&container()).expect("written");
     let config = Config {
         files: Some(Arc::new(Files(folder))),
         ..Config::default()
     };
-    more.push(open);
-    Lab::with(config, more)
+    Lab::with(config, operations)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -367,6 +376,31 @@ async fn tensors_of_a_script_s_own_need_no_store() {
     }
     let ungranted = spec("tensor.open({ path: 'm.mt' })");
     assert_eq!(code(lab.run(ungranted).await), Code::Exception);
+}
+
+/// `tensor/open` is that of a peer, which says yes to everything: it does not decide who reads a file of this node.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_file_of_this_node_is_mapped_for_what_a_peer_says() {
+    let yes = HandlerKind::once(|_: Body, _| async move {
+        Ok(json!({ "id": "00", "tensors": [{ "name": "rows" }] }))
+    });
+    let yes = Registration::imported(opens(), yes, Provenance::FromCall);
+    let folder = Arc::new(tempfile::tempdir().expect("a folder"));
+    let lab = with_files(folder, vec![yes]);
+    let mut maps = spec(
+        "const file = await tensor.open({ path: 'm.mt' });
+        export default [...file.view('rows').data()]",
+    );
+    maps.grants = Grants::to(["tensor/open"]);
+    let failure = lab.run(maps).await.expect_err("a peer said yes");
+    let failed = failure.operation.expect("an operation's");
+    assert_eq!(failed.code, "INVALID_INPUT");
+    let why = "only tensors of this node can be mapped";
+    assert!(failed.message.contains(why), "{}", failed.message);
+    // What it answers is a value like any other.
+    let mut asks = spec("export default (await ops.call('tensor/open', { src: {} })).id");
+    asks.grants = Grants::to(["tensor/open"]);
+    assert_eq!(lab.run(asks).await.expect("a value").value, "00");
 }
 
 /// Files of a store never shrink. Where a disk loses one all the same, whoever mapped it falls, and

@@ -146,7 +146,7 @@ impl Actor {
             entrance: session.entrance.clone(),
             layer: session.layer(),
             queue,
-            outgoing: Outgoing::new(sender, files, spec.identity),
+            outgoing: Outgoing::new(sender, files),
             said,
             running: Vec::new(),
             offered: HashSet::new(),
