@@ -333,7 +333,14 @@ fn judges_shaders(node: &Node) {
     let starved = alknet_tests::is_busy()
         && endless.code() == "UNAVAILABLE"
         && endless.errors.contains("no sign of life");
-    assert!(endless.code() == "TIMEOUT" || starved, "{endless:?}");
+    if starved {
+        skipped(
+            "slow processor",
+            "the worker of a shader without end was ended before its time on the GPU was up",
+        );
+    } else {
+        assert_eq!(endless.code(), "TIMEOUT", "{endless:?}");
+    }
     // Its worker was killed; the next caller's is another, and has to compile what it runs.
     doubles(node);
 }
