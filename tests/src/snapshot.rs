@@ -109,7 +109,7 @@ impl<'a> Snapshot<'a> {
     }
 
     /// The bench's disk as a copy of the machine leaves it that was switched off in order, and the identity of its
-    /// node. One copy ends for all tests that want it: its first call and its end take two seconds of a processor.
+    /// node. One copy ends for all tests that want it: its first call and its end take longer than all the rest of it.
     ///
     /// # Panics
     /// As [`restore`](Self::restore).

@@ -504,6 +504,40 @@ mod tests {
         }
     }
 
+    /// The first one ends only after the last one has begun to.
+    #[test]
+    fn several_children_are_waited_for_in_their_order() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let cx = Context::in_folder(folder.path());
+        let scripts = [
+            (
+                "waits",
+                "until [ -e \"$LAST\" ]; do sleep 0.01; done; exit 1",
+            ),
+            ("passes", "exit 0"),
+            ("ends", "touch \"$LAST\"; exit 2"),
+        ];
+        let last = folder.path().join("last");
+        let mut commands = scripts.map(|(_, script)| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]).env("LAST", &last);
+            command
+        });
+        let logs = scripts.map(|(log, _)| log.to_owned());
+        let results = cx.run_all(commands.iter_mut().zip(logs), "test");
+        let results = results.expect("all of them ran").into_iter();
+        let said = results.map(|result| match result {
+            Ok(()) => None,
+            Err(Failure::Step { how, log, .. }) => Some((how, log)),
+            Err(other) => panic!("{other}"),
+        });
+        let of = |code: i32, log: &str| Some((format!("exit status: {code}"), Some(cx.log(log))));
+        assert_eq!(
+            said.collect::<Vec<_>>(),
+            [of(1, "waits"), None, of(2, "ends")]
+        );
+    }
+
     /// The front looks first; this program is also found where cargo put it.
     #[test]
     fn a_home_is_not_taken_for_a_cache() {

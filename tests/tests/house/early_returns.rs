@@ -1,4 +1,4 @@
-//! No test returns early, where it would pass without having run.
+//! No test returns early or is an `if` that may not hold, where it would pass without having run.
 
 use super::tree::sources;
 
@@ -38,6 +38,21 @@ const RETURNED_FROM_WITHIN: [(&str, usize); 4] = [
     ("crates/runtime/sessions/tests/sessions/calls.rs", 1),
     ("tests/tests/node/identities/binary.rs", 1),
     ("tests/tests/node/identities/draining.rs", 1),
+];
+
+/// Helpers that give a test nothing where the machine lacks something and record that, by the name that calls them, and
+/// the file that each is in.
+const RECORD: [(&str, &str); 4] = [
+    ("host_on", "tests/src/bench.rs"),
+    ("start_on", "tests/src/host.rs"),
+    ("start_on", "tests/src/web.rs"),
+    ("Lab::new", "tests/tests/flood/main.rs"),
+];
+
+/// So many tests in these files end with an `if` of whether they are the process that was started again.
+const STARTED_AGAIN_AT_END: [(&str, usize); 2] = [
+    ("crates/tasks/src/lib.rs", 2),
+    ("crates/test-support/src/port.rs", 1),
 ];
 
 /// How often code has this keyword, beside what is in its texts and comments: many texts are scripts.
@@ -162,4 +177,199 @@ fn no_test_returns_early_without_a_named_skip() {
         );
     }
     assert!(tests > 2000, "{tests} tests were found");
+}
+
+/// What a function takes, and what it does, of code without texts.
+fn parts_of(code: &str) -> Option<(&str, &str)> {
+    let code = &code[code.find("fn ")?..];
+    let open = code.find('(')?;
+    let mut depth = 0_usize;
+    let length = code[open..].find(|c: char| {
+        match c {
+            '(' => depth += 1,
+            ')' => depth -= 1,
+            _ => {}
+        }
+        depth == 0
+    })?;
+    let (takes, does) = code[open..].split_at(length);
+    Some((takes, &does[does.find('{')? + 1..]))
+}
+
+/// The condition of an `if` without an `else` that the test ends with: where it does not hold, nothing is looked at.
+/// In a test that takes something what was drawn decides about it, and that is drawn again and again.
+fn condition_at_end(test: &str) -> Option<String> {
+    let code = without_texts(test);
+    let (takes, does) = parts_of(&code)?;
+    if keywords(takes, "in") > 0 {
+        return None;
+    }
+    let statement = last_statement(does);
+    let (mut depth, mut block, mut outside) = (0_usize, 0, String::new());
+    for (at, c) in statement.char_indices() {
+        match c {
+            '(' | '[' | '{' => {
+                if c == '{' && depth == 0 {
+                    block = at;
+                }
+                depth += 1;
+            }
+            ')' | ']' | '}' => {
+                depth = depth.saturating_sub(1);
+                outside.push(' ');
+            }
+            _ if depth == 0 => outside.push(c),
+            _ => {}
+        }
+    }
+    let is_open = keywords(&outside, "if") > keywords(&outside, "else");
+    let condition = statement[..block].strip_prefix("if ")?.trim();
+    is_open.then(|| condition.to_owned())
+}
+
+fn last_statement(code: &str) -> &str {
+    let (mut depth, mut start, mut last) = (0_usize, 0, "");
+    for (at, c) in code.char_indices() {
+        match c {
+            '(' | '[' | '{' => depth += 1,
+            ')' | ']' | '}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        let end = at + c.len_utf8();
+        let statement = code[start..end].trim();
+        if depth == 0 && (c == ';' || c == '}' && is_over(statement, code[end..].trim_start())) {
+            (start, last) = (end, statement);
+        }
+    }
+    let rest = code[start..].trim();
+    if rest.is_empty() { last } else { rest }
+}
+
+/// Whether a statement ends with the block that it ends with here, before `rest`.
+fn is_over(statement: &str, rest: &str) -> bool {
+    const BLOCKS: [&str; 11] = [
+        "async", "enum", "fn", "for", "if", "impl", "loop", "match", "struct", "unsafe", "while",
+    ];
+    let first_word = |code: &str| {
+        let mut words = code.split(|c: char| !c.is_alphanumeric() && c != '_');
+        words.next().unwrap_or_default().to_owned()
+    };
+    let before = statement.split('{').next().unwrap_or_default().trim_end();
+    let is_block = before.is_empty() || before.ends_with('!');
+    let goes_on = first_word(rest) == "else" || rest.starts_with(['.', '?', '=']);
+    (is_block || BLOCKS.contains(&first_word(statement).as_str())) && !goes_on
+}
+
+#[test]
+fn an_if_at_the_end_is_found_however_it_is_written() {
+    let of = |body: &str| condition_at_end(&format!("#[test]\nfn test() {{\n{body}\n"));
+    let at_end = [
+        ("if a {\n b();\n}", "a"),
+        (
+            "if let Some(a) = helper(1) { b(); }",
+            "let Some(a) = helper(1)",
+        ),
+        (
+            "let a = b();\nif a.c(|| { d() }) { e(); }",
+            "a.c(|| { d() })",
+        ),
+        ("if let A { b, .. } = c() { d(); }", "let A { b, .. } = c()"),
+        (
+            "let a = if b { 1 } else { 2 };\nif a == 1 { c(); }",
+            "a == 1",
+        ),
+        ("for a in b { c(); }\nif d { e(); }", "d"),
+        ("select! { a => b }\nif c { d(); }", "c"),
+        ("if a { b(); } // else", "a"),
+        ("if a { b(\"} else {\"); }", "a"),
+        ("if a { if b { c(); } else { d(); } }", "a"),
+        ("fn b() {}\nif a\n    && b()\n{ c(); }", "a\n    && b()"),
+    ];
+    for (body, condition) in at_end {
+        assert_eq!(of(body).as_deref(), Some(condition), "{body}");
+    }
+    let chain = of("if a { b(); } else if c { d(); }");
+    assert!(chain.is_some(), "neither may hold");
+    let others = [
+        "a();",
+        "if a { b(); } else { c(); }",
+        "if a { b(); } else if c { d(); } else { e(); }",
+        "if a { b(); }\nc();",
+        "if a { b(); }\nelsewhere();",
+        "let a = if b { 1 } else { 2 };",
+        "assert!(if a { b } else { c });",
+        "for a in b { if a { c(); } }",
+        "if a { 1 } else { 2 }.b();",
+        "match a { _ => {} }",
+        "// if a { b(); }",
+    ];
+    for body in others {
+        assert_eq!(of(body), None, "{body}");
+    }
+    let drawn = "#[test]\nfn test(a in 0..9, b in c()) {\nif a > 1 { d(); }\n";
+    assert_eq!(condition_at_end(drawn), None);
+}
+
+/// Of each function of this name that may give nothing: its lines.
+fn fallible<'a>(text: &'a str, name: &str) -> Vec<Vec<&'a str>> {
+    let lines: Vec<&str> = text.lines().collect();
+    let head = format!("fn {name}(");
+    let starts = lines.iter().enumerate();
+    let starts = starts.filter(|(_, line)| line.contains(&head));
+    let bodies = starts.map(|(at, line)| {
+        let indent = &line[..line.len() - line.trim_start().len()];
+        let end = format!("{indent}}}");
+        let body = lines[at..].iter().copied();
+        body.take_while(|line| *line != end).collect::<Vec<_>>()
+    });
+    let gives_option = |body: &Vec<&str>| {
+        let code = body.join("\n");
+        let head = code.split('{').next().unwrap_or_default();
+        head.contains("-> Option<")
+    };
+    bodies.filter(gives_option).collect()
+}
+
+/// A test that is an `if`, and nothing where that does not hold, passes without having run as one that returns early.
+#[test]
+fn no_test_ends_with_an_if_of_a_helper_that_records_nothing() {
+    for (call, path) in RECORD {
+        let name = call.rsplit("::").next().unwrap_or(call);
+        let file = sources().iter().find(|file| file.path == path);
+        let found = fallible(&file.expect("the helper's file").text, name);
+        assert!(!found.is_empty(), "no {call} in {path}");
+        // Itself, or by another one of these.
+        let others = RECORD.iter().map(|(other, _)| *other);
+        let others: Vec<_> = others.filter(|other| *other != call).collect();
+        for body in found {
+            let code = body.join("\n");
+            let records = ["skipped_whole"].iter().chain(&others);
+            let records = records.filter(|word| keywords(&code, word) > 0).count();
+            assert!(records > 0, "{call} of {path} records no skip");
+        }
+    }
+    let mut recorded = 0;
+    for file in sources() {
+        let mut silent = Vec::new();
+        for (line, body) in tests_of(&file.text) {
+            let Some(condition) = condition_at_end(&body.join("\n")) else {
+                continue;
+            };
+            let calls = |(helper, _): &(&str, &str)| condition.contains(&format!("{helper}("));
+            if RECORD.iter().any(calls) {
+                recorded += 1;
+            } else {
+                silent.push(line);
+            }
+        }
+        let mut known = STARTED_AGAIN_AT_END.iter();
+        let known = known.find(|(known, _)| file.path == *known);
+        assert_eq!(
+            silent.len(),
+            known.map_or(0, |(_, tests)| *tests),
+            "{}, lines {silent:?}: where the condition does not hold, say with skip! what is lacking",
+            file.path
+        );
+    }
+    assert!(recorded > 10, "{recorded} tests were found");
 }

@@ -97,65 +97,86 @@ fn scripts_and_shaders_run_behind_every_wall() {
     a_worker_that_dies_takes_nobody_along(&web);
 }
 
-/// Memory that is not given back is missing after every round; other programs of the machine, whose memory counts
-/// as well, do not take theirs in each of so many.
+/// Tensors one after the other: each is there, and is gone again before the next one.
 const ROUNDS: usize = 2;
 
 /// Most of the 128 MiB of a tensor.
 const NOTICED_MIB: u64 = 96;
 
+/// What may be missing after a tensor: memory that counts is the machine's, whose other programs need some as well.
+const MISSING_MIB: u64 = 16;
+
+/// Looks in a row between which memory changes by no more than this: no program is about to take or give back its own.
+const STEADY_LOOKS: u32 = 4;
+const STEADY_MIB: u64 = 2;
+
 /// 128 MiB in a tensor that a shader filled: the machine has them again once the handle is dropped. All
 /// over one connection, for a handle does not outlive that of its last use by much.
 fn given_back(node: &Node) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    runtime.block_on(async {
-        let (_dialer, client) = node.client().await.expect("it serves");
-        let options = CallOptions {
-            timeout: Some(deadline(PATIENCE)),
-            ..CallOptions::default()
-        };
-        let call = async |operation: &str, input: &Value| {
-            let answer = client.call_with(operation, input, &options).await;
-            let answer = answer.unwrap_or_else(|error| panic!("{operation}: {error}"));
-            answer.value().clone()
-        };
-        let available = async || {
-            let info = call("node/info", &json!({})).await;
-            let bytes = info["memory"]["available_bytes"].as_u64();
-            bytes.expect("a machine knows its memory") >> 20
-        };
-        let create = json!({ "dtype": "U32", "shape": [32 << 20] });
-        let filled = async || {
-            let made = call("tensor/create", &create).await;
-            let handle = json!({ "handle": made["handle"] });
-            let fill = json!({
-                "wgsl": FILL, "entry": "fill", "groups": [64, 1, 1],
-                "bindings": [{ "binding": 0, "access": "read_write", "arg": handle }],
+    // The connection is dropped within it too.
+    let _entered = runtime.enter();
+    let (_dialer, client) = runtime.block_on(node.client()).expect("it serves");
+    let options = CallOptions {
+        timeout: Some(deadline(PATIENCE)),
+        ..CallOptions::default()
+    };
+    let call = |operation: &str, input: &Value| {
+        let answer = runtime.block_on(client.call_with(operation, input, &options));
+        let answer = answer.unwrap_or_else(|error| panic!("{operation}: {error}"));
+        answer.value().clone()
+    };
+    let available = || {
+        let info = call("node/info", &json!({}));
+        let bytes = info["memory"]["available_bytes"].as_u64();
+        bytes.expect("a machine knows its memory") >> 20
+    };
+    let create = json!({ "dtype": "U32", "shape": [32 << 20] });
+    let filled = || {
+        let made = call("tensor/create", &create);
+        let handle = json!({ "handle": made["handle"] });
+        let fill = json!({
+            "wgsl": FILL, "entry": "fill", "groups": [64, 1, 1],
+            "bindings": [{ "binding": 0, "access": "read_write", "arg": handle }],
+        });
+        call("compute/dispatch", &fill);
+        handle
+    };
+    // Once before anything is measured: compiling takes memory of its own, which the worker gives
+    // back when it does something else.
+    call("tensor/drop", &filled());
+    for _ in 0..ROUNDS {
+        let before = steady(available);
+        let handle = filled();
+        let full = available();
+        call("tensor/drop", &handle);
+        // What another program needs meanwhile it gives back; what leaks stays missing.
+        let after =
+            alknet_test_support::eventually("a tensor's memory is given back", PATIENCE, || {
+                let after = available();
+                let is_back = after + MISSING_MIB > before;
+                is_back.then_some(after).ok_or_else(|| {
+                    format!("MiB before, with it, and after: {before}, {full}, {after}")
+                })
             });
-            call("compute/dispatch", &fill).await;
-            handle
-        };
-        // Once before anything is measured: compiling takes memory of its own, which the worker gives
-        // back when it does something else.
-        let first = filled().await;
-        call("tensor/drop", &first).await;
-        let mut rounds = Vec::new();
-        for _ in 0..ROUNDS {
-            let before = available().await;
-            let handle = filled().await;
-            let full = available().await;
-            call("tensor/drop", &handle).await;
-            rounds.push((before, full, available().await));
-        }
-        let seen = format!("MiB before, with the tensor, and after it: {rounds:?}");
-        // Other programs of the machine take and give back memory of their own meanwhile.
-        let is_seen =
-            |(before, full, after): &(u64, u64, u64)| full + NOTICED_MIB < *before.max(after);
-        assert!(rounds.iter().any(is_seen), "{seen}");
-        // Of the rounds together less than one tensor is missing, so that no round kept its own.
-        let (first, last) = (rounds[0].0, rounds[ROUNDS - 1].2);
-        assert!(last + NOTICED_MIB > first, "{seen}");
-    });
+        // What another program had before and gave back is there after it as well.
+        assert!(
+            full + NOTICED_MIB < before.max(after),
+            "MiB before, with the tensor, and after it: {before}, {full}, {after}"
+        );
+    }
+}
+
+/// What `look` says once it says the same several times in a row.
+fn steady(look: impl Fn() -> u64) -> u64 {
+    let (mut last, mut agreeing) = (look(), 0);
+    eventually("memory that nobody takes or gives back", || {
+        let now = look();
+        let agrees = now.abs_diff(last) <= STEADY_MIB;
+        agreeing = if agrees { agreeing + 1 } else { 0 };
+        last = now;
+        (agreeing == STEADY_LOOKS).then_some(now)
+    })
 }
 
 fn a_worker_that_dies_takes_nobody_along(web: &Web<Node>) {
@@ -312,7 +333,14 @@ fn judges_shaders(node: &Node) {
     let starved = alknet_tests::is_busy()
         && endless.code() == "UNAVAILABLE"
         && endless.errors.contains("no sign of life");
-    assert!(endless.code() == "TIMEOUT" || starved, "{endless:?}");
+    if starved {
+        skipped(
+            "slow processor",
+            "the worker of a shader without end was ended before its time on the GPU was up",
+        );
+    } else {
+        assert_eq!(endless.code(), "TIMEOUT", "{endless:?}");
+    }
     // Its worker was killed; the next caller's is another, and has to compile what it runs.
     doubles(node);
 }

@@ -1,7 +1,13 @@
 //! Copies of a machine that serves already: what each test that takes one relies on.
 
+use std::time::{Duration, Instant};
+
+use alknet_test_support::took;
 use alknet_tests::{Bench, Boot, Node};
 use serde_json::{Value, json};
+
+/// What docs/adding-tests.md says of a machine that was saved before.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 
 /// How many tokens were made at a node.
 fn tokens(node: &Node) -> usize {
@@ -26,8 +32,14 @@ fn what_is_written_in_one_copy_no_other_copy_sees() {
     assert_eq!(again.identity(), two.identity());
     assert_eq!((tokens(&again), tokens(&two)), (1, 0));
     let bench = Bench::new();
+    let began = Instant::now();
     let late = copy(&bench);
     assert_eq!(tokens(&late), 0, "the saved machine is as it was");
+    took(
+        "a copy of a saved machine answers",
+        ANSWERS_WITHIN,
+        began.elapsed(),
+    );
     for node in [again, two, late] {
         assert_eq!(node.info()["problems"], json!([]));
     }

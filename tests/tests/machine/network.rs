@@ -187,13 +187,21 @@ fn ipv6_alone_is_enough_and_by_dhcp_where_the_router_asks_for_it() {
         ..LanSettings::default()
     });
     let bench = Bench::new();
-    let machine = on(&bench, Boot::MicrovmErofs, &first).nic(Nic::lan(&second));
-    let mut node = machine.boot();
-    let address = global(&node, &first, PREFIX);
-    served_at(&mut node, &first, address);
+    let machine = bench.machine(Boot::MicrovmErofs).plain();
+    // One cable is out: there is nothing but what the DHCP server gives.
+    let cards = [Nic::lan(&first).link_down(), Nic::lan(&second)];
+    let mut node = cards.into_iter().fold(machine, Machine::nic).boot();
     happens(&node, &second, LanEvent::Given6);
     served_at(&mut node, &second, MANAGED.into());
     // The server is asked from a link-local address and names itself by its own.
+    let info = eventually(&node, "the server's name server", |info| {
+        info["dns"] == json!([ROUTER_V6])
+    });
+    assert_eq!(info["addresses"], json!([MANAGED]));
+
+    set_link(&node, 0, true);
+    let address = global(&node, &first, PREFIX);
+    served_at(&mut node, &first, address);
     let info = eventually(&node, "both name servers", |info| {
         all_of(&info["dns"]) == all_of(&json!([ROUTER_GLOBAL, ROUTER_V6]))
     });
@@ -203,7 +211,9 @@ fn ipv6_alone_is_enough_and_by_dhcp_where_the_router_asks_for_it() {
     assert_eq!(link["addresses"], json!([format!("{address}/64")]));
     assert_eq!(link["sources"], json!(["slaac"]));
     assert_eq!(link["gateways"], json!([ROUTER_V6]));
-    assert_eq!(info["links"][1]["sources"], json!(["dhcp6"]));
+    let link = &info["links"][1];
+    assert_eq!(link["addresses"], json!([format!("{MANAGED}/128")]));
+    assert_eq!(link["sources"], json!(["dhcp6"]));
 }
 
 #[test]

@@ -139,6 +139,13 @@ fn each_source_is_taken_by_its_rank_and_each_damaged_one_is_a_line_of_the_consol
             source: "config.toml",
             ..Case::default()
         },
+        // Nothing but what is stored.
+        Case {
+            quick: true,
+            name: "of-a-volume",
+            source: "config.toml",
+            ..Case::default()
+        },
     ];
     for case in cases {
         let node = case.machine(&bench).boot();

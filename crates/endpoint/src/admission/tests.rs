@@ -298,6 +298,7 @@ fn a_share_of_the_places_is_for_known_peers() {
         |admission: &mut Admission, known| admission.connect(ConnId(9), elsewhere(9), known, true);
     let full = Full::Strangers(Network::of(elsewhere(9)));
     assert_eq!(one_more(&mut admission, false), Err(full));
+    assert_eq!(full.limit(), Limit::Connections);
     for n in 6..8 {
         assert_eq!(
             admission.connect(ConnId(n), elsewhere(1), true, true),
@@ -306,6 +307,7 @@ fn a_share_of_the_places_is_for_known_peers() {
     }
     // From here on one of an unknown peer has to go for a known one: the handshake is let begin.
     assert_eq!(one_more(&mut admission, true), Err(Full::All));
+    assert_eq!(Full::All.limit(), Limit::Connections);
     assert!(matches!(admission.tcp(elsewhere(9)), Tcp::Accept { .. }));
     admission.connect_for(ConnId(9), elsewhere(9), true);
     for n in 0..6 {
