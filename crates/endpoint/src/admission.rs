@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use alknet_core::{Carriage, ConnId, Network, PeerId, PeerKey, Site};
 
-use crate::closing::{Closing, decrement};
+use crate::closing::{Closing, Unserved, decrement};
 use crate::limits::Limits;
 use crate::penalty::PenaltyBox;
 use crate::places::{Entry, Places};
@@ -37,6 +37,22 @@ const SITE_NETWORKS: u32 = 4;
 /// Handshakes that a known peer has for nothing: as many times what a network may have. Each costs the node a
 /// signature. Beyond them the address that it comes from pays, as for those of anybody.
 const PEER_TIMES: u32 = 10;
+
+/// QUIC connections that the libraries have and the node does not serve, from which on every client has to prove its
+/// address, so that its network pays for its handshake and counts what is kept of it. Without that proof a client may end
+/// a handshake in a forged name, and choose that the library keeps it for 50 seconds, with up to 284 KiB of pieces: 36 MiB
+/// for all of these. An honest client needs one more round trip then, and gets in.
+const UNSERVED_MAX: usize = 128;
+
+/// Ended and refused QUIC connections of the unknown peers of a network or a site in a library, from which on handshakes
+/// from there are refused before they begin: as many times the connections that these peers may have. The library keeps
+/// each connection that is refused after its handshake as well. It is more than once, so that known peers get in from
+/// addresses of such a network that the node has not seen: only the handshake tells who they are.
+const CLOSING_TIMES: u32 = 2;
+
+/// The same for an address at which a known peer was seen: its neighbours cannot keep it out, and it has an end all the
+/// same, since that peer may be the one whose connections are kept.
+const CLOSING_TIMES_KNOWN: u32 = 4;
 
 /// What to do with a first QUIC packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,8 +202,10 @@ pub(crate) struct Admission {
     token_holders: HashMap<ConnId, PeerId>,
     by_token: HashMap<PeerId, u32>,
     peers: Places,
-    /// Those that ended, and that the library still has.
+    /// Those that ended or were refused, and that the library still has.
     closing: Closing,
+    /// Those that the library has and that are not served, whoever they are of.
+    unserved: Unserved,
     penalties: PenaltyBox,
     buckets: HashMap<(Carriage, Payer), Bucket>,
     known_addresses: KnownAddresses,
@@ -211,6 +229,7 @@ impl Admission {
             by_token: HashMap::new(),
             peers: Places::default(),
             closing: Closing::default(),
+            unserved: Unserved::default(),
             penalties: PenaltyBox::default(),
             known_addresses: KnownAddresses::default(),
             buckets: HashMap::new(),
@@ -228,7 +247,8 @@ impl Admission {
         if address == Address::Proven {
             return self.validated_quic(carriage, from, now);
         }
-        let mut full = self.unproven.len() >= self.limits.unvalidated_handshakes_max as usize;
+        let mut full = self.unproven.len() >= self.limits.unvalidated_handshakes_max as usize
+            || self.unserved.count() >= UNSERVED_MAX;
         if !full && address == Address::Unproven {
             // A client can give its handshake up, and a forger do so in its name, after the signature that it cost
             // and before it is charged to anybody. Those that begin are counted, too.
@@ -237,12 +257,15 @@ impl Admission {
         }
         // A network that used up its rate, or one that somebody else forges: its proof tells.
         let spent = self.is_spent(carriage, from, now);
-        if full || spent || address == Address::Unanswerable {
+        let kept_out = self.is_kept_out(from);
+        if full || spent || kept_out || address == Address::Unanswerable {
             let room = self.retries.take(self.limits.retries_per_second_max, now);
             let limit = if full {
                 Some(Limit::HandshakesUnproven)
+            } else if spent {
+                Some(Limit::HandshakeRate)
             } else {
-                spent.then_some(Limit::HandshakeRate)
+                kept_out.then_some(Limit::ConnectionsPerAddress)
             };
             return if room {
                 Quic::Retry(limit)
@@ -265,6 +288,9 @@ impl Admission {
     fn validated_quic(&mut self, carriage: Carriage, from: IpAddr, now: Instant) -> Quic {
         if self.is_full_of_peers() {
             return Quic::Refuse(Limit::Connections);
+        }
+        if self.is_kept_out(from) {
+            return Quic::Refuse(Limit::ConnectionsPerAddress);
         }
         if !self.charge(carriage, from, now) {
             return Quic::Refuse(Limit::HandshakeRate);
@@ -450,7 +476,7 @@ impl Admission {
             }
         } else {
             let network = Network::of(from);
-            if is_kept && self.is_full_of_closing(network) {
+            if is_kept && self.is_full_of_closing(network, 1) {
                 return Err(Full::Closing);
             }
             let here = self.by_network.get(&network).copied().unwrap_or(0);
@@ -483,14 +509,18 @@ impl Admission {
 
     /// The peer of a counted connection has shown a token of `who`. Returns whether it has a known peer's place
     /// now. It has not where the token has as many already as all unknown peers of a network may have, or all
-    /// tokens have half of the places: whoever holds the least token cannot keep an administrator out.
-    pub(crate) fn authenticated(&mut self, conn: ConnId, who: &PeerId) -> bool {
+    /// tokens have half of the places: whoever holds the least token cannot keep an administrator out. `is_kept` as for
+    /// [`connect`](Self::connect): what the library has of ended connections counts for such as that one only.
+    pub(crate) fn authenticated(&mut self, conn: ConnId, who: &PeerId, is_kept: bool) -> bool {
         if !self.strangers.contains_key(&conn) {
             return true;
         }
         let own = self.by_token.get(who).copied().unwrap_or(0);
         let all = self.token_holders.len();
-        let closing = self.closing.of(&Owner::Peer(who.clone()));
+        let closing = match is_kept {
+            true => self.closing.of(&Owner::Peer(who.clone())),
+            false => 0,
+        };
         let most = self.limits.per_address_max;
         if own.max(closing) >= most || all >= self.limits.token_holders_max() as usize {
             return false;
@@ -508,16 +538,17 @@ impl Admission {
         }
     }
 
-    /// Counts a connection of `peer`, who may have a number of its own.
+    /// Counts a connection of `peer`, who may have a number of its own. `is_kept` as for [`connect`](Self::connect).
     pub(crate) fn identify(
         &mut self,
         peer: &PeerId,
         conn: ConnId,
         newest_wins: bool,
         own_max: Option<u32>,
+        is_kept: bool,
     ) -> Entry {
         let closing = self.closing.of(&Owner::Peer(peer.clone()));
-        if closing >= self.limits.per_address_max {
+        if is_kept && closing >= self.limits.per_address_max {
             return Entry::Full;
         }
         let max = own_max.unwrap_or(self.limits.per_peer_max);
@@ -540,6 +571,21 @@ impl Admission {
         known.or(network)
     }
 
+    /// The library still has a connection from `from`, which ended or was refused. Returns whom it counts for: `owner`, or
+    /// the network that it came from where that is a known peer of whom the library has too many, so that further
+    /// handshakes from there are refused before they begin, whichever key they would show.
+    pub(crate) fn keep(&mut self, owner: Owner, from: IpAddr) -> Owner {
+        let most = self.limits.per_address_max.saturating_mul(CLOSING_TIMES);
+        let has_too_many = matches!(owner, Owner::Peer(_)) && self.closing.of(&owner) >= most;
+        let owner = if has_too_many {
+            Owner::Network(Network::of(from))
+        } else {
+            owner
+        };
+        self.begin_closing(&owner);
+        owner
+    }
+
     /// The library still has a connection of `owner`, which ended.
     pub(crate) fn begin_closing(&mut self, owner: &Owner) {
         self.closing.begin(owner);
@@ -550,19 +596,36 @@ impl Admission {
         self.closing.end(owner);
     }
 
+    /// Connections that the library has and that are not served.
+    pub(crate) const fn unserved(&self) -> &Unserved {
+        &self.unserved
+    }
+
     /// Ended connections of unknown peers that the library still has.
     pub(crate) const fn closing_of_unknown(&self) -> u32 {
         self.closing.of_unknown()
     }
 
-    /// Whether the library has as many ended connections of unknown peers of this network, or of its site, as they may
-    /// have that live; or as many of all of them, and of these some of this site: others are let in whatever one has.
-    fn is_full_of_closing(&self, network: Network) -> bool {
-        let most = self.limits.per_address_max;
+    /// Whether a handshake from `from` is refused before it begins: whoever it turned out to be of, the library would
+    /// have one more connection to keep.
+    fn is_kept_out(&self, from: IpAddr) -> bool {
+        let times = match self.known_addresses.contains(from) {
+            true => CLOSING_TIMES_KNOWN,
+            false => CLOSING_TIMES,
+        };
+        self.is_full_of_closing(Network::of(from), times)
+    }
+
+    /// Whether the library has as many ended connections of unknown peers of this network, or of its site, as so many
+    /// times what they may have that live; or as many of all of them, and of these some of this site: others are let in
+    /// whatever one has.
+    fn is_full_of_closing(&self, network: Network, times: u32) -> bool {
+        let most = self.limits.per_address_max.saturating_mul(times);
+        let all = self.limits.strangers_max().saturating_mul(times);
         let of_site = self.closing.of_site(network);
         self.closing.of(&Owner::Network(network)) >= most
             || of_site >= most.saturating_mul(SITE_NETWORKS)
-            || of_site > 0 && self.closing.of_unknown() >= self.limits.strangers_max()
+            || of_site > 0 && self.closing.of_unknown() >= all
     }
 
     /// Whose connections are those of peers that were unknown until they showed a token.

@@ -1,8 +1,11 @@
-//! QUIC connections that ended and that the library has not let go of (RFC 9000, 10.2: closing and draining). What came on
-//! them stays in memory for three probe timeouts, of which the peer chooses a part: up to 50 seconds. No sockets.
+//! QUIC connections that ended or were refused, and that the library has not let go of (RFC 9000, 10.2: closing and
+//! draining). What came on them stays in memory for three probe timeouts, of which the peer chooses a part: up to 50
+//! seconds. No sockets.
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use alknet_core::{Network, Site};
 
@@ -45,6 +48,33 @@ impl Closing {
 
     pub(crate) const fn of_unknown(&self) -> u32 {
         self.unknown
+    }
+}
+
+/// QUIC connections that the library has and that were not served: their handshake is under way or failed, or they were
+/// refused after it.
+#[derive(Debug, Default)]
+pub(crate) struct Unserved(Arc<AtomicUsize>);
+
+/// One of them. Dropping it counts one less.
+#[derive(Debug)]
+pub(crate) struct UnservedOne(Arc<AtomicUsize>);
+
+impl Unserved {
+    /// Counts one more.
+    pub(crate) fn begin(&self) -> UnservedOne {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        UnservedOne(Arc::clone(&self.0))
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for UnservedOne {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -4,8 +4,8 @@
 //! configuration from the start. The session here keeps the handshake bytes until the ClientHello
 //! is complete, looks at it, starts the right session and replays them.
 //!
-//! A session lives as long as the library keeps anything of its connection, longer than any handle to that. So it
-//! owns the connection's receive window, too, which counts until then.
+//! A session lives as long as the library keeps anything of its connection, longer than any handle to that. So its
+//! configuration, which is the connection's own, owns the connection's receive window, too, which counts until then.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -23,9 +23,12 @@ use quinn_proto::transport_parameters::TransportParameters;
 use crate::windows::Window;
 
 /// QUIC's view of a node's TLS configurations.
+#[derive(Clone)]
 pub(crate) struct HelloChooser {
     tls: Arc<ServerTls>,
     configs: [Arc<QuicServerConfig>; 5],
+    /// That of the one connection it is for; nobody's where it is for none yet.
+    window: Arc<Window>,
 }
 
 impl HelloChooser {
@@ -35,6 +38,15 @@ impl HelloChooser {
         Ok(Self {
             configs: [config(a)?, config(b)?, config(c)?, config(d)?, config(e)?],
             tls: Arc::clone(tls),
+            window: Arc::default(),
+        })
+    }
+
+    /// The same for the connection of this window.
+    pub(crate) fn of(&self, window: Arc<Window>) -> Arc<Self> {
+        Arc::new(Self {
+            window,
+            ..self.clone()
         })
     }
 
@@ -67,7 +79,6 @@ impl crypto::ServerConfig for HelloChooser {
             params: *params,
             hello: Vec::new(),
             chosen: None,
-            window: Arc::default(),
         })
     }
 }
@@ -84,7 +95,6 @@ struct HelloSession {
     params: TransportParameters,
     hello: Vec<u8>,
     chosen: Option<Box<dyn Session>>,
-    window: Arc<Window>,
 }
 
 impl HelloSession {
@@ -106,7 +116,7 @@ impl Session for HelloSession {
         let tls = self.chosen.as_ref()?.handshake_data()?;
         Some(Box::new(Greeting {
             tls: tls.downcast().ok()?,
-            window: Arc::clone(&self.window),
+            window: Arc::clone(&self.chooser.window),
         }))
     }
 
@@ -234,7 +244,6 @@ mod tests {
                     params: none(),
                     hello: Vec::new(),
                     chosen: None,
-                    window: Arc::default(),
                 };
                 let (head, mut tail) = hello.split_at(first);
                 assert!(!session.read_handshake(head).expect("waits"));

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use alknet_core::{
     AlpnSpec, AuthContext, AuthNeed, Carriage, CloseCode, ConnId, Connection, ConnectionInfo,
-    Drowsy, HandlerError, HandlerRegistry, Identity, IdentityProvider, PeerId, PeerKey,
+    Drowsy, HandlerError, HandlerRegistry, Identity, IdentityProvider, Network, PeerId, PeerKey,
     ProtocolHandler, StreamSource,
 };
 use alknet_tls::PeerProof;
@@ -22,7 +22,7 @@ use crate::limits::Limits;
 use crate::live::{End, Live};
 use crate::metrics::Meters;
 use crate::places::Entry;
-use crate::windows::{Credit, Owner, Windows};
+use crate::windows::{Credit, Owner, Window, Windows};
 
 /// How long a connection whose handler is done waits for the peer to take what was sent: QUIC
 /// throws unacknowledged data away when it closes.
@@ -172,8 +172,14 @@ pub(crate) struct Arrived {
     pub(crate) from: IpAddr,
 }
 
-/// Serves a connection to its end. `paid`: whether its handshake was charged to its network when it began.
-pub(crate) async fn serve(shared: Arc<Shared>, arrived: Arrived, paid: bool) {
+/// Serves a connection to its end. `unplaced` counts a QUIC connection that gets no place; there is none over TCP.
+/// `paid`: whether its handshake was charged to its network when it began.
+pub(crate) async fn serve(
+    shared: Arc<Shared>,
+    arrived: Arrived,
+    mut unplaced: Option<Unplaced>,
+    paid: bool,
+) {
     let Arrived {
         source,
         credit,
@@ -192,6 +198,9 @@ pub(crate) async fn serve(shared: Arc<Shared>, arrived: Arrived, paid: bool) {
     connection.set_penalty(move || watching.upgrade()?.penalty(from));
     let resolved = proof.map(|proof| shared.resolve(proof));
     let known = matches!(resolved, Some((_, Some(_))));
+    if let Some(unplaced) = &mut unplaced {
+        unplaced.belongs_to(resolved.as_ref());
+    }
     if !shared.settle(&connection, from, resolved.as_ref(), paid) {
         return close(&connection, (CloseCode::Overload, "too many handshakes"));
     }
@@ -199,6 +208,9 @@ pub(crate) async fn serve(shared: Arc<Shared>, arrived: Arrived, paid: bool) {
         Ok(place) => place,
         Err(end) => return close(&connection, end),
     };
+    if let Some(unplaced) = unplaced {
+        unplaced.placed();
+    }
     if let Some(credit) = &credit {
         credit.begin(&shared.windows, from);
     }
@@ -492,6 +504,57 @@ impl Drop for StillThere {
     }
 }
 
+/// A QUIC connection, from its first packet on until it has a place. Dropped before, it counts for its owner until the
+/// library has let go of it: its handshake failed or was ended for a newer one, or it was refused after that.
+pub(crate) struct Unplaced {
+    shared: Arc<Shared>,
+    from: IpAddr,
+    window: Arc<Window>,
+    /// Nothing where its address may be forged: such a connection counts for no network, and among those that are not
+    /// served all the same.
+    owner: Option<Owner>,
+}
+
+impl Unplaced {
+    /// `paid`: its address is proven, and its network was charged.
+    pub(crate) fn new(shared: &Arc<Shared>, from: IpAddr, paid: bool) -> Self {
+        let one = shared.admission().unserved().begin();
+        Self {
+            shared: Arc::clone(shared),
+            from,
+            window: Window::new(one),
+            owner: paid.then(|| Owner::Network(Network::of(from))),
+        }
+    }
+
+    pub(crate) fn window(&self) -> Arc<Window> {
+        Arc::clone(&self.window)
+    }
+
+    /// The handshake is done, which proves the address, and perhaps who it is.
+    fn belongs_to(&mut self, who: Option<&Resolved>) {
+        self.owner = Some(match who {
+            Some((_, Some(identity))) => Owner::Peer(identity.id.clone()),
+            _ => Owner::Network(Network::of(self.from)),
+        });
+    }
+
+    /// From now on its place counts it.
+    fn placed(mut self) {
+        self.owner = None;
+    }
+}
+
+impl Drop for Unplaced {
+    fn drop(&mut self) {
+        if let Some(owner) = self.owner.take() {
+            let owner = self.shared.admission().keep(owner, self.from);
+            let shared = Arc::downgrade(&self.shared);
+            self.window.keep(StillThere { shared, owner });
+        }
+    }
+}
+
 impl<'a> Place<'a> {
     fn take(
         shared: &'a Arc<Shared>,
@@ -531,16 +594,17 @@ impl<'a> Place<'a> {
             if let Some(credit) = &credit {
                 credit.identify(who);
             }
-            let shared = watching.upgrade();
-            shared.is_some_and(|shared| shared.admission().authenticated(conn, who))
+            let (shared, is_kept) = (watching.upgrade(), credit.is_some());
+            shared.is_some_and(|shared| shared.admission().authenticated(conn, who, is_kept))
         });
     }
 
     fn identify(&mut self, peer: &PeerId, newest_wins: bool) -> Result<(), End> {
         self.of = Some(peer.clone());
         let own_max = self.shared.identities.max_connections(peer);
+        let is_kept = self.credit.is_some();
         let mut admission = self.shared.admission();
-        let entry = admission.identify(peer, self.conn, newest_wins, own_max);
+        let entry = admission.identify(peer, self.conn, newest_wins, own_max, is_kept);
         drop(admission);
         match entry {
             Entry::Full => {
@@ -565,9 +629,7 @@ impl Drop for Place<'_> {
         let owner = admission.disconnect(self.conn, self.peer.as_ref());
         let owner = self.of.take().map(Owner::Peer).or(owner);
         let closing = self.credit.take().zip(owner);
-        if let Some((_, owner)) = &closing {
-            admission.begin_closing(owner);
-        }
+        let closing = closing.map(|(credit, owner)| (credit, admission.keep(owner, self.from)));
         // The library may drop the window at once, which asks for the lock.
         drop(admission);
         if let Some((credit, owner)) = closing {

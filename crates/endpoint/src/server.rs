@@ -85,7 +85,7 @@ impl Server {
         let tcp: Vec<_> = registry.alpns(Carriage::Tcp).collect();
         let quic: Vec<_> = registry.alpns(Carriage::Quic).collect();
         let tls = Arc::new(ServerTls::new(key, options.tls, &tcp, &quic)?);
-        let quic = accept::quic::server_config(key, &tls)?;
+        let quic = Arc::new(accept::quic::server_config(key, &tls)?);
         let shared = Arc::new(Shared {
             meters: Meters::new(&registry),
             registry,
@@ -117,7 +117,7 @@ impl Server {
         pair: sockets::Pair,
         key: &NodeKey,
         tls: &Arc<ServerTls>,
-        quic: &quinn::ServerConfig,
+        quic: &Arc<accept::quic::QuinnConfig>,
     ) -> Result<(), EndpointError> {
         let address = pair.address;
         let config = accept::quic::endpoint_config(key);
@@ -126,11 +126,11 @@ impl Server {
             .wrap_udp_socket(pair.udp)
             .and_then(|socket| {
                 let socket = Apart::new(socket, &config);
-                let server = Some(quic.clone());
+                let server = Some(quic.server());
                 quinn::Endpoint::new_with_abstract_socket(config, server, socket, runtime)
             })
             .map_err(|source| EndpointError::Bind { address, source })?;
-        let listener = accept::quic::QuinnListener::new(endpoint.clone());
+        let listener = accept::quic::QuinnListener::new(endpoint.clone(), quic);
         let probes = self.probe();
         tokio::spawn(accept::quic::accept_loop(
             Arc::clone(&self.shared),
@@ -156,11 +156,12 @@ impl Server {
         options: &IrohOptions,
     ) -> Result<(), EndpointError> {
         let alpns: Vec<_> = self.shared.registry.alpns(Carriage::Iroh).collect();
-        let endpoint = iroh::bind(key, options, by_preference(&alpns)).await?;
+        let alpns = by_preference(&alpns);
+        let endpoint = iroh::bind(key, options, alpns.clone()).await?;
         let probes = self.probe();
         tokio::spawn(accept::quic::accept_loop(
             Arc::clone(&self.shared),
-            IrohListener(endpoint.clone()),
+            IrohListener::new(endpoint.clone(), alpns),
             probes,
         ));
         self.iroh = Some(endpoint);
@@ -254,10 +255,16 @@ impl Server {
         ended
     }
 
-    /// Connections of unknown peers that ended, and whose memory the library for QUIC still has: for up to 50 seconds, as
-    /// the peer likes.
+    /// Connections of unknown peers that ended or were refused, and whose memory the library for QUIC still has: for up to
+    /// 50 seconds, as the peer likes.
     pub fn closing(&self) -> usize {
         self.shared.admission().closing_of_unknown() as usize
+    }
+
+    /// Connections that the libraries for QUIC have and that were not served: in their handshake, or after it failed, or
+    /// refused after it.
+    pub fn unserved(&self) -> usize {
+        self.shared.admission().unserved().count()
     }
 
     /// Whether every accept loop still runs: each must answer within a second.

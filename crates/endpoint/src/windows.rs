@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use alknet_core::{Network, PeerId, StreamBudget};
 
+use crate::closing::UnservedOne;
 use crate::limits::{WINDOW_BYTES_FIRST, WINDOW_BYTES_START};
 
 use account::Need;
@@ -53,8 +54,7 @@ impl Credit {
 
     /// Keeps this until the library has let go of the connection: a while after its end, as the peer likes.
     pub(crate) fn keep(&self, until_gone: impl Any + Send + Sync) {
-        // A connection ends once.
-        let _ = self.window.until_gone.set(Box::new(until_gone));
+        self.window.keep(until_gone);
     }
 
     /// The peer is `who`: its window counts for it.
@@ -90,6 +90,8 @@ pub(crate) struct Window {
     due: AtomicUsize,
     /// What is dropped with it.
     until_gone: OnceLock<Box<dyn Any + Send + Sync>>,
+    /// Counts its connection among those that are not served, until it is.
+    unserved: Mutex<Option<UnservedOne>>,
 }
 
 #[derive(Debug)]
@@ -111,11 +113,26 @@ impl Default for Window {
             read: AtomicUsize::new(0),
             due: AtomicUsize::new(usize::MAX),
             until_gone: OnceLock::new(),
+            unserved: Mutex::default(),
         }
     }
 }
 
 impl Window {
+    /// The window of a connection whose handshake begins.
+    pub(crate) fn new(unserved: UnservedOne) -> Arc<Self> {
+        Arc::new(Self {
+            unserved: Mutex::new(Some(unserved)),
+            ..Self::default()
+        })
+    }
+
+    /// Keeps this until the window is dropped.
+    pub(crate) fn keep(&self, until_gone: impl Any + Send + Sync) {
+        // A connection ends once.
+        let _ = self.until_gone.set(Box::new(until_gone));
+    }
+
     fn begin(&self, windows: &Arc<Windows>, from: IpAddr, now: Instant) {
         let mut slot = self.lock();
         let counted = slot.get_or_insert_with(|| Counted {
@@ -126,6 +143,8 @@ impl Window {
             since: now,
         });
         self.due.store(counted.due(), Ordering::Relaxed);
+        let mut unserved = self.unserved.lock().unwrap_or_else(PoisonError::into_inner);
+        *unserved = None;
     }
 
     fn identify(&self, who: &PeerId, set: impl Fn(u32)) {

@@ -18,7 +18,8 @@ use crate::error::EndpointError;
 use crate::hello::{Greeting, HelloChooser};
 use crate::limits::WINDOW_BYTES_FIRST;
 use crate::quic;
-use crate::serve::{Arrived, Shared, serve};
+use crate::serve::{Arrived, Shared, Unplaced, serve};
+use crate::windows::Window;
 
 /// First packets waiting for the accept loop.
 const INCOMING_MAX: usize = 1024;
@@ -55,8 +56,9 @@ pub(crate) trait Incoming: Send + 'static {
     /// Asks for proof of the address; whether that could be asked.
     fn retry(self) -> bool;
 
-    /// Goes through with the handshake. Resolves at its end, never with early data before it.
-    fn finish(self) -> impl Future<Output = io::Result<Arrived>> + Send;
+    /// Goes through with the handshake. Resolves at its end, never with early data before it. The library owns `window`
+    /// for as long as it has anything of the connection, however the handshake ends.
+    fn finish(self, window: Arc<Window>) -> impl Future<Output = io::Result<Arrived>> + Send;
 }
 
 /// Decides about everything that arrives. Once the node drains, everything is refused.
@@ -119,11 +121,13 @@ fn admit<I: Incoming>(shared: &Arc<Shared>, incoming: I) {
 
 async fn connection(guard: Handshake, incoming: impl Incoming, paid: bool) {
     let shared = Arc::clone(guard.shared());
-    let arrived = bounded(&shared, incoming.finish()).await;
+    // Counts however this ends, also where the task is ended for a newer handshake.
+    let unplaced = Unplaced::new(&shared, incoming.source(), paid);
+    let arrived = bounded(&shared, incoming.finish(unplaced.window())).await;
     // From here on nothing may end this task for a newer handshake.
     drop(guard);
     if let Some(arrived) = arrived {
-        serve(shared, arrived, paid).await;
+        serve(shared, arrived, Some(unplaced), paid).await;
     }
 }
 
@@ -131,12 +135,18 @@ async fn connection(guard: Handshake, incoming: impl Incoming, paid: bool) {
 pub(crate) struct QuinnListener {
     endpoint: quinn::Endpoint,
     bound: Option<SocketAddr>,
+    config: Arc<QuinnConfig>,
 }
 
 impl QuinnListener {
-    pub(crate) fn new(endpoint: quinn::Endpoint) -> Self {
+    pub(crate) fn new(endpoint: quinn::Endpoint, config: &Arc<QuinnConfig>) -> Self {
         let bound = endpoint.local_addr().ok();
-        Self { endpoint, bound }
+        let config = Arc::clone(config);
+        Self {
+            endpoint,
+            bound,
+            config,
+        }
     }
 }
 
@@ -146,13 +156,19 @@ impl Listener for QuinnListener {
     async fn next(&self) -> Option<QuinnIncoming> {
         let incoming = self.endpoint.accept().await?;
         let bound = self.bound;
-        Some(QuinnIncoming { incoming, bound })
+        let config = Arc::clone(&self.config);
+        Some(QuinnIncoming {
+            incoming,
+            bound,
+            config,
+        })
     }
 }
 
 pub(crate) struct QuinnIncoming {
     incoming: quinn::Incoming,
     bound: Option<SocketAddr>,
+    config: Arc<QuinnConfig>,
 }
 
 impl Incoming for QuinnIncoming {
@@ -182,8 +198,10 @@ impl Incoming for QuinnIncoming {
         self.incoming.retry().is_ok()
     }
 
-    async fn finish(self) -> io::Result<Arrived> {
-        let connecting = self.incoming.accept().map_err(io::Error::other)?;
+    async fn finish(self, window: Arc<Window>) -> io::Result<Arrived> {
+        let config = self.config.of(window);
+        let connecting = self.incoming.accept_with(config);
+        let connecting = connecting.map_err(io::Error::other)?;
         let connection = connecting.await.map_err(io::Error::other)?;
         Ok(arrived(connection, self.bound))
     }
@@ -223,15 +241,35 @@ fn arrived(connection: quinn::Connection, bound: Option<SocketAddr>) -> Arrived 
 }
 
 /// How quinn serves the one port.
+pub(crate) struct QuinnConfig {
+    server: quinn::ServerConfig,
+    chooser: Arc<HelloChooser>,
+}
+
+impl QuinnConfig {
+    /// For the endpoint.
+    pub(crate) fn server(&self) -> quinn::ServerConfig {
+        self.server.clone()
+    }
+
+    /// For one connection, which owns this window.
+    fn of(&self, window: Arc<Window>) -> Arc<quinn::ServerConfig> {
+        let mut server = self.server();
+        server.crypto = self.chooser.of(window);
+        Arc::new(server)
+    }
+}
+
 pub(crate) fn server_config(
     key: &NodeKey,
     tls: &Arc<ServerTls>,
-) -> Result<quinn::ServerConfig, EndpointError> {
+) -> Result<QuinnConfig, EndpointError> {
     let chooser = HelloChooser::new(tls).map_err(|error| EndpointError::Quic(error.to_string()))?;
+    let chooser = Arc::new(chooser);
     // Derived from the node key, address proofs survive a restart.
     let token_key = hkdf::Prk::new_less_safe(hkdf::HKDF_SHA256, &*key.derive("quic address token"));
-    let mut config = quinn::ServerConfig::new(Arc::new(chooser), Arc::new(token_key));
-    config
+    let mut server = quinn::ServerConfig::new(Arc::clone(&chooser) as _, Arc::new(token_key));
+    server
         .transport_config(quic::transport(
             StreamBudget::UNAUTHENTICATED,
             WINDOW_BYTES_FIRST,
@@ -241,7 +279,7 @@ pub(crate) fn server_config(
         .incoming_buffer_size(INCOMING_BYTES)
         .incoming_buffer_size_total(INCOMING_BYTES_TOTAL)
         .migration(true);
-    Ok(config)
+    Ok(QuinnConfig { server, chooser })
 }
 
 /// What does not depend on who dials.

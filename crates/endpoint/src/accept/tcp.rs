@@ -104,7 +104,7 @@ async fn connection(side: Arc<TcpSide>, guard: Handshake, stream: TcpStream, rem
         .flatten()
         .map(|tls| arrived(&shared, tls, remote))
     {
-        serve(shared, arrived, true).await;
+        serve(shared, arrived, None, true).await;
     }
 }
 

@@ -243,7 +243,7 @@ fn addresses_of_one_network_count_as_one() {
         assert_eq!(full.limit(), Limit::ConnectionsPerAddress);
         // A known peer behind the same network is none of them, nor one that proves itself later.
         assert_eq!(admission.connect(conn(4), network[2], true, true), Ok(()));
-        assert!(admission.authenticated(conn(1), &peer("a")));
+        assert!(admission.authenticated(conn(1), &peer("a"), true));
         assert_eq!(admission.connect(conn(3), network[2], false, true), Ok(()));
         for n in 1..=4 {
             admission.disconnect(conn(n), None);
@@ -264,7 +264,7 @@ fn tokens_take_no_more_than_half_of_the_places() {
     let mut admission = Admission::new(limits);
     let mut connect = |n: u64, who: &str| {
         let place = admission.connect(ConnId(n), elsewhere(n as u32), false, true);
-        place.is_ok() && admission.authenticated(ConnId(n), &peer(who))
+        place.is_ok() && admission.authenticated(ConnId(n), &peer(who), true)
     };
     for n in 0..4 {
         assert!(connect(n, "one"));
@@ -275,8 +275,8 @@ fn tokens_take_no_more_than_half_of_the_places() {
     }
     assert!(!connect(9, "three"));
     admission.disconnect(ConnId(0), None);
-    assert!(admission.authenticated(ConnId(4), &peer("one")));
-    assert!(admission.authenticated(ConnId(4), &peer("one")));
+    assert!(admission.authenticated(ConnId(4), &peer("one"), true));
+    assert!(admission.authenticated(ConnId(4), &peer("one"), true));
     assert_eq!(admission.by_token[&peer("one")], 4);
 }
 
@@ -320,7 +320,7 @@ fn a_share_of_the_places_is_for_known_peers() {
     assert_eq!(admission.tcp(elsewhere(9)), Tcp::Refuse(Limit::Connections));
     let peer = peer("a");
     let identify =
-        |admission: &mut Admission, n, own| admission.identify(&peer, ConnId(n), false, own);
+        |admission: &mut Admission, n, own| admission.identify(&peer, ConnId(n), false, own, true);
     assert_eq!(identify(&mut admission, 6, None), Entry::Welcome);
     assert_eq!(identify(&mut admission, 7, None), Entry::Full);
     assert_eq!(identify(&mut admission, 7, Some(2)), Entry::Welcome);
@@ -572,16 +572,20 @@ fn connections_that_ended_count_until_the_library_lets_go_of_them() {
     for _ in 0..most {
         admission.begin_closing(&owner);
     }
-    assert!(!admission.authenticated(ConnId(1000), &who));
-    let entry = admission.identify(&who, ConnId(1002), false, None);
+    assert!(!admission.authenticated(ConnId(1000), &who, true));
+    let entry = admission.identify(&who, ConnId(1002), false, None, true);
     assert_eq!(entry, Entry::Full);
+    // What QUIC keeps of them says nothing about TCP.
+    let entry = admission.identify(&who, ConnId(1003), false, None, false);
+    assert_eq!(entry, Entry::Welcome);
+    assert!(admission.authenticated(ConnId(999), &who, false));
     admission.end_closing(&owner);
-    assert!(admission.authenticated(ConnId(1000), &who));
+    assert!(admission.authenticated(ConnId(1000), &who, true));
     assert_eq!(
         admission.disconnect(ConnId(1000), None),
         Some(owner.clone())
     );
-    let entry = admission.identify(&who, ConnId(1002), false, None);
+    let entry = admission.identify(&who, ConnId(1002), false, None, true);
     assert_eq!(entry, Entry::Welcome);
     assert_eq!(admission.disconnect(ConnId(1002), Some(&who)), Some(owner));
 }
@@ -617,4 +621,76 @@ fn ended_connections_of_many_networks_keep_their_own_sites_out() {
     let mut comes = |from| admission.connect(ConnId(2), from, false, true);
     assert_eq!(comes(v6(3, 1)), Err(Full::Closing));
     assert_eq!(comes(v6(2, 1)), Ok(()));
+}
+
+/// Handshakes end at once, from addresses that may be forged, and the library keeps each for as long as its client said.
+#[test]
+fn clients_prove_their_addresses_where_many_connections_are_kept_and_not_served() {
+    let (mut admission, _, now) = admission();
+    let all = (0..UNSERVED_MAX).map(|_| admission.unserved().begin());
+    let mut kept: Vec<_> = all.collect();
+    let mut ask = |address| admission.quic(Carriage::Quic, v4(1), address, now);
+    assert_eq!(
+        ask(Address::Unproven),
+        Quic::Retry(Some(Limit::HandshakesUnproven))
+    );
+    assert!(matches!(ask(Address::Proven), Quic::Accept { .. }));
+    kept.pop();
+    assert!(matches!(ask(Address::Unproven), Quic::Accept { .. }));
+}
+
+/// A network has its places, and each further handshake would be refused at its end and kept.
+#[test]
+fn a_network_with_many_refused_connections_is_refused_before_its_handshakes() {
+    let (mut admission, limits, now) = admission();
+    let most = limits.per_address_max;
+    let (from, known) = (v4(1), v4(2));
+    admission.remember(&peer("edge"), key(1), known, now);
+    let network = Owner::Network(Network::of(from));
+    let refused = |admission: &mut Admission, times: u32| {
+        for _ in 0..times * most {
+            assert_eq!(admission.keep(network.clone(), from), network);
+        }
+    };
+    let ask = |admission: &mut Admission, from, address| {
+        admission.quic(Carriage::Quic, from, address, now)
+    };
+    let limit = Limit::ConnectionsPerAddress;
+    refused(&mut admission, CLOSING_TIMES);
+    let asked = ask(&mut admission, from, Address::Unproven);
+    assert_eq!(asked, Quic::Retry(Some(limit)));
+    let asked = ask(&mut admission, from, Address::Proven);
+    assert_eq!(asked, Quic::Refuse(limit));
+    // Others, and the address of a known peer beside it, are not.
+    for other in [elsewhere(7), known] {
+        for address in [Address::Unproven, Address::Proven] {
+            let asked = ask(&mut admission, other, address);
+            assert!(matches!(asked, Quic::Accept { .. }), "{other}: {asked:?}");
+        }
+    }
+    // That has an end as well.
+    refused(&mut admission, CLOSING_TIMES_KNOWN - CLOSING_TIMES);
+    let asked = ask(&mut admission, known, Address::Proven);
+    assert_eq!(asked, Quic::Refuse(limit));
+    admission.end_closing(&network);
+    let asked = ask(&mut admission, known, Address::Proven);
+    assert!(matches!(asked, Quic::Accept { .. }), "{asked:?}");
+}
+
+/// Its handshakes cost it nothing, and a connection that is refused frees no place.
+#[test]
+fn connections_of_a_known_peer_with_too_many_count_for_where_they_come_from() {
+    let (mut admission, limits, _) = admission();
+    let from = elsewhere(9);
+    let who = Owner::Peer(peer("edge"));
+    let network = Owner::Network(Network::of(from));
+    let most = CLOSING_TIMES * limits.per_address_max;
+    for _ in 0..most {
+        assert_eq!(admission.keep(who.clone(), from), who);
+    }
+    for _ in 0..most {
+        assert!(!admission.is_kept_out(from));
+        assert_eq!(admission.keep(who.clone(), from), network);
+    }
+    assert!(admission.is_kept_out(from));
 }

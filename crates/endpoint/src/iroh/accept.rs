@@ -3,12 +3,12 @@
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::SystemTime;
 
 use alknet_core::{Carriage, ConnectionInfo, PeerKey};
 use alknet_tls::PeerProof;
 use iroh::Endpoint;
-use iroh::endpoint::{ConnectingError, IncomingAddr, WeakConnectionHandle};
+use iroh::endpoint::{ConnectingError, IncomingAddr, ServerConfigBuilder, TimeSource};
 
 use super::carriage::{Source, credit};
 use crate::accept::quic::{Incoming, Listener};
@@ -19,25 +19,52 @@ use crate::windows::Window;
 /// The prefix that is routed nowhere (RFC 6666): no client has an address of it.
 const RELAYED: u16 = 0x100;
 
-/// How often it is looked whether anything is left of a connection that has ended.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
-
 /// Where iroh's first packets arrive.
-pub(crate) struct IrohListener(pub(crate) Endpoint);
+pub(crate) struct IrohListener {
+    endpoint: Endpoint,
+    config: ServerConfigBuilder,
+}
 
-impl Listener for IrohListener {
-    type Incoming = iroh::endpoint::Incoming;
-
-    async fn next(&self) -> Option<Self::Incoming> {
-        self.0.accept().await
+impl IrohListener {
+    /// `alpns` are those of the endpoint.
+    pub(crate) fn new(endpoint: Endpoint, alpns: Vec<Vec<u8>>) -> Self {
+        let config = endpoint.create_server_config_builder(alpns);
+        Self { endpoint, config }
     }
 }
 
-impl Incoming for iroh::endpoint::Incoming {
+impl Listener for IrohListener {
+    type Incoming = IrohIncoming;
+
+    async fn next(&self) -> Option<IrohIncoming> {
+        let incoming = self.endpoint.accept().await?;
+        let config = self.config.clone();
+        Some(IrohIncoming { incoming, config })
+    }
+}
+
+pub(crate) struct IrohIncoming {
+    incoming: iroh::endpoint::Incoming,
+    config: ServerConfigBuilder,
+}
+
+/// Owns the window of one connection as the clock of its configuration, which the library drops with the last it has of
+/// the connection. The library tells nobody when that is, and takes nothing else that is a connection's own.
+struct WindowClock {
+    _window: Arc<Window>,
+}
+
+impl TimeSource for WindowClock {
+    fn now(&self) -> SystemTime {
+        SystemTime::now()
+    }
+}
+
+impl Incoming for IrohIncoming {
     const CARRIAGE: Carriage = Carriage::Iroh;
 
     fn source(&self) -> IpAddr {
-        charged(&self.remote_addr())
+        charged(&self.incoming.remote_addr())
     }
 
     /// A handshake that fails with its first packet is answered with the alert. One that fails later
@@ -45,9 +72,9 @@ impl Incoming for iroh::endpoint::Incoming {
     /// client would wait for it until its time is up. With post-quantum key exchange the ClientHello
     /// takes two packets.
     fn address(&self) -> Address {
-        if self.remote_addr_validated() {
+        if self.incoming.remote_addr_validated() {
             Address::Proven
-        } else if has_whole_hello(self) {
+        } else if has_whole_hello(&self.incoming) {
             Address::Unproven
         } else {
             Address::Unanswerable
@@ -55,25 +82,28 @@ impl Incoming for iroh::endpoint::Incoming {
     }
 
     fn ignore(self) {
-        Self::ignore(self);
+        self.incoming.ignore();
     }
 
     fn refuse(self) {
-        Self::refuse(self);
+        self.incoming.refuse();
     }
 
     fn retry(self) -> bool {
-        Self::retry(self).is_ok()
+        self.incoming.retry().is_ok()
     }
 
-    async fn finish(self) -> io::Result<Arrived> {
-        let (from, remote) = (self.source(), direct(&self));
-        let accepting = self.accept().map_err(io::Error::other)?;
+    async fn finish(self, window: Arc<Window>) -> io::Result<Arrived> {
+        let (from, remote) = (self.source(), direct(&self.incoming));
+        let clock = WindowClock {
+            _window: Arc::clone(&window),
+        };
+        let config = self.config.set_time_source(Arc::new(clock)).build();
+        let accepting = self.incoming.accept_with(Arc::new(config));
+        let accepting = accepting.map_err(io::Error::other)?;
         // Iroh lets clients send early data, which can be replayed. It is never asked for here:
         // whoever replays a handshake cannot finish it.
         let connection = accepting.await.map_err(handshake_error)?;
-        let window = Arc::default();
-        tokio::spawn(keep(connection.weak_handle(), Arc::clone(&window)));
         let credit = Some(credit(&connection, window));
         Ok(Arrived {
             info: ConnectionInfo {
@@ -93,16 +123,6 @@ impl Incoming for iroh::endpoint::Incoming {
             source: Box::new(Source::new(connection, credit)),
         })
     }
-}
-
-/// Has the window count for as long as the library keeps anything of the connection. It does a while longer than
-/// until the end, how long is the peer's choice, and tells nobody when it is over.
-async fn keep(connection: WeakConnectionHandle, window: Arc<Window>) {
-    connection.closed().await;
-    while connection.upgrade().is_some() {
-        tokio::time::sleep(LOOK_AGAIN).await;
-    }
-    drop(window);
 }
 
 /// Whether the first packet has the whole ClientHello: the library reads protocols in no other.

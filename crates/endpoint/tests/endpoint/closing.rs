@@ -4,14 +4,19 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use alknet_core::{Carriage, CloseCode};
+use alknet_core::{Carriage, CloseCode, PeerKey};
 use alknet_endpoint::{Dialer, Limits, Target};
 use alknet_test_support::deadline;
+use alknet_tls::{ClientTls, ClientTlsOptions, NodeKey, Place};
+use quinn::crypto::rustls::QuicClientConfig;
+use quinn::crypto::{self, Session};
+use quinn::{ConnectError, ConnectionError, Side, TransportConfig};
+use quinn_proto::transport_parameters::TransportParameters;
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
 
 use crate::relief::is_served;
-use crate::support::{ECHO, Node, ask, hung, until};
+use crate::support::{ECHO, Node, ask, hung, quinn_connection, until};
 
 /// Connections that the unknown peers of one network may have.
 const MOST: usize = 3;
@@ -19,6 +24,95 @@ const MOST: usize = 3;
 /// How long everything takes on the way at rest, in each direction: the library keeps what ended for some ten times that,
 /// in which others have to ask.
 const SLOW: Duration = Duration::from_millis(80);
+
+/// Connections that the node has and does not serve before every client has to prove its address, as docs/endpoint.md
+/// has it.
+const UNSERVED: usize = 128;
+
+/// Where nobody comes from but a friend: another network than that of the others.
+const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(127, 0, 1, 1);
+
+/// TLS of a client that says of its acknowledgements that they may take as long as the protocol allows: what ended is
+/// kept for three times as long.
+struct Late(Arc<QuicClientConfig>);
+
+impl crypto::ClientConfig for Late {
+    fn start_session(
+        self: Arc<Self>,
+        version: u32,
+        server_name: &str,
+        params: &TransportParameters,
+    ) -> Result<Box<dyn Session>, ConnectError> {
+        /// `max_ack_delay` (RFC 9000, 18.2) of 2^14 - 1 milliseconds: its number, the length, and the value.
+        const MAX_ACK_DELAY: [u8; 4] = [0x0b, 2, 0x7f, 0xff];
+        let mut bytes = Vec::new();
+        params.write(&mut bytes);
+        bytes.extend(MAX_ACK_DELAY);
+        let params = TransportParameters::read(Side::Server, &mut &bytes[..]);
+        let params = params.expect("a server takes them");
+        crypto::ClientConfig::start_session(Arc::clone(&self.0), version, server_name, &params)
+    }
+}
+
+/// Such a client.
+struct LateClient {
+    endpoint: quinn::Endpoint,
+    config: quinn::ClientConfig,
+    node: SocketAddr,
+    name: String,
+}
+
+impl LateClient {
+    /// It believes that the node has this key.
+    fn new(node: &Node, key: Option<NodeKey>, believed: PeerKey) -> Self {
+        let tls = ClientTls::new(ClientTlsOptions {
+            key,
+            ..ClientTlsOptions::default()
+        });
+        let place = Place::Ip(Ipv4Addr::LOCALHOST.into());
+        let remote = tls.remote(None, &[believed], place).expect("a pin");
+        let config = remote.attempts(place, ECHO).swap_remove(0);
+        let tls = QuicClientConfig::try_from(config).expect("TLS 1.3");
+        let late = Late(Arc::new(tls));
+        let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        Self {
+            endpoint: quinn::Endpoint::client(local).expect("a socket"),
+            config: quinn::ClientConfig::new(Arc::new(late)),
+            node: SocketAddr::from((Ipv4Addr::LOCALHOST, node.server.port())),
+            name: remote.server_name(place).to_str().into_owned(),
+        }
+    }
+
+    async fn dial(&self) -> Result<quinn::Connection, ConnectionError> {
+        let config = self.config.clone();
+        let connecting = self.endpoint.connect_with(config, self.node, &self.name);
+        let connecting = connecting.expect("a valid configuration");
+        let connected = tokio::time::timeout(hung(), connecting).await;
+        connected.expect("the node answers")
+    }
+}
+
+fn few() -> Node {
+    Node::with_limits(Limits {
+        per_address_max: u32::try_from(MOST).expect("few"),
+        ..Limits::default()
+    })
+}
+
+/// A known peer gets in over QUIC from another network, at which the node has not seen it.
+async fn serves_a_friend_from_elsewhere(node: &Node) {
+    let key = NodeKey::generate().expect("a key");
+    node.peers.add(key.public(), "friend");
+    let endpoint = quinn::Endpoint::client((ELSEWHERE, 0).into()).expect("a socket");
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, node.server.port()));
+    let (keys, transport) = ((&key, &node.key), TransportConfig::default());
+    let connection = quinn_connection(&endpoint, address, keys, ECHO, transport).await;
+    let (mut send, mut recv) = connection.open_bi().await.expect("open");
+    send.write_all(b"x").await.expect("write");
+    send.finish().expect("finish");
+    let answer = tokio::time::timeout(hung(), recv.read_to_end(1)).await;
+    assert_eq!(answer.expect("in time").expect("echo"), b"x");
+}
 
 async fn loopback() -> Arc<UdpSocket> {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await;
@@ -59,10 +153,7 @@ async fn slow_way(port: u16) -> u16 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_library_keeps_of_ended_connections_counts_for_whose_they_were() {
-    let node = Node::with_limits(Limits {
-        per_address_max: u32::try_from(MOST).expect("few"),
-        ..Limits::default()
-    });
+    let node = few();
     let (friend, _) = node.peer("friend");
     let address = format!(
         "{}:{}",
@@ -86,11 +177,78 @@ async fn what_the_library_keeps_of_ended_connections_counts_for_whose_they_were(
     // Over a way that is not slow, as another client of that network.
     assert!(!is_served(&node, &Dialer::new(None), Carriage::Quic).await);
     assert!(is_served(&node, &friend, Carriage::Quic).await);
-    let again = async {
-        while !is_served(&node, &Dialer::new(None), Carriage::Quic).await {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+    until(|| node.server.closing() == 0).await;
+    let again = is_served(&node, &Dialer::new(None), Carriage::Quic).await;
+    assert!(again, "they are let in again");
+}
+
+/// The client ends each handshake itself, as a forger does in the name of others, and leaves the library a state for some
+/// 50 seconds.
+#[tokio::test(flavor = "multi_thread")]
+async fn handshakes_that_fail_leave_a_bounded_number_of_connections() {
+    /// Handshakes that are begun.
+    const DIALS: usize = 250;
+    /// Those that may be kept: of unproven addresses, and of the network once it has to prove its addresses. A few may be
+    /// under way beside them.
+    const KEPT: usize = UNSERVED + 2 * MOST + 16;
+    let node = few();
+    let another = NodeKey::generate().expect("a key").public();
+    let client = LateClient::new(&node, None, another);
+    let mut most = 0;
+    for n in 0..DIALS {
+        client.dial().await.expect_err("the node has another key");
+        let unserved = node.server.unserved();
+        assert!(unserved <= KEPT, "{unserved} are kept after {n}");
+        most = most.max(unserved);
+    }
+    println!("figure connections kept and not served: {most}");
+    assert!(most > 2 * MOST, "the library keeps none of them");
+    serves_a_friend_from_elsewhere(&node).await;
+}
+
+/// The network has its places, and the client goes on to finish handshakes.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_are_refused_count_and_are_refused_before_their_handshake() {
+    /// Fewer than the burst of handshakes that a network has.
+    const DIALS: usize = 30;
+    let node = few();
+    let client = LateClient::new(&node, None, node.key.public());
+    let mut held = Vec::new();
+    for _ in 0..MOST {
+        held.push(client.dial().await.expect("it may have as many"));
+    }
+    until(|| node.server.connections().len() == MOST).await;
+    let mut finished = 0;
+    for _ in 0..DIALS {
+        let before = node.server.closing();
+        if let Ok(connection) = client.dial().await {
+            finished += 1;
+            held.push(connection);
+            until(|| node.server.closing() > before).await;
         }
-    };
-    let again = tokio::time::timeout(hung(), again).await;
-    again.expect("they are let in again");
+        let closing = node.server.closing();
+        assert!(closing <= 2 * MOST, "{closing} are kept");
+    }
+    assert!((2 * MOST..DIALS).contains(&finished), "{finished}");
+    serves_a_friend_from_elsewhere(&node).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_quic_keeps_of_a_peer_refuses_it_over_quic_only() {
+    let node = few();
+    let key = NodeKey::generate().expect("a key");
+    node.peers.add(key.public(), "friend");
+    let client = LateClient::new(&node, Some(key.clone()), node.key.public());
+    for _ in 0..MOST {
+        let connection = client.dial().await.expect("it is known");
+        until(|| node.server.connections().len() == 1).await;
+        connection.close(0u32.into(), b"");
+        until(|| node.server.connections().is_empty()).await;
+    }
+    let friend = Dialer::new(Some(key));
+    // The last one may be about to be counted.
+    let refused = async { while is_served(&node, &friend, Carriage::Quic).await {} };
+    let refused = tokio::time::timeout(hung(), refused).await;
+    refused.expect("it has too many that are kept");
+    assert!(is_served(&node, &friend, Carriage::Tcp).await);
 }
