@@ -598,7 +598,12 @@ mod tests {
             let now = supervisor.deadline().expect("a question is due");
             let computed = now / COMPUTING_PART + 1;
             assert_eq!(supervisor.order(now, computed), Some(Order::Ask(number)));
-            supervisor.answered(number, number.is_multiple_of(10), now + 1_000, computed + 100);
+            supervisor.answered(
+                number,
+                number.is_multiple_of(10),
+                now + 1_000,
+                computed + 100,
+            );
         }
     }
 

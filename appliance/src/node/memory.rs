@@ -390,9 +390,8 @@ mod tests {
 
     #[test]
     fn known_peers_end_beside_unknown_ones_where_nearly_nothing_is_left() {
-        let scope = |left, own, rounds, closing| {
-            memory(512, left).scope(Own(own * MIB), rounds, closing)
-        };
+        let scope =
+            |left, own, rounds, closing| memory(512, left).scope(Own(own * MIB), rounds, closing);
         assert_eq!(scope(7, 128, 1, 0), ReliefScope::All);
         assert_eq!(scope(7, 128, 1, 1), ReliefScope::All);
         assert_eq!(scope(8, 128, 1, 0), ReliefScope::UnknownFirst);

@@ -175,7 +175,10 @@ mod tests {
         let answered = "microvm: power-on to answered call";
         let missed = held(&report(answered, "s wall", 1.1)).expect_err("missed");
         assert_eq!(missed.exit_code(), 1);
-        assert!(missed.to_string().contains("boot microvm: power-on"), "{missed}");
+        assert!(
+            missed.to_string().contains("boot microvm: power-on"),
+            "{missed}"
+        );
         held(&report(answered, "s wall", 1.0)).expect("met");
         held(&report(answered, "CPU s", 1.1)).expect("listed");
     }

@@ -208,7 +208,9 @@ fn processor(cpuinfo: &str) -> String {
         })
     };
     match (of("model name"), of("cpu family"), of("model")) {
-        (Some(name), Some(family), Some(model)) => format!("{name}, family {family}, model {model}"),
+        (Some(name), Some(family), Some(model)) => {
+            format!("{name}, family {family}, model {model}")
+        }
         (Some(name), ..) => name.to_owned(),
         _ => "unknown".to_owned(),
     }

@@ -43,6 +43,7 @@ async fn is_answered(client: &CallConnection, bytes: usize) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn frames_that_do_not_end_leave_others_room() {
     const STREAMS: usize = 12;
+    const FIT: usize = 2;
     let bench = Bench::new();
     let eve = bench.somebody("eve");
     if let Some(node) = bench.host_on(LEAST, &people([("eve", &eve, &[][..])])) {
@@ -55,25 +56,36 @@ async fn frames_that_do_not_end_leave_others_room() {
         let mut frame = wire::frame(&vec![b'{'; MIB]);
         frame.pop();
         let almost = Bytes::from(frame);
-        let mut ends = JoinSet::new();
-        for _ in 0..STREAMS {
-            let (connection, almost) = (connection.clone(), almost.clone());
-            ends.spawn(async move {
-                let (mut send, mut recv) = wire::stream(&connection).await.expect("it goes on");
-                // It may be refused before it has said all.
-                let _ = send.write_chunk(almost).await;
-                recv.read_chunk(1).await
+        let sent_on = |streams: usize| {
+            let mut ends = JoinSet::new();
+            for _ in 0..streams {
+                let (connection, almost) = (connection.clone(), almost.clone());
+                ends.spawn(async move {
+                    let (mut send, mut recv) = wire::stream(&connection).await.expect("it goes on");
+                    // It may be refused before it has said all.
+                    let _ = send.write_chunk(almost).await;
+                    recv.read_chunk(1).await
+                });
+            }
+            ends
+        };
+        // Two of them are half of what there is. They are there before the others begin: frames that grow side by side
+        // may be refused both where one of them had room.
+        let mut first = sent_on(FIT);
+        block_in_place(|| {
+            eventually("two frames are kept", || {
+                (unfinished(&node) >= (FIT * MIB) as f64).then_some(())
             });
-        }
-        // Two of them are half of what there is. Each of the others is refused for want of room (2), and not once its
-        // time is over (8), as it would be if frames that are not complete did not count.
-        for _ in 2..STREAMS {
-            let end = within(ends.join_next()).await.expect("one of twelve");
+        });
+        // Each of the others is refused for want of room (2), and not once its time is over (8), as it would be if
+        // frames that are not complete did not count.
+        let mut others = sent_on(STREAMS - FIT);
+        while let Some(end) = within(others.join_next()).await {
             let end = end.expect("no panic");
             assert!(matches!(end, Err(StreamError::Reset(2))), "{end:?}");
         }
         assert!(is_answered(&admin, MIB / 2).await);
-        let ended = ends.try_join_next();
+        let ended = first.try_join_next();
         assert!(ended.is_none(), "what has room is waited for: {ended:?}");
     }
 }

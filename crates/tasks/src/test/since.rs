@@ -234,7 +234,9 @@ fn choice(packages: &BTreeMap<String, Package>, changed: &[String]) -> Choice {
         }
         if is_page(file) {
             let name = file_name(file);
-            let read = packages.iter().filter(|(_, package)| package.names_page(name));
+            let read = packages
+                .iter()
+                .filter(|(_, package)| package.names_page(name));
             read_pages.extend(read.map(|(name, _)| name.clone()));
         } else {
             taken.extend(touched(packages, file));

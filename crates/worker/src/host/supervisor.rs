@@ -491,7 +491,12 @@ impl Supervisor {
             return 0;
         }
         let tenant = tenant.to_owned();
-        tracing::warn!(?tenant, workers = its.len(), bytes, "memory ran short: workers were ended");
+        tracing::warn!(
+            ?tenant,
+            workers = its.len(),
+            bytes,
+            "memory ran short: workers were ended"
+        );
         let now = self.now();
         let pause = u64::try_from(RELIEF_PAUSE.as_micros()).unwrap_or(u64::MAX);
         self.relieved.retain(|_, until| *until > now);
