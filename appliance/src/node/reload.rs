@@ -22,7 +22,8 @@ const IDS_LOGGED_MAX: usize = 20;
 pub(crate) struct Reloader {
     handle: ReloadHandle,
     keeper: Keeper,
-    /// Held from the check of a document until it is kept: what is kept is what is in force.
+    /// Held from the check of a document until it is kept, and from the reading of the file: what is kept is what is in
+    /// force.
     turn: tokio::sync::Mutex<()>,
     /// What is wrong with the file, while it is.
     problems: ArcSwap<Vec<Problem>>,
@@ -57,6 +58,10 @@ impl Reloader {
     /// It is refused; everything is as it was.
     pub(crate) async fn apply(&self, change: &Change<'_>) -> Result<Outcome, ApplyError> {
         let _turn = self.turn.lock().await;
+        self.apply_in_turn(change).await
+    }
+
+    async fn apply_in_turn(&self, change: &Change<'_>) -> Result<Outcome, ApplyError> {
         let applied = self.handle.apply(change)?;
         if change.dry_run {
             return Ok(Outcome {
@@ -86,6 +91,8 @@ impl Reloader {
     /// Reads the file again, because it changed or somebody asks. What is wrong with it is said in
     /// the log and among the node's problems, and the node goes on as it is.
     pub(crate) async fn read_again(&self, source: Source) {
+        // Before the file is read: what an operation brings meanwhile becomes the file, and would be taken back.
+        let _turn = self.turn.lock().await;
         let Some(document) = self.keeper.read() else {
             tracing::warn!("{source}: this node reads no file; use 'alknet config apply'");
             return;
@@ -94,7 +101,10 @@ impl Reloader {
             Ok(document) => document,
             Err(error) => return self.refused(&[error]),
         };
-        match self.apply(&Change::of_owner(&document, source)).await {
+        match self
+            .apply_in_turn(&Change::of_owner(&document, source))
+            .await
+        {
             Err(ApplyError::Refused(errors)) => self.refused(&errors),
             Err(error) => tracing::warn!("{error}"),
             Ok(_) => {}
@@ -267,6 +277,30 @@ mod tests {
         // Its own write, noticed by whoever follows the file, changes nothing.
         reloader.read_again(Source::File).await;
         assert_eq!(reloader.current().generation, 2);
+    }
+
+    /// A peer that an operation removes must not come back, not even for a moment, because the file was read before.
+    #[tokio::test]
+    async fn a_file_that_is_read_beside_an_operation_takes_nothing_back() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = dir.path().join("node.toml");
+        std::fs::write(&file, peer(1)).expect("a writable directory");
+        let (reloader, identities) = reloader(Keeper::file_at(file.clone()));
+        reloader.read_again(Source::File).await;
+        // The operation is at work: what it brings is in force, and then becomes the file.
+        let turn = reloader.turn.lock().await;
+        let mut again = std::pin::pin!(reloader.read_again(Source::File));
+        assert!(futures_util::poll!(&mut again).is_pending());
+        let document = peer(2);
+        let source = Source::Operation("admin".to_owned());
+        let change = Change::of_owner(document.as_bytes(), source);
+        let done = reloader.apply_in_turn(&change).await;
+        assert!(done.expect("a correct document").kept);
+        let generation = reloader.current().generation;
+        drop(turn);
+        again.await;
+        assert!(!knows(&identities, 1) && knows(&identities, 2));
+        assert_eq!(reloader.current().generation, generation);
     }
 
     #[tokio::test]

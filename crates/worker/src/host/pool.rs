@@ -40,6 +40,12 @@ enum Phase {
     Leaving,
 }
 
+/// The tenant whose workers hold most together, and these with the bytes that each holds.
+pub(super) struct Heaviest<'a> {
+    pub(super) tenant: Option<&'a str>,
+    pub(super) workers: Vec<(u64, u64)>,
+}
+
 impl Pool {
     /// A new worker is being started; `reserved` for a lease that brings folders.
     pub(super) fn add(&mut self, role: Role, reserved: bool) -> u64 {
@@ -181,14 +187,14 @@ impl Pool {
     /// The largest worker of the tenant whose workers hold most together, by the bytes that each holds. Not the
     /// largest of all: a tenant with many small ones would have that of another end for it.
     pub(super) fn largest_of_heaviest(&self, held: &[(u64, u64)]) -> Option<u64> {
-        let (_, its) = self.heaviest(held)?;
-        let largest = its.into_iter().max_by_key(|(_, bytes)| *bytes);
+        let heaviest = self.heaviest(held)?;
+        let largest = heaviest.workers.into_iter().max_by_key(|(_, bytes)| *bytes);
         largest.map(|(worker, _)| worker)
     }
 
     /// The tenant whose workers hold most together, and these with the bytes that each holds. Workers that no tenant
     /// had yet count as one tenant's.
-    pub(super) fn heaviest(&self, held: &[(u64, u64)]) -> Option<(Option<&str>, Vec<(u64, u64)>)> {
+    pub(super) fn heaviest(&self, held: &[(u64, u64)]) -> Option<Heaviest<'_>> {
         let tenant = |worker: u64| self.slots.get(&worker)?.tenant.as_deref();
         let mut together: BTreeMap<Option<&str>, u64> = BTreeMap::new();
         for (worker, bytes) in held {
@@ -197,7 +203,10 @@ impl Pool {
         let (heaviest, _) = together.into_iter().max_by_key(|(_, bytes)| *bytes)?;
         let all = held.iter().copied();
         let its = all.filter(|(worker, _)| tenant(*worker) == heaviest);
-        Some((heaviest, its.collect()))
+        Some(Heaviest {
+            tenant: heaviest,
+            workers: its.collect(),
+        })
     }
 
     /// Workers of the role that any tenant could have, now or when they are ready.
@@ -340,7 +349,8 @@ mod tests {
         held[2].1 = 95;
         assert_eq!(pool.largest_of_heaviest(&held), Some(many[2]));
         let whole = pool.heaviest(&held).expect("workers");
-        assert_eq!(whole, (Some("many"), held[..4].to_vec()));
+        assert_eq!(whole.tenant, Some("many"));
+        assert_eq!(whole.workers, held[..4]);
         assert_eq!(pool.largest_of_heaviest(&held[3..]), Some(one));
         assert_eq!(pool.largest_of_heaviest(&[]), None);
     }

@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use tokio::sync::{mpsc, oneshot};
 
 use super::handle::{Command, Frame, Opened};
-use super::pool::Pool;
+use super::pool::{Heaviest, Pool};
 use super::quarantine::CrashBook;
 use super::spawn::Job;
 use super::stats::Counted;
@@ -483,7 +483,11 @@ impl Supervisor {
             worker.held = worker.private_bytes().unwrap_or(0);
         }
         let held = self.held();
-        let Some((Some(tenant), its)) = self.pool.heaviest(&held) else {
+        let Some(Heaviest {
+            tenant: Some(tenant),
+            workers: its,
+        }) = self.pool.heaviest(&held)
+        else {
             return 0;
         };
         let bytes: u64 = its.iter().map(|(_, bytes)| bytes).sum();
