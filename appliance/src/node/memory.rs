@@ -135,8 +135,8 @@ impl Memory {
         }
     }
 
-    /// Whose connections are to end, after so many rounds in which it was short, while the library has so many ended
-    /// connections of unknown peers.
+    /// Whose connections are to end, after so many rounds in which it was short, while the library has so many connections
+    /// of unknown peers that ended or were not served.
     const fn scope(self, own: Own, rounds: u32, closing: usize) -> ReliefScope {
         let (left, has) = if rounds > ROUNDS_OF_UNKNOWN {
             (LEFT_PART, OWN_PART)
@@ -200,7 +200,9 @@ impl Relief {
                 continue;
             };
             rounds += 1;
-            let mut scope = memory.scope(own, rounds, server.closing());
+            // What was not served is unknown peers' as well, as far as anybody can tell.
+            let closing = server.closing() + server.unserved();
+            let mut scope = memory.scope(own, rounds, closing);
             let ended_workers = if is_of_workers(scope, rounds) {
                 workers.relieve(own.0).await
             } else {

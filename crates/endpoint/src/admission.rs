@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use alknet_core::{Carriage, ConnId, Network, PeerId, PeerKey, Site};
 
-use crate::closing::{Closing, Unserved, decrement};
+use crate::closing::{Closing, Kept, Unserved, decrement};
 use crate::limits::Limits;
 use crate::penalty::PenaltyBox;
 use crate::places::{Entry, Places};
@@ -49,10 +49,6 @@ const UNSERVED_MAX: usize = 128;
 /// each connection that is refused after its handshake as well. It is more than once, so that known peers get in from
 /// addresses of such a network that the node has not seen: only the handshake tells who they are.
 const CLOSING_TIMES: u32 = 2;
-
-/// The same for an address at which a known peer was seen: its neighbours cannot keep it out, and it has an end all the
-/// same, since that peer may be the one whose connections are kept.
-const CLOSING_TIMES_KNOWN: u32 = 4;
 
 /// What to do with a first QUIC packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -574,7 +570,7 @@ impl Admission {
     /// The library still has a connection from `from`, which ended or was refused. Returns whom it counts for: `owner`, or
     /// the network that it came from where that is a known peer of whom the library has too many, so that further
     /// handshakes from there are refused before they begin, whichever key they would show.
-    pub(crate) fn keep(&mut self, owner: Owner, from: IpAddr) -> Owner {
+    pub(crate) fn keep(&mut self, owner: Owner, from: IpAddr) -> Kept {
         let most = self.limits.per_address_max.saturating_mul(CLOSING_TIMES);
         let has_too_many = matches!(owner, Owner::Peer(_)) && self.closing.of(&owner) >= most;
         let owner = if has_too_many {
@@ -582,18 +578,19 @@ impl Admission {
         } else {
             owner
         };
-        self.begin_closing(&owner);
-        owner
+        // For the network all the same: else whoever comes from another address each time is seen at each.
+        let is_apart = matches!(owner, Owner::Network(_)) && self.known_addresses.contains(from);
+        let kept = Kept {
+            owner,
+            address: is_apart.then_some(from),
+        };
+        self.closing.keep(&kept);
+        kept
     }
 
-    /// The library still has a connection of `owner`, which ended.
-    pub(crate) fn begin_closing(&mut self, owner: &Owner) {
-        self.closing.begin(owner);
-    }
-
-    /// It has let go of it.
-    pub(crate) fn end_closing(&mut self, owner: &Owner) {
-        self.closing.end(owner);
+    /// The library has let go of it.
+    pub(crate) fn let_go(&mut self, kept: &Kept) {
+        self.closing.let_go(kept);
     }
 
     /// Connections that the library has and that are not served.
@@ -609,11 +606,11 @@ impl Admission {
     /// Whether a handshake from `from` is refused before it begins: whoever it turned out to be of, the library would
     /// have one more connection to keep.
     fn is_kept_out(&self, from: IpAddr) -> bool {
-        let times = match self.known_addresses.contains(from) {
-            true => CLOSING_TIMES_KNOWN,
-            false => CLOSING_TIMES,
-        };
-        self.is_full_of_closing(Network::of(from), times)
+        if self.known_addresses.contains(from) {
+            let most = self.limits.per_address_max.saturating_mul(CLOSING_TIMES);
+            return self.closing.at(from) >= most;
+        }
+        self.is_full_of_closing(Network::of(from), CLOSING_TIMES)
     }
 
     /// Whether the library has as many ended connections of unknown peers of this network, or of its site, as so many

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -19,23 +20,44 @@ pub(crate) struct Closing {
     sites: HashMap<Site, u32>,
     /// All of unknown peers.
     unknown: u32,
+    /// Those of them again that came from an address at which a known peer was seen, by that address.
+    addresses: HashMap<IpAddr, u32>,
+}
+
+/// What one of them counts for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Kept {
+    pub(crate) owner: Owner,
+    /// The address where it counts as well.
+    pub(crate) address: Option<IpAddr>,
 }
 
 impl Closing {
-    pub(crate) fn begin(&mut self, owner: &Owner) {
-        *self.owners.entry(owner.clone()).or_default() += 1;
-        if let Owner::Network(network) = owner {
+    pub(crate) fn keep(&mut self, kept: &Kept) {
+        *self.owners.entry(kept.owner.clone()).or_default() += 1;
+        if let Owner::Network(network) = kept.owner {
             *self.sites.entry(network.site()).or_default() += 1;
             self.unknown += 1;
         }
+        if let Some(address) = kept.address {
+            *self.addresses.entry(address).or_default() += 1;
+        }
     }
 
-    pub(crate) fn end(&mut self, owner: &Owner) {
-        decrement(&mut self.owners, owner);
-        if let Owner::Network(network) = owner {
+    pub(crate) fn let_go(&mut self, kept: &Kept) {
+        decrement(&mut self.owners, &kept.owner);
+        if let Owner::Network(network) = kept.owner {
             decrement(&mut self.sites, &network.site());
             self.unknown = self.unknown.saturating_sub(1);
         }
+        if let Some(address) = &kept.address {
+            decrement(&mut self.addresses, address);
+        }
+    }
+
+    /// Those that came from an address at which a known peer was seen.
+    pub(crate) fn at(&self, address: IpAddr) -> u32 {
+        self.addresses.get(&address).copied().unwrap_or(0)
     }
 
     pub(crate) fn of(&self, owner: &Owner) -> u32 {

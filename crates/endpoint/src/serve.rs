@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use crate::accept::Handshakes;
 use crate::admission::{Admission, Full, Limit};
+use crate::closing::Kept;
 use crate::counters::Totals;
 use crate::limits::Limits;
 use crate::live::{End, Live};
@@ -493,13 +494,13 @@ struct Place<'a> {
 /// A connection that ended, until the library has let go of it.
 struct StillThere {
     shared: Weak<Shared>,
-    owner: Owner,
+    kept: Kept,
 }
 
 impl Drop for StillThere {
     fn drop(&mut self) {
         if let Some(shared) = self.shared.upgrade() {
-            shared.admission().end_closing(&self.owner);
+            shared.admission().let_go(&self.kept);
         }
     }
 }
@@ -548,9 +549,9 @@ impl Unplaced {
 impl Drop for Unplaced {
     fn drop(&mut self) {
         if let Some(owner) = self.owner.take() {
-            let owner = self.shared.admission().keep(owner, self.from);
+            let kept = self.shared.admission().keep(owner, self.from);
             let shared = Arc::downgrade(&self.shared);
-            self.window.keep(StillThere { shared, owner });
+            self.window.keep(StillThere { shared, kept });
         }
     }
 }
@@ -632,9 +633,9 @@ impl Drop for Place<'_> {
         let closing = closing.map(|(credit, owner)| (credit, admission.keep(owner, self.from)));
         // The library may drop the window at once, which asks for the lock.
         drop(admission);
-        if let Some((credit, owner)) = closing {
+        if let Some((credit, kept)) = closing {
             let shared = Arc::downgrade(self.shared);
-            credit.keep(StillThere { shared, owner });
+            credit.keep(StillThere { shared, kept });
         }
     }
 }

@@ -170,6 +170,8 @@ pub enum Reason {
     Memory,
     /// It sent what is no message.
     Protocol,
+    /// The machine had too little memory left, and its tenant had most in workers.
+    Relieved,
     /// The host shuts down.
     Shutdown,
     /// It gave no sign of life while a call ran.
@@ -184,7 +186,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, in the order of its counters.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Abort,
         Self::ClosedChannel,
         Self::Cpu,
@@ -197,6 +199,7 @@ impl Reason {
         Self::Idle,
         Self::Memory,
         Self::Protocol,
+        Self::Relieved,
         Self::Shutdown,
         Self::Silent,
         Self::Start,
@@ -220,6 +223,7 @@ impl Reason {
             Self::Killed => "killed",
             Self::Memory => "memory",
             Self::Protocol => "protocol",
+            Self::Relieved => "relieved",
             Self::Shutdown => "shutdown",
             Self::Silent => "silent",
             Self::Start => "start",

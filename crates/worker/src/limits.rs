@@ -74,8 +74,8 @@ pub const CRASH_WINDOW: Duration = Duration::from_secs(60);
 /// Operations whose crashes are remembered; the one whose last crash is oldest is forgotten first.
 pub const CRASH_BOOK_MAX: usize = 4096;
 
-/// How long a tenant gets no worker whose workers ended because the machine had too little memory left: it would fill
-/// what they gave back within a second, and others would find none again.
+/// A tenant whose workers ended twice within this time because the machine had too little memory left gets none for as
+/// long: it would fill what they gave back within a second, and others would find none again.
 pub const RELIEF_PAUSE: Duration = Duration::from_secs(60);
 
 /// Open descriptors of a worker.

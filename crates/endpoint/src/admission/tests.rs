@@ -539,6 +539,14 @@ fn who_guesses_is_shut_out_with_its_network() {
     assert_eq!(all[0].0.to_string(), "192.0.2.0/24");
 }
 
+/// What a connection that ended counts for where no known peer was seen.
+fn kept_of(owner: &Owner) -> Kept {
+    Kept {
+        owner: owner.clone(),
+        address: None,
+    }
+}
+
 /// What the library keeps of them has their memory still.
 #[test]
 fn connections_that_ended_count_until_the_library_lets_go_of_them() {
@@ -551,7 +559,7 @@ fn connections_that_ended_count_until_the_library_lets_go_of_them() {
         assert_eq!(admission.connect(conn, from, false, true), Ok(()));
         let owner = admission.disconnect(conn, None);
         assert_eq!(owner.as_ref(), Some(&network));
-        admission.begin_closing(&network);
+        admission.keep(network.clone(), from);
     };
     for n in 0..most {
         ends(&mut admission, n.into());
@@ -564,13 +572,13 @@ fn connections_that_ended_count_until_the_library_lets_go_of_them() {
     // Another network is not theirs, unless it is of a site that has too many.
     let other: IpAddr = "203.0.113.1".parse().expect("an address");
     assert_eq!(admission.connect(ConnId(1001), other, false, true), Ok(()));
-    admission.end_closing(&network);
+    admission.let_go(&kept_of(&network));
     assert_eq!(comes(&mut admission), Ok(()));
 
     let who = peer("ada");
     let owner = Owner::Peer(who.clone());
     for _ in 0..most {
-        admission.begin_closing(&owner);
+        admission.keep(owner.clone(), from);
     }
     assert!(!admission.authenticated(ConnId(1000), &who, true));
     let entry = admission.identify(&who, ConnId(1002), false, None, true);
@@ -579,7 +587,7 @@ fn connections_that_ended_count_until_the_library_lets_go_of_them() {
     let entry = admission.identify(&who, ConnId(1003), false, None, false);
     assert_eq!(entry, Entry::Welcome);
     assert!(admission.authenticated(ConnId(999), &who, false));
-    admission.end_closing(&owner);
+    admission.let_go(&kept_of(&owner));
     assert!(admission.authenticated(ConnId(1000), &who, true));
     assert_eq!(
         admission.disconnect(ConnId(1000), None),
@@ -603,7 +611,9 @@ fn ended_connections_of_many_networks_keep_their_own_sites_out() {
     let mut left = most * SITE_NETWORKS;
     for n in 0.. {
         let of_this = left.min(most - 1);
-        (0..of_this).for_each(|_| admission.begin_closing(&owner(1, n)));
+        for _ in 0..of_this {
+            admission.keep(owner(1, n), v6(1, n));
+        }
         left -= of_this;
         if left == 0 {
             break;
@@ -616,7 +626,7 @@ fn ended_connections_of_many_networks_keep_their_own_sites_out() {
         if admission.closing_of_unknown() == limits.strangers_max() {
             break;
         }
-        admission.begin_closing(&owner(site, 0));
+        admission.keep(owner(site, 0), v6(site, 0));
     }
     let mut comes = |from| admission.connect(ConnId(2), from, false, true);
     assert_eq!(comes(v6(3, 1)), Err(Full::Closing));
@@ -647,34 +657,52 @@ fn a_network_with_many_refused_connections_is_refused_before_its_handshakes() {
     let (from, known) = (v4(1), v4(2));
     admission.remember(&peer("edge"), key(1), known, now);
     let network = Owner::Network(Network::of(from));
-    let refused = |admission: &mut Admission, times: u32| {
-        for _ in 0..times * most {
-            assert_eq!(admission.keep(network.clone(), from), network);
+    let most = CLOSING_TIMES * most;
+    let refused = |admission: &mut Admission, from, times: u32| {
+        for _ in 0..times {
+            assert_eq!(admission.keep(network.clone(), from).owner, network);
         }
     };
     let ask = |admission: &mut Admission, from, address| {
         admission.quic(Carriage::Quic, from, address, now)
     };
     let limit = Limit::ConnectionsPerAddress;
-    refused(&mut admission, CLOSING_TIMES);
+    refused(&mut admission, from, most);
     let asked = ask(&mut admission, from, Address::Unproven);
     assert_eq!(asked, Quic::Retry(Some(limit)));
     let asked = ask(&mut admission, from, Address::Proven);
     assert_eq!(asked, Quic::Refuse(limit));
-    // Others, and the address of a known peer beside it, are not.
+    // Others, and the address of a known peer beside it, are not, however many there are.
+    refused(&mut admission, from, 4 * most);
     for other in [elsewhere(7), known] {
         for address in [Address::Unproven, Address::Proven] {
             let asked = ask(&mut admission, other, address);
             assert!(matches!(asked, Quic::Accept { .. }), "{other}: {asked:?}");
         }
     }
-    // That has an end as well.
-    refused(&mut admission, CLOSING_TIMES_KNOWN - CLOSING_TIMES);
+    // That has an end of its own.
+    refused(&mut admission, known, most - 1);
+    assert!(!admission.is_kept_out(known));
+    let kept = admission.keep(network.clone(), known);
     let asked = ask(&mut admission, known, Address::Proven);
     assert_eq!(asked, Quic::Refuse(limit));
-    admission.end_closing(&network);
+    admission.let_go(&kept);
     let asked = ask(&mut admission, known, Address::Proven);
     assert!(matches!(asked, Quic::Accept { .. }), "{asked:?}");
+}
+
+/// A known peer behind a relay, or beside others, has too many, and keeps nobody else out who is known.
+#[test]
+fn what_is_kept_of_a_known_peer_keeps_no_other_known_one_out() {
+    let (mut admission, limits, now) = admission();
+    let (edges, adas) = (v4(1), v4(2));
+    admission.remember(&peer("edge"), key(1), edges, now);
+    admission.remember(&peer("ada"), key(2), adas, now);
+    let edge = Owner::Peer(peer("edge"));
+    for _ in 0..6 * CLOSING_TIMES * limits.per_address_max {
+        admission.keep(edge.clone(), edges);
+    }
+    assert!(admission.is_kept_out(edges) && !admission.is_kept_out(adas));
 }
 
 /// Its handshakes cost it nothing, and a connection that is refused frees no place.
@@ -686,11 +714,11 @@ fn connections_of_a_known_peer_with_too_many_count_for_where_they_come_from() {
     let network = Owner::Network(Network::of(from));
     let most = CLOSING_TIMES * limits.per_address_max;
     for _ in 0..most {
-        assert_eq!(admission.keep(who.clone(), from), who);
+        assert_eq!(admission.keep(who.clone(), from).owner, who);
     }
     for _ in 0..most {
         assert!(!admission.is_kept_out(from));
-        assert_eq!(admission.keep(who.clone(), from), network);
+        assert_eq!(admission.keep(who.clone(), from).owner, network);
     }
     assert!(admission.is_kept_out(from));
 }

@@ -46,6 +46,13 @@ pub(super) struct Heaviest<'a> {
     pub(super) workers: Vec<(u64, u64)>,
 }
 
+impl Heaviest<'_> {
+    /// What they hold together.
+    pub(super) fn bytes(&self) -> u64 {
+        self.workers.iter().map(|(_, bytes)| bytes).sum()
+    }
+}
+
 impl Pool {
     /// A new worker is being started; `reserved` for a lease that brings folders.
     pub(super) fn add(&mut self, role: Role, reserved: bool) -> u64 {

@@ -8,6 +8,7 @@ mod ending;
 mod incoming;
 mod opening;
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
@@ -45,6 +46,15 @@ const WAKE: u64 = u64::MAX;
 /// How long the last workers are waited for when everything ends.
 const GOODBYE: Duration = Duration::from_secs(2);
 
+/// A tenant whose workers ended for the machine's memory.
+#[derive(Clone, Copy, Debug)]
+struct Relieved {
+    /// When that is forgotten.
+    until: u64,
+    /// It was so twice before it was forgotten: until then it gets no worker.
+    again: bool,
+}
+
 /// The thread's state.
 #[derive(Debug)]
 pub(super) struct Supervisor {
@@ -66,8 +76,8 @@ pub(super) struct Supervisor {
     next_session: u64,
     waiting: Vec<Waiting>,
     pauses: HashMap<Role, Pause>,
-    /// Tenants whose workers ended for the machine's memory, and until when they get none.
-    relieved: HashMap<String, u64>,
+    /// Tenants whose workers ended for the machine's memory a moment ago.
+    relieved: HashMap<String, Relieved>,
     book: CrashBook,
     /// Set once everything is to end.
     ending: Option<Ending>,
@@ -475,42 +485,70 @@ impl Supervisor {
             .collect()
     }
 
-    /// Where the workers of the tenant that holds most hold more than `least`, ends all of them, and gives it none for a
-    /// while. Returns how many there were.
+    /// Where the workers of the tenant that holds most hold more than `least`, ends the largest of them until they hold no
+    /// more than that, or than those of the next tenant. Where it is the same tenant's turn again so soon, it gets none
+    /// for a while. Returns how many there were.
     fn relieve(&mut self, least: u64) -> usize {
         // Workers without a call are not looked at otherwise, and hold what their sessions left.
         for worker in self.workers.values_mut() {
             worker.held = worker.private_bytes().unwrap_or(0);
         }
         let held = self.held();
-        let Some(Heaviest {
-            tenant: Some(tenant),
-            workers: its,
-        }) = self.pool.heaviest(&held)
-        else {
+        let Some(heaviest) = self.pool.heaviest(&held) else {
             return 0;
         };
-        let bytes: u64 = its.iter().map(|(_, bytes)| bytes).sum();
-        if bytes <= least {
+        let (bytes, mut its) = (heaviest.bytes(), heaviest.workers);
+        let (Some(tenant), true) = (heaviest.tenant, bytes > least) else {
             return 0;
-        }
+        };
         let tenant = tenant.to_owned();
+        let others = held.iter().copied().filter(|one| !its.contains(one));
+        let others: Vec<_> = others.collect();
+        let next = self.pool.heaviest(&others);
+        let most = next.map_or(0, |next| next.bytes()).max(least);
+        its.sort_by_key(|(_, bytes)| Reverse(*bytes));
+        let (mut left, mut ended) = (bytes, 0);
+        for (number, bytes) in its {
+            if left <= most {
+                break;
+            }
+            let why = format!("{bytes} of the {left} bytes of its tenant's when memory ran short");
+            // No fault of what runs in it: it is within its limit.
+            self.end(number, Reason::Relieved, &why);
+            left -= bytes;
+            ended += 1;
+        }
         tracing::warn!(
             ?tenant,
-            workers = its.len(),
+            workers = ended,
             bytes,
+            left,
             "memory ran short: workers were ended"
         );
+        self.note_relief(tenant);
+        ended
+    }
+
+    fn note_relief(&mut self, tenant: String) {
         let now = self.now();
         let pause = u64::try_from(RELIEF_PAUSE.as_micros()).unwrap_or(u64::MAX);
-        self.relieved.retain(|_, until| *until > now);
-        self.relieved.insert(tenant, now.saturating_add(pause));
-        let why = format!("its tenant's workers held {bytes} bytes when memory ran short");
-        for (number, _) in &its {
-            // No fault of what runs in it: it is within its limit.
-            self.end(*number, Reason::Killed, &why);
+        let until = now.saturating_add(pause);
+        self.relieved.retain(|_, relieved| relieved.until > now);
+        let again = self.relieved.contains_key(&tenant);
+        if again {
+            let waiting = std::mem::take(&mut self.waiting).into_iter();
+            let (its, others) = waiting.partition(|waiting| waiting.lease.tenant == tenant);
+            self.waiting = others;
+            let its: Vec<Waiting> = its;
+            for waiting in its {
+                if let Some(own) = waiting.worker {
+                    self.end(own, Reason::Relieved, "nobody waits for it any more");
+                }
+                // Whoever asked may have gone.
+                let _ = waiting.reply.send(Err(WorkerError::Relieved));
+            }
         }
-        its.len()
+        self.relieved.insert(tenant, Relieved { until, again });
     }
 
     /// When something is due next.

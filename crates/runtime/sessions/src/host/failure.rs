@@ -133,6 +133,9 @@ pub(crate) fn of_worker(error: &WorkerError) -> Failure {
 
 /// A call without an answer of the worker's.
 pub(crate) fn of_call(error: &alknet_worker::CallError) -> Failure {
+    if is_relieved(error) {
+        return Failure::no_room("memory ran short: the worker was ended for it");
+    }
     let name = error.code();
     let known = Code::ALL.into_iter().find(|code| code.name() == name);
     let text = match error {
@@ -143,6 +146,18 @@ pub(crate) fn of_call(error: &alknet_worker::CallError) -> Failure {
         other => other.to_string(),
     };
     Failure::new(known.unwrap_or(Code::WorkerLost), text)
+}
+
+/// Whether the worker ended because the machine had too little memory left. That is no fault of what ran in it: others
+/// may have brought it about.
+pub(crate) fn is_relieved(error: &alknet_worker::CallError) -> bool {
+    matches!(
+        error,
+        alknet_worker::CallError::Lost(Loss {
+            reason: alknet_worker::Reason::Relieved,
+            ..
+        })
+    )
 }
 
 /// A script's form of an error of the registry's.
@@ -181,6 +196,24 @@ mod tests {
         for code in [Code::Fuel, Code::Memory, Code::Stack, Code::Quota] {
             assert!(own.contains(&code.on_the_wire().0.to_owned()));
         }
+    }
+
+    /// A relief ends calls of many sessions at once, and whoever holds memory elsewhere can bring it about.
+    #[test]
+    fn a_worker_that_ended_for_the_machines_memory_speaks_against_no_script() {
+        use alknet_worker::{CallError, Reason};
+        let lost = |reason| {
+            of_call(&CallError::Lost(Loss {
+                reason,
+                signal: None,
+                detail: String::new(),
+            }))
+        };
+        let relieved = lost(Reason::Relieved);
+        assert!(relieved.is_no_room() && relieved.code == Code::Quota);
+        let others = Reason::ALL.into_iter();
+        let mut others = others.filter(|reason| *reason != Reason::Relieved);
+        assert!(others.all(|reason| !lost(reason).is_no_room()));
     }
 
     #[test]

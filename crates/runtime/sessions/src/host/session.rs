@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
 use super::actor::{Asked, Command, Item, Start};
-use super::failure::{of_call, of_fault};
+use super::failure::{is_relieved, of_call, of_fault};
 use super::memory::{Held, Refused};
 use super::shared::{Reason, Shared};
 use super::{SessionInfo, SessionLimits};
@@ -259,7 +259,12 @@ impl Entrance {
                 },
                 Reply::Err(fault) => (of_fault(&fault), Some(answer.stats)),
             },
-            Err(error) => (of_call(&error), None),
+            Err(error) => {
+                if is_relieved(&error) {
+                    self.close(Reason::WorkerLost);
+                }
+                (of_call(&error), None)
+            }
         };
         self.shared.count_ended(stats, wall);
         Err(self.judged(failure, stats.is_some()))

@@ -45,7 +45,7 @@ impl Supervisor {
             detail: detail.to_owned(),
         };
         self.answer_all(number, &loss);
-        if starting && reason != Reason::Shutdown {
+        if starting && !matches!(reason, Reason::Relieved | Reason::Shutdown) {
             self.start_failed(number, role, detail);
         }
     }

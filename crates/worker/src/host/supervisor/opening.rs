@@ -64,7 +64,7 @@ impl Supervisor {
             return Err(WorkerError::Stopped);
         }
         let relieved = self.relieved.get(&lease.tenant);
-        if relieved.is_some_and(|until| *until > self.now()) {
+        if relieved.is_some_and(|relieved| relieved.again && relieved.until > self.now()) {
             return Err(WorkerError::Relieved);
         }
         let Some(config) = self.config.role(role) else {
