@@ -86,7 +86,7 @@ enum After {
 struct Running {
     started: u64,
     /// Until it serves.
-    start: Wait,
+    start: NodeWait,
     ready: bool,
     asked: Option<HealthQuestion>,
     ask_at: u64,
@@ -101,7 +101,7 @@ struct Running {
 #[derive(Debug)]
 struct HealthQuestion {
     number: u64,
-    answer: Wait,
+    answer: NodeWait,
     /// When the one before was asked, and what the node had computed by then: an answer comes too soon after its own
     /// question to tell from that whether the node computes.
     before: (u64, u64),
@@ -109,7 +109,7 @@ struct HealthQuestion {
 
 /// Something that the node is to do.
 #[derive(Debug)]
-struct Wait {
+struct NodeWait {
     since: u64,
     /// When it was last looked whether the node computes, and what it had computed by then.
     looked: (u64, u64),
@@ -117,17 +117,17 @@ struct Wait {
 
 /// How long something may take, ms: of a node that does not compute, and of one that does.
 #[derive(Clone, Copy, Debug)]
-struct Patience {
+struct WaitLimits {
     idle: u64,
     computing: u64,
 }
 
-const ANSWER: Patience = Patience {
+const ANSWER: WaitLimits = WaitLimits {
     idle: ANSWER_MS_MAX,
     computing: ANSWER_MS_MAX_COMPUTING,
 };
 
-const READY: Patience = Patience {
+const READY: WaitLimits = WaitLimits {
     idle: READY_MS_MAX,
     computing: READY_MS_MAX_COMPUTING,
 };
@@ -226,7 +226,7 @@ impl Supervisor {
     pub(crate) const fn spawned(&mut self, now: u64) {
         self.state = State::Running(Running {
             started: now,
-            start: Wait::new(now, 0),
+            start: NodeWait::new(now, 0),
             ready: false,
             asked: None,
             // It answers once it serves.
@@ -353,7 +353,7 @@ impl Running {
         *number += 1;
         self.asked = Some(HealthQuestion {
             number: *number,
-            answer: Wait::new(now, computed),
+            answer: NodeWait::new(now, computed),
             before: self.last_asked,
         });
         self.last_asked = (now, computed);
@@ -395,7 +395,7 @@ const fn computes((earlier, by_then): (u64, u64), now: u64, computed: u64) -> bo
     had > 0 && had * COMPUTING_PART >= now.saturating_sub(earlier)
 }
 
-impl Wait {
+impl NodeWait {
     const fn new(now: u64, computed: u64) -> Self {
         Self {
             since: now,
@@ -403,19 +403,19 @@ impl Wait {
         }
     }
 
-    const fn look_at(&self, patience: Patience) -> u64 {
-        self.looked.0 + patience.idle
+    const fn look_at(&self, limits: WaitLimits) -> u64 {
+        self.looked.0 + limits.idle
     }
 
     /// Whether the node hangs: it takes longer than any may, or than one that does not compute.
-    const fn is_over(&mut self, patience: Patience, now: u64, computed: u64) -> bool {
-        let look_at = self.look_at(patience);
+    const fn is_over(&mut self, limits: WaitLimits, now: u64, computed: u64) -> bool {
+        let look_at = self.look_at(limits);
         if now < look_at {
             return false;
         }
         if now >= look_at + LATE_MS {
             self.since = now;
-        } else if now >= self.since + patience.computing || !computes(self.looked, now, computed) {
+        } else if now >= self.since + limits.computing || !computes(self.looked, now, computed) {
             return true;
         }
         self.looked = (now, computed);

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use alknet_core::{Carriage, ConnId, Network, PeerId, PeerKey, Site};
 
-use crate::closing::{Closing, Kept, Unserved, decrement};
+use crate::closing::{Closing, ClosingConnection, Unserved, decrement};
 use crate::limits::Limits;
 use crate::penalty::PenaltyBox;
 use crate::places::{Entry, Places};
@@ -200,7 +200,7 @@ pub(crate) struct Admission {
     peers: Places,
     /// Those that ended or were refused, and that the library still has.
     closing: Closing,
-    /// Those that the library has and that are not served, whoever they are of.
+    /// Those that the library has and that the node does not serve, of all clients.
     unserved: Unserved,
     penalties: PenaltyBox,
     buckets: HashMap<(Carriage, Payer), Bucket>,
@@ -570,7 +570,7 @@ impl Admission {
     /// The library still has a connection from `from`, which ended or was refused. Returns whom it counts for: `owner`, or
     /// the network that it came from where that is a known peer of whom the library has too many, so that further
     /// handshakes from there are refused before they begin, whichever key they would show.
-    pub(crate) fn keep(&mut self, owner: Owner, from: IpAddr) -> Kept {
+    pub(crate) fn keep(&mut self, owner: Owner, from: IpAddr) -> ClosingConnection {
         let most = self.limits.per_address_max.saturating_mul(CLOSING_TIMES);
         let has_too_many = matches!(owner, Owner::Peer(_)) && self.closing.of(&owner) >= most;
         let owner = if has_too_many {
@@ -578,9 +578,9 @@ impl Admission {
         } else {
             owner
         };
-        // For the network all the same: else whoever comes from another address each time is seen at each.
+        // For the network all the same: else a peer that comes from another address each time has room at each.
         let is_apart = matches!(owner, Owner::Network(_)) && self.known_addresses.contains(from);
-        let kept = Kept {
+        let kept = ClosingConnection {
             owner,
             address: is_apart.then_some(from),
         };
@@ -589,7 +589,7 @@ impl Admission {
     }
 
     /// The library has let go of it.
-    pub(crate) fn let_go(&mut self, kept: &Kept) {
+    pub(crate) fn let_go(&mut self, kept: &ClosingConnection) {
         self.closing.let_go(kept);
     }
 
@@ -603,8 +603,8 @@ impl Admission {
         self.closing.of_unknown()
     }
 
-    /// Whether a handshake from `from` is refused before it begins: whoever it turned out to be of, the library would
-    /// have one more connection to keep.
+    /// Whether the node refuses a handshake from `from` before it begins: at its end the library would have one more
+    /// connection to keep, of a known or an unknown peer.
     fn is_kept_out(&self, from: IpAddr) -> bool {
         if self.known_addresses.contains(from) {
             let most = self.limits.per_address_max.saturating_mul(CLOSING_TIMES);

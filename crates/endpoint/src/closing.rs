@@ -26,14 +26,14 @@ pub(crate) struct Closing {
 
 /// What one of them counts for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Kept {
+pub(crate) struct ClosingConnection {
     pub(crate) owner: Owner,
     /// The address where it counts as well.
     pub(crate) address: Option<IpAddr>,
 }
 
 impl Closing {
-    pub(crate) fn keep(&mut self, kept: &Kept) {
+    pub(crate) fn keep(&mut self, kept: &ClosingConnection) {
         *self.owners.entry(kept.owner.clone()).or_default() += 1;
         if let Owner::Network(network) = kept.owner {
             *self.sites.entry(network.site()).or_default() += 1;
@@ -44,7 +44,7 @@ impl Closing {
         }
     }
 
-    pub(crate) fn let_go(&mut self, kept: &Kept) {
+    pub(crate) fn let_go(&mut self, kept: &ClosingConnection) {
         decrement(&mut self.owners, &kept.owner);
         if let Owner::Network(network) = kept.owner {
             decrement(&mut self.sites, &network.site());

@@ -27,7 +27,7 @@ use crate::windows::Window;
 pub(crate) struct HelloChooser {
     tls: Arc<ServerTls>,
     configs: [Arc<QuicServerConfig>; 5],
-    /// That of the one connection it is for; nobody's where it is for none yet.
+    /// That of the one connection that this is for; unused in the endpoint's own.
     window: Arc<Window>,
 }
 

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use crate::accept::Handshakes;
 use crate::admission::{Admission, Full, Limit};
-use crate::closing::Kept;
+use crate::closing::ClosingConnection;
 use crate::counters::Totals;
 use crate::limits::Limits;
 use crate::live::{End, Live};
@@ -494,7 +494,7 @@ struct Place<'a> {
 /// A connection that ended, until the library has let go of it.
 struct StillThere {
     shared: Weak<Shared>,
-    kept: Kept,
+    kept: ClosingConnection,
 }
 
 impl Drop for StillThere {

@@ -540,8 +540,8 @@ fn who_guesses_is_shut_out_with_its_network() {
 }
 
 /// What a connection that ended counts for where no known peer was seen.
-fn kept_of(owner: &Owner) -> Kept {
-    Kept {
+fn kept_of(owner: &Owner) -> ClosingConnection {
+    ClosingConnection {
         owner: owner.clone(),
         address: None,
     }

@@ -49,7 +49,7 @@ pub(crate) struct IrohIncoming {
 }
 
 /// Owns the window of one connection as the clock of its configuration, which the library drops with the last it has of
-/// the connection. The library tells nobody when that is, and takes nothing else that is a connection's own.
+/// the connection. The library does not say when that is, and takes nothing else that is a connection's own.
 struct WindowClock {
     _window: Arc<Window>,
 }

@@ -48,7 +48,7 @@ const GOODBYE: Duration = Duration::from_secs(2);
 
 /// A tenant whose workers ended for the machine's memory.
 #[derive(Clone, Copy, Debug)]
-struct Relieved {
+struct RecentRelief {
     /// When that is forgotten.
     until: u64,
     /// It was so twice before it was forgotten: until then it gets no worker.
@@ -77,7 +77,7 @@ pub(super) struct Supervisor {
     waiting: Vec<Waiting>,
     pauses: HashMap<Role, Pause>,
     /// Tenants whose workers ended for the machine's memory a moment ago.
-    relieved: HashMap<String, Relieved>,
+    relieved: HashMap<String, RecentRelief>,
     book: CrashBook,
     /// Set once everything is to end.
     ending: Option<Ending>,
@@ -255,7 +255,7 @@ impl Supervisor {
             }
             Command::Relieve { least, reply } => {
                 let ended = self.relieve(least);
-                // Whoever asked may have gone.
+                // The caller may have gone.
                 let _ = reply.send(ended);
             }
             Command::Shutdown { done } => self.shut_down(done),
@@ -542,13 +542,13 @@ impl Supervisor {
             let its: Vec<Waiting> = its;
             for waiting in its {
                 if let Some(own) = waiting.worker {
-                    self.end(own, Reason::Relieved, "nobody waits for it any more");
+                    self.end(own, Reason::Relieved, "its lease was refused");
                 }
-                // Whoever asked may have gone.
+                // The caller may have gone.
                 let _ = waiting.reply.send(Err(WorkerError::Relieved));
             }
         }
-        self.relieved.insert(tenant, Relieved { until, again });
+        self.relieved.insert(tenant, RecentRelief { until, again });
     }
 
     /// When something is due next.

@@ -204,7 +204,7 @@ fn who_holds_most_where_memory_is_short_loses_workers_and_gets_none_the_second_t
     assert_eq!(block_on(workers.relieve(LEAST)), 1);
     let refused = alone("many");
     assert!(matches!(refused, Err(WorkerError::Relieved)), "{refused:?}");
-    // Whoever holds less is left alone, and gets more.
+    // A tenant that holds less is left alone, and gets more.
     assert_eq!(block_on(workers.relieve(LEAST)), 0);
     let another = alone("one").expect("a session");
     assert!(answers(&one) && answers(&another));

@@ -198,7 +198,7 @@ mod tests {
         }
     }
 
-    /// A relief ends calls of many sessions at once, and whoever holds memory elsewhere can bring it about.
+    /// A relief ends calls of many sessions at once, and an identity that holds memory elsewhere can bring it about.
     #[test]
     fn a_worker_that_ended_for_the_machines_memory_speaks_against_no_script() {
         use alknet_worker::{CallError, Reason};

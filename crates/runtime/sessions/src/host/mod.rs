@@ -54,7 +54,7 @@ pub use spec::{Console, Grant, Grants, Line, Peer, SessionLimits, SessionSpec};
 /// `tensor/open`, and this node's own operation of that name has answered.
 pub trait TensorFiles: Send + Sync + 'static {
     /// The file of stored content, open for reading: sealed memory, or a file that is never changed
-    /// (it may be deleted). Its bytes are the container as a whole. Whoever asked from outside and the session, which
+    /// (it may be deleted). Its bytes are the container as a whole. The caller from outside and the session, which
     /// `env` has, both need to be allowed to read it.
     ///
     /// # Errors

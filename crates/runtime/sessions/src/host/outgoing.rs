@@ -245,7 +245,7 @@ fn mappable(
         Some(_) => Err(CallError::invalid_input(
             "only tensors of this node can be mapped; the call reaches another node or a server",
         )),
-        // The call itself says so. Where it reaches somebody after all, nothing is mapped.
+        // The call itself fails. If a peer serves the operation by then, nothing is mapped.
         None => Ok(None),
     }
 }

@@ -254,7 +254,7 @@ struct Files(Arc<tempfile::TempDir>);
 
 impl TensorFiles for Files {
     fn open(&self, env: &Env, src: Value) -> BoxFuture<'static, Result<File, CallError>> {
-        // Whoever asked, and the session that calls for them.
+        // The caller, and the session that calls for it.
         assert_eq!(env.identity().expect("somebody").id.to_string(), "lab");
         let session = env.authority().expect("a session's");
         assert_eq!(&*session.label, "script of tenant");
