@@ -11,6 +11,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::access::{AccessControl, Verdict};
 use crate::body::Body;
 use crate::call_tree::Hindrance;
 use crate::client::Caller;
@@ -187,7 +188,18 @@ impl Ctx {
         self.root().identity()
     }
 
-    /// The same as things are now: with the scopes of this moment, or nobody where whoever asked is
+    /// Whether a list names an operation with this rule: the peer that asked from outside may call it, and so may the
+    /// operation or the script that asks here, where one does. Otherwise its author would learn what its callers may do.
+    pub(crate) fn is_shown(&self, rule: &AccessControl) -> bool {
+        let identity = self.identity().map(AsRef::as_ref);
+        let asks = self.calling_authority();
+        rule.check_scopes(identity) == Verdict::Allowed
+            && (!self.internal()
+                || rule.is_open()
+                || asks.is_some_and(|asks| rule.scopes_allow(&asks.scopes)))
+    }
+
+    /// Whose request it is as things are now: with the scopes of this moment, or nobody where whoever asked is
     /// gone.
     pub(crate) fn identity_now(&self) -> Option<Arc<Identity>> {
         self.root().identity_now()

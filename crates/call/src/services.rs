@@ -238,9 +238,7 @@ fn spec_of(name: &str, ctx: &Ctx) -> Result<Arc<Compiled>, CallError> {
 
 /// Nobody hears of operations that they may not call.
 fn is_shown(operation: &Compiled, ctx: &Ctx) -> bool {
-    let identity = ctx.identity().map(AsRef::as_ref);
-    let access = &operation.spec.access_control;
     operation.is_external()
         && operation.is_callable()
-        && access.check_scopes(identity) == crate::Verdict::Allowed
+        && ctx.is_shown(&operation.spec.access_control)
 }

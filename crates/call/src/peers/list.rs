@@ -4,7 +4,6 @@ use alknet_core::PeerId;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::access::Verdict;
 use crate::body::{Body, Output};
 use crate::context::Ctx;
 use crate::error::CallError;
@@ -65,9 +64,7 @@ fn run(input: &Body, ctx: &Ctx) -> Result<Output, CallError> {
 
 /// What the caller may not call there, it does not hear of.
 fn listed<'a>(peer: &'a Peer, ctx: &Ctx) -> Listed<'a> {
-    let identity = ctx.identity().map(AsRef::as_ref);
-    let may =
-        |spec: &&OperationSpec| spec.access_control.check_scopes(identity) == Verdict::Allowed;
+    let may = |spec: &&OperationSpec| ctx.is_shown(&spec.access_control);
     let sorted = peer.operations.sorted();
     Listed {
         peer: &peer.id,

@@ -131,6 +131,39 @@ async fn composition_works_by_authority_and_only_within_its_reach() {
     }
 }
 
+/// An operation asks on behalf of a caller who may do more than its author.
+#[tokio::test]
+async fn an_operation_learns_only_what_it_may_call_itself() {
+    let lists = || ScopedPeerEnv::new(["services/*", "fs/*"]);
+    let node = node(
+        files()
+            .with(calls("app/lists", authority(&["fs:read"]), lists()))
+            .with(calls("app/blind", authority(&["other"]), lists())),
+    );
+    let client = node.client(Carriage::Memory, Some(identity("reader", &["fs:read"])));
+    let guest = node.client(Carriage::Memory, Some(identity("guest", &["nothing"])));
+    let list = json!({"op": "services/list", "input": {"prefix": "fs/"}});
+    let schema = json!({"op": "services/schema", "input": {"name": "fs/read"}});
+    for (client, operation, is_shown) in [
+        (&client, "app/lists", true),
+        (&client, "app/blind", false),
+        (&guest, "app/lists", false),
+    ] {
+        let listed = soon(client.call(operation, &list)).await.expect("a list");
+        let names: Vec<_> = listed.value()["operations"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .collect();
+        assert_eq!(names.len(), usize::from(is_shown), "{operation}: {names:?}");
+        let shown = soon(client.call(operation, &schema)).await;
+        assert_eq!(shown.is_ok(), is_shown, "{operation}: {shown:?}");
+    }
+    // What everybody may call is shown to everything.
+    let open = json!({"op": "services/schema", "input": {"name": "app/bare"}});
+    assert!(soon(client.call("app/blind", &open)).await.is_ok());
+}
+
 #[tokio::test]
 async fn a_forged_originator_changes_nothing() {
     let node = node(files());
