@@ -92,7 +92,7 @@ pub struct NodeConfig {
     pub hub: HubSection,
     /// Hubs this node dials, and serves.
     pub join: Vec<JoinConfig>,
-    /// The node's protocols for whoever dials its key with iroh.
+    /// The node's protocols for peers that dial its key with iroh.
     pub iroh: IrohSection,
     /// How scripts become operations of the node.
     pub promotion: PromotionSection,
