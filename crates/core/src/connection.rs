@@ -298,7 +298,7 @@ impl Connection {
             return Err(AlreadySet);
         }
         self.0.identity.store(Some(identity));
-        // Looked at after the store: whoever takes the identity away in between wins.
+        // Looked at after the store: a revocation in between wins.
         if self.0.revoked.load(Ordering::SeqCst) {
             self.0.identity.store(None);
             return Err(AlreadySet);

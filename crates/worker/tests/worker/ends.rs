@@ -176,7 +176,7 @@ fn who_holds_most_where_memory_is_short_loses_workers_and_gets_none_the_second_t
     }
     let workers = Workers::start(config).expect("a supervisor");
     let alone = |tenant: &str| block_on(workers.open(Lease::new(Role::Js, tenant).alone()));
-    let holding = |tenant: &str, bytes: usize| {
+    let holding = |tenant: &str, bytes: u64| {
         let session = alone(tenant).expect("a session");
         assert!(ask(&session, &Act::Allocate(bytes)).is_ok());
         session
