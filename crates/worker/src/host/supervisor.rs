@@ -22,7 +22,7 @@ use rustix::io::Errno;
 use tokio::sync::{mpsc, oneshot};
 
 use super::handle::{Command, Frame, Opened};
-use super::pool::{Heaviest, Pool};
+use super::pool::Pool;
 use super::quarantine::CrashBook;
 use super::spawn::Job;
 use super::stats::Counted;

@@ -211,7 +211,7 @@ fn who_holds_most_where_memory_is_short_loses_workers_and_gets_none_the_second_t
 }
 
 /// Whether a worker answers after a call during which its memory was looked at.
-fn session_looks(session: &alknet_worker::Session) -> bool {
+fn session_looks(session: &Session) -> bool {
     ask(session, &Act::Sleep(300)).is_ok() && ask(session, &Act::Inside).is_ok()
 }
 
