@@ -199,8 +199,8 @@ impl Ctx {
                 || asks.is_some_and(|asks| rule.scopes_allow(&asks.scopes)))
     }
 
-    /// Whose request it is as things are now: with the scopes of this moment, or nobody where whoever asked is
-    /// gone.
+    /// Whose request it is as things are now: with the scopes of this moment, or `None` where the peer that
+    /// asked is gone.
     pub(crate) fn identity_now(&self) -> Option<Arc<Identity>> {
         self.root().identity_now()
     }

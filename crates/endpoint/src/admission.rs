@@ -505,7 +505,7 @@ impl Admission {
 
     /// The peer of a counted connection has shown a token of `who`. Returns whether it has a known peer's place
     /// now. It has not where the token has as many already as all unknown peers of a network may have, or all
-    /// tokens have half of the places: whoever holds the least token cannot keep an administrator out. `is_kept` as for
+    /// tokens have half of the places: a client with the least token cannot keep an administrator out. `is_kept` as for
     /// [`connect`](Self::connect): what the library has of ended connections counts for such as that one only.
     pub(crate) fn authenticated(&mut self, conn: ConnId, who: &PeerId, is_kept: bool) -> bool {
         if !self.strangers.contains_key(&conn) {
@@ -567,7 +567,7 @@ impl Admission {
         known.or(network)
     }
 
-    /// The library still has a connection from `from`, which ended or was refused. Returns whom it counts for: `owner`, or
+    /// The library still has a connection from `from`, which ended or was refused. Returns what it counts for: `owner`, or
     /// the network that it came from where that is a known peer of whom the library has too many, so that further
     /// handshakes from there are refused before they begin, whichever key they would show.
     pub(crate) fn keep(&mut self, owner: Owner, from: IpAddr) -> ClosingConnection {

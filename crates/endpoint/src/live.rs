@@ -256,7 +256,7 @@ impl Entry {
         !self.connection.is_authenticated() && self.may_end()
     }
 
-    /// Whether it has a place of its own, somebody has proved on it who they are, and it is not about to end.
+    /// Whether it has a place of its own, its peer has proved who it is, and it is not about to end.
     fn is_known(&self) -> bool {
         self.connection.is_authenticated() && self.may_end()
     }

@@ -170,7 +170,7 @@ fn given_back(node: &Node) {
 /// What `look` says once it says the same several times in a row.
 fn steady(look: impl Fn() -> u64) -> u64 {
     let (mut last, mut agreeing) = (look(), 0);
-    eventually("memory that nobody takes or gives back", || {
+    eventually("memory that stays the same", || {
         let now = look();
         let agrees = now.abs_diff(last) <= STEADY_MIB;
         agreeing = if agrees { agreeing + 1 } else { 0 };

@@ -691,7 +691,7 @@ fn a_network_with_many_refused_connections_is_refused_before_its_handshakes() {
     assert!(matches!(asked, Quic::Accept { .. }), "{asked:?}");
 }
 
-/// A known peer behind a relay, or beside others, has too many, and keeps nobody else out who is known.
+/// A known peer behind a relay, or beside others, has too many: other known peers get in all the same.
 #[test]
 fn what_is_kept_of_a_known_peer_keeps_no_other_known_one_out() {
     let (mut admission, limits, now) = admission();

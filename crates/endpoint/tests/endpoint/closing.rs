@@ -29,14 +29,14 @@ const SLOW: Duration = Duration::from_millis(80);
 /// has it.
 const UNSERVED: usize = 128;
 
-/// Where nobody comes from but a friend: another network than that of the others.
+/// An address of another network than that of the other clients: one known peer comes from it.
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(127, 0, 1, 1);
 
 /// TLS of a client that says of its acknowledgements that they may take as long as the protocol allows: what ended is
 /// kept for three times as long.
-struct Late(Arc<QuicClientConfig>);
+struct LongDelay(Arc<QuicClientConfig>);
 
-impl crypto::ClientConfig for Late {
+impl crypto::ClientConfig for LongDelay {
     fn start_session(
         self: Arc<Self>,
         version: u32,
@@ -55,14 +55,14 @@ impl crypto::ClientConfig for Late {
 }
 
 /// Such a client.
-struct LateClient {
+struct LongDelayClient {
     endpoint: quinn::Endpoint,
     config: quinn::ClientConfig,
     node: SocketAddr,
     name: String,
 }
 
-impl LateClient {
+impl LongDelayClient {
     /// It believes that the node has this key.
     fn new(node: &Node, key: Option<NodeKey>, believed: PeerKey) -> Self {
         let tls = ClientTls::new(ClientTlsOptions {
@@ -73,7 +73,7 @@ impl LateClient {
         let remote = tls.remote(None, &[believed], place).expect("a pin");
         let config = remote.attempts(place, ECHO).swap_remove(0);
         let tls = QuicClientConfig::try_from(config).expect("TLS 1.3");
-        let late = Late(Arc::new(tls));
+        let late = LongDelay(Arc::new(tls));
         let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         Self {
             endpoint: quinn::Endpoint::client(local).expect("a socket"),
@@ -193,7 +193,7 @@ async fn handshakes_that_fail_leave_a_bounded_number_of_connections() {
     const KEPT: usize = UNSERVED + 2 * MOST + 16;
     let node = few();
     let another = NodeKey::generate().expect("a key").public();
-    let client = LateClient::new(&node, None, another);
+    let client = LongDelayClient::new(&node, None, another);
     let mut most = 0;
     for n in 0..DIALS {
         client.dial().await.expect_err("the node has another key");
@@ -212,7 +212,7 @@ async fn connections_that_are_refused_count_and_are_refused_before_their_handsha
     /// Fewer than the burst of handshakes that a network has.
     const DIALS: usize = 30;
     let node = few();
-    let client = LateClient::new(&node, None, node.key.public());
+    let client = LongDelayClient::new(&node, None, node.key.public());
     let mut held = Vec::new();
     for _ in 0..MOST {
         held.push(client.dial().await.expect("it may have as many"));
@@ -238,7 +238,7 @@ async fn what_quic_keeps_of_a_peer_refuses_it_over_quic_only() {
     let node = few();
     let key = NodeKey::generate().expect("a key");
     node.peers.add(key.public(), "friend");
-    let client = LateClient::new(&node, Some(key.clone()), node.key.public());
+    let client = LongDelayClient::new(&node, Some(key.clone()), node.key.public());
     for _ in 0..MOST {
         let connection = client.dial().await.expect("it is known");
         until(|| node.server.connections().len() == 1).await;

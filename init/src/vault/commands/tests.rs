@@ -466,7 +466,9 @@ fn a_key_that_is_not_asked_for_does_not_name_the_vault_of_a_share() {
         }),
         ..opened_by(VaultUnlock::Kms, VaultInit::Generate)
     };
-    let why = machine.first(&by_share).expect_err("nobody keeps it yet");
+    let why = machine
+        .first(&by_share)
+        .expect_err("no machine keeps it yet");
     assert!(why.contains("keep a share"), "{why}");
     let (_, wanted) = escrow.next(0).expect("it is wanted");
     let errand::Errand::Deposit { vault, .. } = wanted else {

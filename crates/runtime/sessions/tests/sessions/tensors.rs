@@ -255,7 +255,7 @@ struct Files(Arc<tempfile::TempDir>);
 impl TensorFiles for Files {
     fn open(&self, env: &Env, src: Value) -> BoxFuture<'static, Result<File, CallError>> {
         // The caller, and the session that calls for it.
-        assert_eq!(env.identity().expect("somebody").id.to_string(), "lab");
+        assert_eq!(env.identity().expect("an identity").id.to_string(), "lab");
         let session = env.authority().expect("a session's");
         assert_eq!(&*session.label, "script of tenant");
         let file = match src["path"].as_str() {
