@@ -26,11 +26,12 @@ pub(crate) struct Named {
     from: From,
 }
 
-/// What it was found from.
+/// What it was found from. Its parts are copies: a field of a request is a slice of the buffer that the connection
+/// was read into, and would keep all of it, 8 KiB, for as long as the connection lasts.
 #[derive(Debug)]
 struct From {
-    target: Option<Authority>,
-    field: Option<HeaderValue>,
+    target: Option<Box<str>>,
+    field: Option<Box<[u8]>>,
     settings: Arc<Settings>,
     seen: Arc<Outside>,
 }
@@ -44,8 +45,11 @@ impl Named {
             services: outside::alt_svc(h3, seen, authority),
             policy: outside::hsts(settings, seen, authority),
             from: From {
-                target: request.uri.authority().cloned(),
-                field: request.headers.get(HOST).cloned(),
+                target: request.uri.authority().map(|target| target.as_str().into()),
+                field: request
+                    .headers
+                    .get(HOST)
+                    .map(|field| field.as_bytes().into()),
                 settings: Arc::clone(settings),
                 seen: Arc::clone(seen),
             },
@@ -55,9 +59,10 @@ impl Named {
     /// Whether it would be found for this request as well.
     fn is_for(&self, request: &Parts, settings: &Arc<Settings>, seen: &Arc<Outside>) -> bool {
         let mut fields = request.headers.get_all(HOST).iter();
-        let same = fields.next() == self.from.field.as_ref() && fields.next().is_none();
+        let field = fields.next().map(HeaderValue::as_bytes);
+        let same = field == self.from.field.as_deref() && fields.next().is_none();
         let target = request.uri.authority().map(Authority::as_str);
-        same && target == self.from.target.as_ref().map(Authority::as_str)
+        same && target == self.from.target.as_deref()
             && Arc::ptr_eq(settings, &self.from.settings)
             && Arc::ptr_eq(seen, &self.from.seen)
     }
@@ -135,5 +140,21 @@ mod tests {
         );
         let later = Arc::<Outside>::default();
         assert!(!named.is_for(&first, &ours, &later), "seen again");
+    }
+
+    #[test]
+    fn what_is_kept_of_a_request_does_not_keep_the_buffer_it_was_read_into() {
+        let config = NodeConfig::parse(b"[node]\nname = \"edge-1\"\n").expect("a configuration");
+        let settings = Arc::new(Settings::new(&config));
+        let read = bytes::Bytes::from(b"https://edge-1:8443/ edge-1:8443".to_vec());
+        let uri = http::Uri::from_maybe_shared(read.slice(..20)).expect("a target");
+        let field = HeaderValue::from_maybe_shared(read.slice(21..)).expect("a field");
+        let request = http::Request::builder().uri(uri).header(HOST, field);
+        let request = request.body(()).expect("a request").into_parts().0;
+        let named = Named::find(&request, true, &settings, &Arc::default());
+        assert!(!read.is_unique(), "the request is a part of what was read");
+        drop(request);
+        assert!(read.is_unique());
+        assert!(named.own);
     }
 }
