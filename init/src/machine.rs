@@ -185,6 +185,8 @@ struct Timers {
     reset: Option<u64>,
     /// When a command that nobody goes on with is forgotten.
     session: Option<u64>,
+    /// When what was typed for a new vault is forgotten.
+    typed: Option<u64>,
     /// When words that nobody confirmed are forgotten.
     words: Option<u64>,
 }
@@ -268,6 +270,7 @@ impl Machine {
                 open: None,
                 reset: None,
                 session: None,
+                typed: None,
                 words: None,
             },
             facts,
@@ -304,6 +307,7 @@ impl Machine {
             timers.open,
             timers.reset,
             timers.session,
+            timers.typed,
             timers.words,
             self.errand_due(),
         ];

@@ -37,7 +37,8 @@ pub(crate) struct Settings {
     settled: bool,
     /// The node is sealed and was configured before, and what it was configured with is gone.
     lost: bool,
-    /// Problems that another look at the sources does not find: words that a medium still has.
+    /// Problems that another look at the sources does not find: words that a medium still has, or that are not the
+    /// vault's.
     lasting: Vec<Problem>,
     /// The same of what somebody pasted, while nothing right is in force.
     pasted: Vec<Problem>,
@@ -46,27 +47,40 @@ pub(crate) struct Settings {
 impl Settings {
     /// Reads every source. Blocks on disks; not for PID 1's loop. `state_dir` is the data
     /// partition, if there is one. Credentials that a medium has are kept, and erased there; and so are
-    /// `words`, those of the vault that was just opened, wherever they still lie.
+    /// `words`, those of the vault that was just opened, wherever they still lie. Media with other words are problems.
     pub(crate) fn read(
         state_dir: Option<&Path>,
         keeper: &Keeper,
         words: Option<&Entropy>,
         pasted: Option<ConsoleDocument>,
     ) -> Self {
-        let is_configured = keeper.is_configured();
-        let paths = paths(state_dir, keeper.is_sealed()).configured(is_configured);
+        let paths = paths(state_dir, keeper.is_sealed()).configured(keeper.is_configured());
+        Self::read_from(&paths, state_dir, keeper, words, pasted)
+    }
+
+    fn read_from(
+        paths: &Paths,
+        state_dir: Option<&Path>,
+        keeper: &Keeper,
+        words: Option<&Entropy>,
+        pasted: Option<ConsoleDocument>,
+    ) -> Self {
         let loaded = match pasted {
-            Some(pasted) => load_console(&paths, &KernelMounter, pasted),
-            None => load(&paths),
+            Some(pasted) => load_console(paths, &KernelMounter, pasted),
+            None => load(paths),
         };
         tracing::debug!("configuration: {}", loaded.summary());
-        let places = words.map(|words| loaded.secrets.places_of(words));
-        let left = places.map(|places| erase(&paths, &KernelMounter, &places));
+        let mut lasting = Vec::new();
+        if let Some(words) = words {
+            let places = loaded.secrets.places_of(words);
+            lasting = erase(paths, &KernelMounter, &places);
+            lasting.extend(loaded.secrets.conflicts_with(words));
+        }
         let found = (
             loaded.secrets.credentials.as_slice(),
             loaded.takes_credentials,
         );
-        let kept = keep_credentials(keeper, state_dir, &loaded.config, found, &paths);
+        let kept = keep_credentials(keeper, state_dir, &loaded.config, found, paths);
         if let Some(dir) = paths.config_dir.as_ref().filter(|_| kept.settled) {
             // Unwritten, the same are taken once more at the next start.
             if let Err(error) = settle_credentials(dir) {
@@ -74,19 +88,23 @@ impl Settings {
             }
         }
         let settled = kept.settled;
-        let mut settings = Self::of(loaded, left.unwrap_or_default(), kept);
+        let mut settings = Self::of(loaded, lasting, kept);
         settings.settled &= settled;
-        settings.lost &= is_configured;
+        settings.lost &= paths.is_configured;
         settings
     }
 
-    fn of(loaded: Loaded, left: Vec<alknet_provisioning::Problem>, kept: KeptCredentials) -> Self {
+    fn of(
+        loaded: Loaded,
+        lasting: Vec<alknet_provisioning::Problem>,
+        kept: KeptCredentials,
+    ) -> Self {
         let problem = |problem: alknet_provisioning::Problem| Problem {
             code: problem.code.to_owned(),
             text: problem.text,
             hint: problem.hint,
         };
-        let lasting: Vec<Problem> = left.into_iter().map(problem).collect();
+        let lasting: Vec<Problem> = lasting.into_iter().map(problem).collect();
         let wrong = loaded.problems.iter().any(|problem| !problem.is_notice());
         let problems = loaded.problems.into_iter().map(problem);
         let brings_words = loaded.secrets.words.is_some();
@@ -314,6 +332,50 @@ pub(crate) mod tests {
         let mut right = settings(None);
         right.carry(&later);
         assert_eq!(right.problems, [of("secrets-left")]);
+    }
+
+    /// An attacker's medium was in the machine at its first start, and the owner's was not there yet. The vault is made of
+    /// the attacker's words, and the owner's medium comes later.
+    #[test]
+    fn words_that_are_not_the_vaults_are_told_at_each_start_with_their_medium() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let at = |name: &str| root.path().join(name);
+        let mut paths = Paths::system();
+        paths.fw_cfg = at("fw_cfg");
+        paths.block_class = at("block");
+        paths.dev = at("dev");
+        paths.dmi = at("dmi");
+        paths.efi = at("efi");
+        paths.command_line = at("cmdline");
+        paths.mount_point = at("mount");
+        let [owners, forged] =
+            [7, 8].map(|byte| Entropy::from_bytes(&[byte; 32]).expect("32 bytes"));
+        std::fs::create_dir_all(at("fw_cfg/words")).expect("a new folder");
+        let phrase = owners.phrase();
+        std::fs::write(at("fw_cfg/words/raw"), phrase.expose()).expect("a new file");
+        let keeper = Keeper::new().expect("memory");
+        let start = |vault: &Entropy| Settings::read_from(&paths, None, &keeper, Some(vault), None);
+        let told = |settings: &Settings| -> Vec<(String, String)> {
+            let problems = settings.problems.iter();
+            problems
+                .map(|one| (one.code.clone(), one.text.clone()))
+                .collect()
+        };
+        let conflict = (
+            "provisioning-conflict".to_owned(),
+            "fw_cfg: words that are not those of this node's vault".to_owned(),
+        );
+        let started = start(&forged);
+        assert_eq!(told(&started), [conflict.clone()]);
+        // A later look, which does not know the vault's words, takes nothing back.
+        let mut later = Settings::read_from(&paths, None, &keeper, None, None);
+        assert!(told(&later).is_empty());
+        later.carry(&started);
+        assert_eq!(told(&later), [conflict]);
+
+        let right = start(&owners);
+        let codes = right.problems.iter().map(|one| one.code.as_str());
+        assert_eq!(codes.collect::<Vec<_>>(), ["secrets-left"]);
     }
 
     #[test]

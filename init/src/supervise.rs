@@ -18,12 +18,13 @@ const ANSWER_MS_MAX_COMPUTING: u64 = 60_000;
 /// than a hundredth.
 const COMPUTING_PART: u64 = 10;
 /// How much later than it wanted PID 1 looks for an answer where the whole machine stood still, ms: the node could not
-/// have answered either.
+/// have answered either. The time by which it is late does not count, and such a look counts as one in time, so that
+/// looks that are all late come to an end as well.
 const LATE_MS: u64 = 2_000;
 /// How long the node may take from its start until it serves, ms.
 const READY_MS_MAX: u64 = 60_000;
-/// How long it may take where it computes, ms: peers have work for it from before it says that it serves. Less than
-/// [`GRACE_MS`].
+/// How long it may take where it computes, ms: peers have work for it from before it says that it serves. Together with
+/// [`PAUSE_MS_MAX`] and [`ABORT_MS_MAX`] less than [`GRACE_MS`], which the end of the node before it began again.
 const READY_MS_MAX_COMPUTING: u64 = 240_000;
 /// Answers in a row that say "unwell" before the node is restarted. Those of a node that computes do not count for
 /// [`ANSWER_MS_MAX_COMPUTING`]: its tasks wait for their turn, and peers can bring that about.
@@ -37,6 +38,10 @@ const GOODBYE_MS_MAX: u64 = 2_000;
 /// How long the machine counts as alive without a healthy node, ms: restarts with every pause of
 /// the back-off fit in. After that the watchdog is no longer fed.
 pub(crate) const GRACE_MS: u64 = 300_000;
+/// How many nodes in a row begin [`GRACE_MS`] again as they end, where they computed until they were aborted, or were
+/// asked to end: peers can make one node silent and keep the next from serving, and a machine that reboots for it stays
+/// closed where its owner has to type what opens its vault.
+const GRACES_MAX: u32 = 2;
 
 /// What to do to the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +79,8 @@ enum State {
 /// What follows the end of a node that was told to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum After {
+    /// It was ill and computed all the while: as after a failure, with more time for the next one.
+    Computing,
     /// It was ill: a restart with a pause.
     Failure,
     /// Nothing, until it is wanted again.
@@ -95,6 +102,8 @@ struct Running {
     unwell: u32,
     /// When the question was asked whose answer was the first of those in a row that say "unwell".
     unwell_since: Option<u64>,
+    /// Whether it computed before the last of them.
+    unwell_computing: bool,
 }
 
 /// A question that is not answered.
@@ -110,9 +119,12 @@ struct HealthQuestion {
 /// Something that the node is to do.
 #[derive(Debug)]
 struct NodeWait {
+    /// When it began, plus the time for which the whole machine stood still since then.
     since: u64,
     /// When it was last looked whether the node computes, and what it had computed by then.
     looked: (u64, u64),
+    /// Whether a look was late.
+    late: bool,
 }
 
 /// How long something may take, ms: of a node that does not compute, and of one that does.
@@ -138,7 +150,10 @@ pub(crate) struct Supervisor {
     state: State,
     pause: u64,
     number: u64,
+    /// When the node was last well, or the grace began again.
     last_well: u64,
+    /// How often the grace began again since the node was last well.
+    graces: u32,
     restarts: u32,
 }
 
@@ -150,6 +165,7 @@ impl Supervisor {
             pause: PAUSE_MS_MIN,
             number: 0,
             last_well: now,
+            graces: 0,
             restarts: 0,
         }
     }
@@ -160,6 +176,7 @@ impl Supervisor {
             State::Idle => {
                 self.state = State::Waiting { until: now };
                 self.last_well = now;
+                self.graces = 0;
             }
             State::Stopping { after, .. } | State::Dying { after } => {
                 if matches!(after, After::Idle) {
@@ -196,10 +213,14 @@ impl Supervisor {
             State::Running(running) => {
                 let order = running.order(now, computed, &mut self.number)?;
                 if order == Order::Abort {
+                    let after = match running.is_computing(now, computed) {
+                        true => After::Computing,
+                        false => After::Failure,
+                    };
                     self.state = State::Stopping {
                         next: Order::Kill,
                         at: now + ABORT_MS_MAX,
-                        after: After::Failure,
+                        after,
                     };
                 }
                 Some(order)
@@ -234,6 +255,7 @@ impl Supervisor {
             last_asked: (now, 0),
             unwell: 0,
             unwell_since: None,
+            unwell_computing: false,
         });
     }
 
@@ -243,6 +265,7 @@ impl Supervisor {
             running.ready = true;
             running.ask_at = now + ASK_EVERY_MS;
             self.last_well = now;
+            self.graces = 0;
         }
     }
 
@@ -262,6 +285,7 @@ impl Supervisor {
         running.unwell_since = None;
         if running.ready {
             self.last_well = now;
+            self.graces = 0;
         }
     }
 
@@ -279,12 +303,14 @@ impl Supervisor {
             State::Waiting { .. } => After::Failure,
         };
         match after {
+            After::Computing => self.begin_grace_again(now),
             After::Failure => {}
             After::Idle => {
                 self.state = State::Idle;
                 return false;
             }
             After::Next => {
+                self.begin_grace_again(now);
                 self.state = State::Waiting { until: now };
                 return false;
             }
@@ -295,6 +321,14 @@ impl Supervisor {
         };
         self.pause = (self.pause * 2).min(PAUSE_MS_MAX);
         true
+    }
+
+    /// The next node has all of its time to serve, where not too many before it had.
+    const fn begin_grace_again(&mut self, now: u64) {
+        if self.graces < GRACES_MAX {
+            self.graces += 1;
+            self.last_well = now;
+        }
     }
 
     /// Restarts the node in order, for a new configuration. Returns what to tell it, if it runs.
@@ -368,6 +402,16 @@ impl Running {
         silent || late || self.unwell >= UNWELL_ANSWERS_MAX
     }
 
+    /// Whether a node that hangs computes, or had no chance to, as the whole machine stood still.
+    const fn is_computing(&self, now: u64, computed: u64) -> bool {
+        let wait = match &self.asked {
+            Some(asked) => &asked.answer,
+            None if self.ready => return self.unwell_computing,
+            None => &self.start,
+        };
+        wait.late || computes(wait.looked, now, computed)
+    }
+
     /// The node said that it is unwell.
     const fn said_unwell(&mut self, question: &HealthQuestion, now: u64, computed: u64) {
         let since = match self.unwell_since {
@@ -375,7 +419,8 @@ impl Running {
             None => question.answer.since,
         };
         self.unwell_since = Some(since);
-        if now >= since + ANSWER_MS_MAX_COMPUTING || !computes(question.before, now, computed) {
+        self.unwell_computing = computes(question.before, now, computed);
+        if now >= since + ANSWER_MS_MAX_COMPUTING || !self.unwell_computing {
             self.unwell += 1;
         }
     }
@@ -400,6 +445,7 @@ impl NodeWait {
         Self {
             since: now,
             looked: (now, computed),
+            late: false,
         }
     }
 
@@ -413,9 +459,13 @@ impl NodeWait {
         if now < look_at {
             return false;
         }
-        if now >= look_at + LATE_MS {
-            self.since = now;
-        } else if now >= self.since + limits.computing || !computes(self.looked, now, computed) {
+        let is_late = now >= look_at + LATE_MS;
+        if is_late {
+            self.since += now - look_at;
+            self.late = true;
+        }
+        let is_over = now >= self.since + limits.computing;
+        if is_over || !is_late && !computes(self.looked, now, computed) {
             return true;
         }
         self.looked = (now, computed);
@@ -629,6 +679,99 @@ mod tests {
         assert_eq!(supervisor.order(late, 0), None);
         assert_eq!(supervisor.order(late + READY_MS_MAX - 1, 0), None);
         assert_eq!(supervisor.order(late + READY_MS_MAX, 0), Some(Order::Abort));
+    }
+
+    /// Has nodes compute that neither answer nor serve, from one that was started at `spawned` on, until `ends` of them
+    /// were aborted. Answers when the last one ended.
+    fn nodes_compute(supervisor: &mut Supervisor, mut spawned: u64, ends: u32) -> u64 {
+        let until = supervisor.restarts() + ends;
+        loop {
+            let now = supervisor.deadline().expect("something is due");
+            assert!(supervisor.alive(now), "the machine gives up at {now}");
+            match supervisor.order(now, now - spawned) {
+                Some(Order::Spawn) => {
+                    supervisor.spawned(now);
+                    spawned = now;
+                }
+                Some(Order::Kill) => {
+                    assert!(supervisor.exited(now), "it was ill");
+                }
+                Some(Order::Drain) => panic!("nothing asked it to end"),
+                Some(Order::Abort | Order::Ask(_)) | None => {}
+            }
+            if supervisor.restarts() == until {
+                break now;
+            }
+        }
+    }
+
+    /// Peers have one node compute until it does not answer, and each one after it until it does not serve.
+    #[test]
+    fn nodes_that_compute_one_after_the_other_are_restarted_before_the_machine_is() {
+        let mut supervisor = running();
+        let last = nodes_compute(&mut supervisor, 0, GRACES_MAX + 1);
+        assert!(
+            !supervisor.alive(last + GRACE_MS),
+            "the last one has no more time than any"
+        );
+
+        // One that serves, and each has that time again.
+        let now = supervisor.deadline().expect("the next one is due");
+        assert_eq!(supervisor.order(now, 0), Some(Order::Spawn));
+        supervisor.spawned(now);
+        supervisor.ready(now);
+        let last = nodes_compute(&mut supervisor, now, GRACES_MAX + 1);
+        assert!(!supervisor.alive(last + GRACE_MS));
+    }
+
+    /// The same where the node says all the while that it is unwell, as late as it may.
+    #[test]
+    fn a_node_that_computes_and_says_it_is_unwell_is_restarted_before_the_machine_is() {
+        let mut supervisor = running();
+        let mut now = 0;
+        for number in 1..=40 {
+            now = now.max(supervisor.deadline().expect("a question is due"));
+            match supervisor.order(now, now) {
+                Some(Order::Abort) => break,
+                order => assert_eq!(order, Some(Order::Ask(number))),
+            }
+            now += ANSWER_MS_MAX - 1;
+            supervisor.answered(number, false, now, now);
+        }
+        nodes_compute(&mut supervisor, 0, GRACES_MAX + 1);
+    }
+
+    /// The administrator has a node restarted that peers keep silent.
+    #[test]
+    fn the_node_after_a_planned_restart_has_all_of_its_time_to_serve() {
+        let mut supervisor = running();
+        let asked = supervisor.deadline().expect("a question is due");
+        assert_eq!(supervisor.order(asked, asked), Some(Order::Ask(1)));
+        let now = asked + ANSWER_MS_MAX_COMPUTING - 1;
+        assert_eq!(supervisor.restart(now), Some(Order::Drain));
+        let now = supervisor.deadline().expect("it has to end");
+        assert_eq!(supervisor.order(now, now), Some(Order::Kill));
+        assert!(!supervisor.exited(now), "it was asked for");
+        nodes_compute(&mut supervisor, now, 1);
+    }
+
+    /// A busy machine has PID 1 look late each time.
+    #[test]
+    fn looks_that_are_all_late_come_to_an_end() {
+        let mut supervisor = running();
+        let asked = supervisor.deadline().expect("a question is due");
+        assert_eq!(supervisor.order(asked, 0), Some(Order::Ask(1)));
+        let looks = ANSWER_MS_MAX_COMPUTING / ANSWER_MS_MAX;
+        for _ in 1..looks {
+            let now = supervisor.deadline().expect("a look is due") + LATE_MS;
+            assert_eq!(supervisor.order(now, 0), None);
+        }
+        let now = supervisor.deadline().expect("a look is due") + LATE_MS;
+        assert_eq!(supervisor.order(now, 0), Some(Order::Abort));
+        assert!(supervisor.alive(now), "the machine gives it up first");
+        assert!(supervisor.exited(now));
+        // It could not answer, and so the next one has all of its time.
+        assert!(supervisor.alive(now + GRACE_MS));
     }
 
     #[test]

@@ -10,8 +10,9 @@ use crate::{
     vault::{Command, Given, Outcome, Place, Session},
 };
 
-/// How long a command waits for the next answer, ms: it may hold the vault's master key.
-const ANSWER_MS_MAX: u64 = 120_000;
+/// How long a command waits for the next answer, ms: it may hold the vault's master key. So long is also kept what was
+/// typed for a new vault that is not made yet.
+pub(super) const ANSWER_MS_MAX: u64 = 120_000;
 /// How long words that somebody asked for can be read, ms.
 const SHOWN_MS_MAX: u64 = 600_000;
 /// Folder of the state directory with the vault's log, which the node writes.

@@ -4,10 +4,13 @@ use alknet_provisioning::{Secrets, Source};
 use alknet_sealed::limits::DATA_AT;
 use alknet_vault::Entropy;
 use alknet_vault::slots::{Key, NewSlot, NewVault, OpenAlkv};
+use zeroize::Zeroizing;
 
 use super::*;
 use crate::{
+    control::DataState,
     data::{self, keyslot_tests},
+    facts::Clock,
     settings::tests::{settings, with_words},
     supervise::Order,
     vault::{self, Ask},
@@ -67,6 +70,64 @@ fn somebody_is_asked_for_a_vault_that_a_node_locked_before_it_ended() {
     assert_eq!(locked(&machine), 1);
     machine.unlocked(None, 0);
     assert_eq!(machine.supervisor.order(0, 0), Some(Order::Spawn));
+}
+
+/// An attempt to make a vault of `offer`, which needs more than that.
+fn needs_more(offer: Offer) -> Opened {
+    let waiting = Waiting::new(
+        Ask::NewPassphrase,
+        "vault-waits",
+        "the vault needs a passphrase",
+        "type one on the console",
+    );
+    Opened {
+        prepared: Prepared {
+            state_dir: std::path::PathBuf::new(),
+            state: DataState {
+                mode: "locked".to_owned(),
+                ..DataState::default()
+            },
+            problems: Vec::new(),
+            waiting: Some(waiting),
+            vault_at: None,
+            vault: None,
+        },
+        settings: settings(None),
+        clock: Clock::Unset,
+        offer,
+    }
+}
+
+/// An attacker types a passphrase at a machine that waits for its first start, and leaves before its owner comes.
+#[test]
+fn what_is_typed_for_a_new_vault_is_forgotten_when_no_answer_follows() {
+    let mut machine = machine();
+    // The settings of the machine that tests are left alone.
+    machine.life = 1;
+    machine.opened(needs_more(Offer::default()), 0);
+    let typed = |machine: &mut Machine| {
+        // No disk of the machine that tests is opened.
+        machine.prepared = None;
+        for _ in 0..2 {
+            let line = Zeroizing::new("an attacker's".to_owned());
+            machine.answered(Answer::Line(line), 0);
+        }
+        assert!(machine.offer.new_passphrase.is_some());
+    };
+    typed(&mut machine);
+    machine.keep_open(119_999);
+    assert!(machine.offer.new_passphrase.is_some(), "the owner types on");
+    machine.keep_open(120_000);
+    assert!(machine.offer.new_passphrase.is_none());
+
+    // Where an attempt has it meanwhile.
+    for (now, is_kept) in [(119_999, true), (120_000, false)] {
+        typed(&mut machine);
+        let tried = std::mem::take(&mut machine.offer);
+        machine.keep_open(now);
+        machine.opened(needs_more(tried), now);
+        assert_eq!(machine.offer.new_passphrase.is_some(), is_kept);
+    }
 }
 
 /// Whoever locks hard relies on it that the TPM gives nothing any more.

@@ -9,7 +9,7 @@ use alknet_provisioning::ConsoleDocument;
 use alknet_vault::audit::Event as VaultEvent;
 use alknet_vault::slots::Pending;
 
-use super::{Event, Machine, panic_text};
+use super::{Event, Machine, commands::ANSWER_MS_MAX, panic_text};
 use crate::{
     boot::{self, Opened},
     console::{Answer, Console},
@@ -62,10 +62,15 @@ impl Machine {
                 self.keeper.forget_words();
                 self.timers.open = waiting.retries.then_some(now + OPEN_EVERY_MS);
                 self.offer.keep(offer);
+                if self.timers.typed.is_none() {
+                    // Its time passed while the attempt had it.
+                    self.forget_typed();
+                }
                 self.asking.wait_for(Some(waiting));
             }
             None => {
                 self.offer = Offer::default();
+                self.timers.typed = None;
                 self.asking.wait_for(None);
                 self.recall_words();
                 self.supervisor.start(now);
@@ -104,6 +109,9 @@ impl Machine {
             });
             self.vault_changed();
         }
+        if self.timers.typed.is_some_and(|at| now >= at) {
+            self.forget_typed();
+        }
         if self.timers.open.is_some_and(|at| now >= at) && self.shutdown.is_none() {
             self.open();
         }
@@ -112,6 +120,21 @@ impl Machine {
         }
         self.conclude_now();
         self.ask_other_nodes(now);
+    }
+
+    /// Forgets what was typed for a new vault: it may be an attacker's, who was at the console before the owner.
+    fn forget_typed(&mut self) {
+        self.timers.typed = None;
+        if self.offer.forget_new() {
+            self.log
+                .warn("what was typed for the new vault is forgotten: two minutes passed, and the vault is not made yet");
+        }
+    }
+
+    /// Tries with what was just typed for a new vault, which is kept for as long as it takes to type the rest.
+    fn open_with_typed(&mut self, now: u64) {
+        self.timers.typed = Some(now + ANSWER_MS_MAX);
+        self.open();
     }
 
     /// Whether somebody waits for what another node has.
@@ -321,7 +344,7 @@ impl Machine {
             Step::Retry => self.open(),
             Step::NewPassphrase(passphrase) => {
                 self.offer.new_passphrase = Some(passphrase);
-                self.open();
+                self.open_with_typed(now);
             }
             Step::Passphrase(passphrase) => {
                 self.offer.passphrase = Some(passphrase);
@@ -329,7 +352,7 @@ impl Machine {
             }
             Step::NewPin(pin) => {
                 self.offer.new_pin = Some(pin);
-                self.open();
+                self.open_with_typed(now);
             }
             Step::Pin(pin) => {
                 self.offer.pin = Some(pin);
@@ -337,7 +360,7 @@ impl Machine {
             }
             Step::Words(words) => {
                 self.offer.words = Some(words);
-                self.open();
+                self.open_with_typed(now);
             }
             Step::WordsKept => {
                 self.timers.words = None;

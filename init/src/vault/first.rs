@@ -216,6 +216,9 @@ pub(crate) fn create(first: &First<'_>, log: &Log) -> Result<Made, Waiting> {
         .contains(&VaultUnlock::Kms)
         .then(|| first.shared(&kinds, log))
         .transpose()?;
+    randomness(log)?;
+    let (entropy, is_new) = first.words()?;
+    // What is typed for it comes last: an attacker may type it while the machine waits for the owner's medium.
     if first.wants_pin(&kinds) && first.offer.new_pin.is_none() {
         // Nobody types a PIN in vain.
         if let Err(error) = tpm::connect() {
@@ -236,8 +239,6 @@ pub(crate) fn create(first: &First<'_>, log: &Log) -> Result<Made, Waiting> {
             "type one on the console",
         ));
     }
-    randomness(log)?;
-    let (entropy, is_new) = first.words()?;
     let words = is_new.then(|| entropy.phrase());
     let vault = NewVault {
         passphrase: match &first.media.words {

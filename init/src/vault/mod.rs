@@ -139,6 +139,13 @@ impl Offer {
         self.words = self.words.take().or(tried.words);
         self.pasted = self.pasted.take().or(tried.pasted);
     }
+
+    /// Forgets what was typed for a new vault. Returns whether there was anything.
+    pub(crate) fn forget_new(&mut self) -> bool {
+        let secrets = [self.new_passphrase.take(), self.new_pin.take()];
+        let words = self.words.take();
+        words.is_some() || secrets.iter().any(Option::is_some)
+    }
 }
 
 /// Which words the vault is to be made of.

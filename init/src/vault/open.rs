@@ -381,6 +381,11 @@ mod tests {
         offer.keep(tried);
         assert!(offer.passphrase.is_none() && offer.pin.is_none());
         assert!(offer.words.is_some() && offer.new_passphrase.is_some());
-        assert_eq!(offer.new_pin.expect("typed last").expose(), "3");
+        let pin = offer.new_pin.as_ref().expect("typed last");
+        assert_eq!(pin.expose(), "3");
+        // Until no answer follows for too long.
+        assert!(offer.forget_new());
+        assert!(offer.words.is_none() && offer.new_passphrase.is_none() && offer.new_pin.is_none());
+        assert!(!offer.forget_new());
     }
 }

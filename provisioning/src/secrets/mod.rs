@@ -102,6 +102,29 @@ impl Secrets {
         same.flat_map(|found| found.places.iter().cloned())
             .collect()
     }
+
+    /// One problem, `provisioning-conflict`, for each medium with words that are not `words`, those of the vault. At the
+    /// first start the medium of an attacker may have been the only one that was there: the owner's shows it later.
+    #[must_use]
+    pub fn conflicts_with(&self, words: &Entropy) -> Vec<Problem> {
+        let all = self.words.iter().chain(&self.other_words);
+        let others = all.filter(|found| found.entropy != *words);
+        let sources = others.flat_map(|found| found.places.iter().map(|place| &place.source));
+        // What was pasted is attached nowhere.
+        let media = sources.filter(|source| **source != Source::Console);
+        let conflict = |source: &Source| {
+            Problem::new(
+                "provisioning-conflict",
+                format!("{source}: words that are not those of this node's vault"),
+                "if they are this node's, its vault was made of those of another medium: reset it and start it with this \
+                 medium alone; else take the medium away",
+            )
+        };
+        let mut problems: Vec<_> = media.map(conflict).collect();
+        // A document and a file beside it.
+        problems.dedup();
+        problems
+    }
 }
 
 /// Where secrets lie that can be erased.

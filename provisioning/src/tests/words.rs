@@ -363,6 +363,13 @@ fn words_of_the_vault_are_found_on_every_source_whichever_are_used() {
     );
     let loaded = machine.load();
     assert_eq!(words(&loaded).entropy, entropy(OTHERS));
+    // Those that are not the vault's are named, whichever come first.
+    for (vault, medium) in [(WORDS, "nocloud (sda1)"), (OTHERS, "nocloud (sdb1)")] {
+        let conflicts = loaded.secrets.conflicts_with(&entropy(vault));
+        let said: Vec<_> = conflicts.iter().map(|one| one.text.as_str()).collect();
+        let text = format!("{medium}: words that are not those of this node's vault");
+        assert_eq!(said, [text]);
+    }
     let places = loaded.secrets.places_of(&entropy(WORDS));
     assert_eq!(erase(&machine.paths, &machine.volumes, &places), []);
     assert!(

@@ -450,6 +450,30 @@ fn words_of_two_media_that_differ_make_no_vault() {
     assert_eq!(machine.first(&asked), Ok(()));
 }
 
+/// An attacker is at the console of a machine that waits for its owner's medium: what is typed then would open the vault
+/// that is made of the owner's words.
+#[test]
+fn nothing_that_opens_a_new_vault_is_typed_before_its_words_are_there() {
+    let machine = Machine::new();
+    let asked = opened_by(VaultUnlock::Passphrase, VaultInit::Provisioned);
+    let by_pin = VaultSection {
+        tpm_pin: true,
+        ..opened_by(VaultUnlock::Tpm2, VaultInit::Provisioned)
+    };
+    for config in [&asked, &by_pin] {
+        let why = machine.first(config).expect_err("it has no words");
+        assert!(why.contains("no medium with the words"), "{why}");
+    }
+    let typed = opened_by(VaultUnlock::Passphrase, VaultInit::Prompt);
+    let why = machine.first(&typed).expect_err("it has no words");
+    assert!(why.contains("has no words yet"), "{why}");
+
+    let words = Entropy::generate(WordCount::TwentyFour).expect("random numbers");
+    machine.put_secrets(&format!("words = \"{}\"", words.phrase().expose()));
+    let why = machine.first(&asked).expect_err("it has no passphrase");
+    assert!(why.contains("needs a passphrase"), "{why}");
+}
+
 /// Another node keeps a share of the vault's key, and an attacker left a medium with a key that names another vault.
 #[test]
 fn a_key_that_is_not_asked_for_does_not_name_the_vault_of_a_share() {
