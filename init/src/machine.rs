@@ -99,6 +99,8 @@ pub(crate) enum Event {
         config_changes: u64,
         settings: Box<Settings>,
     },
+    /// That the owner was reminded of words that are not confirmed is on the disk, or why not.
+    ReminderNoted(Result<(), String>),
     /// A signal asks for this.
     Signal(PowerAction),
     /// A deadline passed.
@@ -332,6 +334,7 @@ impl Machine {
             Event::Opened(opened) => self.opened(*opened, now),
             Event::PowerButton => self.go_down(PowerAction::Poweroff, "the power button", now),
             Event::Kept { life, n, error } => self.kept(life, n, error),
+            Event::ReminderNoted(outcome) => self.reminder_noted(outcome),
             Event::ResetMarked(outcome) => self.reset_marked(outcome, now),
             Event::Said { life, message } if self.is_current(life) => self.said(message, now),
             Event::Said { .. } | Event::Tick => {}

@@ -108,6 +108,7 @@ pub(super) fn open(disk: &Disk<'_>, access: Access<'_>) -> Result<Option<Prepare
     match vault_of(disk) {
         Ok(Some(found)) if half || content == Content::Blank => {
             let open = unlock(disk, &found, access, Front::Blank)?;
+            write_again(disk, &found, &open, access.log);
             access
                 .log
                 .warn("the first boot was cut short: it is ended with the same vault");
@@ -163,7 +164,9 @@ fn open_sealed(disk: &Disk<'_>, header: &Summary, access: Access<'_>) -> Result<
     let mapped = sealed.map(&key, &options).map_err(failed)?;
     let mut prepared = mount(disk, &mapped, access)?;
     newest(disk, &prepared.state_dir, &found, &open, access)?;
-    // An older copy of the vault has gone no further: neither do its words go anywhere, nor does the header change.
+    // An older copy of the vault has gone no further: neither do its words go anywhere, nor does the header or the other
+    // copy change.
+    write_again(disk, &found, &open, access.log);
     if open.pending().partition {
         // The power went between the header and the end of the first boot.
         show_again(disk, &open, access)?;
@@ -442,14 +445,19 @@ fn unlock(
     };
     keeper.note(&found.newest);
     let opened = vault::open(found, keeper, offer, &media, log, &permits);
-    let open = opened.map_err(|waiting| waits(disk, waiting))?;
-    if found.damaged.is_some() || found.other.is_some() {
-        match disk.copies().save(&open) {
-            Ok(()) => log.warn("a copy of the vault was damaged or old, and is written again"),
-            Err(error) => log.error(format_args!("the vault cannot be written: {error}")),
-        }
+    opened.map_err(|waiting| waits(disk, waiting))
+}
+
+/// Writes a vault that opened over a copy of it that is damaged or says something else. It is the newest: an older one
+/// that opened instead would take the place of the newest.
+fn write_again(disk: &Disk<'_>, found: &VaultFound, open: &OpenAlkv, log: &Log) {
+    if found.damaged.is_none() && found.other.is_none() {
+        return;
     }
-    Ok(open)
+    match disk.copies().save(open) {
+        Ok(()) => log.warn("a copy of the vault was damaged or old, and is written again"),
+        Err(error) => log.error(format_args!("the vault cannot be written: {error}")),
+    }
 }
 
 /// What the words give LUKS.

@@ -211,6 +211,19 @@ async fn a_configuration_that_came_while_the_machine_runs_is_noted_in_the_vault(
     machine.vault_at = Some(disk.clone());
     machine.state_dir = dir.path().to_owned();
     machine.kept(0, 1, None);
+    // A lock at that moment puts it off.
+    machine.keeper.lock();
+    machine.conclude_now();
+    assert!(!machine.working);
+    let reopened = vault::open(
+        &found(),
+        &machine.keeper,
+        &offer,
+        &media,
+        &machine.log,
+        &permits,
+    );
+    reopened.map(drop).expect("its key lies beside it");
     machine.conclude_now();
     let outcome = loop {
         match arriving.recv().await.expect("the machine is there") {

@@ -103,6 +103,7 @@ impl Machine {
             self.asking.forget_words();
             self.keeper.take_words();
             // The console has reminded the owner from now on: after the next start it asks for proof.
+            self.note_reminder();
             self.conclude(Pending {
                 words: true,
                 ..Pending::default()

@@ -62,6 +62,27 @@ impl Machine {
         self.vault_changed();
     }
 
+    /// The ten minutes are over. The note beside the data holds where the vault cannot be told, as it is locked or opens
+    /// by a key of another node's or by typing only.
+    pub(super) fn note_reminder(&self) {
+        self.keeper.owner_was_reminded();
+        let state_dir = self.state_dir.clone();
+        let failed = Event::ReminderNoted(Err("it failed; the log says why".to_owned()));
+        self.blocking("noting that the owner was reminded", failed, move || {
+            let noted = vault::note_reminder(&state_dir);
+            Event::ReminderNoted(noted.map_err(|error| error.to_string()))
+        });
+    }
+
+    /// That the owner was reminded is on the disk, or why not.
+    pub(super) fn reminder_noted(&self, outcome: Result<(), String>) {
+        if let Err(error) = outcome {
+            self.log.error(format_args!(
+                "that the owner was reminded of the words is not noted beside the data: {error}"
+            ));
+        }
+    }
+
     /// Only the words would prove who the owner is, and the owner has not confirmed to have them.
     pub(super) fn reminder(&self) -> Option<Problem> {
         // The first ten minutes are for writing them down.
@@ -101,10 +122,11 @@ impl Machine {
         if self.concluding.is_empty() || !is_free || self.shutdown.is_some() {
             return;
         }
-        let ended = std::mem::take(&mut self.concluding);
+        // A vault that is locked is told once it is open again.
         let Some(at) = self.vault_at.clone().filter(|_| self.keeper.is_open()) else {
             return;
         };
+        let ended = std::mem::take(&mut self.concluding);
         // The vault is not changed by anything else meanwhile.
         self.working = true;
         let keeper = Arc::clone(&self.keeper);

@@ -43,7 +43,7 @@ pub(crate) use first::{First, create};
 pub(crate) use in_use::NotInUse;
 pub(crate) use open::{conclude, open};
 pub(crate) use randomness::wait_for_randomness;
-pub(crate) use words::{note_kept, settle as settle_words};
+pub(crate) use words::{note_kept, note_reminder, settle as settle_words};
 
 /// What only somebody else can give.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,6 +183,8 @@ struct State {
     pending: Option<Pending>,
     /// The console may show the words without proof until this machine restarts or the vault is locked.
     shows_words: bool,
+    /// The console has reminded the owner: once `shows_words` is withdrawn it stays so, whatever the vault permits.
+    is_reminded: bool,
     words_kept: bool,
     /// Words that nobody has seen yet.
     words: Option<SecretStr>,
@@ -298,7 +300,7 @@ impl Keeper {
         state.opened_by = opening_slot(open);
         state.device = open.alkv().device().number();
         state.pending = Some(open.pending());
-        state.shows_words = open.pending().words;
+        state.shows_words = open.pending().words && !state.is_reminded && !state.words_kept;
         drop(state);
         if self.is_open() {
             return Ok(());
@@ -336,7 +338,8 @@ impl Keeper {
         self.vault().lock();
         let mut state = self.state();
         state.opened_by = None;
-        // The next person at the console may be another one. Opened again, the vault itself says whether it still permits.
+        // The next person at the console may be another one. Opened again, the vault says whether it still permits, unless
+        // the owner has confirmed or was reminded.
         state.shows_words = false;
     }
 
@@ -375,6 +378,19 @@ impl Keeper {
         state.words_kept = true;
         state.shows_words = false;
         state.words = None;
+    }
+
+    /// The console has reminded the owner of words that are not confirmed. What it shows without proof it shows until the
+    /// vault is locked or the machine restarts, and not after.
+    pub(crate) fn owner_was_reminded(&self) {
+        self.state().is_reminded = true;
+    }
+
+    /// The console reminded the owner before this machine started.
+    fn withhold_words(&self) {
+        let mut state = self.state();
+        state.is_reminded = true;
+        state.shows_words = false;
     }
 
     /// Whether the console may show the words without proof: they are new, the owner has not confirmed them, and

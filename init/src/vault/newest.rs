@@ -84,11 +84,19 @@ impl Ledger<'_> {
         proof: impl Fn() -> bool,
     ) -> Result<(), Waiting> {
         let alkv = open.alkv();
-        let former = note::read(self.state_dir, self.log);
+        let read = note::read(self.state_dir);
+        // Somebody who writes to the disk can spoil the note without a key, and put an older vault beside it.
+        let spoilt = read.as_ref().err().map(|error| {
+            format!(
+                "{}, which says which vault is the newest, cannot be read ({error})",
+                note::path(self.state_dir).display()
+            )
+        });
+        let former = read.unwrap_or_default();
         let of_vault = |note: &&Note| note.vault == alkv.uuid().to_string();
         let noted = former.as_ref().filter(of_vault);
         // The power may have gone in the first boot, between the counter and the first note.
-        let made = made || noted.is_none() && open.pending().partition;
+        let made = made || spoilt.is_none() && noted.is_none() && open.pending().partition;
         let tpms = tpms_of(alkv);
         let (mut presence, unread) = match Presence::of(&tpms) {
             Ok(presence) => (presence, None),
@@ -100,6 +108,7 @@ impl Ledger<'_> {
         };
         let why = match (noted, &mut presence) {
             (_, _) if made => None,
+            (_, _) if spoilt.is_some() => spoilt.as_deref(),
             (Some(noted), _) if noted.generation > alkv.generation() => {
                 Some("the vault is older than the data beside it")
             }
@@ -135,7 +144,7 @@ impl Ledger<'_> {
         let alkv = open.alkv();
         let tpms = tpms_of(alkv);
         let mut presence = Presence::of(&tpms).unwrap_or_else(Presence::Away);
-        let former = note::read(self.state_dir, self.log);
+        let former = note::read_if_whole(self.state_dir, self.log);
         let problems = self.write(alkv, &tpms, &mut presence, former.as_ref(), retire);
         self.tell(problems);
     }
@@ -143,7 +152,7 @@ impl Ledger<'_> {
     /// TPMs that have not counted, and of which the vault has no slot.
     pub(crate) fn owed_without_slot(&self, alkv: &Alkv) -> Vec<String> {
         let tpms = tpms_of(alkv);
-        let note = note::read(self.state_dir, self.log);
+        let note = note::read_if_whole(self.state_dir, self.log);
         let owed = note.into_iter().flat_map(|note| note.owed);
         let owed = owed.map(|owed| owed.tpm);
         owed.filter(|tpm| !tpms.contains(tpm)).collect()
@@ -155,7 +164,7 @@ impl Ledger<'_> {
     /// That cannot be noted.
     pub(crate) fn forget_owed(&self, alkv: &Alkv) -> Result<(), String> {
         let tpms = tpms_of(alkv);
-        let former = note::read(self.state_dir, self.log);
+        let former = note::read_if_whole(self.state_dir, self.log);
         let Some(mut note) = former.clone() else {
             return Ok(());
         };

@@ -12,9 +12,12 @@ use super::{Keeper, WordsAge, WordsAgeStage};
 const FOLDER: &str = "config";
 /// File of that folder that says that the owner has the words.
 const KEPT: &str = "words-kept";
+/// File of that folder that says that the console has reminded the owner of words that are not confirmed. The vault says
+/// so as well, where it can be opened for that without typing and without another node.
+const REMINDED: &str = "words-reminded";
 /// File of the same folder with the words, encrypted to the recipients that the configuration named.
 const AGE: &str = "words.age";
-/// Permission bits of both: neither tells a secret.
+/// Permission bits of all: none tells a secret.
 const MODE: u32 = 0o644;
 /// Longest file of age that is read, bytes: what a document of 64 KiB can name recipients for.
 const AGE_BYTES_MAX: u64 = 1 << 20;
@@ -24,7 +27,20 @@ const AGE_BYTES_MAX: u64 = 1 << 20;
 /// # Errors
 /// The data partition cannot be written.
 pub(crate) fn note_kept(state_dir: &Path) -> io::Result<()> {
-    let path = state_dir.join(FOLDER).join(KEPT);
+    note(state_dir, KEPT)
+}
+
+/// Notes on the disk that the console has reminded the owner of words that are not confirmed. When it returns the note
+/// is durable.
+///
+/// # Errors
+/// The data partition cannot be written.
+pub(crate) fn note_reminder(state_dir: &Path) -> io::Result<()> {
+    note(state_dir, REMINDED)
+}
+
+fn note(state_dir: &Path, name: &str) -> io::Result<()> {
+    let path = state_dir.join(FOLDER).join(name);
     if path.try_exists()? {
         return Ok(());
     }
@@ -52,7 +68,7 @@ pub(crate) fn settle(keeper: &Keeper, state_dir: &Path) -> io::Result<()> {
     let noted = if keeper.facts().words_kept {
         note_kept(state_dir)
     } else {
-        is_noted(state_dir).map(|noted| {
+        is_noted(state_dir, KEPT).map(|noted| {
             if noted {
                 keeper.words_are_kept();
             }
@@ -61,6 +77,14 @@ pub(crate) fn settle(keeper: &Keeper, state_dir: &Path) -> io::Result<()> {
     // Whether the console asks for proof does not hang on it: the vault itself says that.
     if let Err(error) = noted {
         tracing::warn!(%error, "the note that the words are kept");
+    }
+    match is_noted(state_dir, REMINDED) {
+        Ok(false) => {}
+        Ok(true) => keeper.withhold_words(),
+        Err(error) => {
+            tracing::warn!(%error, "the note that the owner was reminded of the words");
+            keeper.withhold_words();
+        }
     }
     Ok(())
 }
@@ -73,8 +97,8 @@ fn read(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-fn is_noted(state_dir: &Path) -> io::Result<bool> {
-    state_dir.join(FOLDER).join(KEPT).try_exists()
+fn is_noted(state_dir: &Path, name: &str) -> io::Result<bool> {
+    state_dir.join(FOLDER).join(name).try_exists()
 }
 
 impl Keeper {
@@ -95,5 +119,39 @@ impl Keeper {
     fn recall_age(&self, text: String) {
         let stage = WordsAgeStage::Shown;
         self.state().words_age = Some(WordsAge { text, stage });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alknet_vault::slots::{NewSlot, NewVault, OpenAlkv, Pending};
+    use alknet_vault::{Entropy, WordCount};
+
+    use super::*;
+
+    /// A vault that opens by another node's share or by typing cannot be told in the ten minutes after its first start.
+    #[test]
+    fn words_want_proof_after_a_reminder_whatever_the_vault_permits() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        fs::create_dir(dir.path().join(FOLDER)).expect("writable");
+        let words = Entropy::generate(WordCount::TwentyFour).expect("random bytes");
+        let vault = NewVault {
+            pending: Pending::ALL,
+            ..NewVault::new(words, 0)
+        };
+        let permits = OpenAlkv::create(vault, NewSlot::None).expect("made");
+        let started = || {
+            let keeper = Keeper::new().expect("memory");
+            keeper.admit(&permits).expect("it has a place");
+            settle(&keeper, dir.path()).expect("readable");
+            keeper
+        };
+        assert!(started().shows_words(), "the owner was not reminded yet");
+        note_reminder(dir.path()).expect("writable");
+        let keeper = started();
+        assert!(!keeper.shows_words());
+        keeper.lock();
+        keeper.admit(&permits).expect("it was locked");
+        assert!(!keeper.shows_words());
     }
 }

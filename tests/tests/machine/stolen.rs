@@ -197,8 +197,8 @@ fn after_first_boot(bench: &Bench, recording: &Recording) -> Vec<u8> {
     early
 }
 
-/// A thief has both copies of the vault say what one did during the first boot, and names himself as the recipient of
-/// its words. When the machine has refused that, the disk answers with a vault of the thief's under the same id, which
+/// A thief has one copy of the vault say what it did during the first boot, spoils the other, and names himself as the
+/// recipient of the words. When the machine has refused that, the disk answers with a vault of the thief's under the same id, which
 /// opens by itself, and the machine is made to try again; then with what it had.
 fn put_back(bench: &Bench, early: &[u8]) {
     let disk = File::options().read(true).write(true).open(bench.data());
@@ -214,11 +214,21 @@ fn put_back(bench: &Bench, early: &[u8]) {
         let put = disk.write_all_at(copies, VAULT_A_AT);
         put.expect("the disk is ours");
     };
-    put(&[early, early].concat());
+    let mut spoilt = newest[COPY_BYTES..].to_vec();
+    let last = spoilt.iter().rposition(|byte| *byte != 0);
+    spoilt[last.expect("it says something")] ^= 1;
+    put(&[early, &spoilt].concat());
     let thiefs = format!("{}{}", thiefs_document(bench, "[vault]"), secrets());
     let vm = bench.machine(Boot::MicrovmErofs).config(thiefs).start();
     let told = "the vault is older than the data beside it";
     stays_closed(&vm, "vault-old", told);
+    let mut left = vec![0; COPY_BYTES];
+    let read = disk.read_exact_at(&mut left, VAULT_B_AT);
+    read.expect("the disk is longer");
+    assert!(
+        left == spoilt,
+        "an older copy is not written over the other one"
+    );
     let forged = forged();
     put(&[&forged[..], &forged].concat());
     type_line(&vm, &pasted(bench));

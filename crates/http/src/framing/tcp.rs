@@ -1,6 +1,6 @@
 //! HTTP/1.1 and HTTP/2 on a single stream (RFC 9112, RFC 9113), by hyper.
 
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +30,9 @@ pub(crate) enum Version {
     Http2,
 }
 
+/// What hyper does for a connection.
+type Serving<'conn> = Pin<Box<dyn Future<Output = Result<(), hyper::Error>> + Send + 'conn>>;
+
 /// Serves a connection until it ends.
 pub(crate) async fn serve(
     conn: Arc<Conn>,
@@ -48,9 +51,12 @@ pub(crate) async fn serve(
             Pooled::new(answer(conn, request))
         })
     };
-    let ended = match version {
-        Version::Http1 => {
-            let io = TokioIo::new(tokio::io::join(Watched::new(recv, &conn), send));
+    let peer = &conn;
+    // On the heap, and gone before the wait below: a WebSocket lasts for days, and hyper's part of its connection
+    // takes 2.7 KiB.
+    let serving: Serving<'_> = match version {
+        Version::Http1 => Box::pin(async move {
+            let io = TokioIo::new(tokio::io::join(Watched::new(recv, peer), send));
             let serving = http1::Builder::new()
                 .header_read_timeout(None)
                 .max_headers(limits::HEADER_FIELDS_MAX)
@@ -61,23 +67,23 @@ pub(crate) async fn serve(
             tokio::select! {
                 biased;
                 ended = serving.as_mut() => ended,
-                why = over(&conn, draining) => {
+                why = over(peer, draining) => {
                     serving.as_mut().graceful_shutdown();
                     match why {
                         Why::Leave => serving.await,
-                        Why::Unknown => end(serving, &conn).await,
+                        Why::Unknown => end(serving, peer).await,
                         Why::Idle => {
                             // One that is on its way has what is left of its time.
                             let left = |since| patience.head.saturating_sub(since);
-                            let time = conn.head_since().map_or(limits::HEADER_TIMEOUT, left);
+                            let time = peer.head_since().map_or(limits::HEADER_TIMEOUT, left);
                             finish(serving, time).await
                         }
                         Why::Slow | Why::Stalled => Ok(()),
                     }
                 }
             }
-        }
-        Version::Http2 => {
+        }),
+        Version::Http2 => Box::pin(async move {
             let send = Gathered::new(send);
             let io = TokioIo::new(tokio::io::join(Counted::new(recv), send.clone()));
             let serving = builder().serve_connection(io, service);
@@ -85,18 +91,19 @@ pub(crate) async fn serve(
             tokio::select! {
                 biased;
                 ended = drive(serving.as_mut(), &send) => ended,
-                why = over(&conn, draining) => {
+                why = over(peer, draining) => {
                     serving.as_mut().graceful_shutdown();
                     match why {
                         Why::Leave => drive(serving, &send).await,
-                        Why::Unknown => end(drive(serving, &send), &conn).await,
+                        Why::Unknown => end(drive(serving, &send), peer).await,
                         Why::Idle => finish(drive(serving, &send), limits::HEADER_TIMEOUT).await,
                         Why::Slow | Why::Stalled => Ok(()),
                     }
                 }
             }
-        }
+        }),
     };
+    let ended = serving.await;
     // What an upgrade made of it goes on without hyper.
     conn.finished().await;
     if let Err(error) = ended {

@@ -822,6 +822,21 @@ fn words_are_shown_without_proof_only_by_the_vault_that_permits_it() {
     keeper.lock();
     keeper.admit(&other).expect("it was locked");
     assert!(!keeper.shows_words(), "of another vault");
+    for (ended, shows) in [
+        (Keeper::words_are_kept as fn(&Keeper), false),
+        (Keeper::owner_was_reminded, true),
+    ] {
+        let keeper = Keeper::new().expect("memory");
+        keeper.admit(&new).expect("it has a place");
+        ended(&keeper);
+        assert_eq!(keeper.shows_words(), shows);
+        keeper.lock();
+        keeper.admit(&new).expect("it was locked");
+        assert!(
+            !keeper.shows_words(),
+            "the vault on the disk may not have been told yet"
+        );
+    }
 }
 
 #[test]

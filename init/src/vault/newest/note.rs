@@ -83,22 +83,27 @@ pub(super) fn path(state_dir: &Path) -> PathBuf {
     state_dir.join("config").join(NAME)
 }
 
-/// Without it the TPM's counter says that the disk is an older one.
-pub(super) fn read(state_dir: &Path, log: &Log) -> Option<Note> {
+/// The note, where there is one. It is written by a rename: a power cut leaves none that cannot be read.
+///
+/// # Errors
+/// It is there and is no note, or the disk does not give it.
+pub(super) fn read(state_dir: &Path) -> io::Result<Option<Note>> {
     let path = path(state_dir);
-    let read = || -> io::Result<Option<Note>> {
-        let length = match fs::symlink_metadata(&path) {
-            Ok(metadata) => metadata.len(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        if length > BYTES_MAX {
-            return Err(io::Error::other("it is too long"));
-        }
-        Ok(Some(serde_json::from_slice(&fs::read(&path)?)?))
+    let length = match fs::symlink_metadata(&path) {
+        Ok(metadata) => metadata.len(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
     };
-    read().unwrap_or_else(|error| {
-        log.error(format_args!("{}: {error}", path.display()));
+    if length > BYTES_MAX {
+        return Err(io::Error::other("it is too long"));
+    }
+    Ok(Some(serde_json::from_slice(&fs::read(&path)?)?))
+}
+
+/// The note, where there is one that can be read. Without it the TPM's counter says that the disk is an older one.
+pub(super) fn read_if_whole(state_dir: &Path, log: &Log) -> Option<Note> {
+    read(state_dir).unwrap_or_else(|error| {
+        log.error(format_args!("{}: {error}", path(state_dir).display()));
         None
     })
 }
@@ -119,10 +124,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_note_is_read_as_it_was_written_and_anything_else_is_none() {
+    fn a_note_is_read_as_it_was_written_and_anything_else_is_an_error() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let log = Log::default();
-        assert_eq!(read(dir.path(), &log), None);
+        assert_eq!(read(dir.path()).expect("there is none"), None);
         let owed = |number| Owed {
             tpm: format!("{number:064x}"),
             count: Some(u64::MAX),
@@ -140,12 +145,12 @@ mod tests {
         let path = path(dir.path());
         let text = fs::read(&path).expect("it was written");
         assert!(text.len() as u64 <= BYTES_MAX);
-        assert_eq!(read(dir.path(), &log).as_ref(), Some(&note));
+        assert_eq!(read_if_whole(dir.path(), &log).as_ref(), Some(&note));
         assert_eq!(note.tpms().len(), TPMS_MAX);
         // That of a program from before any was owed.
         let before = r#"{"vault":"of this","generation":7,"counted":{"tpm":"ab","count":7}}"#;
         fs::write(&path, before).expect("writable");
-        let read_before = read(dir.path(), &log).expect("a note");
+        let read_before = read_if_whole(dir.path(), &log).expect("a note");
         assert_eq!(read_before.count_of("ab"), Some(7));
         assert_eq!(
             serde_json::to_string(&read_before).expect("plain values"),
@@ -154,7 +159,8 @@ mod tests {
         let long = vec![b' '; BYTES_MAX as usize + 1];
         for bad in [&text[1..], b"", &long] {
             fs::write(&path, bad).expect("writable");
-            assert_eq!(read(dir.path(), &log), None);
+            assert!(read(dir.path()).is_err(), "it is not as if there were none");
+            assert_eq!(read_if_whole(dir.path(), &log), None);
         }
     }
 }

@@ -6,7 +6,8 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use alknet_sealed::limits::DATA_AT;
-use alknet_vault::slots::{Consent, NewSlot, Tpm2Params};
+use alknet_vault::Entropy;
+use alknet_vault::slots::{Consent, NewSlot, NewVault, Pending, Tpm2Params};
 
 use super::chip::{answered, unless_none_has_to, within};
 use super::*;
@@ -71,7 +72,7 @@ impl Machine {
     }
 
     fn noted(&self) -> Note {
-        note::read(self.dir.path(), &self.log).expect("it was written")
+        note::read_if_whole(self.dir.path(), &self.log).expect("it was written")
     }
 
     /// The problems that it tells.
@@ -190,6 +191,39 @@ fn a_removal_while_the_tpm_is_absent_is_owed_and_told_until_it_is_counted() {
         .with(|ledger| ledger.check(&vault, false, || false))
         .expect("it is the newest");
     assert_eq!(machine.told(), [""; 0]);
+}
+
+/// An attacker puts the vault of the first boot beside the newest data, and spoils the block with the note of the newest
+/// one.
+#[test]
+fn a_spoilt_note_makes_no_vault_the_newest_without_proof() {
+    let machine = Machine::new();
+    let first = NewVault {
+        pending: Pending::ALL,
+        ..NewVault::new(Entropy::from_bytes(&[7; 32]).expect("32 bytes"), 0)
+    };
+    let first = OpenAlkv::create(first, NewSlot::None).expect("made");
+    let later = keyslot_tests::vault();
+    for vault in [&first, &later] {
+        machine
+            .with(|ledger| ledger.check(vault, true, || false))
+            .expect("it was just made");
+        std::fs::write(note::path(machine.dir.path()), "spoilt").expect("writable");
+        let refused = machine.with(|ledger| ledger.check(vault, false, || false));
+        let waiting = refused.expect_err("it may be an older one");
+        assert_eq!(waiting.problem.code, "vault-old");
+        assert!(
+            waiting.problem.text.contains("vault-newest.json"),
+            "{}",
+            waiting.problem.text
+        );
+        machine
+            .with(|ledger| ledger.check(vault, false, || true))
+            .expect("its owner wants it");
+        machine
+            .with(|ledger| ledger.check(vault, false, || false))
+            .expect("it is noted again");
+    }
 }
 
 /// The same where the slot of the TPM stays, and the passphrase is changed or another slot goes.
