@@ -94,16 +94,23 @@ impl Row {
         self
     }
 
+    /// The figure that is held against what was promised.
+    pub(super) fn held(&self) -> Option<f64> {
+        match self.goal? {
+            Goal::Ours(_) => Some(self.ours),
+            Goal::Ratio(_) => self.ratio,
+        }
+    }
+
     fn verdict(&self) -> &'static str {
         let good = |figure: f64, promised: f64| match self.better {
             Better::Higher => figure >= promised,
             Better::Lower => figure <= promised,
         };
-        let met = match self.goal {
-            None => return "",
-            Some(Goal::Ours(worst)) => good(self.ours, worst),
-            Some(Goal::Ratio(worst)) => self.ratio.is_some_and(|ratio| good(ratio, worst)),
+        let Some(Goal::Ours(worst) | Goal::Ratio(worst)) = self.goal else {
+            return "";
         };
+        let met = self.held().is_some_and(|figure| good(figure, worst));
         match (met, not_met::is_listed(self)) {
             (true, false) => "met",
             (true, true) => "met, listed as not met",

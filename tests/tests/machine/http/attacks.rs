@@ -382,7 +382,12 @@ impl<'a> Watcher<'a> {
 fn meanwhile(watcher: &mut Watcher<'_>, attack: JoinHandle<Vec<Outcome>>) -> (Vec<Outcome>, u64) {
     let (mut most, mut asked, mut answered) = (0, 0, 0);
     while !attack.is_finished() {
-        most = most.max(watcher.resident().unwrap_or_default());
+        let resident = watcher.resident();
+        assert!(
+            resident.is_some() || most == 0,
+            "the connection of a known client was ended"
+        );
+        most = most.max(resident.unwrap_or_default());
         if answered == 0 || asked % ASKED_FOR_ONE_WHO_COMES == 0 {
             answered += usize::from(watcher.answers_who_comes());
         }
