@@ -93,7 +93,7 @@ impl Caller {
     fn of(ctx: &Ctx, people: &People) -> Result<Self, CallError> {
         let who = ctx.identity().ok_or_else(people::nobody)?;
         // Below a request the connection is that of the peer that asked for something else.
-        if ctx.internal() || ctx.forwarded_for().is_some() {
+        if ctx.internal() || ctx.is_forwarded() {
             return Err(CallError::new(
                 ErrorCode::Forbidden,
                 "a key is replaced for its holder, who asks for it directly, and not for an operation \

@@ -11,13 +11,17 @@ use alknet_compute_wire::limits::BUFFERS_BYTES_MAX;
 use alknet_compute_wire::{Info, Measured, Variant};
 use alknet_core::BoxFuture;
 use alknet_worker::{Role, RoleConfig, Sealed, Workers};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::choose::{Kernel, Records, Why};
 use crate::error::{Error, Result};
 use crate::kept::{Kept, Machine};
-use crate::limits::{GPU_TIME, IDLE, LEASE, ORPHAN_LEASE, TENANTS_MAX, TICK};
+use crate::limits::{
+    GPU_TIME, IDLE, LEASE, ORPHAN_LEASE, REFERENCED_BYTES_MAX, REFERENCED_BYTES_UNIT, TENANTS_MAX,
+    TICK,
+};
 use crate::tenant::Tenant;
-use crate::tensor::{Arg, Kind};
+use crate::tensor::Kind;
 use crate::turn::Turn;
 
 /// Memory of a worker beyond its buffers: program, generated code, stacks.
@@ -39,6 +43,8 @@ pub struct Settings {
     pub gpu_time: Duration,
     /// Bytes of all tensors of one identity.
     pub tenant_bytes: u64,
+    /// Bytes of the copies of stored tensors that the requests of all identities refer to.
+    pub referenced_bytes: u64,
     /// Identities with a worker of theirs at the same time.
     pub tenants_max: usize,
     /// How long a handle lives after its last use.
@@ -65,6 +71,7 @@ impl Default for Settings {
             threads: threads(),
             gpu_time: GPU_TIME,
             tenant_bytes: BUFFERS_BYTES_MAX,
+            referenced_bytes: REFERENCED_BYTES_MAX,
             tenants_max: TENANTS_MAX,
             lease: LEASE,
             orphan_lease: ORPHAN_LEASE,
@@ -75,6 +82,11 @@ impl Default for Settings {
             measured: None,
         }
     }
+}
+
+/// What so many bytes of copies are counted as.
+fn units(bytes: u64) -> u64 {
+    bytes.div_ceil(REFERENCED_BYTES_UNIT)
 }
 
 /// Processors of this machine.
@@ -113,15 +125,23 @@ pub trait References: Send + Sync + 'static {
     ) -> BoxFuture<'static, std::result::Result<Referenced, CallError>>;
 }
 
-/// A tensor that was found.
-#[derive(Debug)]
+/// A stored tensor that was found, and is not copied yet.
 pub struct Referenced {
     /// As containers write it.
     pub dtype: String,
     /// Elements in each dimension.
     pub shape: Vec<u64>,
-    /// All of its bytes, densely.
-    pub data: Sealed,
+    /// Copies all of its bytes, densely. It is called on a thread that may wait for the disk, once there is room for them.
+    pub copy: Box<dyn FnOnce() -> std::result::Result<Sealed, CallError> + Send>,
+}
+
+impl fmt::Debug for Referenced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Referenced")
+            .field("dtype", &self.dtype)
+            .field("shape", &self.shape)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Everything behind the operations. Clones are the same.
@@ -140,6 +160,8 @@ pub(crate) struct Inner {
     pub(crate) workers: Workers,
     pub(crate) settings: Settings,
     references: Option<Arc<dyn References>>,
+    /// Room for copies of stored tensors, in units of [`REFERENCED_BYTES_UNIT`].
+    copies: Arc<Semaphore>,
     tenants: Mutex<HashMap<String, Arc<Tenant>>>,
     known: Mutex<Known>,
 }
@@ -170,10 +192,13 @@ impl Compute {
     }
 
     fn make(workers: Workers, settings: Settings, references: Option<Arc<dyn References>>) -> Self {
+        let units = usize::try_from(units(settings.referenced_bytes));
+        let units = units.unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         Self(Arc::new(Inner {
             workers,
             settings,
             references,
+            copies: Arc::new(Semaphore::new(units)),
             tenants: Mutex::default(),
             known: Mutex::default(),
         }))
@@ -208,24 +233,32 @@ impl Compute {
         Turn::begin(self, tenant, ctx).await
     }
 
-    /// Looks a reference up; other arguments are what they are.
-    pub(crate) async fn resolve(&self, ctx: &Ctx, arg: Arg) -> Result<Arg> {
-        let Arg::Ref(reference) = arg else {
-            return Ok(arg);
-        };
+    /// Looks a reference up. Nothing is copied yet.
+    pub(crate) async fn find(&self, ctx: &Ctx, reference: &str) -> Result<(Referenced, Kind)> {
         let Some(references) = &self.0.references else {
             let mut error = CallError::unavailable("this node stores no tensors");
             error.retryable = false;
             return Err(error.into());
         };
-        let found = references.find(ctx, &reference).await?;
-        let kind = Kind::of(&found.dtype, found.shape)?;
-        if kind.bytes() != found.data.len() {
-            return Err(Error::Internal(
-                "a stored tensor of another length".to_owned(),
-            ));
-        }
-        Ok(Arg::Stored(Arc::new(found.data), kind))
+        let mut found = references.find(ctx, reference).await?;
+        let kind = Kind::of(&found.dtype, std::mem::take(&mut found.shape))?;
+        Ok((found, kind))
+    }
+
+    /// Waits until so many bytes may be copied, beside what the requests of all identities have.
+    ///
+    /// # Errors
+    /// They are more than may ever be.
+    pub(crate) async fn room_for_copies(&self, bytes: u64) -> Result<OwnedSemaphorePermit> {
+        let most = self.0.settings.referenced_bytes;
+        let units = u32::try_from(units(bytes)).ok().filter(|_| bytes <= most);
+        let Some(units) = units else {
+            return Err(Error::TooLarge(format!(
+                "the stored tensors that this request refers to have {bytes} bytes; {most} are the most"
+            )));
+        };
+        let room = Arc::clone(&self.0.copies).acquire_many_owned(units).await;
+        room.map_err(|closed| Error::Internal(closed.to_string()))
     }
 
     fn tenant(&self, ctx: &Ctx) -> Result<Arc<Tenant>> {

@@ -9,6 +9,11 @@ pub use alknet_compute_wire::limits::TENSOR_BYTES_MAX;
 pub const INLINE_BYTES_MAX: usize = 64 << 10;
 /// Bytes of one `tensor/read`: what a peer takes in one frame is often less.
 pub const READ_BYTES_MAX: u64 = 16 << 20;
+/// Bytes of the copies of stored tensors that the requests of all identities refer to, where the settings name no other
+/// number. A node has a quarter of the machine's memory for them, and at least [`TENSOR_BYTES_MAX`].
+pub const REFERENCED_BYTES_MAX: u64 = 1 << 30;
+/// Bytes by which these copies are counted.
+pub(crate) const REFERENCED_BYTES_UNIT: u64 = 64 << 10;
 /// Dimensions of a tensor.
 pub const RANK_MAX: usize = 8;
 /// Handles of one identity.

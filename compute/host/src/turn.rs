@@ -33,6 +33,8 @@ pub(crate) struct Turn {
     uploads: Vec<(u64, Data)>,
     /// Numbers and bytes of tensors that this turn makes.
     fresh: Vec<(u64, u64)>,
+    /// Counts the copies of stored tensors among `uploads`, until the turn is over.
+    copies: Option<OwnedSemaphorePermit>,
 }
 
 /// A tensor that is at hand.
@@ -76,6 +78,7 @@ impl Turn {
             info: info.unwrap_or_default(),
             uploads: Vec::new(),
             fresh: Vec::new(),
+            copies: None,
         };
         if fresh {
             let info: Arc<Info> = Arc::new(turn.ask(&Ask::Info, None).await?);
@@ -141,6 +144,36 @@ impl Turn {
             cpu: None,
             gpu: (!own).then_some(self.compute.0.settings.gpu_time),
         }
+    }
+
+    /// Looks up what the references among the tensors of a request name, and copies it. A request that waits for its turn
+    /// has no copies, and one whose turn it is has room for all of them before the first is made.
+    ///
+    /// # Errors
+    /// As `tensor/open`, and where all of them together are too large.
+    pub(crate) async fn resolve(&mut self, args: &mut [&mut Arg]) -> Result<()> {
+        let mut found = Vec::new();
+        for arg in args.iter_mut() {
+            if let Arg::Ref(reference) = &**arg {
+                found.push((self.compute.find(&self.ctx, reference).await?, arg));
+            }
+        }
+        let bytes = found.iter().map(|((_, kind), _)| kind.bytes());
+        let bytes = bytes.fold(0, u64::saturating_add);
+        if found.is_empty() {
+            return Ok(());
+        }
+        self.copies = Some(self.compute.room_for_copies(bytes).await?);
+        for ((referenced, kind), arg) in found {
+            let copied = tokio::task::spawn_blocking(referenced.copy).await;
+            let data = copied.map_err(|error| Error::Internal(error.to_string()))??;
+            if kind.bytes() != data.len() {
+                let why = "a stored tensor of another length".to_owned();
+                return Err(Error::Internal(why));
+            }
+            **arg = Arg::Stored(Arc::new(data), kind);
+        }
+        Ok(())
     }
 
     /// A tensor of a request.

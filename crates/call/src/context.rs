@@ -231,6 +231,13 @@ impl Ctx {
         }
     }
 
+    /// Whether a node in between passed the request on that everything belongs to. Such a node need not say for whom it
+    /// asks, and is only believed that with `forward:identity`; that it does not ask for itself it says always.
+    #[must_use]
+    pub fn is_forwarded(&self) -> bool {
+        self.forwarded_for().is_some() || self.hops() > 0
+    }
+
     /// How often the request that everything belongs to was passed on before it came here.
     pub(crate) fn hops(&self) -> u8 {
         self.root().head.hops

@@ -87,7 +87,7 @@ pub(crate) fn registration() -> Registration {
 
 fn run(input: &Body, ctx: &Ctx) -> Result<Value, CallError> {
     // Below a request the connection is that of the peer that asked for something else, and stays what it becomes.
-    if ctx.internal() || ctx.forwarded_for().is_some() {
+    if ctx.internal() || ctx.is_forwarded() {
         let text = "a connection is authenticated by whoever made it, and not by an operation or a node in between";
         return Err(CallError::new(ErrorCode::Forbidden, text));
     }

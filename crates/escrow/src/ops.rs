@@ -72,7 +72,7 @@ impl Counter {
         let key = held.ok_or_else(|| {
             refused("shares are for keys: connect with yours, and send no auth_token")
         })?;
-        if ctx.internal() || ctx.forwarded_for().is_some() {
+        if ctx.internal() || ctx.is_forwarded() {
             return Err(refused(
                 "a share is asked for by its owner, and by nobody in between",
             ));

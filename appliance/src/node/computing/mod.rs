@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alknet_call::{Dispatcher, RegistryBuilder};
+use alknet_compute::limits::TENSOR_BYTES_MAX;
 use alknet_compute::{Compute, Settings};
 use alknet_core::config::{Activation, ComputeSection, PromotionSection, RuntimeSection};
 use alknet_core::{Capabilities, Clock, HandlerRegistry, HttpMount, Identities, Metrics};
@@ -28,6 +29,8 @@ use promoted::Promoted;
 use services::Services;
 use stored::Stored;
 
+use super::facts::memory_total_bytes;
+
 /// Folder of the node's tensors below its state directory.
 const STORE_DIR: &str = "state/tensors";
 /// File of what was proposed and promoted below it.
@@ -36,6 +39,8 @@ const PROMOTION_FILE: &str = "state/promotion/promotion.db";
 const MEASURED_FILE: &str = "state/compute/measured.json";
 /// Part of the file system that the tensors may fill: the rest is for whatever else the node keeps.
 const STORE_PERCENT: u64 = 50;
+/// Part of the machine's memory that copies of stored tensors have, to which requests refer.
+const REFERENCED_PART: u64 = 4;
 /// What scripts of `runtime/eval` may call, as far as whoever runs them may.
 const REACH: [&str; 9] = [
     "compute/*",
@@ -88,6 +93,7 @@ impl Computing {
         settings.driver.clone_from(&around.compute.driver);
         settings.host_kernels = around.compute.host_kernels;
         settings.gpu_time = Duration::from_secs(around.compute.gpu_seconds.into());
+        settings.referenced_bytes = (memory_total_bytes() / REFERENCED_PART).max(TENSOR_BYTES_MAX);
         let workers = workers::start(&settings, around.runtime.min_sandbox)?;
         let mut problems = Vec::new();
         let store = open_store(around.state_dir, &mut problems);

@@ -57,7 +57,7 @@ impl References for Stored {
             let (id, name) = named?;
             let id = asker?.resolve(&store, &Src::Id(id))?;
             let object = store.object(id)?;
-            read(&store, &object, name)
+            find(&store, &object, name)
         }))
     }
 }
@@ -85,14 +85,22 @@ impl Stored {
     }
 }
 
-/// The bytes of one tensor, where no one can change them.
-fn read(store: &Store, object: &Arc<Object>, name: String) -> Result<Referenced, CallError> {
+/// One tensor, and how its bytes are copied to where no one can change them.
+fn find(store: &Store, object: &Arc<Object>, name: String) -> Result<Referenced, CallError> {
     let mut part = Part::find(store, object, &Want::Tensor(name), Encoding::Raw)?;
     if part.head.len > TENSOR_BYTES_MAX {
         return Err(too_large(part.head.len));
     }
     let dtype = part.head.dtype.take().unwrap_or_default();
     let shape = part.head.shape.take().unwrap_or_default();
+    Ok(Referenced {
+        dtype,
+        shape,
+        copy: Box::new(move || copy(part)),
+    })
+}
+
+fn copy(mut part: Part) -> Result<Sealed, CallError> {
     // What went wrong with the file says more than what the memory says about it.
     let mut failed = None;
     let data = Sealed::written(|memory| {
@@ -109,7 +117,7 @@ fn read(store: &Store, object: &Arc<Object>, name: String) -> Result<Referenced,
     });
     match (data, failed) {
         (_, Some(error)) => Err(error.into()),
-        (Ok(data), None) => Ok(Referenced { dtype, shape, data }),
+        (Ok(data), None) => Ok(data),
         (Err(error), None) => Err(CallError::internal(error.to_string())),
     }
 }

@@ -7,6 +7,7 @@ mod hostile;
 mod node;
 mod page;
 mod products;
+mod referenced;
 mod refused;
 mod tensors;
 mod without;

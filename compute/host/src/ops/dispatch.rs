@@ -94,11 +94,13 @@ async fn run(compute: Compute, body: Body, ctx: Ctx) -> Result<Output> {
     let mut args = Vec::with_capacity(input.bindings.len());
     for wanted in &input.bindings {
         args.push(match &wanted.arg {
-            Some(arg) => Some(compute.resolve(&ctx, Arg::read(&body, arg)?).await?),
+            Some(arg) => Some(Arg::read(&body, arg)?),
             None => None,
         });
     }
     let mut turn = compute.turn(&ctx).await?;
+    let mut all: Vec<_> = args.iter_mut().flatten().collect();
+    turn.resolve(&mut all).await?;
     let mut bindings = Vec::with_capacity(args.len());
     let mut results = Vec::new();
     for (wanted, arg) in input.bindings.into_iter().zip(args) {

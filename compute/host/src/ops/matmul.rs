@@ -103,9 +103,10 @@ pub(super) fn operation(compute: &Compute) -> Registration {
 
 async fn run(compute: Compute, body: Body, ctx: Ctx) -> Result<Output> {
     let input: Input = parse(&body)?;
-    let a = compute.resolve(&ctx, Arg::read(&body, &input.a)?).await?;
-    let b = compute.resolve(&ctx, Arg::read(&body, &input.b)?).await?;
+    let mut a = Arg::read(&body, &input.a)?;
+    let mut b = Arg::read(&body, &input.b)?;
     let mut turn = compute.turn(&ctx).await?;
+    turn.resolve(&mut [&mut a, &mut b]).await?;
     let a = matrix(turn.operand(a)?, input.a_view)?;
     let b = matrix(turn.operand(b)?, input.b_view)?;
     if a.columns != b.rows {

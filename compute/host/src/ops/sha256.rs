@@ -60,14 +60,14 @@ pub(super) fn operation(compute: &Compute) -> Registration {
 
 async fn run(compute: Compute, body: Body, ctx: Ctx) -> Result<Output> {
     let input: Input = parse(&body)?;
-    let data = compute
-        .resolve(&ctx, Arg::read(&body, &input.data)?)
-        .await?;
-    let offsets = match &input.offsets {
-        Some(offsets) => Some(compute.resolve(&ctx, Arg::read(&body, offsets)?).await?),
-        None => None,
-    };
+    let mut data = Arg::read(&body, &input.data)?;
+    let offsets = input.offsets.as_ref();
+    let mut offsets = offsets
+        .map(|offsets| Arg::read(&body, offsets))
+        .transpose()?;
     let mut turn = compute.turn(&ctx).await?;
+    let mut all: Vec<_> = [&mut data].into_iter().chain(&mut offsets).collect();
+    turn.resolve(&mut all).await?;
     let data = turn.operand(data)?;
     if data.kind.dtype != Dtype::U8 {
         let name = data.kind.dtype.name();

@@ -58,11 +58,11 @@ fn create(compute: &Compute) -> Registration {
     register(compute, spec, |compute, body, ctx| async move {
         let input: Create = parse(&body)?;
         let kind = Kind::of(&input.dtype, input.shape)?;
-        let from = match &input.from {
-            Some(from) => Some(compute.resolve(&ctx, Arg::read(&body, from)?).await?),
-            None => None,
-        };
+        let from = input.from.as_ref();
+        let mut from = from.map(|from| Arg::read(&body, from)).transpose()?;
         let mut turn = compute.turn(&ctx).await?;
+        let mut all: Vec<_> = from.iter_mut().collect();
+        turn.resolve(&mut all).await?;
         let source = match from {
             Some(from) => {
                 let from = turn.operand(from)?;

@@ -135,6 +135,26 @@ async fn what_was_forwarded_is_not_forwarded_again() {
     assert_eq!(answer["output"]["for"], json!({"id": "end-user"}));
 }
 
+/// A node in between need not say for whom it asks.
+#[tokio::test]
+async fn a_connection_is_authenticated_by_no_node_in_between() {
+    let node = Node::new();
+    let (dialled, _) = node.serve(Carriage::Memory, None);
+    let mut peer = RawPeer::new(dialled).await;
+    for (hops, kind) in [(1, EventKind::Error), (0, EventKind::Responded)] {
+        let payload = json!({
+            "operationId": "session/authenticate", "input": { "token": "good" }, "hops": hops,
+        });
+        peer.send(EventKind::Requested, &format!("{hops}"), payload)
+            .await;
+        let (answered, _, answer) = peer.event().await;
+        assert_eq!(answered, kind, "{answer}");
+        if hops > 0 {
+            assert_eq!(answer["code"], "FORBIDDEN");
+        }
+    }
+}
+
 /// Two nodes that offer each other's operation as their own. Neither says for whom it asks, so that neither
 /// can tell that it is asked for what it asked itself.
 #[tokio::test]

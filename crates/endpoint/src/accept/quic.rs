@@ -200,14 +200,21 @@ impl Incoming for QuinnIncoming {
 
     async fn finish(self, window: Arc<Window>) -> io::Result<Arrived> {
         let config = self.config.of(window);
+        // The address that the handshake proves. The connection's own changes with the first packet behind it that comes from
+        // elsewhere, before that path is validated (RFC 9000, 9.3), and that may be before this task goes on.
+        let remote = canonical(self.incoming.remote_address());
         let connecting = self.incoming.accept_with(config);
         let connecting = connecting.map_err(io::Error::other)?;
         let connection = connecting.await.map_err(io::Error::other)?;
-        Ok(arrived(connection, self.bound))
+        Ok(arrived(connection, remote, self.bound))
     }
 }
 
-fn arrived(connection: quinn::Connection, bound: Option<SocketAddr>) -> Arrived {
+fn arrived(
+    connection: quinn::Connection,
+    remote: SocketAddr,
+    bound: Option<SocketAddr>,
+) -> Arrived {
     let data = connection
         .handshake_data()
         .and_then(|data| data.downcast::<Greeting>().ok());
@@ -218,7 +225,6 @@ fn arrived(connection: quinn::Connection, bound: Option<SocketAddr>) -> Arrived 
     let chain = connection
         .peer_identity()
         .and_then(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().ok());
-    let remote = canonical(connection.remote_address());
     let local = bound.map(|bound| {
         let ip = connection.local_ip().unwrap_or_else(|| bound.ip());
         SocketAddr::new(ip.to_canonical(), bound.port())

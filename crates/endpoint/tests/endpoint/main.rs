@@ -9,6 +9,7 @@ mod iroh;
 mod life;
 mod links;
 mod matrix;
+mod migrated;
 mod nesting;
 mod refusals;
 mod relief;

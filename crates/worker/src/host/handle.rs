@@ -202,8 +202,9 @@ impl Workers {
         answer.await.unwrap_or(false)
     }
 
-    /// The machine has too little memory left: ends the workers of the tenant whose workers hold most of it together,
-    /// where that is more than `least` bytes, and gives that tenant none for a minute. Returns how many there were.
+    /// The machine has too little memory left: ends the largest workers of the tenant whose workers hold most of it
+    /// together, until those hold no more than the next tenant's, or than `least` bytes. The second time within a minute
+    /// that tenant gets none for a minute. Returns how many ended.
     pub async fn relieve(&self, least: u64) -> usize {
         let (reply, answer) = oneshot::channel();
         self.0.line.send(Command::Relieve { least, reply });

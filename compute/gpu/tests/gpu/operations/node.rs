@@ -9,7 +9,7 @@ use alknet_call::{
     ALPN, Body, CallClient, CallConnection, CallError, CallHandler, CallOptions, Dispatcher,
     Registry,
 };
-use alknet_compute::{Compute, Settings, operations, role};
+use alknet_compute::{Compute, References, Settings, operations, role};
 use alknet_core::{AuthContext, Identity, IdentityKind, ProtocolHandler, memory_pair};
 use alknet_test_support::deadline;
 use alknet_worker::{Config, Executable, Role, RoleConfig, Workers};
@@ -55,10 +55,24 @@ impl Node {
         Self::with_program(program(), settings, change)
     }
 
+    /// The same, with tensors that are stored elsewhere.
+    pub(super) fn with_references(settings: Settings, references: Arc<dyn References>) -> Self {
+        Self::make(program(), settings, Some(references), |_| {})
+    }
+
     /// The same with another program for the workers.
     pub(super) fn with_program(
         program: &Path,
         settings: Settings,
+        change: impl FnOnce(&mut RoleConfig),
+    ) -> Self {
+        Self::make(program, settings, None, change)
+    }
+
+    fn make(
+        program: &Path,
+        settings: Settings,
+        references: Option<Arc<dyn References>>,
         change: impl FnOnce(&mut RoleConfig),
     ) -> Self {
         let _inside = RUNTIME.enter();
@@ -69,7 +83,10 @@ impl Node {
         config.roles = vec![gpu];
         config.programs = vec![(Role::Gpu, Executable::File(program.to_owned()))];
         let workers = Workers::start(config).expect("a supervisor");
-        let compute = Compute::new(workers.clone(), settings);
+        let compute = match references {
+            Some(references) => Compute::with_references(workers.clone(), settings, references),
+            None => Compute::new(workers.clone(), settings),
+        };
         let mut builder = Registry::builder();
         for operation in operations(&compute) {
             builder.add(operation);
