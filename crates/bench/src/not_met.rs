@@ -186,7 +186,7 @@ mod tests {
     fn what_was_measured_last_stands_in_the_page_about_performance() {
         let is_of_a_number = |c: char| c.is_ascii_digit() || c == '.';
         let figures: Vec<&str> = PERFORMANCE
-            .split(|c| !is_of_a_number(c))
+            .split(|c: char| !is_of_a_number(c))
             .map(|figure| figure.trim_end_matches('.'))
             .collect();
         for bound in NOT_MET {
