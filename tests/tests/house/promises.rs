@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::Path;
 
 use super::tree::{root, tests_of};
 
@@ -132,6 +133,60 @@ fn every_promise_names_the_test_that_would_notice_its_breach() {
         }
     }
     assert!(rows > 140, "{rows} rows were found");
+}
+
+/// A file that does not have the test leads a reader to the code that the test is about, and shows nothing.
+#[test]
+fn what_shows_a_promise_has_a_test() {
+    let mut files = 0;
+    for (heading, rows) in tables(&page("SPECIFICATION.md")) {
+        let mut shown_by = None;
+        for row in &rows {
+            if row[0] == "promise" {
+                shown_by = row.iter().position(|cell| cell == "shown by");
+                continue;
+            }
+            let cell = shown_by.and_then(|at| row.get(at));
+            let cell = cell.unwrap_or_else(|| panic!("{heading}: what shows {row:?}?"));
+            for word in quoted(cell).filter(|word| is_path(word)) {
+                let promise = &row[0];
+                assert!(
+                    has_test(&root().join(word)),
+                    "{promise:?}: no test in {word}"
+                );
+                files += 1;
+            }
+        }
+    }
+    assert!(files > 200, "{files} files were found");
+}
+
+#[test]
+fn a_file_has_a_test_of_its_own_or_in_the_module_below_it() {
+    let has_test = |path: &str| has_test(&root().join(path));
+    assert!(has_test("tests/tests/house/promises.rs") && has_test("tests/tests/house"));
+    assert!(has_test("crates/endpoint/src/admission.rs"));
+    assert!(!has_test("tests/tests/house/tree.rs") && !has_test("tests/tests/house/none.rs"));
+}
+
+/// A command has a space, and a path of HTTP begins with a slash.
+fn is_path(word: &str) -> bool {
+    word.contains('/') && !word.contains(' ') && !word.starts_with('/')
+}
+
+/// Whether the file has a test, or the module `tests` below it, or a file of the folder.
+fn has_test(path: &Path) -> bool {
+    if path.is_dir() {
+        let mut files = fs::read_dir(path).expect("a folder of this repository");
+        files.any(|file| has_test(&file.expect("readable").path()))
+    } else if path.is_file() && path.extension().is_some_and(|it| it == "rs") {
+        let source = fs::read_to_string(path).expect("readable");
+        let module = path.with_extension("");
+        let mut below = ["tests.rs", "tests"].iter();
+        !tests_of(&source).is_empty() || below.any(|name| has_test(&module.join(name)))
+    } else {
+        false
+    }
 }
 
 /// `file`: `test`, `test`; `file`: `test`.
