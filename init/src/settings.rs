@@ -366,7 +366,7 @@ pub(crate) mod tests {
             "fw_cfg: words that are not those of this node's vault".to_owned(),
         );
         let started = start(&forged);
-        assert_eq!(told(&started), [conflict.clone()]);
+        assert_eq!(told(&started), std::slice::from_ref(&conflict));
         // A later look, which does not know the vault's words, takes nothing back.
         let mut later = Settings::read_from(&paths, None, &keeper, None, None);
         assert!(told(&later).is_empty());
