@@ -2,8 +2,8 @@ use std::fs::File;
 
 use alknet_provisioning::{Secrets, Source};
 use alknet_sealed::limits::DATA_AT;
-use alknet_vault::Entropy;
 use alknet_vault::slots::{Key, NewSlot, NewVault, OpenAlkv};
+use alknet_vault::{Entropy, SecretStr};
 use zeroize::Zeroizing;
 
 use super::*;
@@ -13,7 +13,7 @@ use crate::{
     facts::Clock,
     settings::tests::{settings, with_words},
     supervise::Order,
-    vault::{self, Ask},
+    vault::{self, Ask, Command},
 };
 
 /// A machine at rest whose vault is open; its disk is gone.
@@ -241,6 +241,28 @@ async fn a_configuration_that_came_while_the_machine_runs_is_noted_in_the_vault(
     let opened = found().open(&mut Key::Stored).expect("opened");
     assert_eq!(opened.pending(), left);
     assert!(!machine.working);
+}
+
+/// An attempt to get at the data is under way, on a disk that an attacker has answer slowly. The vault that the disk gave
+/// is open, and may turn out to be an older one, or one whose owner was reminded.
+#[tokio::test]
+async fn no_command_uses_a_vault_before_the_attempt_that_opened_it_is_over() {
+    let mut machine = machine();
+    // No disk of the machine that tests, whatever happens to it.
+    let disk = tempfile::NamedTempFile::new().expect("a temporary file");
+    machine.vault_at = Some(disk.path().to_owned());
+    let text = "the vault is locked";
+    machine.waiting = Some(Waiting::new(Ask::Nothing, "vault-locked", text, "wait"));
+    machine.opening = true;
+    assert!(machine.keeper.is_open());
+    for line in ["words", "slot add passphrase", "rekey"] {
+        machine.command(Command::parse(line).expect(line));
+        assert!(!machine.working, "{line}: it was begun");
+    }
+    // One that was begun before the vault was locked.
+    let words = SecretStr::from("abandon");
+    machine.commanded(Session::new(Command::Words), Outcome::Words(words), 0);
+    assert!(machine.timers.session.is_none(), "the words are shown");
 }
 
 /// The disk hangs before it has the mark. The machine does not wait for it, and says that nothing may have been erased.
