@@ -64,6 +64,13 @@ impl Machine {
         }
     }
 
+    /// Goes on with what was typed before the question was taken back, which waited for another change of the vault.
+    pub(super) fn resume_command(&mut self) {
+        if let Some(session) = self.session.take() {
+            self.try_command(session);
+        }
+    }
+
     pub(super) fn try_command(&mut self, mut session: Session) {
         self.timers.session = None;
         if self.working {
