@@ -139,8 +139,10 @@ pub(crate) struct Machine {
     session: Option<Session>,
     /// A command is being tried, or the vault changed for another reason.
     working: bool,
-    /// Permissions of the first boot that are to be withdrawn in the vault.
+    /// Permissions of the first boot that are to be withdrawn in the vault, until they are.
     concluding: Pending,
+    /// That failed, or is being tried: it waits until the vault is opened again, or until more are to be withdrawn.
+    put_off: bool,
     /// Faults that were injected: the next attempt to open the vault panics, and the next round of housekeeping.
     breaks_opening: bool,
     breaks_housekeeping: bool,
@@ -248,6 +250,7 @@ impl Machine {
             session: None,
             working: false,
             concluding: Pending::default(),
+            put_off: false,
             breaks_opening: false,
             breaks_housekeeping: false,
             config_changes: ConfigChanges::default(),

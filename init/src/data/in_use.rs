@@ -14,12 +14,19 @@ use crate::media::Media;
 use crate::vault::newest::{self, Ledger};
 use crate::vault::{self, Keeper, NotInUse, Waiting};
 
-/// Opens the vault of a device again, whose data are mounted at `state_dir`.
+/// Opens the vault of a device again, whose data are mounted at `state_dir`, and withdraws the permissions of the first
+/// boot in `ended`, which could not be withdrawn before: the vault may open by typing or by another node's share only.
+/// Where they cannot be withdrawn now, that is logged, and the vault is open all the same.
 ///
 /// # Errors
 /// Nothing opens it now, or the disk answers with another vault or an older copy. It stays locked, and what is known of
 /// it stays as it was.
-pub(crate) fn reopen(device: &Path, state_dir: &Path, access: Access<'_>) -> Result<(), Waiting> {
+pub(crate) fn reopen(
+    device: &Path,
+    state_dir: &Path,
+    ended: Pending,
+    access: Access<'_>,
+) -> Result<(), Waiting> {
     let Access { keeper, offer, log } = access;
     // What was typed may be right, and the disk answer better the next time.
     let ask = keeper.asks();
@@ -39,7 +46,31 @@ pub(crate) fn reopen(device: &Path, state_dir: &Path, access: Access<'_>) -> Res
         let proof = || newest::is_proven(&found, open, offer, keeper, || false);
         access.ledger(device, state_dir).check(open, false, proof)
     };
-    vault::open(&found, keeper, offer, &media, log, &permits).map(drop)
+    let mut open = vault::open(&found, keeper, offer, &media, log, &permits)?;
+    match withdraw(&mut open, ended, device, &access.ledger(device, state_dir)) {
+        Ok(()) => keeper.set_pending(open.pending()),
+        Err(error) => log.error(format_args!(
+            "that the first boot has ended cannot be noted in the vault: {error}"
+        )),
+    }
+    Ok(())
+}
+
+/// Withdraws permissions of the first boot in an open vault, and writes it where that changed it.
+fn withdraw(
+    open: &mut OpenAlkv,
+    ended: Pending,
+    device: &Path,
+    ledger: &Ledger<'_>,
+) -> Result<(), String> {
+    let changed = open.conclude(ended).map_err(|error| error.to_string())?;
+    if changed {
+        let saved = copies(device).save(open);
+        saved.map_err(|error| error.to_string())?;
+        // A copy from before permits more.
+        ledger.note(open);
+    }
+    Ok(())
 }
 
 /// Withdraws permissions of the first boot in the vault of a device, whose data are mounted at `state_dir`. Answers what

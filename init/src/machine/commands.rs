@@ -7,7 +7,7 @@ use super::{Event, Machine};
 use crate::{
     console::Answer,
     media::SystemSources,
-    vault::{Command, Given, Outcome, Place, Session},
+    vault::{Command, Given, LOCKED, Outcome, Place, Session},
 };
 
 /// How long a command waits for the next answer, ms: it may hold the vault's master key. So long is also kept what was
@@ -64,6 +64,13 @@ impl Machine {
         }
     }
 
+    /// Goes on with what was typed before the question was taken back, which waited for another change of the vault.
+    pub(super) fn resume_command(&mut self) {
+        if let Some(session) = self.session.take() {
+            self.try_command(session);
+        }
+    }
+
     pub(super) fn try_command(&mut self, mut session: Session) {
         self.timers.session = None;
         if self.working {
@@ -75,6 +82,11 @@ impl Machine {
             let text = "this machine has no vault on a data disk";
             return self.asking.tell(vec![text.to_owned()]);
         };
+        // An attempt opens the vault before it knows that the vault is the newest, and before it has read what the data
+        // say of the words. Until the attempt is over, the vault is locked for commands.
+        if self.waiting.is_some() && session.needs_open() {
+            return self.asking.tell(vec![LOCKED.to_owned()]);
+        }
         self.working = true;
         let keeper = Arc::clone(&self.keeper);
         let log = self.log.clone();
@@ -101,7 +113,8 @@ impl Machine {
         if !matches!(outcome, Outcome::Wants(..)) {
             self.forget_shares();
         }
-        let is_closed = !self.keeper.is_open() && self.waiting.is_some();
+        // Also while an attempt has opened it, and is not over.
+        let is_closed = self.waiting.is_some();
         if is_closed && session.needs_open() && !matches!(outcome, Outcome::Refused(_)) {
             // Locked meanwhile: nothing of it is shown.
             self.asking.wait_for(self.waiting.as_ref());

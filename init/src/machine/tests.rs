@@ -2,18 +2,19 @@ use std::fs::File;
 
 use alknet_provisioning::{Secrets, Source};
 use alknet_sealed::limits::DATA_AT;
-use alknet_vault::Entropy;
-use alknet_vault::slots::{Key, NewSlot, NewVault, OpenAlkv};
+use alknet_vault::slots::{Key, KmsParams, NewSlot, NewVault, OpenAlkv, VaultId};
+use alknet_vault::{Entropy, SecretArr, SecretStr};
 use zeroize::Zeroizing;
 
 use super::*;
 use crate::{
     control::DataState,
     data::{self, keyslot_tests},
+    errand::Hidden,
     facts::Clock,
     settings::tests::{settings, with_words},
     supervise::Order,
-    vault::{self, Ask},
+    vault::{self, Ask, Command},
 };
 
 /// A machine at rest whose vault is open; its disk is gone.
@@ -241,6 +242,148 @@ async fn a_configuration_that_came_while_the_machine_runs_is_noted_in_the_vault(
     let opened = found().open(&mut Key::Stored).expect("opened");
     assert_eq!(opened.pending(), left);
     assert!(!machine.working);
+}
+
+/// A vault of a first boot that opens by another node's share only.
+fn opened_by_share(share: &[u8; 32]) -> OpenAlkv {
+    let id = VaultId::generate().expect("random bytes");
+    let peer = format!("ed25519:{}", "ab".repeat(32));
+    let at = vec!["192.0.2.1:443".to_owned()];
+    let params = KmsParams::new(peer, at, "0123456789ab".to_owned(), [3; 32], [1; 32]);
+    let params = params.expect("within bounds");
+    let kek = params.kek(&SecretArr::copy_of(share), id);
+    let vault = NewVault {
+        pending: Pending::ALL,
+        ..NewVault::new(Entropy::from_bytes(&[7; 32]).expect("32 bytes"), 0)
+    };
+    OpenAlkv::create_as(id, vault, |_| Ok(NewSlot::Kms(params, &kek))).expect("made")
+}
+
+/// The other node gives its share, which an attempt to open the vault asked for.
+fn release(keeper: &Keeper, share: &[u8; 32]) {
+    let escrow = keeper.escrow();
+    escrow.set_network(true);
+    let (of, _) = escrow.next(0).expect("it is wanted");
+    let share = Hidden::copy_of(share);
+    escrow.came(&of, Ok(errand::Outcome::Released { share }), 0);
+    // The machine that is tested starts no child to ask a node.
+    escrow.set_network(false);
+}
+
+/// Handles so many events of the machine's threads.
+async fn handle(machine: &mut Machine, arriving: &mut mpsc::Receiver<Event>, count: usize) {
+    for _ in 0..count {
+        let event = arriving.recv().await.expect("the machine is there");
+        machine.handle(event);
+    }
+}
+
+/// An attacker locks the vault until the ten minutes after the first start are over, or has a vault that the machine
+/// cannot open by itself; or the disk is full when the owner has typed the words. Opened again, the vault must not permit
+/// that its words are shown.
+#[tokio::test]
+async fn a_vault_that_could_not_be_changed_after_the_reminder_is_changed_when_it_opens_again() {
+    let share = [2; 32];
+    let left = Pending::ALL.without(Pending {
+        words: true,
+        ..Pending::default()
+    });
+    // How the ten minutes end, and how many threads that starts.
+    let ways: [(fn(&mut Machine), usize); 3] = [
+        (|machine| machine.timers.words = Some(0), 2),
+        (
+            |machine| {
+                machine.timers.words = Some(0);
+                machine.lock(false, "an attacker", 0);
+            },
+            1,
+        ),
+        (
+            |machine| machine.words_noted(Err("the disk is full".to_owned())),
+            2,
+        ),
+    ];
+    for (end, threads) in ways {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let reminded = dir.path().join("config/words-reminded");
+        std::fs::create_dir(dir.path().join("config")).expect("writable");
+        let disk = dir.path().join("disk");
+        let file = File::create_new(&disk).expect("a new file");
+        file.set_len(DATA_AT).expect("a sparse file");
+        let made = opened_by_share(&share);
+        data::copies(&disk).create(&made).expect("written");
+        let found = data::copies(&disk).load().expect("good");
+        let found = found.expect("a vault");
+        let log = Log::default();
+        let keeper = Keeper::new().expect("memory");
+        let (offer, media) = (Offer::default(), Secrets::default());
+        let permits = |_: &OpenAlkv| Ok(());
+        let opened = vault::open(&found, &keeper, &offer, &media, &log, &permits);
+        opened.map(drop).expect_err("no share is there yet");
+        release(&keeper, &share);
+        let opened = vault::open(&found, &keeper, &offer, &media, &log, &permits);
+        opened.map(drop).expect("the share is there");
+        assert!(keeper.shows_words(), "the first ten minutes");
+
+        let (events, mut arriving) = mpsc::channel(EVENTS_MAX);
+        let keeper = Arc::new(keeper);
+        let mut machine = Machine::at_rest(Facts::default(), keeper, settings(None), log, events);
+        machine.vault_at = Some(disk.clone());
+        machine.state_dir = dir.path().to_owned();
+        machine.prepared = Some(Box::new(Prepared {
+            state_dir: dir.path().to_owned(),
+            state: DataState {
+                mode: "mounted".to_owned(),
+                ..DataState::default()
+            },
+            problems: Vec::new(),
+            waiting: None,
+            vault_at: Some(disk),
+            vault: None,
+        }));
+        end(&mut machine);
+        machine.keep_open(0);
+        handle(&mut machine, &mut arriving, threads).await;
+        assert!(reminded.exists(), "the next start asks for proof");
+        assert_eq!(machine.keeper.pending(), Pending::ALL);
+
+        for _ in 0..2 {
+            machine.lock(false, "an attacker", 0);
+            machine.open();
+            handle(&mut machine, &mut arriving, 1).await;
+            assert!(machine.waiting.is_some(), "the share was not asked for yet");
+            release(&machine.keeper, &share);
+            machine.open();
+            handle(&mut machine, &mut arriving, 1).await;
+            assert_eq!(machine.waiting, None);
+            assert!(!machine.keeper.shows_words());
+            // The second time this is what the disk says: nothing is left to be withdrawn.
+            assert_eq!(machine.keeper.pending(), left);
+            assert!(machine.concluding.is_empty());
+        }
+    }
+}
+
+/// An attempt to get at the data is under way, on a disk that an attacker has answer slowly. The vault that the disk
+/// gave is open, and may turn out to be an older one, or one whose owner was reminded.
+#[tokio::test]
+async fn no_command_uses_a_vault_before_the_attempt_that_opened_it_is_over() {
+    let mut machine = machine();
+    // No disk of the machine that tests, whatever happens to it.
+    let disk = tempfile::NamedTempFile::new().expect("a temporary file");
+    machine.vault_at = Some(disk.path().to_owned());
+    let text = "the vault is locked";
+    machine.waiting = Some(Waiting::new(Ask::Nothing, "vault-locked", text, "wait"));
+    machine.opening = true;
+    assert!(machine.keeper.is_open());
+    for line in ["words", "slot add passphrase", "rekey"] {
+        machine.command(Command::parse(line).expect(line));
+        assert!(!machine.working, "{line}: it was begun");
+    }
+    // One that was begun before the vault was locked.
+    let words = SecretStr::from("abandon");
+    machine.commanded(Session::new(Command::Words), Outcome::Words(words), 0);
+    assert!(machine.timers.session.is_none(), "the words are shown");
 }
 
 /// The disk hangs before it has the mark. The machine does not wait for it, and says that nothing may have been erased.

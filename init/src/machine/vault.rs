@@ -83,16 +83,19 @@ impl Machine {
     /// The vault was locked while the data is there, and an attempt to open it again is over.
     pub(super) fn unlocked(&mut self, waiting: Option<Waiting>, now: u64) {
         self.opening = false;
+        self.working = false;
         self.offer = Offer::default();
         self.asking.wait_for(waiting.as_ref());
         self.waiting = waiting;
         if self.waiting.is_none() {
+            self.forget_concluded();
             self.supervisor.start(now);
             self.tell_events();
         } else {
             // Also where the attempt ended in a panic.
             self.keeper.lock();
         }
+        self.resume_command();
         self.vault_changed();
     }
 
@@ -102,12 +105,7 @@ impl Machine {
             self.timers.words = None;
             self.asking.forget_words();
             self.keeper.take_words();
-            // The console has reminded the owner from now on: after the next start it asks for proof.
-            self.note_reminder();
-            self.conclude(Pending {
-                words: true,
-                ..Pending::default()
-            });
+            self.remind();
             self.vault_changed();
         }
         if self.timers.typed.is_some_and(|at| now >= at) {
@@ -204,7 +202,8 @@ impl Machine {
         if self.waiting.is_none() {
             return;
         }
-        if self.opening {
+        // Two changes of the vault at once would lose one of them.
+        if self.opening || self.working {
             self.timers.open = Some(boot_ms() + AGAIN_MS);
             return;
         }
@@ -228,6 +227,8 @@ impl Machine {
         }
         let (at, state_dir) = (prepared.vault_at.clone(), prepared.state_dir.clone());
         self.prepared = Some(prepared);
+        self.working = true;
+        let ended = self.concluding;
         let as_before = Event::Unlocked(self.waiting.clone().map(Box::new));
         self.blocking("opening the vault", as_before, move || {
             assert!(!breaks, "a fault was injected");
@@ -236,7 +237,7 @@ impl Machine {
                 offer: &offer,
                 log: &log,
             };
-            let waiting = at.and_then(|at| data::reopen(&at, &state_dir, access).err());
+            let waiting = at.and_then(|at| data::reopen(&at, &state_dir, ended, access).err());
             Event::Unlocked(waiting.map(Box::new))
         });
     }
@@ -443,6 +444,9 @@ impl Machine {
             return;
         };
         self.prepared = None;
+        // The new vault has a first boot of its own.
+        self.concluding = Pending::default();
+        self.put_off = false;
         self.opening = true;
         let keeper = Arc::clone(&self.keeper);
         let log = self.log.clone();

@@ -55,16 +55,29 @@ impl Machine {
                 });
                 self.log.info("the words of this node were written down");
             }
-            Err(error) => self.log.error(format_args!(
-                "that the words were written down is not noted, and does not count: {error}"
-            )),
+            Err(error) => {
+                self.log.error(format_args!(
+                    "that the words were written down is not noted, and does not count: {error}"
+                ));
+                // The ten minutes ended when the last of the three words was typed.
+                self.remind();
+            }
         }
         self.vault_changed();
     }
 
-    /// The ten minutes are over. The note beside the data holds where the vault cannot be told, as it is locked or opens
-    /// by a key of another node's or by typing only.
-    pub(super) fn note_reminder(&self) {
+    /// The ten minutes are over, and the console reminds the owner: after the next start or lock it asks for proof.
+    pub(super) fn remind(&mut self) {
+        self.note_reminder();
+        self.conclude(Pending {
+            words: true,
+            ..Pending::default()
+        });
+    }
+
+    /// The note beside the data holds where the vault cannot be changed yet: it is locked, or opens by another node's
+    /// share or by typing only.
+    fn note_reminder(&self) {
         self.keeper.owner_was_reminded();
         let state_dir = self.state_dir.clone();
         let failed = Event::ReminderNoted(Err("it failed; the log says why".to_owned()));
@@ -110,23 +123,34 @@ impl Machine {
 
     /// Withdraws permissions of the first boot in the vault on the disk, as soon as nothing else changes it.
     pub(super) fn conclude(&mut self, ended: Pending) {
-        let still = self.keeper.pending();
-        // Of those that are still given.
-        let ended = still.without(still.without(ended));
+        let ended = self.still_given(ended);
+        self.put_off &= ended.is_empty();
         self.concluding = self.concluding.with(ended);
+    }
+
+    /// Those of `ended` that the vault still permits.
+    fn still_given(&self, ended: Pending) -> Pending {
+        let still = self.keeper.pending();
+        still.without(still.without(ended))
+    }
+
+    /// Forgets those of the permissions to be withdrawn that the vault on the disk does not give any more.
+    pub(super) fn forget_concluded(&mut self) {
+        self.concluding = self.still_given(self.concluding);
     }
 
     /// Does so, on a thread of its own.
     pub(super) fn conclude_now(&mut self) {
         let is_free = !self.working && !self.opening && self.session.is_none();
-        if self.concluding.is_empty() || !is_free || self.shutdown.is_some() {
+        if self.concluding.is_empty() || self.put_off || !is_free || self.shutdown.is_some() {
             return;
         }
-        // A vault that is locked is told once it is open again.
+        // A vault that is locked is changed when it is opened again.
         let Some(at) = self.vault_at.clone().filter(|_| self.keeper.is_open()) else {
             return;
         };
-        let ended = std::mem::take(&mut self.concluding);
+        let ended = self.concluding;
+        self.put_off = true;
         // The vault is not changed by anything else meanwhile.
         self.working = true;
         let keeper = Arc::clone(&self.keeper);
@@ -144,15 +168,13 @@ impl Machine {
         match outcome {
             Ok(pending) => self.keeper.set_pending(pending),
             Err(why) => self.log.info(format_args!(
-                "that the first boot has ended is noted in the vault at the next start: {why}"
+                "that the first boot has ended is noted in the vault when it is opened again: {why}"
             )),
         }
+        self.forget_concluded();
         // Its change may not be counted.
         self.vault_changed();
-        // What was typed before the question was taken back waited.
-        if let Some(session) = self.session.take() {
-            self.try_command(session);
-        }
+        self.resume_command();
         self.vault_changed();
     }
 }

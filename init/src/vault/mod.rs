@@ -35,7 +35,7 @@ use crate::control::{Problem, Tpm2Facts, VaultFacts};
 
 pub(crate) use asking::{Asking, Step, places};
 pub(crate) use by_tpm::cover;
-pub(crate) use commands::{Command, Given, Outcome, Place, Session, Sources};
+pub(crate) use commands::{Command, Given, LOCKED, Outcome, Place, Session, Sources};
 pub(crate) use credentials::{Kept as KeptCredentials, keep as keep_credentials};
 pub(crate) use escrow::{Escrow, For};
 pub(crate) use events::Events;

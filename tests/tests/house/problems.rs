@@ -25,7 +25,7 @@ const SOURCES: [&str; 5] = [
 ];
 
 /// Words of those programs that have the spelling of a code and are none.
-const NO_CODES: [&str; 44] = [
+const NO_CODES: [&str; 45] = [
     "a5b5d94b-6cb1-4e0e-9b1c-5d3c8d1f0a02",
     "aes-256-xts",
     "aes-xts-plain64",
@@ -66,6 +66,7 @@ const NO_CODES: [&str; 44] = [
     "user-data",
     "vendor-data",
     "words-kept",
+    "words-reminded",
     "words-wrong",
     "worker-kill",
     "x-secret",

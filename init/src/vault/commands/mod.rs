@@ -29,6 +29,9 @@ use crate::{data, log::Log, tpm};
 pub(crate) use command::{COMMANDS, Command};
 pub(crate) use wanting::{Given, Wanting};
 
+/// Why a command does nothing that needs an open vault.
+pub(crate) const LOCKED: &str = "the vault is locked; open it first";
+
 /// What lies on media.
 pub(crate) trait Sources {
     /// Everything secret that they hold.
@@ -242,7 +245,7 @@ impl Session {
 
     fn attempt(&mut self, place: &Place<'_>) -> Outcome {
         if self.command.needs_open() && !place.keeper.is_open() {
-            return Outcome::Refused("the vault is locked; open it first".to_owned());
+            return Outcome::Refused(LOCKED.to_owned());
         }
         let done = match self.command {
             Command::Audit { until } => audit::show(place, until),

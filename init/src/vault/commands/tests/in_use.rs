@@ -55,7 +55,7 @@ impl Machine {
             offer: &offer,
             log: &self.log,
         };
-        let opened = data::reopen(&self.device(), self.dir.path(), access);
+        let opened = data::reopen(&self.device(), self.dir.path(), Pending::default(), access);
         assert_eq!(opened.is_ok(), self.keeper.is_open());
         opened.map_err(|waiting| waiting.problem.text)
     }
