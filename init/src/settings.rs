@@ -233,6 +233,19 @@ pub(crate) fn data_dir(mode: &str, state_dir: &Path) -> Option<PathBuf> {
 pub(crate) mod tests {
     use super::*;
 
+    /// Sources of a machine whose own lie below this folder.
+    pub(crate) fn paths_below(root: &Path) -> Paths {
+        let mut paths = Paths::system();
+        paths.fw_cfg = root.join("fw_cfg");
+        paths.block_class = root.join("block");
+        paths.dev = root.join("dev");
+        paths.dmi = root.join("dmi");
+        paths.efi = root.join("efi");
+        paths.command_line = root.join("cmdline");
+        paths.mount_point = root.join("mount");
+        paths
+    }
+
     pub(crate) fn settings(code: Option<&str>) -> Settings {
         let problems = code.into_iter().map(|code| Problem {
             code: code.to_owned(),
@@ -340,14 +353,7 @@ pub(crate) mod tests {
     fn words_that_are_not_the_vaults_are_told_at_each_start_with_their_medium() {
         let root = tempfile::tempdir().expect("a temporary directory");
         let at = |name: &str| root.path().join(name);
-        let mut paths = Paths::system();
-        paths.fw_cfg = at("fw_cfg");
-        paths.block_class = at("block");
-        paths.dev = at("dev");
-        paths.dmi = at("dmi");
-        paths.efi = at("efi");
-        paths.command_line = at("cmdline");
-        paths.mount_point = at("mount");
+        let paths = paths_below(root.path());
         let [owners, forged] =
             [7, 8].map(|byte| Entropy::from_bytes(&[byte; 32]).expect("32 bytes"));
         std::fs::create_dir_all(at("fw_cfg/words")).expect("a new folder");

@@ -387,7 +387,7 @@ mod tests {
         assert!(known(7, 128, 1, MANY));
         assert!(!known(31, 128, ROUNDS_OF_CLOSING, MANY));
         assert!(known(31, 128, ROUNDS_OF_CLOSING + 1, MANY));
-        // A handshake that somebody keeps under way has not what is missing.
+        // One handshake that a client keeps under way does not hold what is missing.
         assert!(known(15, 128, 1, 1));
         assert!(known(31, 128, ROUNDS_OF_UNKNOWN + 1, 1));
         // What is short for so long is not theirs.

@@ -56,6 +56,8 @@ pub(crate) enum Data {
 pub(crate) struct Sending {
     pub(crate) body: Body,
     pub(crate) uploads: Vec<(u64, Data)>,
+    /// Counts the copies of stored tensors among these.
+    pub(crate) copies: Option<OwnedSemaphorePermit>,
     pub(crate) limits: CallLimits,
     pub(crate) operation: Option<Hash>,
 }
@@ -183,6 +185,7 @@ impl Desk {
         let sending = Sending {
             body,
             uploads: Vec::new(),
+            copies: None,
             limits: CallLimits {
                 wall: WALL_TIME,
                 cpu: None,
@@ -206,6 +209,8 @@ impl Desk {
         let Some(live) = &self.live else {
             return Err(Error::Lost("it ended".to_owned()));
         };
+        // The worker has the memory until it has answered, also where the caller gave up.
+        let _copies = sending.copies;
         for (number, data) in sending.uploads {
             upload(&live.session, number, data)?;
         }

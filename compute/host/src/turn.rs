@@ -33,7 +33,7 @@ pub(crate) struct Turn {
     uploads: Vec<(u64, Data)>,
     /// Numbers and bytes of tensors that this turn makes.
     fresh: Vec<(u64, u64)>,
-    /// Counts the copies of stored tensors among `uploads`, until the turn is over.
+    /// Counts the copies of stored tensors among `uploads`, until the worker has answered.
     copies: Option<OwnedSemaphorePermit>,
 }
 
@@ -113,6 +113,7 @@ impl Turn {
         let sending = Sending {
             body: Body::of(ask)?,
             uploads: std::mem::take(&mut self.uploads),
+            copies: self.copies.take(),
             limits: self.limits(ask),
             operation,
         };
@@ -152,21 +153,30 @@ impl Turn {
     /// # Errors
     /// As `tensor/open`, and where all of them together are too large.
     pub(crate) async fn resolve(&mut self, args: &mut [&mut Arg]) -> Result<()> {
-        let mut found = Vec::new();
+        let (mut named, mut copies, mut bytes) = (Vec::new(), Vec::new(), 0_u64);
         for arg in args.iter_mut() {
             if let Arg::Ref(reference) = &**arg {
-                found.push((self.compute.find(&self.ctx, reference).await?, arg));
+                let (referenced, kind) = self.compute.find(&self.ctx, reference).await?;
+                bytes = bytes.saturating_add(kind.bytes());
+                copies.push(referenced.copy);
+                named.push((arg, kind));
             }
         }
-        let bytes = found.iter().map(|((_, kind), _)| kind.bytes());
-        let bytes = bytes.fold(0, u64::saturating_add);
-        if found.is_empty() {
+        if named.is_empty() {
             return Ok(());
         }
-        self.copies = Some(self.compute.room_for_copies(bytes).await?);
-        for ((referenced, kind), arg) in found {
-            let copied = tokio::task::spawn_blocking(referenced.copy).await;
-            let data = copied.map_err(|error| Error::Internal(error.to_string()))??;
+        let room = self.compute.room_for_copies(bytes).await?;
+        // The room goes along: a caller that gives up does not end what is copied, which has it until then.
+        let copying = tokio::task::spawn_blocking(move || {
+            let copied: std::result::Result<Vec<_>, _> =
+                copies.into_iter().map(|copy| copy()).collect();
+            (copied, room)
+        });
+        let (copied, room) = copying
+            .await
+            .map_err(|error| Error::Internal(error.to_string()))?;
+        self.copies = Some(room);
+        for ((arg, kind), data) in named.into_iter().zip(copied?) {
             if kind.bytes() != data.len() {
                 let why = "a stored tensor of another length".to_owned();
                 return Err(Error::Internal(why));

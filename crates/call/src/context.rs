@@ -231,8 +231,8 @@ impl Ctx {
         }
     }
 
-    /// Whether a node in between passed the request on that everything belongs to. Such a node need not say for whom it
-    /// asks, and is only believed that with `forward:identity`; that it does not ask for itself it says always.
+    /// Whether a node in between passed on the request that everything belongs to. Such a node may leave its client
+    /// unnamed, and the name counts with `forward:identity` only; the number of hops is always sent.
     #[must_use]
     pub fn is_forwarded(&self) -> bool {
         self.forwarded_for().is_some() || self.hops() > 0

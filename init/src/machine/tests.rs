@@ -278,6 +278,9 @@ async fn handle(machine: &mut Machine, arriving: &mut mpsc::Receiver<Event>, cou
     }
 }
 
+/// How the ten minutes in which words can be seen end.
+type WordsEnd = fn(&mut Machine);
+
 /// An attacker locks the vault until the ten minutes after the first start are over, or has a vault that the machine
 /// cannot open by itself; or the disk is full when the owner has typed the words. Opened again, the vault must not permit
 /// that its words are shown.
@@ -288,8 +291,8 @@ async fn a_vault_that_could_not_be_changed_after_the_reminder_is_changed_when_it
         words: true,
         ..Pending::default()
     });
-    // How the ten minutes end, and how many threads that starts.
-    let ways: [(fn(&mut Machine), usize); 3] = [
+    // And how many threads that starts.
+    let ways: [(WordsEnd, usize); 3] = [
         (|machine| machine.timers.words = Some(0), 2),
         (
             |machine| {

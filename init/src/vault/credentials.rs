@@ -309,6 +309,7 @@ mod tests {
     use alknet_vault::{Entropy, SecretStr};
 
     use super::*;
+    use crate::settings::tests::paths_below;
 
     const CONFIG: &str = "[[credentials]]\nname = \"openai\"\nkind = \"bearer\"\n\
                           [[credentials]]\nname = \"mail\"\nkind = \"basic\"\nuser = \"ada\"\n";
@@ -325,14 +326,7 @@ mod tests {
     fn machine(document: &str) -> (tempfile::TempDir, Paths) {
         let root = tempfile::tempdir().expect("a folder");
         let at = |name: &str| root.path().join(name);
-        let mut paths = Paths::system();
-        paths.fw_cfg = at("fw_cfg");
-        paths.block_class = at("block");
-        paths.dev = at("dev");
-        paths.dmi = at("dmi");
-        paths.efi = at("efi");
-        paths.command_line = at("cmdline");
-        paths.mount_point = at("mount");
+        let paths = paths_below(root.path());
         fs::create_dir_all(at("fw_cfg/node")).expect("ours");
         fs::create_dir_all(at("data")).expect("ours");
         fs::write(at("fw_cfg/node/raw"), document).expect("ours");

@@ -85,7 +85,7 @@ impl Ledger<'_> {
     ) -> Result<(), Waiting> {
         let alkv = open.alkv();
         let read = note::read(self.state_dir);
-        // Somebody who writes to the disk can spoil the note without a key, and put an older vault beside it.
+        // An attacker who can write to the disk spoils the note without a key, and puts an older vault beside it.
         let spoilt = read.as_ref().err().map(|error| {
             format!(
                 "{}, which says which vault is the newest, cannot be read ({error})",

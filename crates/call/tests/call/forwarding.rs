@@ -135,7 +135,7 @@ async fn what_was_forwarded_is_not_forwarded_again() {
     assert_eq!(answer["output"]["for"], json!({"id": "end-user"}));
 }
 
-/// A node in between need not say for whom it asks.
+/// A node in between may leave its client unnamed.
 #[tokio::test]
 async fn a_connection_is_authenticated_by_no_node_in_between() {
     let node = Node::new();

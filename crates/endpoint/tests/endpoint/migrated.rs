@@ -69,8 +69,8 @@ async fn claims_another_address(
     }
 }
 
-/// What an address is believed for: whom the handshake is charged to, whose place a connection takes, and where another
-/// node keeps its share from.
+/// An address decides which network pays for the handshake and gives the connection its place, and whether a share that is
+/// bound to addresses is released.
 #[tokio::test]
 async fn an_address_that_no_handshake_has_proven_is_not_the_client_s() {
     let node = Node::start();

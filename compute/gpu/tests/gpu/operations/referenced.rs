@@ -7,12 +7,12 @@ use std::thread;
 
 use alknet_call::{CallError, Ctx};
 use alknet_compute::{Referenced, References};
-use alknet_core::BoxFuture;
+use alknet_core::{BoxFuture, CloseCode};
 use alknet_test_support::eventually;
 use alknet_worker::Sealed;
 use serde_json::{Value, json};
 
-use super::node::{LONG, Node, patient};
+use super::node::{LONG, Node, Person, patient};
 
 /// Bytes of each stored tensor.
 const BYTES: usize = 1 << 20;
@@ -78,18 +78,29 @@ fn stored_tensors_are_copied_in_turn_and_where_there_is_room() {
         (found, begun)
     };
     thread::scope(|scope| {
-        // Two of one identity, of which one waits for its turn, and one of another, which waits for room.
-        let people = ["first", "first", "second"].map(|name| node.person(name));
-        let asking = people.map(|person| {
-            scope.spawn(move || person.ask("tensor/create", &create()).value().clone())
-        });
-        eventually("one is copied, and another one was found", LONG, || {
-            counts() == (2, 1)
-        });
+        let ask = |person: Person| {
+            scope.spawn(move || {
+                let made = person.try_ask("tensor/create", &create());
+                made.map(|made| made.value()["handle"].is_string())
+            })
+        };
+        let leaving = node.person("first");
+        let connection = leaving.0.clone();
+        let left = ask(leaving);
+        eventually("one is copied", LONG, || counts() == (1, 1));
+        // Another identity waits for room, and the next request of the first for its turn.
+        let waiting = ["second", "first"].map(|name| ask(node.person(name)));
+        eventually("another one was found", LONG, || counts() == (2, 1));
+        // What is copied for a caller that gave up has its room until it is copied.
+        connection.close(CloseCode::Normal, "done");
+        assert!(left.join().expect("it ends").is_err());
+        eventually("the next one has its turn", LONG, || counts().0 == 3);
+        node.person("third").ask("compute/info", &json!({}));
+        assert_eq!(counts(), (3, 1), "there is no room yet");
         store.open();
-        for asked in asking {
+        for asked in waiting {
             let made = asked.join().expect("it is answered");
-            assert!(made["handle"].is_string(), "{made}");
+            assert!(made.expect("a tensor"), "no handle");
         }
     });
     assert_eq!(counts(), (3, 3));
