@@ -42,6 +42,15 @@ impl SlowStore {
     }
 }
 
+/// Opens the store also where the test fails: threads wait for it.
+struct OpenAtTheEnd<'store>(&'store SlowStore);
+
+impl Drop for OpenAtTheEnd<'_> {
+    fn drop(&mut self) {
+        self.0.open();
+    }
+}
+
 /// The store, as requests see it.
 struct SlowReferences(Arc<SlowStore>);
 
@@ -78,6 +87,7 @@ fn stored_tensors_are_copied_in_turn_and_where_there_is_room() {
         (found, begun)
     };
     thread::scope(|scope| {
+        let opens = OpenAtTheEnd(&store);
         let ask = |person: Person| {
             scope.spawn(move || {
                 let made = person.try_ask("tensor/create", &create());
@@ -97,7 +107,7 @@ fn stored_tensors_are_copied_in_turn_and_where_there_is_room() {
         eventually("the next one has its turn", LONG, || counts().0 == 3);
         node.person("third").ask("compute/info", &json!({}));
         assert_eq!(counts(), (3, 1), "there is no room yet");
-        store.open();
+        drop(opens);
         for asked in waiting {
             let made = asked.join().expect("it is answered");
             assert!(made.expect("a tensor"), "no handle");
