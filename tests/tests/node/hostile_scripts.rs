@@ -21,7 +21,7 @@ const REST_BYTES: u64 = 24 << 20;
 /// What the node answers within meanwhile.
 const ANSWER_WITHIN: Duration = Duration::from_millis(100);
 
-/// Sessions at once, each of an identity of its own: eight of them may have all that there is.
+/// Sessions at once, each of an identity of its own.
 const AT_ONCE: usize = 12;
 
 /// How scripts try it, each with how often it says that it was refused.
@@ -152,7 +152,9 @@ fn values_of_scripts_cost_the_node_little_memory() {
         });
     });
     println!("figure {AT_ONCE} at once: {} KiB", grown >> 10);
-    assert!(grown < ALL_BYTES + REST_BYTES, "{grown} bytes");
+    // What is refused costs nothing for long: a crowd takes no more than one may. What all may keep is held by
+    // `two_identities_that_keep_values_leave_the_scripts_of_others_room`.
+    assert!(grown < SESSION_BYTES + REST_BYTES, "{grown} bytes");
     // A result is refused as well, by its code, and the node is there.
     let input = json!({ "source": "export default new Array(2e6)" });
     let answer = crowd[0].1.call(node.target(), "runtime/eval", &input, &[]);
@@ -237,7 +239,7 @@ fn two_identities_that_keep_values_leave_the_scripts_of_others_room() {
     }
     let two = kept(ALL_BYTES / 3 * 2);
     println!("figure kept by two: {} KiB", two >> 10);
-    // Of the last quarter each has little.
+    // Of the last quarter each has little. Without the limit for all, two would keep all of it.
     assert!(two <= ALL_BYTES / 4 * 3 + (2 << 20), "{two} bytes of two");
     let source = "await ops.register({ name: 'length', kind: 'query' }, (text) => text.length);
          export default await ops.call('js/length', 'x'.repeat(1 << 16));";
