@@ -1,19 +1,19 @@
 //! What PID 1 does with disks as they are found: none, full, damaged, somebody else's, larger than
 //! before. Each says so on the console and in `node/info`.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use alknet_qemu::{Dhcp4, Disk, Lan, LanSettings, NODE_PORT, Nic, Vm};
+use alknet_qemu::{Disk, Vm};
 use alknet_tests::tools::{RAW_DATA_AT, assert_clean, debugfs, tool_says};
 use alknet_tests::{Bench, Boot, Node, READY, eventually};
 use serde_json::{Value, json};
 
-use crate::knock;
+use crate::knock::{self, SecondCard};
 
 /// The console speaks of a problem right after it says that the node serves, if not before.
 const SAID_WITHIN: Duration = Duration::from_secs(10);
@@ -31,10 +31,6 @@ const SUPER_AT: u64 = 1024;
 const GROUPS_AT: u64 = 4096;
 /// A partition table and its backup: 34 sectors at the front, 33 at the end.
 const TABLE_BYTES: usize = 34 * 512;
-/// Where a closed machine answers its neighbours.
-const STATUS_PORT: u16 = 7474;
-/// Pause between two questions of a neighbour.
-const ASK_EVERY: Duration = Duration::from_millis(300);
 
 /// Without its disk it does not know its key. One that it made instead would be another node's: it is not shown to
 /// anybody, until the disk is there.
@@ -43,8 +39,10 @@ fn without_its_data_disk_it_serves_nothing_and_goes_on_with_it() {
     let bench = Bench::new();
     let identity = bench.snapshot(Boot::MicrovmErofs).switched_off();
     let disk = Disk::file(bench.data()).data().unplugged();
-    let vm = bench.machine(Boot::Q35Initramfs).data(Some(disk)).start();
+    let (link, machine) = (SecondCard::new(), bench.machine(Boot::Q35Initramfs));
+    let vm = link.join(machine.data(Some(disk))).start();
     closed(&vm, "data-missing", "no disk with serial alk-data");
+    link.hears(&vm, "data-missing");
     vm.plug_disk(0).unwrap_or_else(|error| panic!("{error}"));
     let node = Node::new(vm, Boot::Q35Initramfs, bench.admin().clone());
     assert_eq!(node.identity(), identity);
@@ -79,8 +77,10 @@ fn a_stateless_node_needs_no_disk_and_takes_none_that_holds_something() {
     let bench = Bench::new();
     let identity = bench.snapshot(Boot::MicrovmErofs).switched_off();
     let machine = bench.machine(Boot::MicrovmErofs);
-    let vm = machine.config(stateless(&bench)).start();
+    let link = SecondCard::new();
+    let vm = link.join(machine.config(stateless(&bench))).start();
     closed(&vm, "data-unwanted", "this node is stateless");
+    link.hears(&vm, "data-unwanted");
     drop(vm);
     let node = bench.machine(Boot::MicrovmErofs).boot();
     assert_eq!(node.identity(), identity);
@@ -90,56 +90,15 @@ fn a_stateless_node_needs_no_disk_and_takes_none_that_holds_something() {
 fn two_disks_of_that_name_serve_nothing() {
     let bench = Bench::new();
     let other = Disk::file(bench.disk("other", SMALL_BYTES)).data();
-    let address = Ipv4Addr::new(10, 9, 0, 20);
-    let lan = Lan::new(LanSettings {
-        dhcp4: Some(Dhcp4::of(address)),
-        ..LanSettings::default()
-    });
+    let link = SecondCard::new();
     let machine = bench.machine(Boot::MicrovmErofs).disk(other);
-    let vm = machine.nic(Nic::lan(&lan)).start();
-    says_closed(
+    let vm = link.join(machine).start();
+    closed(
         &vm,
         "data-ambiguous",
         "several disks call themselves alk-data",
     );
-    neighbours_hear(&vm, &lan, address, "data-ambiguous");
-    // This network carries datagrams only.
-    let port = lan.forward((address, NODE_PORT).into());
-    knock::nobody_answers_over_quic(port.unwrap_or_else(|error| panic!("{error}")));
-}
-
-/// Asks a closed machine from its link why it is closed. From an address that a router would pass on, it does not answer.
-fn neighbours_hear(vm: &Vm, lan: &Lan, address: Ipv4Addr, code: &str) {
-    let is_on_link = |address: IpAddr| match address {
-        IpAddr::V4(_) => false,
-        IpAddr::V6(address) => address.is_unicast_link_local(),
-    };
-    let on_link = lan.wait_neighbour(is_on_link, vm.scale(CLOSED_WITHIN));
-    let on_link = on_link.unwrap_or_else(|| panic!("no address of the link\n{}", vm.report()));
-    let [from_afar, beside] = [address.into(), on_link].map(|address: IpAddr| {
-        let forward = lan.forward((address, STATUS_PORT).into());
-        asking(forward.unwrap_or_else(|error| panic!("{error}")))
-    });
-    let answer = eventually("the status of the link", || {
-        for socket in [&from_afar, &beside] {
-            socket.send(b"?").expect("a port of this host");
-        }
-        let mut answer = [0; 512];
-        let bytes = beside.recv(&mut answer).ok()?;
-        Some(String::from_utf8_lossy(&answer[..bytes]).into_owned())
-    });
-    assert_eq!(answer, format!("alknet: closed: {code}\n"));
-    // The questions from afar were there first.
-    let answered = from_afar.recv(&mut [0; 512]);
-    assert!(answered.is_err(), "it answers more than its link");
-}
-
-/// A client of one port of this host, that waits a moment for each answer.
-fn asking(to: SocketAddr) -> UdpSocket {
-    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    let waits = socket.set_read_timeout(Some(ASK_EVERY));
-    waits.and_then(|()| socket.connect(to)).expect("a socket");
-    socket
+    link.hears(&vm, "data-ambiguous");
 }
 
 /// An attacker who puts a plain partition in the place of a sealed one gets no node that takes it for its own.
@@ -158,8 +117,10 @@ fn a_plain_partition_is_for_a_node_that_is_configured_for_one() {
     assert_eq!(applied["kept"], false, "{applied:#}");
     node.end();
     // One that was never told of it is closed, and leaves the partition to the node that is: this one's next start.
-    let vm = bench.machine(Boot::MicrovmErofs).start();
+    let link = SecondCard::new();
+    let vm = link.join(bench.machine(Boot::MicrovmErofs)).start();
     closed(&vm, "data-unsealed", "does not say vault.init = \"off\"");
+    link.hears(&vm, "data-unsealed");
     drop(vm);
     // Errors were recorded in it meanwhile: it is read, and not written to.
     debugfs(&bench.data(), "ssv state 2");
@@ -286,6 +247,7 @@ fn what_is_no_file_system_of_its_own_is_refused_and_never_formatted() {
     let foreign = encrypted_elsewhere(&bench);
     let unknown = "neither blank nor a file system";
     let locked = "data disk vdb is encrypted, and no vault is in its header";
+    let mut heard = BTreeSet::new();
     for (disk, image, code, why) in [
         (
             Disk::file(&descriptors),
@@ -311,8 +273,12 @@ fn what_is_no_file_system_of_its_own_is_refused_and_never_formatted() {
     ] {
         let before = checksum(image);
         let machine = bench.machine(Boot::MicrovmErofs).data(Some(disk.data()));
-        let vm = machine.plain().start();
+        let link = SecondCard::new();
+        let vm = link.join(machine.plain()).start();
         closed(&vm, code, why);
+        if heard.insert(code) {
+            link.hears(&vm, code);
+        }
         drop(vm);
         let after = checksum(image);
         assert_eq!(before, after, "{} was written to", image.display());
@@ -398,14 +364,6 @@ fn checksum(image: &Path) -> u64 {
 
 /// Waits until the console says this of a machine, and asserts that it serves nothing.
 fn closed(vm: &Vm, code: &str, text: &str) {
-    says_closed(vm, code, text);
-    knock::nobody_answers(vm.address().expect("a card forwards the port"));
-    let said = vm.console().text();
-    assert!(!said.contains(READY), "{said}");
-}
-
-/// Waits until the console says this of a machine, and not that it serves.
-fn says_closed(vm: &Vm, code: &str, text: &str) {
     for said in [&format!("alknet: problem {code}: "), text] {
         let waited = vm.wait_for(said, CLOSED_WITHIN);
         waited.unwrap_or_else(|error| panic!("{error}"));
@@ -413,6 +371,7 @@ fn says_closed(vm: &Vm, code: &str, text: &str) {
     // Later than a machine that serves says so.
     let connected = vm.wait_for("alknet: address ", CLOSED_WITHIN);
     connected.unwrap_or_else(|error| panic!("{error}"));
+    knock::nobody_answers(vm.address().expect("a card forwards the port"));
     let said = vm.console().text();
     assert!(!said.contains(READY), "{said}");
 }

@@ -1,18 +1,81 @@
-//! Knocking at the port of a machine that is closed: nobody is there, whatever the console says.
+//! A machine that is closed, from outside: nobody is there at its port, whatever the console says, and its link hears why.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use alknet_call::ALPN;
 use alknet_core::{Carriage, CloseReason};
 use alknet_endpoint::{DialError, Dialer, Target};
+use alknet_qemu::{Dhcp4, Lan, LanSettings, Nic, Vm};
 use alknet_test_support::deadline;
+use alknet_tests::{Machine, eventually};
 use alknet_tls::NodeKey;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
 /// How long an answer to a datagram is waited for: nothing says that none is to come.
 const NO_ANSWER: Duration = Duration::from_secs(2);
+/// Where a closed machine answers its neighbours.
+const STATUS_PORT: u16 = 7474;
+/// Pause between two questions of a neighbour.
+const ASK_EVERY: Duration = Duration::from_millis(300);
+/// From power-on until a machine has an address of its link; firmware alone takes long when it is emulated.
+const ON_LINK_WITHIN: Duration = Duration::from_secs(60);
+/// The address that the machine is given there, which a router would pass on.
+const FROM_AFAR: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 20);
+
+/// The network of a second card of a machine, beside that whose port is forwarded.
+pub(super) struct SecondCard(Lan);
+
+impl SecondCard {
+    pub(super) fn new() -> Self {
+        Self(Lan::new(LanSettings {
+            dhcp4: Some(Dhcp4::of(FROM_AFAR)),
+            ..LanSettings::default()
+        }))
+    }
+
+    /// The machine with both cards.
+    pub(super) fn join<'a>(&self, machine: Machine<'a>) -> Machine<'a> {
+        machine.nic(Nic::user()).nic(Nic::lan(&self.0))
+    }
+
+    /// Asks a closed machine from its link why it is closed. From an address that a router would pass on, it does not
+    /// answer.
+    pub(super) fn hears(&self, vm: &Vm, code: &str) {
+        let is_on_link = |address: IpAddr| match address {
+            IpAddr::V4(_) => false,
+            IpAddr::V6(address) => address.is_unicast_link_local(),
+        };
+        let Self(lan) = self;
+        let on_link = lan.wait_neighbour(is_on_link, vm.scale(ON_LINK_WITHIN));
+        let on_link = on_link.unwrap_or_else(|| panic!("no address of the link\n{}", vm.report()));
+        let [from_afar, beside] = [FROM_AFAR.into(), on_link].map(|address: IpAddr| {
+            let forward = lan.forward((address, STATUS_PORT).into());
+            asking(forward.unwrap_or_else(|error| panic!("{error}")))
+        });
+        let answer = eventually("the status of the link", || {
+            for socket in [&from_afar, &beside] {
+                socket.send(b"?").expect("a port of this host");
+            }
+            let mut answer = [0; 512];
+            let bytes = beside.recv(&mut answer).ok()?;
+            Some(String::from_utf8_lossy(&answer[..bytes]).into_owned())
+        });
+        assert_eq!(answer, format!("alknet: closed: {code}\n"));
+        // The questions from afar were there first.
+        let answered = from_afar.recv(&mut [0; 512]);
+        assert!(answered.is_err(), "it answers more than its link");
+    }
+}
+
+/// A client of one port of this host, that waits a moment for each answer.
+fn asking(to: SocketAddr) -> UdpSocket {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    let waits = socket.set_read_timeout(Some(ASK_EVERY));
+    waits.and_then(|()| socket.connect(to)).expect("a socket");
+    socket
+}
 
 /// Asserts that neither carriage of the port at this address is served: connections over TCP end before a word of
 /// TLS, which QEMU's network accepts first in the place of a machine that then refuses them.
@@ -34,15 +97,6 @@ pub(super) fn nobody_answers(address: SocketAddr) {
                 })
         );
         assert!(ends, "it answers over TCP: {tcp:?}");
-    });
-}
-
-/// Asserts that the port at this address is not served over QUIC.
-pub(super) fn nobody_answers_over_quic(address: SocketAddr) {
-    let runtime = Runtime::new().expect("a runtime");
-    runtime.block_on(async {
-        let (dialer, target) = somebody_at(address);
-        is_silent(&dialer, &target).await;
     });
 }
 

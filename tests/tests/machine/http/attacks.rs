@@ -154,7 +154,7 @@ fn at_once(
     text: String,
     count: usize,
     pace: Option<Pace>,
-) -> Attack {
+) -> UploadAttack {
     let arriving = Arc::new(AtomicUsize::new(count.saturating_sub(ON_THE_FIRST)));
     let still = Arc::clone(&arriving);
     let target = web.target();
@@ -197,11 +197,11 @@ fn at_once(
             join_all(asked).await
         })
     });
-    Attack { outcomes, arriving }
+    UploadAttack { outcomes, arriving }
 }
 
 /// An attack that goes on.
-struct Attack {
+struct UploadAttack {
     /// What comes of its requests.
     outcomes: JoinHandle<Vec<Outcome>>,
     /// Connections of its own that are not made yet, and not refused.
@@ -409,8 +409,8 @@ impl<'a> Watcher<'a> {
 ///
 /// While the attacker's own connections arrive, a newcomer from the same network shares its places with them, and may
 /// find none: that is no promise, and such a try counts only where it was answered.
-fn meanwhile(watcher: &mut Watcher<'_>, attack: Attack) -> (Vec<Outcome>, u64) {
-    let Attack { outcomes, arriving } = attack;
+fn meanwhile(watcher: &mut Watcher<'_>, attack: UploadAttack) -> (Vec<Outcome>, u64) {
+    let UploadAttack { outcomes, arriving } = attack;
     let (mut most, mut asked, mut tried, mut answered) = (0, 0, 0, 0);
     while !outcomes.is_finished() {
         let resident = watcher.resident().expect("it was known before the attack");
