@@ -1,6 +1,6 @@
 //! A medium that opens the vault: pulled, missed, and put in again.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use alknet_qemu::{Disk, Vm};
@@ -9,6 +9,8 @@ use alknet_tests::{Bench, Boot, Machine, Node, eventually};
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 
+use super::console::{commands, typed};
+use super::tpm::leave_commands;
 use super::vault::{asked, shown, type_line};
 
 /// What makes a vault that its medium opens, or else a passphrase.
@@ -16,17 +18,30 @@ const UNLOCK: &str = "[vault]\nunlock = [\"provisioning\", \"passphrase\"]";
 const PASSPHRASE: &str = "correct horse";
 /// Looks that are further apart than this are not the same one.
 const LOOK_LASTS: Duration = Duration::from_secs(1);
+/// The vault that the medium names, which lies in the clear; and another one.
+const VAULT: &str = "27209049-2f6c-46bf-a462-c718ee429cc0";
+pub(super) const OTHER_VAULT: &str = "7cccc8ae-7f8c-4f5e-925a-596b2b44a511";
 /// Numbers of the machine's disks: the first one is that of its data.
 const STICK: usize = 1;
 const OTHER: usize = 2;
+const FORGED: usize = 3;
+/// The byte of which a medium's key is made, and that of a thief's.
+pub(super) const KEY: u8 = 0x5e;
+const THIEFS_KEY: u8 = 0xe5;
+/// Size of a volume, in KiB.
+const VOLUME_KIB: &str = "1440";
 /// From power-on, or a lock, until the console says what it waits for.
 const SAID_WITHIN: Duration = Duration::from_secs(30);
 
 #[test]
 fn a_medium_that_was_pulled_is_missed_and_is_enough_when_it_is_put_in() {
     let bench = Bench::new();
-    let stick = stick(&bench, "stick", "27209049-2f6c-46bf-a462-c718ee429cc0");
-    let other = self::stick(&bench, "other", "7cccc8ae-7f8c-4f5e-925a-596b2b44a511");
+    let [stick, other, forged] = [
+        ("stick", VAULT, KEY),
+        ("other", OTHER_VAULT, KEY),
+        ("forged", VAULT, THIEFS_KEY),
+    ]
+    .map(|(name, vault, key)| stick(&bench, name, vault, key));
     let machine = |boot, disks: Vec<Disk>| -> Machine<'_> {
         let machine = bench.machine(boot).configured(UNLOCK);
         disks.into_iter().fold(machine, Machine::disk)
@@ -50,16 +65,18 @@ fn a_medium_that_was_pulled_is_missed_and_is_enough_when_it_is_put_in() {
     assert_eq!(status["sealed"], true, "{status:#}");
     node.end();
 
-    // It is not: the console asks and says why, and nothing is served. Somebody else's medium does not
-    // help; the right one does, without a key.
-    let absent = [plugged(), Disk::file(&other).read_only()].map(Disk::unplugged);
+    // It is not: the console asks and says why, and nothing is served. The medium of another vault does not help, nor
+    // does a thief's, whose key names this one; the right one does, without a keystroke, although the machine finds the
+    // thief's before it.
+    let absent = [&stick, &other, &forged].map(|medium| Disk::file(medium).read_only().unplugged());
     let vm = machine(Boot::Q35Initramfs, absent.into()).start();
     asked(&vm, "passphrase of the vault");
     let said = vm.wait_for("no medium with its seed.key is attached", SAID_WITHIN);
     said.unwrap_or_else(|error| panic!("{error}"));
-    vm.plug_disk(OTHER)
-        .unwrap_or_else(|error| panic!("{error}"));
-    looked_at(&vm, OTHER, 2);
+    for disk in [OTHER, FORGED] {
+        vm.plug_disk(disk).unwrap_or_else(|error| panic!("{error}"));
+    }
+    looked_at(&vm, FORGED, 2);
     let text = vm.console().text();
     assert!(!text.contains(alknet_tests::READY), "{text}");
     vm.plug_disk(STICK)
@@ -69,6 +86,7 @@ fn a_medium_that_was_pulled_is_missed_and_is_enough_when_it_is_put_in() {
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["opened_by"], "provisioning", "{status:#}");
 
+    makes_no_slot_of_a_thiefs_key(&node);
     // What is open stays open without it.
     for disk in [STICK, OTHER] {
         pull(node.vm(), disk);
@@ -87,6 +105,22 @@ fn a_medium_that_was_pulled_is_missed_and_is_enough_when_it_is_put_in() {
     assert_eq!(node.identity(), identity);
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["opened_by"], "passphrase", "{status:#}");
+}
+
+/// The owner has a key made for a medium, and a thief left one in the machine that has a key of the thief's: no slot of
+/// the vault opens by that afterwards.
+fn makes_no_slot_of_a_thiefs_key(node: &Node) {
+    let slots = || node.call("vault/status", &Value::Null)["slots"].take();
+    let before = slots();
+    commands(node.vm());
+    typed(
+        node.vm(),
+        "slot add provisioning",
+        "passphrase of the vault: _",
+    );
+    typed(node.vm(), PASSPHRASE, "that names this vault");
+    assert_eq!(slots(), before);
+    leave_commands(node.vm());
 }
 
 /// Pulls a disk, and waits until the machine has let go of it.
@@ -127,19 +161,31 @@ fn looked_at(vm: &Vm, disk: usize, times: usize) {
     });
 }
 
-/// A volume with nothing but a key for the vault of that name, as mtools makes it.
-fn stick(bench: &Bench, name: &str, vault: &str) -> PathBuf {
-    let key = BASE64.encode(&[0x5e; 32]);
-    let file = bench.path().join(format!("{name}.key"));
-    let line = format!("alknet-seed-1 {vault} {key}\n");
-    std::fs::write(&file, line).expect("the folder is ours");
+/// A volume with nothing but a key for the vault of that name, which is made of one byte.
+pub(super) fn stick(bench: &Bench, name: &str, vault: &str, key: u8) -> PathBuf {
+    let image = drive(bench, name);
+    let key = BASE64.encode(&[key; 32]);
+    put(
+        bench,
+        &image,
+        "seed.key",
+        &format!("alknet-seed-1 {vault} {key}\n"),
+    );
+    image
+}
+
+/// An empty volume with the label of a medium, without the table of partitions by which mformat would make it two.
+pub(super) fn drive(bench: &Bench, name: &str) -> PathBuf {
     let image = bench.path().join(format!("{name}.img"));
     let path = image.display().to_string();
-    tool_says(
-        "mformat",
-        &["-C", "-f", "1440", "-v", "CIDATA", "-i", &path, "::"],
-    );
-    let file = file.display().to_string();
-    tool_says("mcopy", &["-i", &path, &file, "::seed.key"]);
+    tool_says("mkfs.vfat", &["-C", "-n", "CIDATA", &path, VOLUME_KIB]);
     image
+}
+
+/// Puts a file with this text into the root of a volume.
+pub(super) fn put(bench: &Bench, volume: &Path, name: &str, text: &str) {
+    let file = bench.path().join("put");
+    std::fs::write(&file, text).expect("the folder is ours");
+    let [volume, file] = [volume, &file].map(|path| path.display().to_string());
+    tool_says("mcopy", &["-i", &volume, &file, &format!("::{name}")]);
 }

@@ -6,9 +6,9 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
-use alknet_qemu::{Disk, Recorder, Recording, Vm};
+use alknet_qemu::{Disk, Mark, Recorder, Recording, Vm};
 use alknet_tests::tools::{RAW_DATA_AT, age, tool_says};
-use alknet_tests::{Bench, Boot, Node, READY};
+use alknet_tests::{Bench, Boot, Node, READY, eventually};
 use alknet_vault::slots::{NewSlot, NewVault, OpenAlkv};
 use alknet_vault::{Entropy, WordCount};
 use data_encoding::{BASE64, HEXLOWER};
@@ -16,9 +16,9 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::console::{commands, typed};
-use crate::knock;
+use crate::knock::{self, SecondCard};
 use crate::rescue;
-use crate::tpm::{TPM_ALONE, measured, set_up, type_line};
+use crate::tpm::{DONE_WITHIN, TPM_ALONE, leave_commands, measured, set_up, type_line};
 use crate::vault::{VAULT_A_AT, VAULT_B_AT};
 
 /// From power-on until the console says what is wrong; firmware alone takes long when it is emulated.
@@ -42,6 +42,8 @@ const FORMATTING: &[u8] = b"alknet: this partition is being formatted\n";
 const WORDS: &str = "These words are this node";
 /// How the console asks for proof.
 const PROOF: &str = "of its recovery words: _";
+/// What the console says of three words once all of them are typed.
+const WRONG_WORDS: &str = "these are not the words";
 /// Of the vault that a medium opens, which lies beside the machine.
 const VAULT: &str = "27209049-2f6c-46bf-a462-c718ee429cc0";
 
@@ -97,7 +99,7 @@ fn a_damaged_disk_opens_nothing_and_takes_nobody_in() {
     write(&disk, 0, &whole);
 
     // Nothing is lost: with what was there, the machine opens, and the thief's medium counts for nothing.
-    let node = machine(&thiefs).boot();
+    let mut node = machine(&thiefs).boot();
     assert_eq!(node.identity(), identity);
     let info = node.info();
     let codes = info["problems"].as_array().into_iter().flatten();
@@ -106,7 +108,33 @@ fn a_damaged_disk_opens_nothing_and_takes_nobody_in() {
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["slots"], json!(["tpm2"]), "{status:#}");
     assert_eq!(status["words_age"], Value::Null, "{status:#}");
+    loses_no_slot_without_proof(&mut node);
     node.end();
+}
+
+/// The owner, who was not reminded of the words before this start, adds a slot that opens by a key on the boot partition.
+/// After a hard lock it alone opens the vault. A thief at the console who has a new master key made then would have the
+/// TPM's slot removed: the console asks for the words first.
+fn loses_no_slot_without_proof(node: &mut Node) {
+    commands(node.vm());
+    typed(node.vm(), "slot add provisioning", "type BOOT to go on: _");
+    typed(node.vm(), "BOOT", "slot 1 (provisioning) was added");
+    leave_commands(node.vm());
+    let mark = node.vm().console().mark();
+    node.try_call("vault/lock", &json!({ "hard": true }), &[]);
+    let line = "alknet: asks: passphrase of the vault";
+    let asks = node.vm().wait_for_after(mark, line, DONE_WITHIN);
+    let mark = asks.unwrap_or_else(|error| panic!("{error}"));
+    type_line(node.vm(), "");
+    node.wait_ready(mark);
+    let slots = json!(["tpm2", "provisioning"]);
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["opened_by"], "provisioning", "{status:#}");
+    assert_eq!(status["slots"], slots, "{status:#}");
+    commands(node.vm());
+    typed(node.vm(), "rekey", PROOF);
+    let status = node.call("vault/status", &Value::Null);
+    assert_eq!(status["slots"], slots, "{status:#}");
 }
 
 /// The medium that opens the vault lies beside it. Words that the owner never confirmed can be read during the start
@@ -158,20 +186,62 @@ fn a_medium_that_opens_the_vault_gives_no_words_after_the_reminder_and_no_config
     let node = boot();
     reminded(&node);
     commands(node.vm());
-    typed(node.vm(), "words", PROOF);
+    let first = words_are_judged_together(node.vm(), &words);
     // Nor does the console let anybody add what opens it.
     commands(node.vm());
     typed(node.vm(), "slot add passphrase", PROOF);
     node.end();
-    put_back(&bench, &early);
+    put_back(&bench, &early, first);
 
     // An attacker without the words tries places; they say which ones matter.
     let damaged = rescue::damage(&bench, &bench.data(), &words, "admin_keys");
     assert!(damaged > 0, "the configuration is in the encrypted data");
     let thief = bench.somebody("thief").identity();
-    let vm = start(&document(&thief, &secrets()));
+    let link = SecondCard::new();
+    let vm = link.join(machine(&document(&thief, &secrets()))).start();
     let told = "the stored configuration of this sealed node cannot be read";
     stays_closed(&vm, "config-lost", told);
+    link.hears(&vm, "config-lost");
+}
+
+/// A thief at the console, who knows some of the words, types them one by one, and learns of none of them whether it is
+/// right: the console asks for three, says nothing before the third, and asks for the same ones again. Returns which word
+/// it asks for first.
+fn words_are_judged_together(vm: &Vm, words: &str) -> usize {
+    let words: Vec<&str> = words.split(' ').collect();
+    let mark = vm.console().mark();
+    typed(vm, "words", PROOF);
+    let first = asked_word(vm, mark, None);
+    let wrong = if words[first - 1] == "zoo" {
+        "zero"
+    } else {
+        "zoo"
+    };
+    let from_the_first = vm.console().mark();
+    type_line(vm, wrong);
+    let second = asked_word(vm, from_the_first, Some(first));
+    let mark = vm.console().mark();
+    type_line(vm, words[second - 1]);
+    let third = asked_word(vm, mark, Some(second));
+    let told = vm.console().since(from_the_first);
+    assert!(!told.contains(WRONG_WORDS), "after two of three: {told}");
+    let mark = vm.console().mark();
+    typed(vm, words[third - 1], WRONG_WORDS);
+    let again = asked_word(vm, mark, Some(third));
+    assert_eq!(again, first, "other words would be asked for");
+    first
+}
+
+/// Which of the words the console asks for after this mark, but for one: pictures of the question before may still be on
+/// their way.
+fn asked_word(vm: &Vm, mark: Mark, before: Option<usize>) -> usize {
+    eventually("the console asks for a word", || {
+        let text = vm.console().since(mark);
+        let (text, _) = text.rsplit_once(PROOF)?;
+        let (_, place) = text.rsplit_once("word ")?;
+        let place = place.trim().parse().ok()?;
+        (Some(place) != before).then_some(place)
+    })
 }
 
 /// Has the bench's disk what a recorded one has after the first boot, and answers with the vault as it was during that:
@@ -199,8 +269,9 @@ fn after_first_boot(bench: &Bench, recording: &Recording) -> Vec<u8> {
 
 /// A thief has one copy of the vault say what it did during the first boot, spoils the other, and names himself as the
 /// recipient of the words. When the machine has refused that, the disk answers with a vault of the thief's under the same id, which
-/// opens by itself, and the machine is made to try again; then with what it had.
-fn put_back(bench: &Bench, early: &[u8]) {
+/// opens by itself, and the machine is made to try again; then with what it had. The console asks for the same words as
+/// before the restart, and for `first` of them first.
+fn put_back(bench: &Bench, early: &[u8], first: usize) {
     let disk = File::options().read(true).write(true).open(bench.data());
     let disk = disk.expect("the disk is ours");
     let mut newest = vec![0; 2 * COPY_BYTES];
@@ -219,9 +290,12 @@ fn put_back(bench: &Bench, early: &[u8]) {
     spoilt[last.expect("it says something")] ^= 1;
     put(&[early, &spoilt].concat());
     let thiefs = format!("{}{}", thiefs_document(bench, "[vault]"), secrets());
-    let vm = bench.machine(Boot::MicrovmErofs).config(thiefs).start();
+    let link = SecondCard::new();
+    let machine = bench.machine(Boot::MicrovmErofs).config(thiefs);
+    let vm = link.join(machine).start();
     let told = "the vault is older than the data beside it";
     stays_closed(&vm, "vault-old", told);
+    link.hears(&vm, "vault-old");
     let mut left = vec![0; COPY_BYTES];
     let read = disk.read_exact_at(&mut left, VAULT_B_AT);
     read.expect("the disk is longer");
@@ -240,6 +314,10 @@ fn put_back(bench: &Bench, early: &[u8]) {
     let node = Node::new(vm, Boot::MicrovmErofs, bench.admin().clone());
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["words_age"], Value::Null, "{status:#}");
+    commands(node.vm());
+    let mark = node.vm().console().mark();
+    typed(node.vm(), "words", PROOF);
+    assert_eq!(asked_word(node.vm(), mark, None), first, "after a restart");
     let text = node.vm().console().text();
     for shown in ["BEGIN AGE", WORDS] {
         assert!(!text.contains(shown), "{shown:?} in {text}");

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use alknet_qemu::{Interposer, Mark, Vm};
+use alknet_qemu::{Disk, Interposer, Mark, Vm};
 use alknet_tests::{Bench, Boot, Machine, Node, Point, eventually};
 use serde_json::{Value, json};
 
 use crate::console::{commands, said, typed};
+use crate::media::{self, KEY, OTHER_VAULT, stick};
 use crate::secure_boot::{PROGRAM, program, put};
 
 /// From power-on until the console asks for something; firmware alone takes long when it is emulated.
@@ -29,6 +30,8 @@ pub(crate) const DONE_WITHIN: Duration = Duration::from_secs(30);
 /// A word of the image's command line, and one that does the same.
 const WORD: &[u8] = b"panic=10";
 const OTHER_WORD: &[u8] = b"panic=11";
+/// What an update is called on a medium or the boot partition.
+const NEXT: &str = "alknet-next.efi";
 /// Of an EFI program: the first of its reserved words.
 const RESERVED_AT: usize = 0x28;
 
@@ -127,9 +130,13 @@ fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
     other[word..word + WORD.len()].copy_from_slice(OTHER_WORD);
     std::fs::write(&next, other).expect("the folder is ours");
     put(&bench, &next, PROGRAM);
-    let recorder = || machine("recorder");
+    // A thief's medium is there from here on. The key on it, of another vault, makes it a medium like others.
+    let medium = stick(&bench, "thiefs", OTHER_VAULT, KEY);
+    media::put(&bench, &medium, NEXT, "the thief's program");
+    let beside = |chip: &str| machine(chip).disk(Disk::file(&medium).read_only());
+    let recorder = || beside("recorder");
     let handed_over = bench.record("handed-over", Point::Kernel, recorder);
-    let vm = machine("own").resumed(&handed_over).start();
+    let vm = beside("own").resumed(&handed_over).start();
     asked(&vm, "passphrase of the vault");
     says(&vm, "PCR 4 (the programs that were started)");
     says(&vm, "PCR 11 (the image or its command line)");
@@ -156,7 +163,7 @@ fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
     drop(vm);
 
     put(&bench, &image, PROGRAM);
-    put(&bench, &next, "::/alknet-next.efi");
+    put(&bench, &next, &format!("::/{NEXT}"));
     let node = machine("own").after_firmware().boot();
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["opened_by"], "tpm2", "{status:#}");
@@ -166,11 +173,13 @@ fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
     node.end();
 
     put(&bench, &next, PROGRAM);
-    let node = machine("own").resumed(&handed_over).boot();
+    let node = beside("own").resumed(&handed_over).boot();
     assert_eq!(node.identity(), identity);
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["opened_by"], "tpm2", "{status:#}");
-    commands(node.vm());
+    // With a program of the thief's beside the owner's, no slot is made for either.
+    add(&node, "there is more than one");
+    assert_eq!(slots(&node), json!(["tpm2", "passphrase", "tpm2"]));
     typed(node.vm(), "slot test 0", "PCR 11 (the");
     typed(node.vm(), "slot renew 0", "passphrase of the vault: _");
     typed(
@@ -182,7 +191,7 @@ fn a_machine_opens_by_its_tpm_until_something_else_is_started() {
     assert_eq!(node.info()["problems"], json!([]));
     drop(node);
 
-    let vm = machine("another").resumed(&handed_over).start();
+    let vm = beside("another").resumed(&handed_over).start();
     asked(&vm, "passphrase of the vault");
     says(&vm, "sealed by another TPM");
 }
@@ -297,7 +306,7 @@ fn a_pin_and_a_passphrase_are_made_together_and_changed_at_the_console() {
 }
 
 /// Goes back from the list of commands, which stays over what is asked when the vault is locked.
-fn leave_commands(vm: &Vm) {
+pub(crate) fn leave_commands(vm: &Vm) {
     let mark = vm.console().mark();
     let sent = vm.console().send("\x03");
     sent.unwrap_or_else(|error| panic!("{error}"));
