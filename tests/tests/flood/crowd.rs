@@ -40,6 +40,8 @@ const CONFIG: &str =
 const GETS_IN_WITHIN: Duration = Duration::from_secs(2);
 /// How long a member of the crowd waits for the node.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// The same over QUIC, where the node may throw away what it refuses.
+const QUIC_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The ends of the cable, in a /48 that has none of the crowd.
 const NODE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1);
@@ -91,6 +93,8 @@ impl Lab {
 struct Progress {
     /// Members that finished their handshake or were refused.
     done: AtomicUsize,
+    /// Members that finished it over QUIC.
+    over_quic: AtomicUsize,
     /// They may leave.
     stop: AtomicBool,
 }
@@ -98,6 +102,8 @@ struct Progress {
 /// Connections of the crowd.
 struct Crowd {
     tls: rustls::ClientConfig,
+    /// For every other member, if they dial QUIC; the rest dials TCP.
+    quic: Option<quinn::ClientConfig>,
     name: rustls::pki_types::ServerName<'static>,
     node: SocketAddr,
 }
@@ -111,12 +117,46 @@ impl Crowd {
         let attempt = remote.attempts(place, ALPN).into_iter().next();
         Self {
             tls: attempt.expect("there is a way to connect"),
+            quic: None,
             name: remote.server_name(place),
             node: (NODE_V6, served.target.port).into(),
         }
     }
 
-    /// Connects from `address`, up to the end of the handshake.
+    /// Every other member dials QUIC.
+    fn with_quic(self) -> Self {
+        let tls = quinn::crypto::rustls::QuicClientConfig::try_from(self.tls.clone());
+        let tls = tls.expect("TLS 1.3");
+        Self {
+            quic: Some(quinn::ClientConfig::new(Arc::new(tls))),
+            ..self
+        }
+    }
+
+    /// Connects from `address` over QUIC, up to the end of the handshake.
+    async fn connect_quic(
+        &self,
+        config: &quinn::ClientConfig,
+        address: Ipv6Addr,
+    ) -> std::io::Result<(quinn::Endpoint, quinn::Connection)> {
+        let socket = Socket::new(Domain::IPV6, Type::DGRAM, None)?;
+        socket.set_freebind_v6(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&SocketAddr::from((address, 0)).into())?;
+        let endpoint = quinn::Endpoint::new(
+            quinn::EndpointConfig::default(),
+            None,
+            socket.into(),
+            Arc::new(quinn::TokioRuntime),
+        )?;
+        let connecting = endpoint.connect_with(config.clone(), self.node, &self.name.to_str());
+        let connecting = connecting.map_err(std::io::Error::other)?;
+        let connected = tokio::time::timeout(deadline(QUIC_PATIENCE), connecting).await?;
+        let connection = connected.map_err(std::io::Error::other)?;
+        Ok((endpoint, connection))
+    }
+
+    /// Connects from `address` over TCP, up to the end of the handshake.
     fn connect(&self, address: Ipv6Addr) -> std::io::Result<(TcpStream, ClientConnection)> {
         let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
         socket.set_freebind_v6(true)?;
@@ -135,17 +175,42 @@ impl Crowd {
 
     /// Connects from every address, and keeps what it gets until it may leave.
     fn come(&self, spread: Spread, progress: &Progress) {
+        // Its thread is in the namespace of the calling one, and answers for the connections over QUIC meanwhile.
+        let drivers = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build();
+        let drivers = drivers.expect("a runtime");
+        let handle = drivers.handle();
         std::thread::scope(|scope| {
             for hand in 0..HANDS {
                 scope.spawn(move || {
-                    let mut kept = Vec::new();
-                    for n in (hand..full(CROWD)).step_by(HANDS) {
-                        kept.extend(self.connect(spread.address(n)));
+                    let (mut over_tcp, mut over_quic) = (Vec::new(), Vec::new());
+                    for (turn, n) in (hand..full(CROWD)).step_by(HANDS).enumerate() {
+                        let address = spread.address(n);
+                        match &self.quic {
+                            Some(config) if turn % 2 == 1 => {
+                                over_quic
+                                    .extend(handle.block_on(self.connect_quic(config, address)));
+                            }
+                            _ => over_tcp.extend(self.connect(address)),
+                        }
                         progress.done.fetch_add(1, Ordering::SeqCst);
                     }
+                    let finished = over_quic.len();
+                    progress.over_quic.fetch_add(finished, Ordering::SeqCst);
                     while !progress.stop.load(Ordering::SeqCst) {
                         std::thread::sleep(Duration::from_millis(20));
                     }
+                    // The node hears it: the next crowd does not find the places of this one taken.
+                    handle.block_on(async {
+                        for (_, connection) in &over_quic {
+                            connection.close(0u32.into(), b"");
+                        }
+                        for (endpoint, _) in &over_quic {
+                            endpoint.wait_idle().await;
+                        }
+                    });
                 });
             }
         });
@@ -209,8 +274,16 @@ fn by_ipv6(served: &Served) -> Target {
 async fn scenario(admin: &Path, served: &Served) {
     let by_ipv6 = by_ipv6(served);
     let admin = [&served.target, &by_ipv6].map(|target| Honest::new(admin, target));
-    let crowd = Arc::new(Crowd::new(served));
-    let lasting = admin[0].connect().await;
+    let crowd = Arc::new(Crowd::new(served).with_quic());
+    // From two other networks. They ask nothing until the last crowd has left.
+    let mut lasting = Vec::new();
+    for one in &admin {
+        for carriage in [Carriage::Quic, Carriage::Tcp] {
+            let connection = one.dialer.dial_over(carriage, one.target, ALPN).await;
+            let connection = connection.unwrap_or_else(|error| panic!("{carriage}: {error}"));
+            lasting.push(CallClient::without_operations().attach(connection, None));
+        }
+    }
     // By then the ends of the cable know each other: a neighbour that did not answer is asked again after a second
     // (RFC 4861 section 10), which would count as the node's.
     call(&admin[1].connect().await).await;
@@ -245,8 +318,13 @@ async fn scenario(admin: &Path, served: &Served) {
         refused = now_refused;
         progress.stop.store(true, Ordering::SeqCst);
         coming.join().expect("the crowd came");
+        let over_quic = progress.over_quic.load(Ordering::SeqCst);
+        println!("figure crowd {spread:?}: {over_quic} finished a handshake over QUIC");
+        assert!(over_quic > 0, "{spread:?}: none of it came over QUIC");
     }
-    call(&lasting).await;
+    for idle in &lasting {
+        call(idle).await;
+    }
 }
 
 /// The administrator comes for the first time once the crowd is there.
