@@ -1,4 +1,4 @@
-//! A machine that is closed, from outside: nobody is there at its port, whatever the console says, and its link hears why.
+//! A machine that is closed, from outside: its port is not served, whatever the console says, and its link hears why.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
