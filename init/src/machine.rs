@@ -23,7 +23,7 @@ use alknet_provisioning::ConsoleDocument;
 use alknet_vault::slots::Pending;
 use tokio::sync::mpsc;
 
-use self::configuration::ConfigChanges;
+use self::{configuration::ConfigChanges, reset::Reset};
 
 use crate::{
     boot::{Booted, Opened},
@@ -166,8 +166,8 @@ pub(crate) struct Machine {
     link_status: LinkStatus,
     watchdog: Option<Watchdog>,
     shutdown: Option<Shutdown>,
-    /// The device to be erased on the way down.
-    reset: Option<std::path::PathBuf>,
+    /// A factory reset under way.
+    reset: Option<Reset>,
     alone: bool,
     orphans: u64,
     timers: Timers,
@@ -185,8 +185,6 @@ struct Timers {
     network: Option<u64>,
     /// Absent while the vault is open, or while it is being opened.
     open: Option<u64>,
-    /// When a factory reset goes on whose mark is not on the disk yet.
-    reset: Option<u64>,
     /// When a command that nobody goes on with is forgotten.
     session: Option<u64>,
     /// When what was typed for a new vault is forgotten.
@@ -273,7 +271,6 @@ impl Machine {
                 reread: None,
                 network: None,
                 open: None,
-                reset: None,
                 session: None,
                 typed: None,
                 words: None,
@@ -310,7 +307,7 @@ impl Machine {
             self.supervisor.deadline(),
             self.shutdown.as_ref().and_then(Shutdown::deadline),
             timers.open,
-            timers.reset,
+            self.reset.as_ref().and_then(Reset::deadline),
             timers.session,
             timers.typed,
             timers.words,
@@ -322,6 +319,9 @@ impl Machine {
 
     fn handle(&mut self, event: Event) {
         let now = boot_ms();
+        if !self.takes(&event) {
+            return;
+        }
         match event {
             Event::Answered(answer) => wipe::after(|| self.answered(answer, now)),
             Event::Caller(fd) => self.called(fd),
@@ -367,6 +367,7 @@ impl Machine {
         self.housekeep(now);
         self.reread(now);
         self.keep_open(now);
+        self.wait_for_mark(now);
         self.forget_command(now);
         self.make_anew();
         if self.timers.network.is_some_and(|at| now >= at) {

@@ -6,7 +6,7 @@
 //! configuration, together with everything that was wrong on the way:
 //!
 //! 1. A medium whose document differs from the one last taken from a medium becomes the stored
-//!    configuration, once it is found correct; the one before is kept as the last good one.
+//!    configuration, once it is found correct, with a copy for a start that finds it damaged.
 //! 2. Otherwise the stored configuration is used, so that a medium left in place does not undo a
 //!    change made since.
 //! 3. A refused document never replaces a correct one. Where there is no correct one, what lets
@@ -225,7 +225,7 @@ pub fn settle_credentials(config_dir: &Path) -> Result<(), ProvisioningError> {
 }
 
 /// Keeps a correct document that the running node took, for the next start: it becomes
-/// `config.toml` in `config_dir`, and the one before it, if correct, `config.last-good.toml`.
+/// `config.toml` in `config_dir`, and then `config.last-good.toml`, its copy.
 ///
 /// # Errors
 /// A file cannot be written. Either document is whole, whatever happens.
@@ -384,6 +384,7 @@ impl Choice {
     fn stored(&mut self, store: &Store) -> Option<Chosen> {
         let had_refused = self.refused.is_some();
         if let Some(chosen) = self.read_stored(store, Source::Stored) {
+            self.copy_live(store);
             if had_refused {
                 self.note_last_good("the stored configuration");
             }
@@ -392,6 +393,17 @@ impl Choice {
         let chosen = self.read_stored(store, Source::LastGood)?;
         self.note_last_good(store::LAST_GOOD);
         Some(chosen)
+    }
+
+    /// The copy of the stored configuration may be of an earlier one, which must not come back.
+    fn copy_live(&mut self, store: &Store) {
+        if let Err(error) = store.copy_live() {
+            self.problems.push(Problem::new(
+                "config-not-stored",
+                format!("the copy of the configuration for a start that finds it damaged: {error}"),
+                "check the data partition",
+            ));
+        }
     }
 
     fn read_stored(&mut self, store: &Store, source: Source) -> Option<Chosen> {

@@ -12,7 +12,8 @@ use crate::{ProvisioningError, file};
 
 /// The live configuration.
 pub(crate) const LIVE: &str = "config.toml";
-/// The one before it.
+/// A copy of it, for a start that finds the live one damaged. It is never an earlier document: damage to a block of a
+/// sealed disk, which takes no key, would bring back what the last change took away.
 pub(crate) const LAST_GOOD: &str = "config.last-good.toml";
 /// The document last taken from a medium, to know one that is still in place.
 pub(crate) const APPLIED: &str = "provisioned.toml";
@@ -45,19 +46,30 @@ impl Store {
         self.put(APPLIED, document)
     }
 
-    /// Puts a correct document in place; the live one, if correct, becomes the last good.
+    /// Puts a correct document in place, and then its copy.
     pub(crate) fn keep(&self, document: &[u8]) -> Result<(), ProvisioningError> {
         self.create_dir()?;
-        let live = self.read(LIVE).ok().flatten();
-        // Already in place when the power was cut between the last two steps.
-        if live.as_deref() != Some(document) {
-            let correct = live.filter(|live| NodeConfig::parse(live).is_ok());
-            if let Some(correct) = correct {
-                self.put(LAST_GOOD, &correct)?;
-            }
-            self.put(LIVE, document)?;
+        [LIVE, LAST_GOOD]
+            .into_iter()
+            .try_for_each(|name| self.put_other(name, document))
+    }
+
+    /// Makes the copy say what the live document says, which was found correct: the power may have been cut between
+    /// the two, or a program that kept the document before have written it.
+    pub(crate) fn copy_live(&self) -> Result<(), ProvisioningError> {
+        match self.read(LIVE)? {
+            Some(live) => self.put_other(LAST_GOOD, &live),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Puts a document in place where another one is.
+    fn put_other(&self, name: &str, document: &[u8]) -> Result<(), ProvisioningError> {
+        let found = self.read(name).ok().flatten();
+        if found.as_deref() == Some(document) {
+            return Ok(());
+        }
+        self.put(name, document)
     }
 
     /// Whether the live document is correct.

@@ -197,7 +197,7 @@ fn a_medium_left_in_place_does_not_undo_a_later_change() {
 }
 
 #[test]
-fn a_new_medium_replaces_the_stored_configuration_and_keeps_it_aside() {
+fn a_new_medium_replaces_the_stored_configuration_and_its_copy() {
     let machine = Machine::new();
     machine.fw_cfg(document(1));
     machine.load();
@@ -205,18 +205,53 @@ fn a_new_medium_replaces_the_stored_configuration_and_keeps_it_aside() {
     let loaded = machine.load();
     assert_eq!((name(&loaded), &loaded.source), ("node-2", &Source::FwCfg));
     assert_eq!(machine.stored("config.toml"), Some(document(2)));
-    assert_eq!(machine.stored("config.last-good.toml"), Some(document(1)));
+    assert_eq!(machine.stored("config.last-good.toml"), Some(document(2)));
 }
 
+/// An earlier program kept the document before as the copy, and a power cut between the two steps leaves it there.
 #[test]
-fn a_power_cut_before_the_last_step_loses_no_last_good() {
+fn a_start_makes_the_copy_say_what_the_live_document_says() {
     let machine = Machine::new();
     machine.store("config.toml", document(2));
     machine.store("config.last-good.toml", document(1));
+    // Taken from a medium again, and then from the disk alone.
     machine.fw_cfg(document(2));
     assert!(machine.load().problems.is_empty());
-    assert_eq!(machine.stored("config.last-good.toml"), Some(document(1)));
+    assert_eq!(machine.stored("config.last-good.toml"), Some(document(2)));
     assert_eq!(machine.stored("provisioned.toml"), Some(document(2)));
+    machine.no_fw_cfg();
+    machine.store("config.last-good.toml", document(1));
+    assert_eq!(codes(&machine.load()), Vec::<&str>::new());
+    assert_eq!(machine.stored("config.last-good.toml"), Some(document(2)));
+    // What is damaged is no document to copy.
+    machine.store("config.toml", misspelt(1));
+    assert_eq!(name(&machine.load()), "node-2");
+    assert_eq!(machine.stored("config.last-good.toml"), Some(document(2)));
+}
+
+/// An administrator was removed, and damages the stored document of the sealed node: garbage in one block is enough. The
+/// document that is used instead must not be the one from before.
+#[test]
+fn damage_does_not_bring_a_removed_administrator_back() {
+    let mut machine = Machine::new();
+    machine.paths.is_sealed = true;
+    let both = document(1).replace("admin_keys = [", &format!("admin_keys = [\"{}\", ", key(2)));
+    machine.fw_cfg(&both);
+    let admins = |loaded: &Loaded| loaded.config.node.admin_keys.clone();
+    assert_eq!(admins(&machine.load()), [key(2), key(1)]);
+    machine.paths.is_configured = true;
+    let dir = machine.paths.config_dir.clone().expect("a data partition");
+    keep(&dir, document(1).as_bytes()).expect(FILE);
+    for damaged in [&b"\0"[..], b"\xff\xfe\x5a"] {
+        machine.store("config.toml", damaged);
+        let loaded = machine.load();
+        assert_eq!(admins(&loaded), [key(1)], "{loaded:?}");
+        assert_eq!(loaded.source, Source::LastGood);
+    }
+    // Nor do both.
+    machine.store("config.last-good.toml", b"\0");
+    let loaded = machine.load();
+    assert!(admins(&loaded).is_empty() && loaded.salvaged, "{loaded:?}");
 }
 
 #[test]
@@ -286,6 +321,8 @@ fn a_medium_in_place_repairs_a_damaged_store() {
     machine.fw_cfg(document(1));
     machine.load();
     machine.store("config.toml", b"\0\0\0");
+    assert_eq!(machine.load().source, Source::LastGood);
+    machine.store("config.last-good.toml", b"\0\0\0");
     let loaded = machine.load();
     assert_eq!((name(&loaded), &loaded.source), ("node-1", &Source::FwCfg));
     assert!(!loaded.salvaged);
@@ -520,7 +557,7 @@ fn what_the_node_keeps_wins_over_the_medium_that_is_still_in_place() {
     assert_eq!(loaded.source, Source::Stored);
     assert_eq!(loaded.config.node.name.as_deref(), Some("node-2"));
     let last_good = fs::read(dir.join("config.last-good.toml")).expect(FILE);
-    assert_eq!(last_good, document(1).as_bytes());
+    assert_eq!(last_good, document(2).as_bytes());
 }
 
 #[test]
@@ -555,6 +592,8 @@ fn a_sealed_node_is_provisioned_once() {
     // Nothing correct is stored: the medium is what is left.
     machine.fw_cfg(document(3));
     machine.store("config.toml", b"\0");
+    assert_eq!(name(&machine.load()), "node-1");
+    machine.store("config.last-good.toml", b"\0");
     assert_eq!(name(&machine.load()), "node-3");
 }
 
@@ -574,8 +613,9 @@ fn a_sealed_node_that_was_configured_takes_nothing_from_a_medium() {
         ("node-1", vec!["provisioning-ignored"])
     );
     for damaged in [&b"\0"[..], b"\xff\xfe"] {
-        machine.store("config.toml", damaged);
-        machine.store("provisioned.toml", damaged);
+        for name in ["config.toml", "config.last-good.toml", "provisioned.toml"] {
+            machine.store(name, damaged);
+        }
         let loaded = machine.load();
         assert!(!loaded.takes_credentials);
         assert!(codes(&loaded).contains(&"provisioning-ignored"));
@@ -589,7 +629,7 @@ fn a_sealed_node_that_was_configured_takes_nothing_from_a_medium() {
         (&loaded.source, loaded.is_stored),
         (&Source::Default, false)
     );
-    // The one before it is its own as well.
+    // The copy is its own as well.
     machine.store("config.toml", b"\0");
     machine.store("config.last-good.toml", document(3));
     assert_eq!(name(&machine.load()), "node-3");

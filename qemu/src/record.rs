@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::disk;
 use crate::error::{Error, Result};
@@ -58,6 +58,17 @@ impl Recorder {
         &self.socket
     }
 
+    /// From now on the disk answers nothing, as one that hangs, until [`release`](Self::release).
+    pub fn hold(&self) {
+        *self.live.held() = true;
+    }
+
+    /// The disk goes on with what it was asked for.
+    pub fn release(&self) {
+        *self.live.held() = false;
+        self.live.released.notify_all();
+    }
+
     /// What was recorded so far.
     pub fn recording(&self) -> Recording {
         Recording {
@@ -71,6 +82,7 @@ impl Drop for Recorder {
     fn drop(&mut self) {
         // The thread waits for clients: one more makes it look, and leave.
         self.live.log().closed = true;
+        self.release();
         let _ = std::os::unix::net::UnixStream::connect(&self.socket);
     }
 }
@@ -361,6 +373,8 @@ struct Live {
     file: File,
     size: u64,
     log: Mutex<Log>,
+    held: Mutex<bool>,
+    released: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -379,6 +393,8 @@ impl Live {
                 file,
                 size,
                 log: Mutex::default(),
+                held: Mutex::default(),
+                released: Condvar::new(),
             })
         };
         open().map_err(Error::io(format!("opening the disk {}", path.display())))
@@ -388,8 +404,22 @@ impl Live {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn held(&self) -> MutexGuard<'_, bool> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns once the disk does not hang any more.
+    fn wait(&self) {
+        let mut held = self.held();
+        while *held {
+            let waited = self.released.wait(held);
+            held = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
     /// Writes and notes under one lock: the order in the record is the order on the disk.
     fn note(&self, event: Event, bytes: usize) -> io::Result<()> {
+        self.wait();
         let mut log = self.log();
         if log.bytes.saturating_add(bytes) > RECORDED_BYTES_MAX {
             tracing::error!("a recording is full: the machine wrote {} bytes", log.bytes);
@@ -408,6 +438,7 @@ impl Store for Live {
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.wait();
         self.file.read_exact_at(buffer, offset)
     }
 
@@ -623,6 +654,25 @@ mod tests {
         let bench = Bench::new();
         let recording = bench.recording(vec![write(0, 1, 512), Event::Flush]);
         assert_eq!(bench.cut(&recording, usize::MAX, 1).1[0], 1);
+    }
+
+    #[test]
+    fn a_disk_that_is_held_answers_nothing_until_it_is_released() {
+        let bench = Bench::new();
+        let recorder = Recorder::serve(&bench.dir.path().join("base")).expect("the base is there");
+        recorder.hold();
+        let live = recorder.live.clone();
+        let (answer, answered) = std::sync::mpsc::channel();
+        let reader = std::thread::spawn(move || {
+            answer.send(()).expect("the test waits");
+            live.read(0, &mut [0; 512]).expect("it is long enough");
+            answer.send(()).expect("the test waits");
+        });
+        answered.recv().expect("it begins");
+        assert!(answered.try_recv().is_err());
+        recorder.release();
+        answered.recv().expect("it is answered");
+        reader.join().expect("it ended");
     }
 
     #[test]

@@ -54,7 +54,7 @@ fn names(path: &Path) -> impl Iterator<Item = PathBuf> {
     (1..=ASIDE_MAX).map(move |n| with(path, &format!("{DAMAGED}{n}")))
 }
 
-fn with(path: &Path, suffix: &str) -> PathBuf {
+pub(crate) fn with(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(suffix);
     name.into()

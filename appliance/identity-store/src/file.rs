@@ -1,5 +1,6 @@
 //! The file itself: making, checking and opening it, and what to do with one that is damaged.
 
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
@@ -13,6 +14,9 @@ use crate::{Trouble, aside};
 
 /// How long to wait for a process before this one that still ends.
 const BUSY: Duration = Duration::from_secs(2);
+
+/// What the name of the log has behind the file's.
+const LOG: &str = "-wal";
 
 /// Why a file is not used.
 enum Refused {
@@ -59,6 +63,25 @@ pub(crate) fn open(path: &Path, found: &mut Vec<Trouble>) -> Option<(Connection,
             found.push(Trouble::Unusable(what.to_owned()));
             None
         }
+    }
+}
+
+/// Moves what the log has into the file, and empties the log; returns when both are on the disk.
+///
+/// SQLite ends a log at the first frame whose checksum is wrong, without a word: damage to one block of it after a
+/// power cut undoes every change from there on, so that a removed peer is let in. A damaged page of the file is found.
+pub(crate) fn settle(connection: &Connection, path: &Path) -> Result<(), String> {
+    let checkpoint = "PRAGMA wal_checkpoint(TRUNCATE)";
+    let is_busy: bool = connection
+        .query_row(checkpoint, [], |row| row.get(0))
+        .map_err(|error| error.to_string())?;
+    if is_busy {
+        return Err("another process reads it".to_owned());
+    }
+    // SQLite does not wait until the disk has the new length. The old log would count again, with a damaged block.
+    match File::open(aside::with(path, LOG)).and_then(|log| log.sync_all()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.to_string()),
+        _ => Ok(()),
     }
 }
 

@@ -2,9 +2,11 @@
 //! `identity/identity.db` below the state directory.
 //!
 //! The file is written ahead (WAL) with `synchronous=FULL`: a change is one append with a checksum
-//! and one `fsync`, and a power cut during it leaves what was there before. A rollback journal would
-//! need three to four, and unless its folder is synced as well, its deletion, which is what commits,
-//! can be undone by a power cut. One process holds the file: another would not see what changes
+//! and one `fsync`, and a power cut during it leaves what was there before. It is answered once the log
+//! was moved into the file and emptied, with two more: a log that a block of is damaged counts up to there
+//! without a word, so that it would give back what was taken away, and a damaged page of the file is found.
+//! A rollback journal would need as many, and unless its folder is synced as well, its deletion, which is
+//! what commits, can be undone by a power cut. One process holds the file: another would not see what changes
 //! under it, and let in whom the first has put out.
 //!
 //! Nothing that is wrong with the file keeps a node from starting. A damaged one is set aside with
@@ -44,6 +46,9 @@ pub enum Trouble {
     /// The file is there and cannot be used.
     #[error("the file of peers and tokens cannot be used: {0}")]
     Unusable(String),
+    /// The last change is on the disk, in the log of the file only.
+    #[error("the last change of peers and tokens is kept, and its log cannot be emptied: {0}")]
+    Log(String),
     /// Entries that say nothing this program understands.
     #[error("{count} entries in the file of peers and tokens cannot be read; the first: {first}")]
     Rows {
@@ -73,6 +78,8 @@ struct Inner {
 struct Troubles {
     /// What was found at the start.
     found: Vec<Trouble>,
+    /// Why the log is not empty.
+    log: Option<String>,
     /// Why the last change was not written.
     write: Option<String>,
 }
@@ -89,10 +96,16 @@ impl IdentityDb {
             Some((connection, rows)) => (Some(connection), rows),
             None => (None, rows::Rows::default()),
         };
+        // What a power cut left in the log is in force from now on.
+        let settled = connection.as_ref().map(|it| file::settle(it, path));
         let db = Self(Arc::new(Inner {
             path: path.to_owned(),
             connection: Mutex::new(connection),
-            troubles: Mutex::new(Troubles { found, write: None }),
+            troubles: Mutex::new(Troubles {
+                found,
+                log: settled.and_then(Result::err),
+                write: None,
+            }),
             credentials: Mutex::new(rows.credentials),
         }));
         (db, rows.stored)
@@ -102,8 +115,10 @@ impl IdentityDb {
     #[must_use]
     pub fn troubles(&self) -> Vec<Trouble> {
         let troubles = lock(&self.0.troubles);
+        let log = troubles.log.clone().map(Trouble::Log);
         let write = troubles.write.clone().map(Trouble::Write);
-        troubles.found.iter().cloned().chain(write).collect()
+        let found = troubles.found.iter().cloned();
+        found.chain(log).chain(write).collect()
     }
 }
 
@@ -115,16 +130,21 @@ impl Inner {
     ) -> Result<T, String> {
         let mut connection = lock(&self.connection);
         let written = self.opened(&mut connection).and_then(|connection| {
-            connection
+            let done = connection
                 .transaction_with_behavior(TransactionBehavior::Immediate)
                 .and_then(|transaction| {
                     let done = write(&transaction)?;
                     transaction.commit().map(|()| done)
-                })
-                .map_err(|error| error.to_string())
+                });
+            let done = done.map_err(|error| error.to_string())?;
+            Ok((done, file::settle(connection, &self.path).err()))
         });
-        lock(&self.troubles).write = written.as_ref().err().cloned();
-        written
+        let mut troubles = lock(&self.troubles);
+        troubles.write = written.as_ref().err().cloned();
+        let (done, log) = written?;
+        // The change was made all the same.
+        troubles.log = log;
+        Ok(done)
     }
 
     /// Reads something; nothing is there while nothing was written.

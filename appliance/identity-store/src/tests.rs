@@ -26,6 +26,24 @@ fn put(db: &IdentityDb, n: u8) {
     db.keep(&[StoreChange::PutPeer(peer(n))]).expect("room");
 }
 
+/// A change that a power cut leaves in the log: it is not moved into the file.
+fn begin_to_put(db: &IdentityDb, n: u8) {
+    let connection = lock(&db.0.connection);
+    let connection = connection.as_ref().expect("open");
+    rows::write(connection, &StoreChange::PutPeer(peer(n))).expect("room");
+}
+
+/// What a block is once somebody damaged what the disk encrypts to it.
+fn garble(block: &mut [u8], seed: u64) {
+    let mut state = seed | 1;
+    for byte in block {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        *byte = state.to_be_bytes()[0];
+    }
+}
+
 fn ids(stored: &Stored) -> Vec<String> {
     stored
         .peers
@@ -265,7 +283,8 @@ fn a_row_that_nobody_understands_is_told_and_the_others_count() {
 fn the_log_cut_anywhere_is_the_store_after_some_change() {
     let (dir, path) = place();
     let (db, _) = IdentityDb::open(&path);
-    (1..=9).for_each(|n| put(&db, n));
+    put(&db, 1);
+    (2..=9).for_each(|n| begin_to_put(&db, n));
     let log = fs::read(dir.path().join("identity.db-wal")).expect("changes are in the log");
     let file = fs::read(&path).expect("a file");
     let mut last = 0;
@@ -294,6 +313,111 @@ fn the_log_cut_anywhere_is_the_store_after_some_change() {
         }
     }
     assert_eq!(last, 9);
+}
+
+/// A removed peer has the machine: it cuts the power right after the answer, and damages each block of the log in turn,
+/// which SQLite takes for the log's end. Nor is there anything in the log after a start that found the change in it.
+#[test]
+fn a_damaged_log_brings_no_removed_peer_back() {
+    let (dir, path) = place();
+    let (db, _) = IdentityDb::open(&path);
+    (1..=2).for_each(|n| put(&db, n));
+    let after_cut = |what: &str| {
+        let log = fs::read(dir.path().join("identity.db-wal")).expect("the log of an open file");
+        let file = fs::read(&path).expect("a file");
+        let blocks = log.len().div_ceil(4096);
+        for damaged in (0..blocks).map(Some).chain([None]) {
+            let (cut_dir, cut_path) = place();
+            let mut log = log.clone();
+            if let Some(block) = damaged.and_then(|n| log.chunks_mut(4096).nth(n)) {
+                garble(block, 7);
+            }
+            fs::write(&cut_path, &file).expect("ours");
+            fs::write(cut_dir.path().join("identity.db-wal"), log).expect("ours");
+            let (cut_db, stored) = IdentityDb::open(&cut_path);
+            assert_eq!(cut_db.troubles(), [], "{what}: {damaged:?}");
+            assert_eq!(ids(&stored), ["peer-2"], "{what}: {damaged:?}");
+        }
+        blocks
+    };
+    let removed = [StoreChange::RemovePeer(peer(1).peer_id)];
+    db.keep(&removed).expect("room");
+    assert_eq!(after_cut("answered"), 0);
+
+    // The power went before the answer, and the next start found the removal in the log.
+    put(&db, 1);
+    let connection = lock(&db.0.connection);
+    let log = connection.as_ref().expect("open");
+    rows::write(log, &removed[0]).expect("room");
+    drop(connection);
+    let log = fs::read(dir.path().join("identity.db-wal")).expect("the log of an open file");
+    assert!(!log.is_empty());
+    let file = fs::read(&path).expect("a file");
+    drop(db);
+    fs::write(&path, file).expect("ours");
+    fs::write(dir.path().join("identity.db-wal"), log).expect("ours");
+    let (_db, stored) = IdentityDb::open(&path);
+    assert_eq!(ids(&stored), ["peer-2"]);
+    assert_eq!(after_cut("found in the log"), 0);
+}
+
+/// Of a removed peer the store keeps who it was, and of an invitation that it is closed: without these the peer would be
+/// let in by an invitation that it still has. Damage to a page loses either everything or nothing.
+#[tokio::test]
+async fn a_damaged_page_brings_no_removed_peer_back() {
+    let (_dir, path) = place();
+    let (db, _) = IdentityDb::open(&path);
+    // Entries that need pages of their own are among them.
+    let long = |bytes: usize| Some("x".repeat(bytes));
+    for n in 1..=60 {
+        let entry = PeerEntry {
+            display_name: long(usize::from(n % 5) * 2500),
+            enabled: false,
+            removal: Some(u64::from(n)),
+            ..peer(n)
+        };
+        db.keep(&[StoreChange::PutPeer(entry)]).expect("room");
+        let invitation = EnrolmentRecord {
+            key_id: format!("abcd{n:04}").parse().expect("a name"),
+            revision: 1,
+            expires: 1_900_000_000,
+            record: format!("{{\"closed\":true,\"uses\":\"{}\"}}", "u".repeat(3000)),
+        };
+        assert_eq!(db.put_enrolment(invitation).await, Ok(true));
+    }
+    let gone = (1..=20).map(|n| StoreChange::RemovePeer(peer(n).peer_id));
+    db.keep(&gone.collect::<Vec<_>>()).expect("room");
+    let all = db.enrolments().await.expect("readable");
+    drop(db);
+    let (db, before) = IdentityDb::open(&path);
+    assert_eq!((before.peers.len(), all.len()), (40, 60));
+    drop(db);
+    let file = fs::read(&path).expect("a file");
+    let mut lost = 0;
+    for (n, at) in (0..file.len()).step_by(4096).enumerate() {
+        let (_cut_dir, cut_path) = place();
+        let mut damaged = file.clone();
+        garble(&mut damaged[at..at + 4096], n as u64);
+        fs::write(&cut_path, damaged).expect("ours");
+        let (db, stored) = IdentityDb::open(&cut_path);
+        let invitations = db.enrolments().await.expect("readable");
+        if db.troubles().is_empty() {
+            // It was a page that nothing lies in.
+            assert_eq!((&stored, &invitations), (&before, &all), "page {n}");
+            continue;
+        }
+        lost += 1;
+        assert!(
+            matches!(&db.troubles()[..], [Trouble::Aside(_)]),
+            "page {n}"
+        );
+        assert_eq!(
+            (stored, invitations),
+            (Stored::default(), vec![]),
+            "page {n}"
+        );
+    }
+    assert!(lost > 100, "{lost} pages are in use");
 }
 
 #[tokio::test]

@@ -42,6 +42,11 @@ fn problem(trouble: &Trouble) -> Problem {
             "identity-store-rows",
             "they are not let in: enrol them again under the same names".to_owned(),
         ),
+        Trouble::Log(_) => (
+            "identity-store-write",
+            "make room on the disk, or replace it: until then damage to the disk can undo the change"
+                .to_owned(),
+        ),
         Trouble::Write(_) => (
             "identity-store-write",
             "make room on the disk, or replace it; then try the change again".to_owned(),

@@ -164,7 +164,7 @@ fn settle(
         // A copy from before permits more.
         access.ledger(device, &prepared.state_dir).note(&open);
     }
-    keeper.set_pending(open.pending());
+    keeper.settle(&open);
     Ok(())
 }
 

@@ -48,7 +48,7 @@ pub(crate) fn reopen(
     };
     let mut open = vault::open(&found, keeper, offer, &media, log, &permits)?;
     match withdraw(&mut open, ended, device, &access.ledger(device, state_dir)) {
-        Ok(()) => keeper.set_pending(open.pending()),
+        Ok(()) => keeper.settle(&open),
         Err(error) => log.error(format_args!(
             "that the first boot has ended cannot be noted in the vault: {error}"
         )),

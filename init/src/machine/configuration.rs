@@ -111,6 +111,10 @@ impl Machine {
             let error = "there is no data partition: it holds until the machine restarts";
             return self.kept(life, n, Some(error.to_owned()));
         };
+        if self.first_configuration_waits() {
+            let error = "the vault is locked: it holds until the machine restarts";
+            return self.kept(life, n, Some(error.to_owned()));
+        }
         let error = Some("it failed; the log says why".to_owned());
         let failed = Event::Kept { life, n, error };
         self.blocking("keeping the configuration", failed, move || {
@@ -138,6 +142,13 @@ impl Machine {
         }
     }
 
+    /// Whether no first configuration is stored now: in a sealed vault that is locked the permission to take another
+    /// one cannot be withdrawn, which an attacker's medium would have, once the stored one is damaged.
+    fn first_configuration_waits(&self) -> bool {
+        let keeper = &self.keeper;
+        keeper.is_locked() && keeper.is_sealed() && keeper.pending().configuration
+    }
+
     /// The node has a configuration from now on, whatever becomes of the file.
     fn conclude_configuration(&mut self) {
         self.conclude(Pending {
@@ -160,7 +171,7 @@ impl Machine {
         if self.shutdown.is_some() || self.timers.reread.is_none_or(|at| now < at) {
             return;
         }
-        if self.config_changes.are_read() {
+        if self.config_changes.are_read() || self.first_configuration_waits() {
             self.timers.reread = Some(now + REREAD_EVERY_MS);
             return;
         }
@@ -210,6 +221,9 @@ impl Machine {
             self.say_of_pasted("it is looked at with the next attempt to open the vault");
             self.offer.pasted = Some(document);
             return self.open();
+        }
+        if self.first_configuration_waits() {
+            return self.say_of_pasted("the vault is locked; open it, and paste this again");
         }
         self.config_changes.begin();
         let data = settings::data_dir(&self.facts.data.mode, &self.state_dir);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use nix::sys::signal::Signal;
 
-use super::Machine;
+use super::{Machine, reset::Reset};
 use crate::{
     control::{PowerAction, ToNode},
     shutdown::{self, Shutdown, Step},
@@ -21,7 +21,8 @@ impl Machine {
             return;
         }
         self.timers.feed = now + FEED_EVERY_MS;
-        if !self.supervisor.alive(now) {
+        // A node that waits for the disk which is to be marked for a reset does not end.
+        if !self.supervisor.alive(now) && self.reset.is_none() {
             self.go_down(
                 PowerAction::Reboot,
                 "the node being unwell for too long",
@@ -48,6 +49,8 @@ impl Machine {
         for console in self.consoles() {
             console.say(format!("alknet: going down ({action:?}) because of {by}"));
         }
+        self.end_wait_for_mark();
+        self.keeper.forget_master_key();
         self.supervisor.hold();
         self.network.quiet();
         self.shutdown = Some(Shutdown::new(action, now));
@@ -81,7 +84,7 @@ impl Machine {
                     }
                     // Memory outlives a reset, and a machine that is off is a file somewhere.
                     self.keeper.lock();
-                    shutdown::close(shutdown.action(), self.reset.as_deref());
+                    shutdown::close(shutdown.action(), self.reset.as_ref().map(Reset::device));
                 }
             }
         }

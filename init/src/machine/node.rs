@@ -38,6 +38,7 @@ impl Machine {
             }
             (Order::Drain, Some(node)) => {
                 let reason = match &self.waiting {
+                    _ if self.reset.is_some() => "the machine is reset",
                     Some(_) => "the vault was locked",
                     None => "the configuration changed",
                 };

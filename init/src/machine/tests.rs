@@ -2,7 +2,7 @@ use std::fs::File;
 
 use alknet_provisioning::{Secrets, Source};
 use alknet_sealed::limits::DATA_AT;
-use alknet_vault::slots::{Key, KmsParams, NewSlot, NewVault, OpenAlkv, VaultId};
+use alknet_vault::slots::{Argon2Params, Key, KmsParams, NewSlot, NewVault, OpenAlkv, VaultId};
 use alknet_vault::{Entropy, SecretArr, SecretStr};
 use zeroize::Zeroizing;
 
@@ -389,40 +389,182 @@ async fn no_command_uses_a_vault_before_the_attempt_that_opened_it_is_over() {
     assert!(machine.timers.session.is_none(), "the words are shown");
 }
 
-/// The disk hangs before it has the mark. The machine does not wait for it, and says that nothing may have been erased.
-#[tokio::test]
-async fn a_reset_goes_on_without_the_mark_of_a_disk_that_hangs() {
+/// How often the machine has said that, in its log.
+fn said(machine: &Machine, text: &str) -> usize {
+    let ring = machine.log.ring();
+    let lines = ring.since(0);
+    lines
+        .filter(|(_, line)| line.message.contains(text))
+        .count()
+}
+
+/// A machine that is being reset, and never hears what comes of the mark: what of it goes down has gone down already,
+/// since a machine that begins to has a thread that restarts the system after 25 s, which is this host's own.
+fn being_reset() -> (Machine, tempfile::NamedTempFile) {
     let mut machine = machine();
-    // It goes down already: a machine that begins to has a thread that restarts the system after 25 s, which is this
-    // host's own.
     machine.shutdown = Some(Shutdown::new(PowerAction::Poweroff, 0));
     let disk = tempfile::NamedTempFile::new().expect("a temporary file");
     machine.vault_at = Some(disk.path().to_owned());
-    let said = |machine: &Machine, text: &str| {
-        let ring = machine.log.ring();
-        let lines = ring.since(0);
-        lines
-            .filter(|(_, line)| line.message.contains(text))
-            .count()
-    };
-    let (late, down) = (
-        "the disk does not answer",
-        "a factory reset: the machine goes down",
-    );
-    // What comes of the mark is never heard: nobody takes the machine's events.
     machine.factory_reset(0);
     assert!(!machine.keeper.is_open(), "its keys go at once");
-    machine.keep_open(4_999);
-    assert_eq!((said(&machine, late), said(&machine, down)), (0, 0));
-    machine.keep_open(5_000);
-    assert_eq!((said(&machine, late), said(&machine, down)), (1, 1));
-    assert_eq!(
-        machine.reset.as_deref(),
-        Some(disk.path()),
-        "it is erased on the way"
-    );
-    // Once is enough, also where the mark comes after all.
-    machine.keep_open(5_001);
-    machine.reset_marked(Ok(()), 5_001);
-    assert_eq!((said(&machine, late), said(&machine, down)), (1, 1));
+    let reset = machine.reset.as_ref().expect("it is under way");
+    assert_eq!(reset.device(), disk.path());
+    (machine, disk)
+}
+
+const SILENT: &str = "the disk does not answer";
+const GOES_DOWN: &str = "a factory reset: the machine goes down";
+
+/// The disk hangs before it has the mark. Restarted then, the machine would come back as it was: it waits, says so, and
+/// opens nothing.
+#[tokio::test]
+async fn a_reset_waits_for_the_mark_of_a_disk_that_hangs() {
+    let (mut machine, _disk) = being_reset();
+    for (now, times) in [
+        (4_999, 0),
+        (5_000, 1),
+        (34_999, 1),
+        (35_000, 2),
+        (3_600_000, 3),
+    ] {
+        machine.wait_for_mark(now);
+        assert_eq!(
+            (said(&machine, SILENT), said(&machine, GOES_DOWN)),
+            (times, 0)
+        );
+    }
+    // What was under way, or is typed now.
+    machine.waiting = Some(Waiting::new(
+        Ask::Passphrase,
+        "vault-locked",
+        "locked",
+        "type",
+    ));
+    machine.open();
+    assert!(!machine.opening);
+    machine.handle(Event::Unlocked(None));
+    let line = Zeroizing::new("a passphrase".to_owned());
+    machine.handle(Event::Answered(Answer::Line(line)));
+    assert_eq!(machine.supervisor.order(0, 0), None);
+    assert!(machine.offer.passphrase.is_none());
+    // The disk answers in the end, and again.
+    for _ in 0..2 {
+        machine.reset_marked(Ok(()), 3_600_001);
+        machine.wait_for_mark(7_200_000);
+        assert_eq!((said(&machine, SILENT), said(&machine, GOES_DOWN)), (3, 1));
+    }
+}
+
+#[tokio::test]
+async fn a_reset_tries_a_disk_again_that_refuses_the_mark() {
+    let (mut machine, _disk) = being_reset();
+    let refuse = |machine: &mut Machine, now| {
+        machine.reset_marked(Err("an I/O error".to_owned()), now);
+        machine.reset.as_ref().and_then(Reset::deadline)
+    };
+    for try_at in [2_000, 4_000, 6_000, 8_000] {
+        assert_eq!(refuse(&mut machine, try_at - 2_000), Some(try_at));
+        machine.wait_for_mark(try_at);
+        assert_eq!(said(&machine, GOES_DOWN), 0);
+        let due = machine.reset.as_ref().and_then(Reset::deadline);
+        assert_eq!(due, Some(try_at + 5_000), "it is being marked");
+    }
+    assert_eq!(refuse(&mut machine, 8_000), None);
+    assert_eq!((said(&machine, SILENT), said(&machine, GOES_DOWN)), (0, 1));
+}
+
+#[tokio::test]
+async fn a_machine_that_is_switched_off_before_the_mark_says_that_it_was_not_erased() {
+    let (mut machine, _disk) = being_reset();
+    machine.end_wait_for_mark();
+    let not_marked = "the disk is not marked; if it comes back as it was, reset it again";
+    assert_eq!(said(&machine, not_marked), 1);
+    machine.wait_for_mark(5_000);
+    machine.reset_marked(Ok(()), 5_000);
+    assert_eq!((said(&machine, SILENT), said(&machine, GOES_DOWN)), (0, 0));
+    assert_eq!(said(&machine, "the next start erases it"), 1);
+}
+
+/// The vault opens by its passphrase only, which is not typed when the first configuration comes. An attacker damages
+/// that configuration when the machine is off, and leaves a medium in it: the vault must not permit what is on that.
+#[tokio::test]
+async fn a_first_configuration_closes_a_vault_that_opens_by_typing_only() {
+    let passphrase = || SecretStr::from("correct horse");
+    let permitted = Pending {
+        configuration: true,
+        words: true,
+        ..Pending::default()
+    };
+    let left = Pending {
+        words: true,
+        ..Pending::default()
+    };
+    for locks in [false, true] {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let disk = dir.path().join("disk");
+        let file = File::create_new(&disk).expect("a new file");
+        file.set_len(DATA_AT).expect("a sparse file");
+        let vault = NewVault {
+            pending: permitted,
+            ..NewVault::new(Entropy::from_bytes(&[7; 32]).expect("32 bytes"), 0)
+        };
+        let slot = NewSlot::Passphrase {
+            passphrase: &passphrase(),
+            cost: Argon2Params::FLOOR,
+            cap_kib: u32::MAX,
+        };
+        let made = OpenAlkv::create(vault, slot).expect("made");
+        data::copies(&disk).create(&made).expect("written");
+        let found = || {
+            let found = data::copies(&disk).load().expect("good");
+            found.expect("a vault")
+        };
+        let log = Log::default();
+        let keeper = Keeper::new().expect("memory");
+        let media = Secrets::default();
+        let offer = Offer {
+            passphrase: Some(passphrase()),
+            ..Offer::default()
+        };
+        let permits = |_: &OpenAlkv| Ok(());
+        let opened = vault::open(&found(), &keeper, &offer, &media, &log, &permits);
+        keeper.settle(&opened.expect("it was typed"));
+        assert!(keeper.has_master_key() && !keeper.is_configured());
+        let (events, mut arriving) = mpsc::channel(EVENTS_MAX);
+        let keeper = Arc::new(keeper);
+        let mut machine = Machine::at_rest(Facts::default(), keeper, settings(None), log, events);
+        machine.vault_at = Some(disk.clone());
+        machine.state_dir = dir.path().to_owned();
+        if locks {
+            machine.lock(false, "an administrator", 0);
+            assert!(!machine.keeper.has_master_key());
+        }
+        machine.kept(0, 1, None);
+        machine.conclude_now();
+        assert_eq!(machine.working, !locks);
+        if locks {
+            // What is typed next withdraws it. Until then nothing more is stored.
+            assert_eq!(machine.keeper.pending(), permitted);
+            machine.facts.data.mode = "mounted".to_owned();
+            machine.facts.data.cipher = Some("aes-xts-plain64".to_owned());
+            machine.keep_config(2, "node.name = \"first\"\n".to_owned());
+            machine.paste(&ConsoleDocument::line(b"node.name = \"first\"\n"));
+            machine.timers.reread = Some(0);
+            machine.reread(0);
+            assert!(machine.timers.reread.is_some_and(|at| at > 0), "it waits");
+            assert_eq!(said(&machine, "is not kept: the vault is locked"), 1);
+            assert_eq!(said(&machine, "the vault is locked; open it"), 1);
+            assert!(!dir.path().join("config").exists());
+            continue;
+        }
+        handle(&mut machine, &mut arriving, 1).await;
+        assert_eq!(machine.keeper.pending(), left);
+        assert!(machine.keeper.is_configured() && !machine.keeper.has_master_key());
+        let mut key = Key::Passphrase {
+            passphrase: &passphrase(),
+            cap_kib: u32::MAX,
+        };
+        let opened = found().open(&mut key).expect("the passphrase");
+        assert_eq!(opened.pending(), left);
+    }
 }

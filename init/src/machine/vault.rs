@@ -114,9 +114,6 @@ impl Machine {
         if self.timers.open.is_some_and(|at| now >= at) && self.shutdown.is_none() {
             self.open();
         }
-        if self.timers.reset.is_some_and(|at| now >= at) {
-            self.reset_marked_too_late(now);
-        }
         self.conclude_now();
         self.ask_other_nodes(now);
     }
@@ -199,7 +196,7 @@ impl Machine {
     /// Tries to open what is closed, with what was typed.
     pub(super) fn open(&mut self) {
         self.timers.open = None;
-        if self.waiting.is_none() {
+        if self.waiting.is_none() || self.reset.is_some() {
             return;
         }
         // Two changes of the vault at once would lose one of them.

@@ -166,7 +166,13 @@ impl Machine {
     pub(super) fn concluded(&mut self, outcome: Result<Pending, String>) {
         self.working = false;
         match outcome {
-            Ok(pending) => self.keeper.set_pending(pending),
+            Ok(pending) => {
+                if self.keeper.pending().configuration && !pending.configuration {
+                    self.log
+                        .info("from now on the vault permits no configuration from a medium");
+                }
+                self.keeper.set_pending(pending);
+            }
             Err(why) => self.log.info(format_args!(
                 "that the first boot has ended is noted in the vault when it is opened again: {why}"
             )),

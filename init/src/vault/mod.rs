@@ -28,7 +28,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use alknet_provisioning::ConsoleDocument;
 use alknet_tpm::PcrChoice;
 use alknet_vault::audit::SlotName;
-use alknet_vault::slots::{Alkv, OpenAlkv, Pending, Slot, SlotId, SlotParams, SlotType, VaultId};
+use alknet_vault::slots::{
+    Alkv, MasterKey, OpenAlkv, Pending, Slot, SlotId, SlotParams, SlotType, VaultId,
+};
 use alknet_vault::{Area, AreaError, Entropy, SecretArr, SecretStr, Vault, VaultError, VaultState};
 
 use crate::control::{Problem, Tpm2Facts, VaultFacts};
@@ -181,6 +183,8 @@ struct State {
     known: bool,
     /// What its first boot still permits, once it was open.
     pending: Option<Pending>,
+    /// The vault's master key, while it is open and its first boot is not over; see [`Keeper::settle`].
+    master_key: Option<MasterKey>,
     /// The console may show the words without proof until this machine restarts or the vault is locked.
     shows_words: bool,
     /// The console has reminded the owner: once `shows_words` is withdrawn it stays so, whatever the vault permits.
@@ -331,6 +335,10 @@ impl Keeper {
         let mut state = self.state();
         state.describe(open.alkv());
         state.generation = open.alkv().generation();
+        // A command may have given it another one.
+        if state.master_key.is_some() {
+            state.master_key = Some(open.master_key());
+        }
     }
 
     /// Forgets the seed. The node, which shares it, has none any more either.
@@ -338,6 +346,7 @@ impl Keeper {
         self.vault().lock();
         let mut state = self.state();
         state.opened_by = None;
+        state.master_key = None;
         // The next person at the console may be another one. Opened again, the vault says whether it still permits, unless
         // the owner has confirmed or was reminded.
         state.shows_words = false;
@@ -404,9 +413,39 @@ impl Keeper {
         self.state().pending.unwrap_or_default()
     }
 
+    /// Takes what the vault on the disk permits, which has just opened or was changed as it opened. Until the first boot
+    /// is over its master key is kept: where a slot opens by typing only, nothing else withdraws the permission to take a
+    /// configuration from a medium when the first one is stored.
+    pub(crate) fn settle(&self, open: &OpenAlkv) {
+        let mut state = self.state();
+        state.pending = Some(open.pending());
+        state.master_key = lasts(open.pending()).then(|| open.master_key());
+    }
+
     /// The vault on the disk permits this much only.
     pub(crate) fn set_pending(&self, pending: Pending) {
-        self.state().pending = Some(pending);
+        let mut state = self.state();
+        state.pending = Some(pending);
+        if !lasts(pending) {
+            state.master_key = None;
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn has_master_key(&self) -> bool {
+        self.state().master_key.is_some()
+    }
+
+    /// Forgets the master key: the machine goes down.
+    pub(crate) fn forget_master_key(&self) {
+        self.state().master_key = None;
+    }
+
+    /// Opens what the disk has by the master key of the vault in use, if that is kept and is its own.
+    fn open_by_master_key(&self, alkv: &Alkv) -> Option<OpenAlkv> {
+        let state = self.state();
+        let key = state.master_key.as_ref()?;
+        alkv.open_by_master_key(key).ok()
     }
 
     /// Whether the vault is sealed, was open, and says that the node was configured: it takes no configuration from a
@@ -483,6 +522,11 @@ impl Keeper {
         // Plain values: whole after any panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether a first boot still permits what only the master key withdraws.
+fn lasts(pending: Pending) -> bool {
+    pending.configuration || pending.partition
 }
 
 /// Why an opened vault has no place in memory.

@@ -237,11 +237,12 @@ fn admitted(opened: OpenAlkv, keeper: &Keeper, log: &Log) -> Result<OpenAlkv, Wa
     Ok(opened)
 }
 
-/// Withdraws permissions of the first boot in the vault on a device, which is opened once more for that by a slot
-/// that needs no typing. Answers what the vault still permits.
+/// Withdraws permissions of the first boot in the vault on a device, which is opened once more for that: by its master
+/// key, which is kept until the first configuration is stored, or by a slot that needs no typing. Answers what the vault
+/// still permits.
 ///
 /// # Errors
-/// No such slot opens it now, or the disk answers with another vault or an older copy, or it cannot be written. The next
+/// Neither opens it now, or the disk answers with another vault or an older copy, or it cannot be written. The next
 /// start tries again.
 pub(crate) fn conclude(
     found: &Found,
@@ -250,6 +251,21 @@ pub(crate) fn conclude(
     media: &Secrets,
     save: impl FnOnce(&OpenAlkv) -> Result<(), SlotError>,
 ) -> Result<Pending, String> {
+    let mut open = reopened(found, keeper, media)?;
+    let in_use = keeper.check_in_use(&open);
+    in_use.map_err(|error| error.to_string())?;
+    let changed = open.conclude(ended).map_err(|error| error.to_string())?;
+    if changed {
+        save(&open).map_err(|error| error.to_string())?;
+    }
+    Ok(open.pending())
+}
+
+/// Opens a vault without anything typed, or says why not.
+fn reopened(found: &Found, keeper: &Keeper, media: &Secrets) -> Result<OpenAlkv, String> {
+    if let Some(open) = keeper.open_by_master_key(&found.newest) {
+        return Ok(open);
+    }
     let slots = found.newest.slots();
     let mut refusals = Vec::new();
     // Another node is not asked for its share just for this.
@@ -259,15 +275,7 @@ pub(crate) fn conclude(
             continue;
         }
         match unattended(found, kind, keeper, media) {
-            Ok(mut open) => {
-                let in_use = keeper.check_in_use(&open);
-                in_use.map_err(|error| error.to_string())?;
-                let changed = open.conclude(ended).map_err(|error| error.to_string())?;
-                if changed {
-                    save(&open).map_err(|error| error.to_string())?;
-                }
-                return Ok(open.pending());
-            }
+            Ok(open) => return Ok(open),
             Err((why, _)) => refusals.push(format!("{}: {why}", kind.name())),
         }
     }

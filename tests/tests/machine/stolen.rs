@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use alknet_qemu::{Disk, Mark, Recorder, Recording, Vm};
 use alknet_tests::tools::{RAW_DATA_AT, age, tool_says};
-use alknet_tests::{Bench, Boot, Node, READY, eventually};
+use alknet_tests::{Bench, Boot, Cli, Node, READY, eventually};
 use alknet_vault::slots::{NewSlot, NewVault, OpenAlkv};
 use alknet_vault::{Entropy, WordCount};
 use data_encoding::{BASE64, HEXLOWER};
@@ -19,7 +19,7 @@ use crate::console::{commands, typed};
 use crate::knock::{self, SecondCard};
 use crate::rescue;
 use crate::tpm::{DONE_WITHIN, TPM_ALONE, leave_commands, measured, set_up, type_line};
-use crate::vault::{VAULT_A_AT, VAULT_B_AT};
+use crate::vault::{VAULT_A_AT, VAULT_B_AT, asked, write_down};
 
 /// From power-on until the console says what is wrong; firmware alone takes long when it is emulated.
 const SAID_WITHIN: Duration = Duration::from_secs(60);
@@ -37,6 +37,9 @@ const HEAD_BYTES: usize = (16 << 20) + (64 << 10);
 const COPY_BYTES: usize = 64 << 10;
 /// What the first sector says while the partition is being formatted.
 const FORMATTING: &[u8] = b"alknet: this partition is being formatted\n";
+
+/// A line of the document from which an administrator was taken out.
+const WITHOUT_FORMER: &str = "# one administrator less: 5d1c0c7e-without-the-former-one";
 
 /// What stands above words that the console shows.
 const WORDS: &str = "These words are this node";
@@ -145,10 +148,10 @@ fn loses_no_slot_without_proof(node: &mut Node) {
 #[test]
 fn a_medium_that_opens_the_vault_gives_no_words_after_the_reminder_and_no_configuration() {
     let bench = Bench::new();
-    let owners = document(
-        &bench.admin().identity(),
-        &format!("[vault]\nunlock = [\"provisioning\"]\n{}", secrets()),
-    );
+    let unlock = "[vault]\nunlock = [\"provisioning\"]\n";
+    let former = bench.somebody("former");
+    let admins = [bench.admin(), &former].map(Cli::identity).join("\", \"");
+    let owners = document(&admins, &format!("{unlock}{}", secrets()));
     let machine = |document: &str| bench.machine(Boot::MicrovmErofs).config(document);
     let start = |document: &str| machine(document).start();
     let boot = || Node::new(start(&owners), Boot::MicrovmErofs, bench.admin().clone());
@@ -185,6 +188,7 @@ fn a_medium_that_opens_the_vault_gives_no_words_after_the_reminder_and_no_config
 
     let node = boot();
     reminded(&node);
+    remove(&bench, &node, &former, unlock);
     commands(node.vm());
     let first = words_are_judged_together(node.vm(), &words);
     // Nor does the console let anybody add what opens it.
@@ -193,15 +197,66 @@ fn a_medium_that_opens_the_vault_gives_no_words_after_the_reminder_and_no_config
     node.end();
     put_back(&bench, &early, first);
 
-    // An attacker without the words tries places; they say which ones matter.
-    let damaged = rescue::damage(&bench, &bench.data(), &words, "admin_keys");
-    assert!(damaged > 0, "the configuration is in the encrypted data");
+    // An attacker without the words tries places; they say which ones matter. Another document than the last one, by
+    // which the former administrator would be one again, is not left.
+    let damaged = rescue::damage(&bench, &bench.data(), &words, WITHOUT_FORMER);
+    assert!(
+        damaged > 1,
+        "the configuration and its copy are in the encrypted data"
+    );
     let thief = bench.somebody("thief").identity();
     let link = SecondCard::new();
     let vm = link.join(machine(&document(&thief, &secrets()))).start();
     let told = "the stored configuration of this sealed node cannot be read";
     stays_closed(&vm, "config-lost", told);
     link.hears(&vm, "config-lost");
+}
+
+/// Takes an administrator out of the configuration of a machine that runs.
+fn remove(bench: &Bench, node: &Node, former: &Cli, more: &str) {
+    let info = || former.call(&node.target(), "node/info", &Value::Null, &[]);
+    info().json();
+    let file = bench.path().join("applied.toml");
+    let document = document(&bench.admin().identity(), more);
+    std::fs::write(&file, format!("{WITHOUT_FORMER}\n{document}")).expect("the folder is ours");
+    let mut apply = bench.admin().command(&["config", "apply", &node.target()]);
+    apply.arg(&file);
+    let applied = bench.admin().run(apply).json();
+    assert_eq!(applied["kept"], true, "{applied:#}");
+    assert_eq!(info().code(), "UNAUTHENTICATED");
+}
+
+/// A sealed machine whose vault opens by typing only, and that gets its first configuration while it runs. A thief damages
+/// that, leaves a medium in the machine, and the owner opens it: the medium's document does not count.
+#[test]
+fn a_first_configuration_that_was_pasted_gives_way_to_no_medium() {
+    let bench = Bench::new();
+    let mut node = bench.machine(Boot::MicrovmErofs).config("").boot();
+    let words = write_down(node.vm());
+    commands(node.vm());
+    typed(node.vm(), "slot add passphrase", "new passphrase: _");
+    typed(node.vm(), "correct horse", "the same again: _");
+    typed(node.vm(), "correct horse", "slot 1 (passphrase) was added");
+    typed(node.vm(), "slot rm 0", "slot 0 (none) was removed");
+    leave_commands(node.vm());
+    let mark = node.vm().console().mark();
+    type_line(node.vm(), &pasted(&bench, bench.admin()));
+    let told = "the vault permits no configuration from a medium";
+    let line = node.vm().wait_line(told, SAID_WITHIN);
+    line.unwrap_or_else(|error| panic!("{error}"));
+    node.wait_ready(mark);
+    assert_eq!(node.info()["problems"], json!([]));
+    node.end();
+
+    let damaged = rescue::damage(&bench, &bench.data(), &words, "admin_keys");
+    assert!(damaged > 0, "the configuration is in the encrypted data");
+    let thief = bench.somebody("thief").identity();
+    let machine = bench.machine(Boot::MicrovmErofs);
+    let vm = machine.config(document(&thief, "")).start();
+    asked(&vm, "passphrase of the vault");
+    type_line(&vm, "correct horse");
+    let told = "the stored configuration of this sealed node cannot be read";
+    stays_closed(&vm, "config-lost", told);
 }
 
 /// A thief at the console, who knows some of the words, types them one by one, and learns of none of them whether it is
@@ -305,7 +360,7 @@ fn put_back(bench: &Bench, early: &[u8], first: usize) {
     );
     let forged = forged();
     put(&[&forged[..], &forged].concat());
-    type_line(&vm, &pasted(bench));
+    type_line(&vm, &pasted(bench, &bench.somebody("thief")));
     let told = "the vault on the disk is forged";
     let line = vm.wait_line(told, SAID_WITHIN);
     line.unwrap_or_else(|error| panic!("{error}"));
@@ -343,15 +398,14 @@ fn forged() -> Vec<u8> {
     copy
 }
 
-/// A document as it is pasted at a console.
-fn pasted(bench: &Bench) -> String {
-    let [file, line] = ["thief.toml", "thief.line"].map(|name| bench.path().join(name));
-    let thief = bench.somebody("thief");
-    std::fs::write(&file, document(&thief.identity(), "")).expect("the folder is ours");
-    let mut provision = thief.command(&["provision", "--form", "console"]);
+/// A document as it is pasted at a console, by which `admin` is the administrator.
+fn pasted(bench: &Bench, admin: &Cli) -> String {
+    let [file, line] = ["pasted.toml", "pasted.line"].map(|name| bench.path().join(name));
+    std::fs::write(&file, document(&admin.identity(), "")).expect("the folder is ours");
+    let mut provision = admin.command(&["provision", "--form", "console"]);
     provision.arg("--config").arg(&file).arg("--out").arg(&line);
     provision.args(["--words-to", &recipient(bench)]);
-    thief.run(provision).json();
+    admin.run(provision).json();
     let line = std::fs::read_to_string(&line).expect("it was written");
     line.trim().to_owned()
 }
@@ -382,8 +436,6 @@ fn document(admin: &str, more: &str) -> String {
 
 /// One by which the thief would be the administrator, and get the words. `vault` says how that is opened.
 fn thiefs_document(bench: &Bench, vault: &str) -> String {
-    let key = bench.path().join("thief.key").display().to_string();
-    tool_says(&age("age-keygen"), &["-o", &key]);
     let recipient = recipient(bench);
     let thief = bench.somebody("thief").identity();
     document(&thief, &format!("{vault}\nwords_to = [\"{recipient}\"]\n"))
@@ -391,8 +443,11 @@ fn thiefs_document(bench: &Bench, vault: &str) -> String {
 
 /// Whom the thief would have the words encrypted to.
 fn recipient(bench: &Bench) -> String {
-    let key = std::fs::read_to_string(bench.path().join("thief.key"));
-    let key = key.expect("it was made for the document");
+    let path = bench.path().join("thief.key");
+    if !path.exists() {
+        tool_says(&age("age-keygen"), &["-o", &path.display().to_string()]);
+    }
+    let key = std::fs::read_to_string(path).expect("it was made");
     let mut lines = key.lines();
     let recipient = lines.find_map(|line| line.strip_prefix("# public key: "));
     recipient.expect("a public key").to_owned()

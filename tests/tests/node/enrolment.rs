@@ -357,6 +357,36 @@ fn a_removed_peer_does_not_let_itself_in_again() {
     assert_eq!(enroll(&one, &newer).json()["peer_id"], id);
 }
 
+/// A removed peer has the machine: it cuts the power right after the removal, and damages the log of the hub's store.
+#[test]
+fn damage_to_the_log_of_the_store_brings_no_removed_peer_back() {
+    let bench = Bench::new();
+    let start = |port: &str| Served::start(&bench, "hub", &hub_config(), port);
+    let one = bench.somebody("one");
+    let hub = start("0");
+    let port = hub.port().to_owned();
+    let join = invite(&bench, &hub, &["--role", "user", "--count", "5"]);
+    let id = run(&one, &["enroll", &join]).json()["peer_id"].clone();
+    let id = id.as_str().expect("an id");
+    // Stopped in order, so that the log has nothing but the removal.
+    hub.stop();
+    let hub = start(&port);
+    assert_eq!(info(&one, &hub.target, &[]).status, 0, "it was let in");
+    run(bench.admin(), &["hub", "remove", &hub.target, id]).json();
+    // Killed.
+    drop(hub);
+    let log = bench.path().join("hub/identity/identity.db-wal");
+    let bytes = std::fs::metadata(&log).map_or(0, |found| found.len());
+    if bytes > 0 {
+        let garbage = vec![0xa5; usize::try_from(bytes).expect("a small file")];
+        std::fs::write(&log, garbage).expect("ours");
+    }
+    let hub = start(&port);
+    assert_eq!(info(&one, &hub.target, &[]).code(), "UNAUTHENTICATED");
+    let refused = run(&one, &["enroll", &join]);
+    assert_eq!(refused.code(), "ENROLL_INVALID", "{refused:?}");
+}
+
 /// Whoever may invite, or let in by hand, makes nobody more than they are, and themselves least of all.
 #[test]
 fn nobody_gives_a_role_that_holds_more_than_they_do() {

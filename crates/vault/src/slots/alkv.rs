@@ -179,7 +179,15 @@ impl Alkv {
         let slot = self.slots.iter().find(|slot| slot.id == id);
         let slot = slot.ok_or(SlotError::NoSuchSlot(id))?;
         let kek = key.kek(self.uuid, slot)?;
-        let vmk = slot.unwrap(self.uuid, &kek)?;
+        self.believed(slot.unwrap(self.uuid, &kek)?, id)
+    }
+
+    /// Opens it by its master key, if it is what was written.
+    pub(super) fn believed(
+        &self,
+        vmk: SecretArr<32>,
+        opened_by: SlotId,
+    ) -> Result<OpenAlkv, SlotError> {
         if !bool::from(self.mac_under(&vmk).ct_eq(&self.mac)) {
             return Err(SlotError::Tampered);
         }
@@ -191,7 +199,7 @@ impl Alkv {
             alkv: self.clone(),
             vmk,
             former: None,
-            opened_by: id,
+            opened_by,
         })
     }
 

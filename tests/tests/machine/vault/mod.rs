@@ -198,10 +198,44 @@ fn new_words_are_shown_once_and_a_factory_reset_makes_another_node_also_after_a_
     drop(node);
     let cut = bench.path().join("cut.raw");
     cut_now(&recording, &cut);
-    let node = machine(Disk::file(&cut)).boot();
+    let recorder = Recorder::serve(&cut).unwrap_or_else(|error| panic!("{error}"));
+    let mut node = machine(Disk::recorded(&recorder)).boot();
     assert_ne!(node.identity(), second, "it is the node that was reset");
     let info = node.info();
     assert_eq!(info["problems"], json!([]), "{info:#}");
+    reset_while_its_disk_hangs(&bench, &mut node, &recorder);
+}
+
+/// The disk answers nothing when the machine is to be reset, and goes on later. A machine that restarted meanwhile would
+/// come back as it was, with its keys, in the hands of who has it by then.
+fn reset_while_its_disk_hangs(bench: &Bench, node: &mut Node, recorder: &Recorder) {
+    commands(node.vm());
+    typed(node.vm(), "factory-reset", "type RESET to go on: _");
+    let mark = node.vm().console().mark();
+    recorder.hold();
+    typed(
+        node.vm(),
+        "RESET",
+        "factory reset: the disk does not answer",
+    );
+    let said = node.vm().console().since(mark);
+    assert!(!said.contains("going down"), "{said}");
+    recorder.release();
+    let exit = node.vm_mut().wait_exit(DONE_WITHIN);
+    let exit = exit.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(exit.reason(), Some("guest-reset"), "{exit}");
+    let erased = bench.path().join("erased.raw");
+    let recording = recorder.recording();
+    let cut = recording.cut(recording.len(), 0, &erased);
+    cut.unwrap_or_else(|error| panic!("{error}"));
+    let head = content(&erased);
+    let end = usize::try_from(VAULT_B_AT).expect("16 MiB") + (64 << 10);
+    for left in [&b"LUKS"[..], b"SKUL", b"alkv"] {
+        assert!(
+            !holds(&head[..end.min(head.len())], left),
+            "{left:?} is left"
+        );
+    }
 }
 
 /// A damaged vault is no reason to be somebody else: nothing is served, and the disk stays as it is.
@@ -398,7 +432,7 @@ impl Provisioned {
 }
 
 /// Reads the words off the console, and types those that it asks for.
-fn write_down(vm: &Vm) -> String {
+pub(super) fn write_down(vm: &Vm) -> String {
     let drawn = |mark| {
         let waited = vm.wait_for_after(mark, PICTURE_ENDS, DONE_WITHIN);
         waited.unwrap_or_else(|error| panic!("{error}"));
