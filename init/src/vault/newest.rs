@@ -417,7 +417,9 @@ impl Counter {
     }
 }
 
-/// Whether a person at the machine, or a medium with the words, shows that the vault's owner opens it.
+/// Whether a person at the machine, or a medium with the words, shows that the vault's owner opens it. What is typed may
+/// open the other copy on the disk, which an attacker may have made: it proves something only where that has the words
+/// of the vault that opened.
 pub(crate) fn is_proven(
     found: &Found,
     open: &OpenAlkv,
@@ -434,13 +436,25 @@ pub(crate) fn is_proven(
     // What needs nobody is tried first: the passphrase may have had no turn.
     let passphrase = || {
         let typed = offer.passphrase.as_ref();
-        typed.is_some_and(|typed| by_passphrase(found, typed, keeper).is_ok())
+        typed.is_some_and(|typed| {
+            by_passphrase(found, typed, keeper, |opened| have_same_words(opened, open)).is_ok()
+        })
     };
     let pin = || {
         let typed = offer.pin.as_ref();
-        typed.is_some_and(|typed| by_tpm::with_pin(found, typed).is_ok())
+        typed.is_some_and(|typed| {
+            by_tpm::with_pin(found, typed).is_ok_and(|opened| have_same_words(&opened, open))
+        })
     };
     by_typing || passphrase() || pin() || medium_has_words()
+}
+
+/// Whether two vaults that opened are of one node. Which id they say proves nothing.
+fn have_same_words(one: &OpenAlkv, other: &OpenAlkv) -> bool {
+    match (one.fingerprint(), other.fingerprint()) {
+        (Ok(one), Ok(other)) => one == other,
+        _ => false,
+    }
 }
 
 fn old(alkv: &Alkv, why: &str) -> Waiting {

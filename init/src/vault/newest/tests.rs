@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use alknet_sealed::limits::DATA_AT;
 use alknet_vault::Entropy;
-use alknet_vault::slots::{Consent, NewSlot, NewVault, Pending, Tpm2Params};
+use alknet_vault::slots::{Consent, Key, NewSlot, NewVault, Pending, Tpm2Params, VaultId};
 
 use super::chip::{answered, unless_none_has_to, within};
 use super::*;
@@ -117,6 +117,26 @@ fn slot(tpm: &str) -> Tpm2Params {
     let name = [&[0, 0x0b][..], &digest.expect("a storage key")].concat();
     let public = [sized(&area), sized(&name)].concat();
     Tpm2Params::new(public, sized(&[6; 9]), vec![4, 11], policy, false).expect("in range")
+}
+
+/// An attacker types a passphrase, or a PIN for a slot that they had the machine's TPM make, of a vault of their own.
+#[test]
+fn a_vault_of_the_same_id_has_the_same_words_only_if_it_has_them() {
+    let made = |id, words: [u8; 32]| {
+        let words = Entropy::from_bytes(&words).expect("32 bytes");
+        let open = OpenAlkv::create_as(id, NewVault::new(words, 0), |_| Ok(NewSlot::None));
+        open.expect("made")
+    };
+    let [id, other] = [(); 2].map(|()| VaultId::generate().expect("random bytes"));
+    let open = made(id, [7; 32]);
+    let slot = open.alkv().slots()[0].id();
+    let again = open.alkv().open(slot, &mut Key::Stored).expect("its key");
+    assert!(have_same_words(&open, &again));
+    assert!(
+        have_same_words(&open, &made(other, [7; 32])),
+        "it was made anew"
+    );
+    assert!(!have_same_words(&open, &made(id, [8; 32])), "it is forged");
 }
 
 /// The owner removes the last slot of the TPM, and an attacker puts a copy of the disk from before back.
