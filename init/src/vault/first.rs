@@ -15,7 +15,8 @@ use alknet_vault::{Entropy, Index, SecretStr, VaultError, WordCount};
 
 use super::open::memory_kib;
 use super::{
-    Ask, Escrow, Keeper, Offer, Waiting, Words, WordsAge, WordsAgeStage, wait_for_randomness,
+    Ask, Escrow, Keeper, Offer, Waiting, Words, WordsAge, WordsAgeStage, newest,
+    wait_for_randomness,
 };
 use crate::{log::Log, tpm};
 
@@ -240,6 +241,7 @@ pub(crate) fn create(first: &First<'_>, log: &Log) -> Result<Made, Waiting> {
         ));
     }
     let words = is_new.then(|| entropy.phrase());
+    let by_tpm = kinds.contains(&VaultUnlock::Tpm2);
     let vault = NewVault {
         passphrase: match &first.media.words {
             Some(words) => SecretStr::from(words.passphrase.expose()),
@@ -251,6 +253,7 @@ pub(crate) fn create(first: &First<'_>, log: &Log) -> Result<Made, Waiting> {
             words: is_new,
             ..Pending::ALL
         },
+        first_count: by_tpm.then(newest::first_count).flatten(),
         ..NewVault::new(entropy, now_s())
     };
     let open = with_slots(vault, &kinds, first, shared, log)?;

@@ -528,7 +528,7 @@ fn a_count_of_no_tpm_is_no_payload() {
     ] {
         let text = format!(
             "{{\"created\":1,\"entropy\":\"{}\",\"first_count\":{{\"count\":7,\"tpm\":\"{tpm}\"}}}}",
-            data_encoding::BASE64.encode(&[7; 32])
+            BASE64.encode(&[7; 32])
         );
         let read = Contents::read(&SecretBytes::from_vec(text.into_bytes()));
         assert_eq!(read.is_ok(), is_one, "{tpm}");
