@@ -206,7 +206,7 @@ fn newest(
     let ledger = access.ledger(&device, state_dir);
     let checked = ledger.check(open, false, || is_proven(found, open, access));
     checked.map_err(|waiting| {
-        keeper.lock();
+        keeper.close();
         if let Err(error) = super::close() {
             log.error(format_args!("the data stays mounted: {error}"));
         }

@@ -817,9 +817,11 @@ fn words_are_shown_without_proof_only_by_the_vault_that_permits_it() {
     assert!(keeper.shows_words());
     keeper.lock();
     assert!(!keeper.shows_words(), "of a vault that was locked");
+    keeper.begin_attempt();
     keeper.admit(&new).expect("it was locked");
     assert!(keeper.shows_words());
     keeper.lock();
+    keeper.begin_attempt();
     keeper.admit(&other).expect("it was locked");
     assert!(!keeper.shows_words(), "of another vault");
     for (ended, shows) in [
@@ -831,6 +833,7 @@ fn words_are_shown_without_proof_only_by_the_vault_that_permits_it() {
         ended(&keeper);
         assert_eq!(keeper.shows_words(), shows);
         keeper.lock();
+        keeper.begin_attempt();
         keeper.admit(&new).expect("it was locked");
         assert!(
             !keeper.shows_words(),

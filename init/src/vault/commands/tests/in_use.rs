@@ -55,6 +55,7 @@ impl Machine {
             offer: &offer,
             log: &self.log,
         };
+        self.keeper.begin_attempt();
         let opened = data::reopen(&self.device(), self.dir.path(), Pending::default(), access);
         assert_eq!(opened.is_ok(), self.keeper.is_open());
         opened.map_err(|waiting| waiting.problem.text)
@@ -309,6 +310,7 @@ fn no_vault_of_other_words_takes_the_place_of_one_that_opened() {
     let (forged, _) = &others[1];
     assert_eq!(keeper.check_words(forged), Ok(()));
     assert!(keeper.check_in_use(forged).is_err(), "none is in use");
+    keeper.begin_attempt();
     keeper.admit(forged).expect("it has a place");
     assert_eq!(keeper.check_in_use(forged), Ok(()));
     assert_eq!(keeper.check_in_use(&before), Err(NotInUse::Forged));
