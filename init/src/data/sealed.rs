@@ -316,6 +316,7 @@ pub(super) fn first(disk: &Disk<'_>, access: Access<'_>) -> Result<Option<Prepar
     }
     let first = First {
         config: &media.vault,
+        from: &media.from,
         media: &media.secrets,
         offer: access.offer,
         name: media.name.as_deref(),
