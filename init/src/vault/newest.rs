@@ -461,7 +461,7 @@ impl Counter {
 }
 
 /// How far this machine's TPM has counted, for a vault that is about to be made. `None` where it does not say so, or takes
-/// no counter, which is told once the vault is on the disk: an early copy of that vault is told by nothing then.
+/// no counter, which the machine reports once the vault is on the disk: nothing tells an early copy of that vault then.
 pub(crate) fn first_count() -> Option<FirstCount> {
     let counted = chip().and_then(|(tpm, key)| {
         // Made now where there is none: what it begins with cannot be known otherwise.

@@ -23,7 +23,7 @@ pub(super) struct FirstCountForm<'a> {
 }
 
 impl FirstCount {
-    /// `None` where the name is none.
+    /// `None` where the name is not 32 bytes in lower-case hex.
     pub(super) fn read(form: &FirstCountForm<'_>) -> Option<Self> {
         let tpm = HEXLOWER.decode(form.tpm.as_bytes()).ok()?;
         Some(Self {

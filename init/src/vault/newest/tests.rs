@@ -134,7 +134,7 @@ fn a_vault_of_the_same_id_has_the_same_words_only_if_it_has_them() {
     assert!(have_same_words(&open, &again));
     assert!(
         have_same_words(&open, &made(other, [7; 32])),
-        "it was made anew"
+        "of the same words"
     );
     assert!(!have_same_words(&open, &made(id, [8; 32])), "it is forged");
 }
