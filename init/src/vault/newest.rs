@@ -144,7 +144,7 @@ impl Ledger<'_> {
             ));
         }
         let settled = noted.filter(|noted| {
-            !made && !is_first && why.is_none() && self.is_settled(noted, alkv, &tpms, &presence)
+            !made && why.is_none() && self.is_settled(noted, alkv, &tpms, &presence)
         });
         let mut problems: Vec<_> = unread.into_iter().collect();
         problems.extend(match settled {

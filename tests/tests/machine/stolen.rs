@@ -42,6 +42,8 @@ const FORMATTING: &[u8] = b"alknet: this partition is being formatted\n";
 
 /// `TPM2_NV_Increment`.
 const NV_INCREMENT: [u8; 4] = [0, 0, 1, 0x34];
+/// The file of a TPM's folder with what it keeps while it is off.
+const CHIP_STATE: &str = "tpm2-00.permall";
 /// What opens a vault that a thief made.
 pub(crate) const FORGED: &str = "xyzzy";
 
@@ -146,17 +148,21 @@ fn loses_no_slot_without_proof(node: &mut Node) {
 
 /// The TPM opens the vault that the thief put back as it was during the first boot, beside a header that is blank again:
 /// a first boot that was cut short, but for what the TPM has counted since. The thief's own copy beside it, which has the
-/// machine's id, proves nothing when the thief locks the vault, so as to be asked, and types what opens that copy.
+/// machine's id, proves nothing when the thief locks the vault, so as to be asked, and types what opens that copy. With the
+/// TPM as it was then, the same disk is one whose first boot was cut short: the machine ends that.
 #[test]
 fn a_vault_as_in_its_first_boot_opens_nothing_once_the_tpm_has_counted() {
     let bench = Bench::new();
     let disk = bench.raw();
-    let early = Arc::new(EarlyCopy::of(&disk));
+    let chip = bench.path().join("own.tpm").join(CHIP_STATE);
+    let early = Arc::new(EarlyCopy::of(&disk, &chip));
     let between = Arc::clone(&early);
     let machine = || measured(&bench, "own").after_firmware();
     let first = machine().configured(TPM_ALONE);
-    first.with(|vm| vm.interposer(between)).boot().end();
-    let early = early.taken();
+    let node = first.with(|vm| vm.interposer(between)).boot();
+    let identity = node.identity().to_owned();
+    node.end();
+    let (early, counted) = early.taken();
     write(&disk, VAULT_A_AT, &early);
     write(&disk, VAULT_B_AT, &forged_beside(&early));
     write(&disk, 0, &vec![0; 1 << 20]);
@@ -176,27 +182,34 @@ fn a_vault_as_in_its_first_boot_opens_nothing_once_the_tpm_has_counted() {
     }
     drop(vm);
     assert!(head(&disk) == blanked, "it was written to");
+
+    std::fs::write(&chip, counted).expect("the folder is ours");
+    let node = machine().configured(TPM_ALONE).boot();
+    assert_eq!(node.identity(), identity);
+    assert_eq!(node.info()["problems"], json!([]));
 }
 
-/// Takes a copy of the vault while the TPM is asked to count for the first time after it was written: its first boot has
-/// not ended. In a TPM's messages the command's code is at byte 6.
+/// Takes a copy of the vault, and of what the TPM keeps, when that is asked to count for the first time after the vault
+/// was written: its first boot has not ended. In a TPM's messages the command's code is at byte 6.
 #[derive(Debug)]
 struct EarlyCopy {
     disk: PathBuf,
-    copy: Mutex<Option<Vec<u8>>>,
+    chip: PathBuf,
+    taken: Mutex<Option<(Vec<u8>, Vec<u8>)>>,
 }
 
 impl EarlyCopy {
-    fn of(disk: &Path) -> Self {
+    fn of(disk: &Path, chip: &Path) -> Self {
         Self {
             disk: disk.to_owned(),
-            copy: Mutex::default(),
+            chip: chip.to_owned(),
+            taken: Mutex::default(),
         }
     }
 
-    fn taken(&self) -> Vec<u8> {
-        let copy = self.copy.lock().expect("whole").take();
-        copy.expect("the TPM counted a vault")
+    fn taken(&self) -> (Vec<u8>, Vec<u8>) {
+        let taken = self.taken.lock().expect("whole").take();
+        taken.expect("the TPM counted a vault")
     }
 }
 
@@ -206,13 +219,15 @@ impl Interposer for EarlyCopy {
         command: &[u8],
         chip: &mut dyn FnMut(&[u8]) -> io::Result<Vec<u8>>,
     ) -> io::Result<Vec<u8>> {
-        let mut taken = self.copy.lock().expect("whole");
+        let mut taken = self.taken.lock().expect("whole");
         if taken.is_none() && command[6..].starts_with(&NV_INCREMENT) {
             let mut copy = vec![0; COPY_BYTES];
             let disk = File::open(&self.disk)?;
             disk.read_exact_at(&mut copy, RAW_DATA_AT + VAULT_B_AT)?;
             // The counter rises once before there is a vault.
-            *taken = copy.starts_with(b"{").then_some(copy);
+            if copy.starts_with(b"{") {
+                *taken = Some((copy, std::fs::read(&self.chip)?));
+            }
         }
         drop(taken);
         chip(command)
