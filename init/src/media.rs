@@ -13,6 +13,8 @@ use crate::vault::{Ask, Sources, Waiting};
 #[derive(Debug)]
 pub(crate) struct Media {
     pub(crate) vault: VaultSection,
+    /// Where that comes from.
+    pub(crate) from: Source,
     /// The node keeps nothing, and makes a key at each start.
     pub(crate) stateless: bool,
     /// What the machine is called.
@@ -47,6 +49,7 @@ impl Media {
         }
         Ok(Self {
             vault: loaded.config.vault,
+            from: loaded.source,
             stateless: loaded.config.node.stateless,
             name: loaded.config.node.name,
             secrets: loaded.secrets,

@@ -79,19 +79,26 @@ pub(crate) fn storage_key() -> Result<StorageKey, TpmError> {
     connect()?.storage_key()
 }
 
-/// Whether it can keep a key for what was booted. What stands in the way for good is an answer, and said;
-/// what may pass is not: a machine that has a TPM must not end up without.
-pub(crate) fn is_usable(log: &Log) -> bool {
-    match seal(None) {
-        Ok(_) => true,
-        Err(TpmError::Absent) => false,
-        Err(
-            error @ (TpmError::NotMeasured(_) | TpmError::OwnerPassword | TpmError::Unsupported(_)),
-        ) => {
-            log.warn(format_args!("the TPM is not used: {error}"));
-            false
-        }
-        Err(_) => true,
+/// Whether it can keep a key for what was booted. One that this program cannot use is an answer, and said; what may pass
+/// is not: a machine that has a TPM must not end up without.
+///
+/// # Errors
+/// It is there and refuses, as an attacker can have it do who had the machine in hand: with a password of the owner, or
+/// by a start that nothing measures.
+pub(crate) fn is_usable(log: &Log) -> Result<bool, TpmError> {
+    let sealed = seal(None).map(drop);
+    if let Err(error @ TpmError::Unsupported(_)) = &sealed {
+        log.warn(format_args!("the TPM is not used: {error}"));
+    }
+    usable(sealed)
+}
+
+fn usable(sealed: Result<(), TpmError>) -> Result<bool, TpmError> {
+    match sealed {
+        Ok(()) => Ok(true),
+        Err(TpmError::Absent | TpmError::Unsupported(_)) => Ok(false),
+        Err(error @ (TpmError::NotMeasured(_) | TpmError::OwnerPassword)) => Err(error),
+        Err(_) => Ok(true),
     }
 }
 
@@ -140,6 +147,21 @@ pub(crate) fn source(pin: Option<Pin>) -> Result<TpmSource<File>, TpmError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// An attacker who had the machine in hand before its first start sets a password in the TPM, or switches measuring
+    /// off, so that a vault is made that the TPM does not protect.
+    #[test]
+    fn a_tpm_that_refuses_is_not_taken_for_an_absent_one() {
+        for refuses in [TpmError::OwnerPassword, TpmError::NotMeasured(4)] {
+            assert!(usable(Err(refuses)).is_err(), "the machine waits");
+        }
+        for absent in [TpmError::Absent, TpmError::Unsupported("1.2")] {
+            assert!(matches!(usable(Err(absent)), Ok(false)));
+        }
+        for passing in [Ok(()), Err(TpmError::Unanswered)] {
+            assert!(matches!(usable(passing), Ok(true)));
+        }
+    }
 
     #[test]
     fn the_command_line_names_one_storage_key_or_none() {

@@ -137,7 +137,7 @@ fn shut(waiting: Waiting, vault_at: Option<PathBuf>, keeper: &Keeper) -> Prepare
     if keeper.is_open() {
         keeper.events().add(Event::Locked { hard: true });
     }
-    keeper.lock();
+    keeper.close();
     // They are not shown for a vault that is closed, nor written by the next one that opens.
     keeper.forget_words();
     // Most often nothing is mounted.

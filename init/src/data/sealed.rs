@@ -5,8 +5,8 @@
 //! first; the file system is written through the mapping next, with a key that only memory has; the
 //! header that gives the key back comes last. A header is therefore a promise that everything behind
 //! it is whole. A vault without a header is that of a first boot that was cut short only if it says so itself
-//! ([`Pending::partition`](alknet_vault::slots::Pending)): else an attacker blanked the header, and nothing is
-//! opened.
+//! ([`Pending::partition`](alknet_vault::slots::Pending)), and its TPM, where it has one, has counted nothing since it
+//! was made: else an attacker blanked the header, and nothing is opened.
 
 use std::fs::{File, OpenOptions as FileOptions};
 use std::io;
@@ -201,26 +201,36 @@ fn newest(
     open: &OpenAlkv,
     access: Access<'_>,
 ) -> Result<(), Stop> {
-    let Access { keeper, offer, log } = access;
+    let Access { keeper, log, .. } = access;
+    let device = disk.path();
+    let ledger = access.ledger(&device, state_dir);
+    let checked = ledger.check(open, false, || is_proven(found, open, access));
+    checked.map_err(|waiting| {
+        keeper.close();
+        if let Err(error) = super::close() {
+            log.error(format_args!("the data stays mounted: {error}"));
+        }
+        waits(disk, unproven(waiting, access))
+    })
+}
+
+/// Whether what was typed, or a medium, shows that the owner of this vault wants this copy.
+fn is_proven(found: &VaultFound, open: &OpenAlkv, access: Access<'_>) -> bool {
     let medium_has_words = || {
         let secrets = SystemSources.secrets();
         let mut words = secrets.words.iter().chain(&secrets.other_words);
         words.any(|words| words.entropy == *open.entropy())
     };
-    let proof = || vault::newest::is_proven(found, open, offer, keeper, medium_has_words);
-    let device = disk.path();
-    let checked = access.ledger(&device, state_dir).check(open, false, proof);
-    checked.map_err(|mut waiting| {
-        keeper.lock();
-        if offer.passphrase.is_some() || offer.pin.is_some() {
-            let why = &waiting.problem.text;
-            waiting.problem.text = format!("what was typed does not open it; {why}");
-        }
-        if let Err(error) = super::close() {
-            log.error(format_args!("the data stays mounted: {error}"));
-        }
-        waits(disk, waiting)
-    })
+    vault::newest::is_proven(found, open, access.offer, access.keeper, medium_has_words)
+}
+
+/// Why it stays closed, after what was typed for it.
+fn unproven(mut waiting: Waiting, access: Access<'_>) -> Waiting {
+    if access.offer.passphrase.is_some() || access.offer.pin.is_some() {
+        let why = &waiting.problem.text;
+        waiting.problem.text = format!("what was typed does not open it; {why}");
+    }
+    waiting
 }
 
 /// Ends a change of the master key that a power cut interrupted. What it costs is spent only where
@@ -306,6 +316,7 @@ pub(super) fn first(disk: &Disk<'_>, access: Access<'_>) -> Result<Option<Prepar
     }
     let first = First {
         config: &media.vault,
+        from: &media.from,
         media: &media.secrets,
         offer: access.offer,
         name: media.name.as_deref(),
@@ -426,8 +437,8 @@ fn vault_of(disk: &Disk<'_>) -> Result<Option<VaultFound>, Stop> {
     }
 }
 
-/// Opens the vault. One that says that its partition was finished is not opened for a partition that has no header, nor
-/// one of other words than opened since this machine started: its words go nowhere then, and nothing is written.
+/// Opens the vault. One that says that its partition was finished, or of which the TPM shows that, is not opened for a
+/// partition that has no header, nor one of other words than opened since this machine started: its words go nowhere then, and nothing is written.
 fn unlock(
     disk: &Disk<'_>,
     found: &VaultFound,
@@ -440,7 +451,12 @@ fn unlock(
         keeper.check_words(open).map_err(another)?;
         match front {
             Front::Blank if !open.pending().partition => Err(blanked(disk.found.name())),
-            _ => Ok(()),
+            Front::Blank => {
+                let proof = || is_proven(found, open, access);
+                let checked = vault::newest::check_first_boot(open, log, proof);
+                checked.map_err(|waiting| unproven(waiting, access))
+            }
+            Front::Sealed => Ok(()),
         }
     };
     keeper.note(&found.newest);

@@ -2,7 +2,9 @@ use std::fs::File;
 
 use alknet_provisioning::{Secrets, Source};
 use alknet_sealed::limits::DATA_AT;
-use alknet_vault::slots::{Argon2Params, Key, KmsParams, NewSlot, NewVault, OpenAlkv, VaultId};
+use alknet_vault::slots::{
+    Argon2Params, Found, Key, KmsParams, NewSlot, NewVault, OpenAlkv, VaultId,
+};
 use alknet_vault::{Entropy, SecretArr, SecretStr};
 use zeroize::Zeroizing;
 
@@ -19,6 +21,11 @@ use crate::{
 
 /// A machine at rest whose vault is open; its disk is gone.
 fn machine() -> Machine {
+    machine_with_vault().0
+}
+
+/// The same with what its disk had.
+fn machine_with_vault() -> (Machine, Found) {
     let log = Log::default();
     let keeper = Keeper::new().expect("memory");
     let dir = tempfile::tempdir().expect("a temporary directory");
@@ -35,7 +42,8 @@ fn machine() -> Machine {
     opened.map(drop).expect("its key lies beside it");
     let (events, _) = mpsc::channel(EVENTS_MAX);
     let keeper = Arc::new(keeper);
-    Machine::at_rest(Facts::default(), keeper, settings(None), log, events)
+    let machine = Machine::at_rest(Facts::default(), keeper, settings(None), log, events);
+    (machine, found)
 }
 
 /// How often the log of the vault says that it was locked.
@@ -69,6 +77,7 @@ fn somebody_is_asked_for_a_vault_that_a_node_locked_before_it_ended() {
     // Once is enough, and what opens it starts the node.
     machine.spawn(0);
     assert_eq!(locked(&machine), 1);
+    machine.keeper.begin_attempt();
     machine.unlocked(None, 0);
     assert_eq!(machine.supervisor.order(0, 0), Some(Order::Spawn));
 }
@@ -216,6 +225,7 @@ async fn a_configuration_that_came_while_the_machine_runs_is_noted_in_the_vault(
     machine.keeper.lock();
     machine.conclude_now();
     assert!(!machine.working);
+    machine.keeper.begin_attempt();
     let reopened = vault::open(
         &found(),
         &machine.keeper,
@@ -387,6 +397,82 @@ async fn no_command_uses_a_vault_before_the_attempt_that_opened_it_is_over() {
     let words = SecretStr::from("abandon");
     machine.commanded(Session::new(Command::Words), Outcome::Words(words), 0);
     assert!(machine.timers.session.is_none(), "the words are shown");
+}
+
+/// How an attempt to open the vault ends that got as far as it could.
+type AttemptEnd = fn(&mut Machine);
+
+/// The owner, or an administrator over the network, locks the vault while an attempt to open it waits for a TPM, a slow
+/// disk or Argon2id.
+#[test]
+fn a_lock_that_is_given_while_an_attempt_is_under_way_holds() {
+    let data = |machine: &mut Machine| {
+        let mut opened = needs_more(Offer::default());
+        opened.prepared.waiting = None;
+        opened.prepared.state.mode = "mounted".to_owned();
+        machine.opened(opened, 0);
+    };
+    let vault = |machine: &mut Machine| machine.unlocked(None, 0);
+    for (end, hard, is_late) in [
+        (data as AttemptEnd, false, false),
+        (data, true, true),
+        (vault, false, true),
+        (vault, true, false),
+    ] {
+        let (mut machine, found) = machine_with_vault();
+        // The settings of the machine that tests are left alone.
+        machine.life = 1;
+        let keeper = Arc::clone(&machine.keeper);
+        let log = Log::default();
+        let open = || {
+            let (offer, media) = (Offer::default(), Secrets::default());
+            let permits = |_: &OpenAlkv| Ok(());
+            vault::open(&found, &keeper, &offer, &media, &log, &permits).map(drop)
+        };
+        machine.lock(false, "an administrator", 0);
+        keeper.begin_attempt();
+        machine.opening = true;
+        if is_late {
+            open().expect("its key lies beside it");
+        }
+        machine.lock(hard, "its owner", 0);
+        if !is_late {
+            open().expect_err("it was locked");
+        }
+        assert!(!keeper.is_open());
+        end(&mut machine);
+        assert!(!keeper.is_open());
+        assert_eq!(machine.supervisor.order(0, 0), None, "no node is started");
+        let waiting = machine.waiting.as_ref().expect("it waits");
+        assert_eq!(waiting.problem.text, "the vault was locked");
+        assert!(machine.asking.question().is_some());
+        assert_eq!(machine.timers.open, None, "nor opens it by itself");
+
+        keeper.begin_attempt();
+        open().expect("its owner wants it open");
+        machine.unlocked(None, 0);
+        assert_eq!(machine.supervisor.order(0, 0), Some(Order::Spawn));
+    }
+}
+
+/// The keys are wiped on the way down, and the console still takes answers.
+#[test]
+fn a_machine_that_goes_down_does_not_open_its_vault_again() {
+    let (mut machine, found) = machine_with_vault();
+    machine.shutdown = Some(Shutdown::new(PowerAction::Poweroff, 0));
+    let keeper = Arc::clone(&machine.keeper);
+    keeper.begin_attempt();
+    // The last step, and the bound where anything hangs before it.
+    keeper.lock();
+    let (offer, media) = (Offer::default(), Secrets::default());
+    let permits = |_: &OpenAlkv| Ok(());
+    let opened = vault::open(&found, &keeper, &offer, &media, &machine.log, &permits);
+    opened.map(drop).expect_err("the attempt began before");
+    let why = "the vault is locked";
+    machine.waiting = Some(Waiting::new(Ask::Passphrase, "vault-locked", why, "type"));
+    machine.prepared = Some(Box::new(needs_more(Offer::default()).prepared));
+    machine.open();
+    assert!(!machine.opening && !keeper.is_open());
 }
 
 /// How often the machine has said that, in its log.

@@ -34,12 +34,15 @@ impl Machine {
     /// An attempt to get at the data is over.
     pub(super) fn opened(&mut self, opened: Opened, now: u64) {
         let Opened {
-            prepared,
+            mut prepared,
             settings,
             clock,
             offer,
         } = opened;
         self.opening = false;
+        if self.keeper.was_locked_meanwhile() {
+            prepared.waiting = Some(self.locked());
+        }
         self.facts.data = prepared.state.clone();
         if self.facts.clock != Clock::Sntp {
             self.facts.clock = clock;
@@ -58,7 +61,7 @@ impl Machine {
         match &prepared.waiting {
             Some(waiting) => {
                 // Also where the attempt ended in a panic.
-                self.keeper.lock();
+                self.keeper.close();
                 self.keeper.forget_words();
                 self.timers.open = waiting.retries.then_some(now + OPEN_EVERY_MS);
                 self.offer.keep(offer);
@@ -85,6 +88,12 @@ impl Machine {
         self.opening = false;
         self.working = false;
         self.offer = Offer::default();
+        let was_locked = self.keeper.was_locked_meanwhile();
+        let waiting = if was_locked {
+            Some(self.locked())
+        } else {
+            waiting
+        };
         self.asking.wait_for(waiting.as_ref());
         self.waiting = waiting;
         if self.waiting.is_none() {
@@ -93,7 +102,7 @@ impl Machine {
             self.tell_events();
         } else {
             // Also where the attempt ended in a panic.
-            self.keeper.lock();
+            self.keeper.close();
         }
         self.resume_command();
         self.vault_changed();
@@ -196,7 +205,8 @@ impl Machine {
     /// Tries to open what is closed, with what was typed.
     pub(super) fn open(&mut self) {
         self.timers.open = None;
-        if self.waiting.is_none() || self.reset.is_some() {
+        // A machine that is reset or goes down has wiped its keys, or is about to.
+        if self.waiting.is_none() || self.reset.is_some() || self.shutdown.is_some() {
             return;
         }
         // Two changes of the vault at once would lose one of them.
@@ -210,6 +220,7 @@ impl Machine {
             return;
         };
         self.opening = true;
+        self.keeper.begin_attempt();
         let keeper = Arc::clone(&self.keeper);
         let log = self.log.clone();
         let offer = std::mem::take(&mut self.offer);
@@ -264,10 +275,7 @@ impl Machine {
             self.keeper.events().add(VaultEvent::Locked { hard });
         }
         self.keeper.take_words();
-        let hint = "type what opens it on the console, or restart the machine";
-        let text = "the vault was locked";
-        let ask = self.keeper.asks();
-        self.waiting = Some(Waiting::new(ask, "vault-locked", text, hint));
+        self.waiting = Some(self.locked());
         self.drop_command();
         self.asking.end();
         self.asking.wait_for(self.waiting.as_ref());
@@ -275,6 +283,13 @@ impl Machine {
             self.obey(order, now);
         }
         self.vault_changed();
+    }
+
+    /// What a vault waits for that was locked. It is not opened again by itself.
+    fn locked(&self) -> Waiting {
+        let hint = "type what opens it on the console, or restart the machine";
+        let text = "the vault was locked";
+        Waiting::new(self.keeper.asks(), "vault-locked", text, hint)
     }
 
     /// Whoever breaks into a machine whose vault is locked hard gets no key from the TPM either.
@@ -445,6 +460,7 @@ impl Machine {
         self.concluding = Pending::default();
         self.put_off = false;
         self.opening = true;
+        self.keeper.begin_attempt();
         let keeper = Arc::clone(&self.keeper);
         let log = self.log.clone();
         // It is as it was after that.

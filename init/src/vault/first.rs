@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use alknet_core::config::{VaultInit, VaultSection, VaultUnlock};
 use alknet_handover::Recipient;
-use alknet_provisioning::Secrets;
+use alknet_provisioning::{Secrets, Source};
 use alknet_tpm::{Pin, TpmError};
 use alknet_vault::audit::{Event, SlotName};
 use alknet_vault::slots::{
@@ -15,7 +15,8 @@ use alknet_vault::{Entropy, Index, SecretStr, VaultError, WordCount};
 
 use super::open::memory_kib;
 use super::{
-    Ask, Escrow, Keeper, Offer, Waiting, Words, WordsAge, WordsAgeStage, wait_for_randomness,
+    Ask, Escrow, Keeper, Offer, Waiting, Words, WordsAge, WordsAgeStage, newest,
+    wait_for_randomness,
 };
 use crate::{log::Log, tpm};
 
@@ -23,6 +24,8 @@ use crate::{log::Log, tpm};
 #[derive(Debug)]
 pub(crate) struct First<'a> {
     pub(crate) config: &'a VaultSection,
+    /// Where that comes from.
+    pub(crate) from: &'a Source,
     pub(crate) media: &'a Secrets,
     pub(crate) offer: &'a Offer,
     /// What the machine is called, where somebody has said so.
@@ -48,18 +51,42 @@ impl Made {
 
 impl First<'_> {
     /// Which slots to make: what is configured, else the best that this machine has.
-    fn slots(&self, log: &Log) -> Vec<VaultUnlock> {
+    fn slots(&self, log: &Log) -> Result<Vec<VaultUnlock>, Waiting> {
         if !self.config.unlock.is_empty() {
-            return self.config.unlock.clone();
+            return Ok(self.config.unlock.clone());
         }
         // One, and not a medium's key beside it that the configuration did not ask for: an attacker may have left it.
-        vec![if tpm::is_usable(log) {
-            VaultUnlock::Tpm2
-        } else if self.seed().is_some() {
-            VaultUnlock::Provisioning
-        } else {
-            VaultUnlock::None
-        }]
+        if tpm::is_usable(log).map_err(|error| no_tpm(&error))? {
+            return Ok(vec![VaultUnlock::Tpm2]);
+        }
+        Ok(vec![match self.asks_for_seed()? {
+            true => VaultUnlock::Provisioning,
+            false => VaultUnlock::None,
+        }])
+    }
+
+    /// Whether a key is to open the vault although `vault.unlock` is empty: one that lies where the configuration comes
+    /// from does.
+    ///
+    /// # Errors
+    /// There is one elsewhere only, which may be an attacker's.
+    fn asks_for_seed(&self) -> Result<bool, Waiting> {
+        let keys = &self.media.seed_keys;
+        if keys.iter().any(|found| found.source == *self.from) {
+            return Ok(true);
+        }
+        let Some(found) = keys.first() else {
+            return Ok(false);
+        };
+        Err(Waiting::new(
+            Ask::Nothing,
+            "vault-waits",
+            format!(
+                "{} has a seed.key, and neither vault.unlock nor the medium of the configuration asks for one",
+                found.source
+            ),
+            "remove the medium; or set vault.unlock to [\"provisioning\"] if the key is this node's",
+        ))
     }
 
     /// The key that a medium has for this machine: without a vault, the first.
@@ -177,7 +204,7 @@ struct Shared {
 
 /// Makes the vault of a machine that has none. It is not written yet.
 pub(crate) fn create(first: &First<'_>, log: &Log) -> Result<Made, Waiting> {
-    let kinds = first.slots(log);
+    let kinds = first.slots(log)?;
     if kinds.contains(&VaultUnlock::Provisioning) && first.seed().is_none() {
         return Err(Waiting::new(
             Ask::Nothing,
@@ -240,6 +267,7 @@ pub(crate) fn create(first: &First<'_>, log: &Log) -> Result<Made, Waiting> {
         ));
     }
     let words = is_new.then(|| entropy.phrase());
+    let by_tpm = kinds.contains(&VaultUnlock::Tpm2);
     let vault = NewVault {
         passphrase: match &first.media.words {
             Some(words) => SecretStr::from(words.passphrase.expose()),
@@ -251,6 +279,7 @@ pub(crate) fn create(first: &First<'_>, log: &Log) -> Result<Made, Waiting> {
             words: is_new,
             ..Pending::ALL
         },
+        first_count: by_tpm.then(newest::first_count).flatten(),
         ..NewVault::new(entropy, now_s())
     };
     let open = with_slots(vault, &kinds, first, shared, log)?;
@@ -394,6 +423,13 @@ fn no_tpm(error: &TpmError) -> Waiting {
         TpmError::Unanswered => {
             "it is asked again every 3 seconds; if it never answers, restart the machine, or say in vault.unlock \
              what is to open the vault"
+        }
+        TpmError::NotMeasured(_) => {
+            "start the machine by UEFI with its TPM support on; or say in vault.unlock what is to open the vault"
+        }
+        TpmError::OwnerPassword => {
+            "clear the TPM in the firmware's setup, or take the password away; or say in vault.unlock what is to open \
+             the vault"
         }
         _ => "give the machine a TPM 2.0, or leave tpm2 out of vault.unlock",
     };

@@ -168,8 +168,17 @@ pub(crate) struct Keeper {
     state: Mutex<State>,
 }
 
+/// How often the vault was locked from outside of an attempt to open it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Locks {
+    count: u64,
+    /// When the attempt began that is under way, or was last.
+    at_attempt: u64,
+}
+
 #[derive(Debug, Default)]
 struct State {
+    locks: Locks,
     /// Which vault all of this is about.
     vault: Option<VaultId>,
     slots: Vec<SlotType>,
@@ -202,12 +211,17 @@ struct State {
 }
 
 impl State {
-    /// Of no vault; wrong attempts count all the same.
+    /// Of no vault; wrong attempts and locks count all the same.
     fn begin_anew(&mut self) {
         *self = Self {
             attempts: self.attempts,
+            locks: self.locks,
             ..Self::default()
         };
+    }
+
+    fn is_locked_meanwhile(&self) -> bool {
+        self.locks.count != self.locks.at_attempt
     }
 
     fn describe(&mut self, alkv: &Alkv) {
@@ -284,17 +298,33 @@ impl Keeper {
         &self.escrow
     }
 
+    /// An attempt to open the vault begins, as the machine's loop decides. A lock from here on refuses what it opens.
+    pub(crate) fn begin_attempt(&self) {
+        let locks = &mut self.state().locks;
+        locks.at_attempt = locks.count;
+    }
+
+    /// Whether the vault was locked since the last attempt to open it began.
+    pub(crate) fn was_locked_meanwhile(&self) -> bool {
+        self.state().is_locked_meanwhile()
+    }
+
     /// Takes the words in. Nothing that is known of a vault of other words holds for this one.
     ///
     /// # Errors
-    /// Another vault is open, or an older copy of this one would take its place.
+    /// The vault was locked since the attempt began, another one is open, or an older copy of this one would take its
+    /// place.
     fn admit(&self, open: &OpenAlkv) -> Result<(), AdmitError> {
         if self.is_open() {
             self.check_in_use(open)?;
         }
         let fingerprint = Some(open.fingerprint()?);
-        self.escrow.clear();
+        // Held until the memory has the seed: a lock comes before that or after it.
         let mut state = self.state();
+        if state.is_locked_meanwhile() {
+            return Err(AdmitError::Locked);
+        }
+        self.escrow.clear();
         if state.fingerprint.is_some() && state.fingerprint != fingerprint {
             state.begin_anew();
         }
@@ -305,7 +335,6 @@ impl Keeper {
         state.device = open.alkv().device().number();
         state.pending = Some(open.pending());
         state.shows_words = open.pending().words && !state.is_reminded && !state.words_kept;
-        drop(state);
         if self.is_open() {
             return Ok(());
         }
@@ -341,10 +370,21 @@ impl Keeper {
         }
     }
 
-    /// Forgets the seed. The node, which shares it, has none any more either.
+    /// Forgets the seed. The node, which shares it, has none any more either. An attempt to open the vault that is under
+    /// way puts none in its place.
     pub(crate) fn lock(&self) {
-        self.vault().lock();
         let mut state = self.state();
+        state.locks.count += 1;
+        self.wipe(&mut state);
+    }
+
+    /// The same at the end of an attempt that goes no further.
+    pub(crate) fn close(&self) {
+        self.wipe(&mut self.state());
+    }
+
+    fn wipe(&self, state: &mut State) {
+        self.vault().lock();
         state.opened_by = None;
         state.master_key = None;
         // The next person at the console may be another one. Opened again, the vault says whether it still permits, unless
@@ -354,7 +394,11 @@ impl Keeper {
 
     /// There is no vault any more. It was locked before.
     pub(crate) fn forget(&self) {
-        *self.state() = State::default();
+        let mut state = self.state();
+        *state = State {
+            locks: state.locks,
+            ..State::default()
+        };
     }
 
     /// Forgets new words that nobody has seen, and their file of age, which may be in memory only: neither is for the
@@ -534,6 +578,8 @@ fn lasts(pending: Pending) -> bool {
 enum AdmitError {
     #[error(transparent)]
     Area(#[from] AreaError),
+    #[error("it was locked meanwhile")]
+    Locked,
     #[error(transparent)]
     NotInUse(#[from] NotInUse),
     #[error(transparent)]

@@ -12,7 +12,8 @@ use std::fs::File;
 use std::path::Path;
 
 use alknet_tpm::{StorageKey, Tpm, TpmError};
-use alknet_vault::slots::{Alkv, Found, OpenAlkv, SlotParams, SlotType};
+use alknet_vault::slots::{Alkv, FirstCount, Found, OpenAlkv, SlotParams, SlotType};
+use data_encoding::HEXLOWER;
 
 use super::open::by_passphrase;
 use super::{Ask, Keeper, Offer, Waiting, by_tpm, opening_slot};
@@ -23,6 +24,19 @@ use chip::{chip, is_absent, retire};
 use note::{Counted, Note, Owed};
 
 pub(crate) use chip::outdate;
+
+/// How often the counter may rise in a first boot before anything is noted beside the data: where the erasure of the disk
+/// before was not counted, it rises before the note is written. In a first boot that has ended it rose twice.
+const FIRST_NOTE_RISES_MAX: u64 = 1;
+/// Why nothing says how old the disk is.
+const FOREIGN: &str =
+    "something else is in the place of the TPM's counter, which says how old the disk is";
+/// Why a vault that permits its first boot is an older copy.
+const PAST: &str =
+    "it is a copy from its first boot, and the TPM has counted changes of the vault since";
+/// Why it is not known whether it is one.
+const ELSEWHERE: &str = "it permits what its first boot does, and the TPM that can say whether that has ended is not in \
+                         this machine, or switched off";
 
 /// What is at the handle of the TPM's counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,12 +109,14 @@ impl Ledger<'_> {
         let former = read.unwrap_or_default();
         let of_vault = |note: &&Note| note.vault == alkv.uuid().to_string();
         let noted = former.as_ref().filter(of_vault);
-        // The power may have gone in the first boot, between the counter and the first note.
-        let made = made || spoilt.is_none() && noted.is_none() && open.pending().partition;
+        // The power may have gone in the first boot, between the counter and the first note. Data with a note, of whichever
+        // vault, had theirs.
+        let is_first = !made && spoilt.is_none() && former.is_none() && open.pending().partition;
+        let needs_count = !made && (!is_first || open.first_count().is_some());
         let tpms = tpms_of(alkv);
         let (mut presence, unread) = match Presence::of(&tpms) {
             Ok(presence) => (presence, None),
-            Err(error) if made || proof() => {
+            Err(error) if !needs_count || proof() => {
                 let problem = uncounted(&error);
                 (Presence::Away(error), Some(problem))
             }
@@ -108,7 +124,9 @@ impl Ledger<'_> {
         };
         let why = match (noted, &mut presence) {
             (_, _) if made => None,
+            (_, presence) if is_first => presence.is_past(open.first_count(), FIRST_NOTE_RISES_MAX),
             (_, _) if spoilt.is_some() => spoilt.as_deref(),
+            (None, _) if former.is_some() => Some("the data beside the vault are of another one"),
             (Some(noted), _) if noted.generation > alkv.generation() => {
                 Some("the vault is older than the data beside it")
             }
@@ -366,6 +384,33 @@ impl Presence {
         };
         Ok(Self::Here(Counter { tpm, key, index }))
     }
+
+    /// Why a vault that the TPM had counted so far when it was made (`first`) has its first boot behind it, although it
+    /// permits what that does: it is an older copy. A first boot that was cut short may have counted `rises_max` times.
+    fn is_past(&self, first: Option<FirstCount>, rises_max: u64) -> Option<&'static str> {
+        let first = first?;
+        match self {
+            Self::Here(counter) if counter.key.to_string() == HEXLOWER.encode(&first.tpm) => {
+                is_past(first.count, counter.index, rises_max)
+            }
+            Self::Away(_) | Self::Here(_) | Self::Unbound => Some(ELSEWHERE),
+        }
+    }
+}
+
+/// The same where that TPM is in the machine, by what is at the handle of its counter.
+fn is_past(first: u64, index: Index, rises_max: u64) -> Option<&'static str> {
+    match index {
+        Index::Count(count)
+            if count
+                .checked_sub(first)
+                .is_some_and(|rises| rises <= rises_max) =>
+        {
+            None
+        }
+        Index::Absent | Index::Count(_) => Some(PAST),
+        Index::Foreign => Some(FOREIGN),
+    }
 }
 
 /// The counter of this machine's TPM, for a vault that has a slot of it.
@@ -388,9 +433,7 @@ impl Counter {
             Fit::Old => Ok(Some(
                 "the disk is older than the last change that the TPM counted",
             )),
-            Fit::Unknown => Ok(Some(
-                "something else is in the place of the TPM's counter, which says how old the disk is",
-            )),
+            Fit::Unknown => Ok(Some(FOREIGN)),
         }
     }
 
@@ -417,7 +460,53 @@ impl Counter {
     }
 }
 
-/// Whether a person at the machine, or a medium with the words, shows that the vault's owner opens it.
+/// How far this machine's TPM has counted, for a vault that is about to be made. `None` where it does not say so, or takes
+/// no counter, which the machine reports once the vault is on the disk: nothing tells an early copy of that vault then.
+pub(crate) fn first_count() -> Option<FirstCount> {
+    let counted = chip().and_then(|(tpm, key)| {
+        // Made now where there is none: what it begins with cannot be known otherwise.
+        let count = tpm.require(key).make_counter()?;
+        Ok((key.to_string(), count))
+    });
+    let (key, count) = counted
+        .inspect_err(|error| tracing::debug!(%error, "no count of the TPM for the new vault"))
+        .ok()?;
+    let tpm = HEXLOWER.decode(key.as_bytes()).ok()?;
+    let tpm = tpm.try_into().ok()?;
+    Some(FirstCount { tpm, count })
+}
+
+/// Looks whether a vault that permits its first boot, on a partition without a header, has that behind it. The header is
+/// written before the TPM counts anything of the vault.
+///
+/// # Errors
+/// It is an older copy, or the TPM does not say whether, and nothing shows that its owner wants it; what would.
+pub(crate) fn check_first_boot(
+    open: &OpenAlkv,
+    log: &Log,
+    proof: impl Fn() -> bool,
+) -> Result<(), Waiting> {
+    let Some(first) = open.first_count() else {
+        return Ok(());
+    };
+    let why = match Presence::of(&tpms_of(open.alkv())) {
+        Ok(presence) => presence.is_past(Some(first), 0),
+        Err(_) if proof() => None,
+        Err(error) => return Err(unknown(&error)),
+    };
+    let Some(why) = why else { return Ok(()) };
+    if !proof() {
+        return Err(old(open.alkv(), why));
+    }
+    log.warn(format_args!(
+        "{why}; this copy counts from now on, as its owner wants it"
+    ));
+    Ok(())
+}
+
+/// Whether a person at the machine, or a medium with the words, shows that the vault's owner opens it. What is typed may
+/// open the other copy on the disk, which an attacker may have made: it proves something only where that has the words
+/// of the vault that opened.
 pub(crate) fn is_proven(
     found: &Found,
     open: &OpenAlkv,
@@ -434,13 +523,25 @@ pub(crate) fn is_proven(
     // What needs nobody is tried first: the passphrase may have had no turn.
     let passphrase = || {
         let typed = offer.passphrase.as_ref();
-        typed.is_some_and(|typed| by_passphrase(found, typed, keeper).is_ok())
+        typed.is_some_and(|typed| {
+            by_passphrase(found, typed, keeper, |opened| have_same_words(opened, open)).is_ok()
+        })
     };
     let pin = || {
         let typed = offer.pin.as_ref();
-        typed.is_some_and(|typed| by_tpm::with_pin(found, typed).is_ok())
+        typed.is_some_and(|typed| {
+            by_tpm::with_pin(found, typed).is_ok_and(|opened| have_same_words(&opened, open))
+        })
     };
     by_typing || passphrase() || pin() || medium_has_words()
+}
+
+/// Whether two vaults that opened are of one node. Which id they say proves nothing.
+fn have_same_words(one: &OpenAlkv, other: &OpenAlkv) -> bool {
+    match (one.fingerprint(), other.fingerprint()) {
+        (Ok(one), Ok(other)) => one == other,
+        _ => false,
+    }
 }
 
 fn old(alkv: &Alkv, why: &str) -> Waiting {

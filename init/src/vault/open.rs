@@ -68,7 +68,7 @@ pub(crate) fn open(
     }
     let typed = slots(SlotType::Passphrase).next();
     if let (Some(_), Some(passphrase)) = (typed, &offer.passphrase) {
-        match by_passphrase(found, passphrase, keeper) {
+        match by_passphrase(found, passphrase, keeper, |_| true) {
             Ok(opened) => return admitted(opened),
             Err(SlotError::WrongKey(_)) => refusals = vec!["that passphrase is wrong".to_owned()],
             Err(error) => refusals = vec![error.to_string()],
@@ -109,18 +109,22 @@ const HINT_KMS: &str = "the node that keeps a share of the key is asked again by
 const HINT_CLOSED: &str = "restart the machine";
 
 /// Opens it by what somebody typed, which waits where wrong passphrases came before, and is written
-/// down where it is wrong.
+/// down where it is wrong. A passphrase of a vault that does not count (`counts`) is wrong.
 pub(super) fn by_passphrase(
     found: &Found,
     passphrase: &SecretStr,
     keeper: &Keeper,
+    counts: impl FnOnce(&OpenAlkv) -> bool,
 ) -> Result<OpenAlkv, SlotError> {
     keeper.wait_for_turn();
     let mut key = Key::Passphrase {
         passphrase,
         cap_kib: memory_cap_kib(memory_kib()),
     };
-    let opened = found.open(&mut key);
+    let opened = found.open(&mut key).and_then(|open| match counts(&open) {
+        true => Ok(open),
+        false => Err(SlotError::WrongKey(open.opened_by())),
+    });
     let kind = SlotType::Passphrase;
     let slot = found.newest.slots().iter().find(|slot| slot.kind() == kind);
     match (&opened, slot) {

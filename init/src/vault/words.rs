@@ -151,6 +151,7 @@ mod tests {
         let keeper = started();
         assert!(!keeper.shows_words());
         keeper.lock();
+        keeper.begin_attempt();
         keeper.admit(&permits).expect("it was locked");
         assert!(!keeper.shows_words());
     }

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::chip::with_chip;
 use crate::console::{commands, typed};
+use crate::stolen::{FORGED, forged_beside};
 use crate::tpm::{
     DONE_WITHIN, PASSPHRASE, WITH_PASSPHRASE, asked, measured, says, served, set_up, type_line,
 };
@@ -56,16 +57,20 @@ fn an_older_copy_that_is_put_back_opens_only_for_its_owner() {
     put(&before);
     refused_as_older(&machine().start());
 
-    // The newest disk with the vault of before, whose passphrase was another.
+    // The newest disk with the vault of before, whose passphrase was another, and beside that a copy that an attacker made,
+    // who types what opens it.
     put(&now);
     let [from, to] = [&before, &bench.raw()].map(|path| {
         let file = File::options().read(true).write(true).open(path);
         file.expect("the folder is ours")
     });
-    for at in [VAULT_A_AT, VAULT_B_AT].map(|at| RAW_DATA_AT + at) {
-        let mut copy = vec![0; COPY_BYTES];
-        from.read_exact_at(&mut copy, at).expect("it has a vault");
-        to.write_all_at(&copy, at).expect("the folder is ours");
+    let mut older = vec![0; COPY_BYTES];
+    let read = from.read_exact_at(&mut older, RAW_DATA_AT + VAULT_A_AT);
+    read.expect("it has a vault");
+    let forged = forged_beside(&older);
+    for (at, copy) in [(VAULT_A_AT, older), (VAULT_B_AT, forged)] {
+        let written = to.write_all_at(&copy, RAW_DATA_AT + at);
+        written.expect("the folder is ours");
     }
     let vm = machine().start();
     asked(&vm, "passphrase of the vault");
@@ -160,11 +165,16 @@ fn replace_counter(chip: &Path) {
     });
 }
 
-/// The passphrase of the vault that was put back, after that of the newer one.
+/// The passphrase of the vault that was put back, after that of the forged one and that of the newer one.
 fn wrong_then_right(vm: &Vm) {
-    let mark = vm.console().mark();
-    type_line(vm, "battery staple");
-    let again = vm.wait_for_after(mark, "what was typed does not open it", DONE_WITHIN);
-    again.unwrap_or_else(|error| panic!("{error}"));
+    for wrong in [FORGED, "battery staple"] {
+        let mark = vm.console().mark();
+        type_line(vm, wrong);
+        let asks = "alknet: asks: passphrase of the vault";
+        let again = vm.wait_for_after(mark, asks, DONE_WITHIN);
+        again.unwrap_or_else(|error| panic!("{error}"));
+        says(vm, "what was typed does not open it");
+        assert!(!vm.console().text().contains(READY), "{}", vm.report());
+    }
     type_line(vm, PASSPHRASE);
 }

@@ -2,15 +2,17 @@
 //! sits at the console: nothing opens, nothing is shown, and no key of another node is served.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use alknet_qemu::{Disk, Mark, Recorder, Recording, Vm};
+use alknet_qemu::{Disk, Interposer, Mark, Recorder, Recording, Vm};
 use alknet_tests::tools::{RAW_DATA_AT, age, tool_says};
 use alknet_tests::{Bench, Boot, Cli, Node, READY, eventually};
-use alknet_vault::slots::{NewSlot, NewVault, OpenAlkv};
-use alknet_vault::{Entropy, WordCount};
+use alknet_vault::slots::{Alkv, Argon2Params, NewSlot, NewVault, OpenAlkv};
+use alknet_vault::{Entropy, SecretStr, WordCount};
 use data_encoding::{BASE64, HEXLOWER};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -40,6 +42,12 @@ const FORMATTING: &[u8] = b"alknet: this partition is being formatted\n";
 
 /// A line of the document from which an administrator was taken out.
 const WITHOUT_FORMER: &str = "# one administrator less: 5d1c0c7e-without-the-former-one";
+/// `TPM2_NV_Increment`.
+const NV_INCREMENT: [u8; 4] = [0, 0, 1, 0x34];
+/// The file of a TPM's folder with what it keeps while it is off.
+const CHIP_STATE: &str = "tpm2-00.permall";
+/// What opens a vault that a thief made.
+pub(crate) const FORGED: &str = "xyzzy";
 
 /// What stands above words that the console shows.
 const WORDS: &str = "These words are this node";
@@ -138,6 +146,94 @@ fn loses_no_slot_without_proof(node: &mut Node) {
     typed(node.vm(), "rekey", PROOF);
     let status = node.call("vault/status", &Value::Null);
     assert_eq!(status["slots"], slots, "{status:#}");
+}
+
+/// The TPM opens the vault that the thief put back as it was during the first boot, beside a header that is blank again:
+/// a first boot that was cut short, but for what the TPM has counted since. The thief's own copy beside it, which has the
+/// machine's id, proves nothing when the thief locks the vault, so as to be asked, and types what opens that copy. With the
+/// TPM as it was then, the same disk is one whose first boot was cut short: the machine ends that.
+#[test]
+fn a_vault_as_in_its_first_boot_opens_nothing_once_the_tpm_has_counted() {
+    let bench = Bench::new();
+    let disk = bench.raw();
+    let chip = bench.path().join("own.tpm").join(CHIP_STATE);
+    let early = Arc::new(EarlyCopy::of(&disk, &chip));
+    let between = Arc::clone(&early);
+    let machine = || measured(&bench, "own").after_firmware();
+    let first = machine().configured(TPM_ALONE);
+    let node = first.with(|vm| vm.interposer(between)).boot();
+    let identity = node.identity().to_owned();
+    node.end();
+    let (early, counted) = early.taken();
+    write(&disk, VAULT_A_AT, &early);
+    write(&disk, VAULT_B_AT, &forged_beside(&early));
+    write(&disk, 0, &vec![0; 1 << 20]);
+    let blanked = head(&disk);
+    let vm = machine().config(thiefs_document(&bench, TPM_ALONE)).start();
+    let told = "the TPM has counted changes of the vault since";
+    stays_closed(&vm, "vault-old", told);
+    typed(&vm, "lock", "passphrase of the vault");
+    let mark = vm.console().mark();
+    type_line(&vm, FORGED);
+    let told = "what was typed does not open it";
+    let told = vm.wait_for_after(mark, told, DONE_WITHIN);
+    told.unwrap_or_else(|error| panic!("{error}"));
+    let text = vm.console().text();
+    for shown in [READY, "BEGIN AGE", WORDS] {
+        assert!(!text.contains(shown), "{shown:?} in {text}");
+    }
+    drop(vm);
+    assert!(head(&disk) == blanked, "it was written to");
+
+    std::fs::write(&chip, counted).expect("the folder is ours");
+    let node = machine().configured(TPM_ALONE).boot();
+    assert_eq!(node.identity(), identity);
+    assert_eq!(node.info()["problems"], json!([]));
+}
+
+/// Takes a copy of the vault, and of what the TPM keeps, when that is asked to count for the first time after the vault
+/// was written: its first boot has not ended. In a TPM's messages the command's code is at byte 6.
+#[derive(Debug)]
+struct EarlyCopy {
+    disk: PathBuf,
+    chip: PathBuf,
+    taken: Mutex<Option<(Vec<u8>, Vec<u8>)>>,
+}
+
+impl EarlyCopy {
+    fn of(disk: &Path, chip: &Path) -> Self {
+        Self {
+            disk: disk.to_owned(),
+            chip: chip.to_owned(),
+            taken: Mutex::default(),
+        }
+    }
+
+    fn taken(&self) -> (Vec<u8>, Vec<u8>) {
+        let taken = self.taken.lock().expect("whole").take();
+        taken.expect("the TPM counted a vault")
+    }
+}
+
+impl Interposer for EarlyCopy {
+    fn exchange(
+        &self,
+        command: &[u8],
+        chip: &mut dyn FnMut(&[u8]) -> io::Result<Vec<u8>>,
+    ) -> io::Result<Vec<u8>> {
+        let mut taken = self.taken.lock().expect("whole");
+        if taken.is_none() && command[6..].starts_with(&NV_INCREMENT) {
+            let mut copy = vec![0; COPY_BYTES];
+            let disk = File::open(&self.disk)?;
+            disk.read_exact_at(&mut copy, RAW_DATA_AT + VAULT_B_AT)?;
+            // The counter rises once before there is a vault.
+            if copy.starts_with(b"{") {
+                *taken = Some((copy, std::fs::read(&self.chip)?));
+            }
+        }
+        drop(taken);
+        chip(command)
+    }
 }
 
 /// The medium that opens the vault lies beside it. Words that the owner never confirmed can be read during the start
@@ -391,6 +487,28 @@ fn forged() -> Vec<u8> {
     for _ in 0..8 {
         open.add(NewSlot::None).expect("there is room");
     }
+    copy_of(&open)
+}
+
+/// A copy of a vault that a thief made to lie beside `copy`: it has the same id, is no newer, and [`FORGED`] opens it.
+pub(crate) fn forged_beside(copy: &[u8]) -> Vec<u8> {
+    let end = copy.iter().position(|byte| *byte == b'\n');
+    let beside = Alkv::parse(&copy[..end.expect("it is whole")]).expect("a vault");
+    let words = Entropy::generate(WordCount::TwentyFour).expect("random bytes");
+    let (passphrase, cost) = (SecretStr::from(FORGED), Argon2Params::FLOOR);
+    let slot = NewSlot::Passphrase {
+        passphrase: &passphrase,
+        cost,
+        cap_kib: cost.kib(),
+    };
+    let open = OpenAlkv::create_as(beside.uuid(), NewVault::new(words, 0), |_| Ok(slot));
+    let open = open.expect("made");
+    assert!(open.alkv().generation() <= beside.generation());
+    copy_of(&open)
+}
+
+/// As it lies on the disk.
+fn copy_of(open: &OpenAlkv) -> Vec<u8> {
     let text = open.alkv().to_text();
     let hash = HEXLOWER.encode(&Sha256::digest(text.as_bytes()));
     let mut copy = format!("{text}\n{hash}\n").into_bytes();

@@ -13,10 +13,11 @@ use crate::error::VaultError;
 use crate::limits::{MAX_PASSPHRASE_BYTES, MAX_SLOTS};
 use crate::secret::{SecretArr, SecretBytes, SecretStr};
 use crate::slots::copies::TEXT_BYTES_MAX;
+use crate::slots::first_count::FirstCountForm;
 use crate::slots::record::SlotParams;
 use crate::slots::{
-    Alkv, Argon2Params, Kek, KmsParams, Pending, SeedKey, Slot, SlotError, SlotId, SlotType,
-    Tpm2Params, VaultId, alkv, argon,
+    Alkv, Argon2Params, FirstCount, Kek, KmsParams, Pending, SeedKey, Slot, SlotError, SlotId,
+    SlotType, Tpm2Params, VaultId, alkv, argon,
 };
 
 /// The last number that every reader of JSON has.
@@ -35,10 +36,12 @@ pub struct NewVault {
     pub created_s: u64,
     /// What its first boot permits.
     pub pending: Pending,
+    /// How far the TPM has counted that is to open it.
+    pub first_count: Option<FirstCount>,
 }
 
 impl NewVault {
-    /// Device 0 of words without a passphrase; nothing is pending.
+    /// Device 0 of words without a passphrase; nothing is pending, and no TPM counts.
     #[must_use]
     pub fn new(entropy: Entropy, created_s: u64) -> Self {
         Self {
@@ -47,6 +50,7 @@ impl NewVault {
             device: Index::default(),
             created_s,
             pending: Pending::default(),
+            first_count: None,
         }
     }
 }
@@ -157,6 +161,7 @@ impl OpenAlkv {
             passphrase: vault.passphrase,
             created_s: vault.created_s.min(MAX_SAFE),
             pending: vault.pending,
+            first_count: vault.first_count,
         };
         let vmk = crypto::random_secret()?;
         let opened_by = SlotId(0);
@@ -209,6 +214,13 @@ impl OpenAlkv {
         self.contents.pending
     }
 
+    /// How far a TPM had counted when the vault was made, until [`Pending::partition`] is withdrawn. Vaults of earlier
+    /// programs, and those that no TPM counts, do not say.
+    #[must_use]
+    pub fn first_count(&self) -> Option<FirstCount> {
+        self.contents.first_count
+    }
+
     /// Withdraws permissions of the first boot; they cannot be given again. Answers whether one of them was
     /// still given, so that there is a new generation to be written.
     ///
@@ -221,6 +233,8 @@ impl OpenAlkv {
         }
         let contents = Contents {
             pending,
+            // Without it, programs from before there was one read the payload.
+            first_count: self.contents.first_count.filter(|_| pending.partition),
             ..self.contents.copied()
         };
         let payload = alkv::seal_payload(self.alkv.uuid, &self.vmk, &contents)?;
@@ -352,12 +366,13 @@ pub fn luks_phrase(secret: &SecretArr<32>) -> SecretStr {
     SecretStr::from_string(BASE64URL_NOPAD.encode(secret.expose()))
 }
 
-/// What is encrypted: `{"bip39_passphrase"?,"created","entropy","pending"?}`, the secrets in base64.
+/// What is encrypted: `{"bip39_passphrase"?,"created","entropy","first_count"?,"pending"?}`, the secrets in base64.
 pub(super) struct Contents {
     pub(super) entropy: Entropy,
     pub(super) passphrase: SecretStr,
     pub(super) created_s: u64,
     pub(super) pending: Pending,
+    pub(super) first_count: Option<FirstCount>,
 }
 
 /// Borrowed from the decrypted text, so that no copy is made on the way.
@@ -367,6 +382,9 @@ struct ContentsForm<'a> {
     bip39_passphrase: Option<&'a str>,
     created: u64,
     entropy: &'a str,
+    /// Absent where no TPM counted then, and where the partition is finished.
+    #[serde(default, borrow)]
+    first_count: Option<FirstCountForm<'a>>,
     /// Absent where nothing is pending.
     #[serde(default, borrow)]
     pending: Vec<&'a str>,
@@ -379,6 +397,7 @@ impl Contents {
             passphrase: SecretStr::from(self.passphrase.expose()),
             created_s: self.created_s,
             pending: self.pending,
+            first_count: self.first_count,
         }
     }
 
@@ -389,11 +408,15 @@ impl Contents {
         let entropy = bytes(form.entropy).map_err(|_| bad())?;
         let passphrase = bytes(form.bip39_passphrase.unwrap_or_default()).map_err(|_| bad())?;
         let passphrase = std::str::from_utf8(&passphrase).map_err(|_| bad())?;
+        let first_count = form.first_count.as_ref();
+        let first_count = first_count.map(|form| FirstCount::read(form).ok_or_else(bad));
+        let first_count = first_count.transpose()?;
         Ok(Self {
             entropy: Entropy::from_bytes(&entropy).map_err(|_| bad())?,
             passphrase: SecretStr::from(passphrase),
             created_s: form.created,
             pending: Pending::from_names(&form.pending).ok_or_else(bad)?,
+            first_count,
         })
     }
 
@@ -413,11 +436,14 @@ impl Contents {
         } else {
             format!(",\"pending\":[\"{}\"]", names.join("\",\""))
         };
+        let first_count = self.first_count.map_or_else(String::new, |first| {
+            format!(",\"first_count\":{}", first.text())
+        });
         let parts = [
             &["{"],
             with.as_slice(),
             &["\"created\":", &created, ",\"entropy\":\"", &entropy, "\""],
-            &[pending.as_str(), "}"],
+            &[first_count.as_str(), pending.as_str(), "}"],
         ];
         SecretBytes::from_vec(parts.concat().concat().into_bytes())
     }

@@ -5,6 +5,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::limits::{ARGON2_FLOOR_KIB, MAX_KMS_ADDRESSES, MAX_SLOTS};
+use crate::secret::SecretBytes;
+use crate::slots::open::Contents;
 use crate::{Entropy, Index, SecretArr, SecretStr, VaultError};
 
 const CAP: u32 = ARGON2_FLOOR_KIB;
@@ -478,6 +480,59 @@ fn what_a_first_boot_permits_is_withdrawn_once_and_outlives_everything_else() {
     assert_eq!(read(&next.expect("one slot")), Pending::ALL.without(words));
     assert!(open.conclude(Pending::ALL).expect("random bytes"));
     assert!(read(&open).is_empty());
+}
+
+/// It is of use as long as the partition may be formatted; without it a program from before there was one reads the
+/// payload.
+#[test]
+fn what_a_tpm_had_counted_when_the_vault_was_made_is_kept_until_the_partition_is_finished() {
+    let first = FirstCount {
+        tpm: [0xa5; 32],
+        count: u64::MAX,
+    };
+    let vault = NewVault {
+        pending: Pending::ALL,
+        passphrase: "TREZOR".into(),
+        first_count: Some(first),
+        ..new()
+    };
+    let mut open = OpenAlkv::create(vault, NewSlot::None).expect("made");
+    let read = |open: &OpenAlkv| {
+        let alkv = Alkv::parse(open.alkv().to_text().as_bytes()).expect("our own");
+        let id = alkv.slots()[0].id();
+        let open = alkv.open(id, &mut Key::Stored).expect("opened");
+        assert_eq!(open.passphrase().expose(), "TREZOR");
+        open.first_count()
+    };
+    assert_eq!(read(&open), Some(first));
+    let others = Pending::ALL.without(Pending {
+        partition: true,
+        ..Pending::default()
+    });
+    assert!(open.conclude(others).expect("random bytes"));
+    assert_eq!(read(&open), Some(first));
+    let id = open.alkv().slots()[0].id();
+    let next = open.rekey(&mut [(id, Key::Stored)], &[], Consent::None);
+    assert_eq!(read(&next.expect("one slot")), Some(first));
+    assert!(open.conclude(Pending::ALL).expect("random bytes"));
+    assert_eq!((open.first_count(), read(&open)), (None, None));
+}
+
+/// A payload is authenticated: only a changed program writes such a one.
+#[test]
+fn a_count_of_no_tpm_is_no_payload() {
+    for (tpm, is_one) in [
+        ("a5".repeat(32), true),
+        ("A5".repeat(32), false),
+        ("a5".repeat(31), false),
+    ] {
+        let text = format!(
+            "{{\"created\":1,\"entropy\":\"{}\",\"first_count\":{{\"count\":7,\"tpm\":\"{tpm}\"}}}}",
+            BASE64.encode(&[7; 32])
+        );
+        let read = Contents::read(&SecretBytes::from_vec(text.into_bytes()));
+        assert_eq!(read.is_ok(), is_one, "{tpm}");
+    }
 }
 
 #[test]

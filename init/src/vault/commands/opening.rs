@@ -60,7 +60,7 @@ impl Session {
         let Some(passphrase) = self.typed.opening.take() else {
             return Err(Halt::wants(Want::Passphrase));
         };
-        by_passphrase(&found, &passphrase, place.keeper)
+        by_passphrase(&found, &passphrase, place.keeper, |_| true)
             .map_err(|error| wrong(error, Want::Passphrase))
     }
 

@@ -18,6 +18,7 @@ use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
 use super::*;
 use crate::data::keyslot_tests::{format, vault};
 use crate::errand::{self, Hidden, Refusal};
+use crate::vault::first::Made;
 use crate::vault::{First, Offer, create};
 
 const BYTES: u64 = DATA_AT + (1 << 20);
@@ -108,16 +109,28 @@ impl Machine {
 
     /// Whether a machine without a vault makes one of what the media bring, or why it waits.
     fn first(&self, config: &VaultSection) -> Result<(), String> {
-        let media = self.secrets();
+        self.made(config).map(drop)
+    }
+
+    /// What opens the vault that it makes.
+    fn kinds(&self, config: &VaultSection) -> Vec<&'static str> {
+        let made = self.made(config).expect("it makes one");
+        let slots = made.open().alkv().slots().iter();
+        slots.map(|slot| slot.kind().name()).collect()
+    }
+
+    fn made(&self, config: &VaultSection) -> Result<Made, String> {
+        let loaded = load_with(&self.paths(), &KernelMounter);
         let first = First {
             config,
-            media: &media,
+            from: &loaded.source,
+            media: &loaded.secrets,
             offer: &Offer::default(),
             name: None,
             escrow: self.keeper.escrow(),
         };
         let made = create(&first, &self.log);
-        made.map(drop).map_err(|waiting| waiting.problem.text)
+        made.map_err(|waiting| waiting.problem.text)
     }
 
     /// A command with all that it asks for, to what becomes of it then.
@@ -423,6 +436,27 @@ fn what_a_medium_brings_unasked_is_not_taken_at_a_first_start() {
     assert!(why.contains("several seed.keys"), "{why}");
     std::fs::remove_dir_all(machine.paths().fw_cfg.join("node")).expect("it is there");
     assert_eq!(machine.first(&by_key), Ok(()));
+
+    // A configuration that does not say what opens the vault: a key that did not come with it is not taken, nor is the
+    // vault left open to anybody for it.
+    let unsaid = VaultSection::default();
+    let why = machine.first(&unsaid).expect_err("it has no configuration");
+    assert!(why.contains("fw_cfg has a seed.key"), "{why}");
+    machine.put_strings("");
+    let why = machine.first(&unsaid).expect_err("it came by itself");
+    assert!(why.contains("nor the medium of the configuration"), "{why}");
+    machine.put_secrets("");
+    assert_eq!(
+        machine.kinds(&unsaid),
+        ["provisioning"],
+        "it came with that"
+    );
+    std::fs::remove_dir_all(machine.paths().fw_cfg).expect("it is there");
+    assert_eq!(
+        machine.kinds(&unsaid),
+        ["none"],
+        "the console says UNSEALED"
+    );
 }
 
 /// An attacker left a medium with words of their own, and the owner's medium is there too. Which of them comes first is
@@ -817,9 +851,11 @@ fn words_are_shown_without_proof_only_by_the_vault_that_permits_it() {
     assert!(keeper.shows_words());
     keeper.lock();
     assert!(!keeper.shows_words(), "of a vault that was locked");
+    keeper.begin_attempt();
     keeper.admit(&new).expect("it was locked");
     assert!(keeper.shows_words());
     keeper.lock();
+    keeper.begin_attempt();
     keeper.admit(&other).expect("it was locked");
     assert!(!keeper.shows_words(), "of another vault");
     for (ended, shows) in [
@@ -831,6 +867,7 @@ fn words_are_shown_without_proof_only_by_the_vault_that_permits_it() {
         ended(&keeper);
         assert_eq!(keeper.shows_words(), shows);
         keeper.lock();
+        keeper.begin_attempt();
         keeper.admit(&new).expect("it was locked");
         assert!(
             !keeper.shows_words(),

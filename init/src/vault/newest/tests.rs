@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use alknet_sealed::limits::DATA_AT;
 use alknet_vault::Entropy;
-use alknet_vault::slots::{Consent, NewSlot, NewVault, Pending, Tpm2Params};
+use alknet_vault::slots::{Consent, Key, NewSlot, NewVault, Pending, Tpm2Params, VaultId};
 
 use super::chip::{answered, unless_none_has_to, within};
 use super::*;
@@ -113,10 +113,30 @@ fn slot(tpm: &str) -> Tpm2Params {
         &[0, 0x10],
     ];
     let area = [&template.concat()[..], &sized(&[5; 32])].concat();
-    let digest = data_encoding::HEXLOWER.decode(tpm.as_bytes());
+    let digest = HEXLOWER.decode(tpm.as_bytes());
     let name = [&[0, 0x0b][..], &digest.expect("a storage key")].concat();
     let public = [sized(&area), sized(&name)].concat();
     Tpm2Params::new(public, sized(&[6; 9]), vec![4, 11], policy, false).expect("in range")
+}
+
+/// An attacker types a passphrase, or a PIN for a slot that they had the machine's TPM make, of a vault of their own.
+#[test]
+fn a_vault_of_the_same_id_has_the_same_words_only_if_it_has_them() {
+    let made = |id, words: [u8; 32]| {
+        let words = Entropy::from_bytes(&words).expect("32 bytes");
+        let open = OpenAlkv::create_as(id, NewVault::new(words, 0), |_| Ok(NewSlot::None));
+        open.expect("made")
+    };
+    let [id, other] = [(); 2].map(|()| VaultId::generate().expect("random bytes"));
+    let open = made(id, [7; 32]);
+    let slot = open.alkv().slots()[0].id();
+    let again = open.alkv().open(slot, &mut Key::Stored).expect("its key");
+    assert!(have_same_words(&open, &again));
+    assert!(
+        have_same_words(&open, &made(other, [7; 32])),
+        "of the same words"
+    );
+    assert!(!have_same_words(&open, &made(id, [8; 32])), "it is forged");
 }
 
 /// The owner removes the last slot of the TPM, and an attacker puts a copy of the disk from before back.
@@ -224,6 +244,114 @@ fn a_spoilt_note_makes_no_vault_the_newest_without_proof() {
             .with(|ledger| ledger.check(vault, false, || false))
             .expect("it is noted again");
     }
+}
+
+/// An attacker has a copy of the vault from the first boot of an earlier node of these words, and puts it beside the data
+/// of the node that its owner made of them after a reset.
+#[test]
+fn data_of_another_vault_had_their_first_boot() {
+    let machine = Machine::new();
+    let early = early(None);
+    let vault = keyslot_tests::vault();
+    machine
+        .with(|ledger| ledger.check(&vault, true, || false))
+        .expect("it was just made");
+    for (pending, text) in [(true, "of a first boot"), (false, "of a later one")] {
+        let mut copy = reread(&early);
+        if !pending {
+            copy.conclude(Pending::ALL).expect("random bytes");
+        }
+        let refused = machine.with(|ledger| ledger.check(&copy, false, || false));
+        let waiting = refused.expect_err(text);
+        assert_eq!(waiting.problem.code, "vault-old");
+        let why = &waiting.problem.text;
+        assert!(why.contains("the data beside the vault"), "{why}");
+    }
+    let noted = machine.noted();
+    assert_eq!(noted.vault, vault.alkv().uuid().to_string(), "as before");
+    machine
+        .with(|ledger| ledger.check(&early, false, || true))
+        .expect("its owner wants it");
+    machine
+        .with(|ledger| ledger.check(&early, false, || false))
+        .expect("it counts from now on");
+}
+
+/// The vault of a first boot that has not ended, with a slot of the TPM that had counted so far.
+fn early(first_count: Option<FirstCount>) -> OpenAlkv {
+    let vault = NewVault {
+        pending: Pending::ALL,
+        first_count,
+        ..NewVault::new(Entropy::from_bytes(&[7; 32]).expect("32 bytes"), 0)
+    };
+    let mut early = OpenAlkv::create(vault, NewSlot::None).expect("made");
+    if let Some(first) = first_count {
+        let kek = alknet_tpm::new_kek().expect("random bytes");
+        let slot = slot(&HEXLOWER.encode(&first.tpm));
+        early.add(NewSlot::Tpm2(slot, &kek)).expect("added");
+    }
+    early
+}
+
+/// The same as its copy on the disk opens.
+fn reread(open: &OpenAlkv) -> OpenAlkv {
+    let alkv = Alkv::parse(open.alkv().to_text().as_bytes()).expect("our own");
+    let id = alkv.slots()[0].id();
+    alkv.open(id, &mut Key::Stored)
+        .expect("its key lies beside it")
+}
+
+/// An attacker puts a copy of the vault from its first boot back, and blanks the header or takes the data from then as
+/// well.
+#[test]
+fn a_copy_from_a_first_boot_is_told_by_how_far_the_tpm_has_counted() {
+    // Before the header; between that and the note, where the erasure of the disk before may have to be counted first.
+    for (index, blank, sealed) in [
+        (Index::Count(7), None, None),
+        (Index::Count(8), Some(PAST), None),
+        // The note beside the data, and the end of the first boot.
+        (Index::Count(9), Some(PAST), Some(PAST)),
+        (Index::Count(6), Some(PAST), Some(PAST)),
+        (Index::Absent, Some(PAST), Some(PAST)),
+        (Index::Foreign, Some(FOREIGN), Some(FOREIGN)),
+    ] {
+        assert_eq!(is_past(7, index, 0), blank, "{index:?}");
+        assert_eq!(is_past(7, index, FIRST_NOTE_RISES_MAX), sealed, "{index:?}");
+    }
+}
+
+/// The attacker switches that TPM off, and another slot opens the vault: there is nothing to compare with.
+#[test]
+fn a_copy_from_a_first_boot_stays_closed_while_its_tpm_is_away() {
+    let machine = Machine::new();
+    let first = FirstCount {
+        tpm: [0xab; 32],
+        count: 7,
+    };
+    let counted = early(Some(first));
+    let sealed = |vault: &OpenAlkv, is_proven: bool| {
+        machine.with(|ledger| ledger.check(vault, false, || is_proven))
+    };
+    let blank =
+        |vault: &OpenAlkv, is_proven: bool| check_first_boot(vault, &machine.log, || is_proven);
+    for check in [&sealed as &dyn Fn(&OpenAlkv, bool) -> _, &blank] {
+        // Another test of this process may be asking the TPM.
+        let most = Duration::from_secs(60);
+        alknet_test_support::eventually("it stays closed", most, || {
+            let refused: Result<(), Waiting> = check(&counted, false);
+            let why = refused.expect_err("it may be an older one").problem.text;
+            why.contains(ELSEWHERE).then_some(())
+        });
+        assert!(note::read(machine.dir.path()).expect("readable").is_none());
+    }
+    assert!(blank(&counted, true).is_ok(), "its owner wants it");
+    // Vaults of before, and those that no TPM counts.
+    assert!(blank(&early(None), false).is_ok());
+    assert!(sealed(&early(None), false).is_ok());
+    // Once the partition is finished the note beside the data says it.
+    let mut finished = reread(&counted);
+    finished.conclude(Pending::ALL).expect("random bytes");
+    assert_eq!(finished.first_count(), None);
 }
 
 /// The same where the slot of the TPM stays, and the passphrase is changed or another slot goes.

@@ -4,7 +4,7 @@
 //! the disk again when it needs that memory for something else. No test can wait for that: here the disk is a file, and
 //! what it says is read each time.
 
-use alknet_vault::slots::VaultId;
+use alknet_vault::slots::{Argon2Params, VaultId};
 
 use super::*;
 use crate::data::Access;
@@ -55,6 +55,7 @@ impl Machine {
             offer: &offer,
             log: &self.log,
         };
+        self.keeper.begin_attempt();
         let opened = data::reopen(&self.device(), self.dir.path(), Pending::default(), access);
         assert_eq!(opened.is_ok(), self.keeper.is_open());
         opened.map_err(|waiting| waiting.problem.text)
@@ -62,6 +63,14 @@ impl Machine {
 
     fn note(&self) -> PathBuf {
         self.dir.path().join(NOTE)
+    }
+
+    /// Has the data beside the vault be of a later one.
+    fn outdate(&self) {
+        let noted = std::fs::read_to_string(self.note()).expect("it was changed");
+        let mut noted = json(&noted);
+        noted["generation"] = 1000.into();
+        std::fs::write(self.note(), noted.to_string()).expect("writable");
     }
 }
 
@@ -95,6 +104,19 @@ fn forged(machine: &Machine) -> OpenAlkv {
     let newest = on_listed(machine).generation();
     assert!(open.alkv().generation() > newest, "an older copy");
     open
+}
+
+/// A vault of an attacker's words with this id, as old as any, which the passphrase opens.
+fn of_passphrase(id: VaultId, passphrase: &str) -> OpenAlkv {
+    let words = Entropy::generate(WordCount::TwentyFour).expect("random bytes");
+    let (cost, passphrase) = (Argon2Params::FLOOR, SecretStr::from(passphrase));
+    let slot = NewSlot::Passphrase {
+        passphrase: &passphrase,
+        cost,
+        cap_kib: cost.kib(),
+    };
+    let open = OpenAlkv::create_as(id, NewVault::new(words, 0), |_| Ok(slot));
+    open.expect("made")
 }
 
 fn text_of(open: &OpenAlkv) -> String {
@@ -146,14 +168,34 @@ fn a_locked_vault_opens_by_no_older_copy_and_by_no_other_vault() {
 fn a_locked_vault_that_is_older_than_the_data_opens_for_its_owner_only() {
     let machine = Machine::new();
     machine.done("slot add passphrase", vec![new("one")]);
-    let noted = std::fs::read_to_string(machine.note()).expect("it was changed");
-    let mut noted = json(&noted);
-    noted["generation"] = 1000.into();
-    std::fs::write(machine.note(), noted.to_string()).expect("writable");
+    machine.outdate();
     machine.keeper.lock();
     let why = machine.reopened(None).expect_err("it opens by itself");
     assert!(why.contains("older than the data beside it"), "{why}");
     assert_eq!(machine.reopened(Some("one")), Ok(()));
+}
+
+/// The attacker writes a vault of their own as the second copy, with the id of the machine's, which lies in the clear, and
+/// types what opens it: that proves nothing about the older copy, which a slot opens that needs no person.
+#[test]
+fn a_passphrase_of_a_forged_copy_proves_nothing_about_an_older_vault() {
+    let machine = Machine::new();
+    machine.done("slot add passphrase", vec![new("one")]);
+    machine.outdate();
+    let newest = on_listed(&machine);
+    let forged = of_passphrase(newest.uuid(), "x");
+    assert!(forged.alkv().generation() <= newest.generation());
+    machine.put_copy(VAULT_B_AT, &text_of(&forged));
+    machine.keeper.lock();
+    for wrong in 1..=2 {
+        let why = machine
+            .reopened(Some("x"))
+            .expect_err("it is the attacker's");
+        assert!(why.contains("older than the data beside it"), "{why}");
+        assert_eq!(machine.keeper.wrong(), wrong, "it counts as a wrong one");
+    }
+    assert_eq!(machine.reopened(Some("one")), Ok(()));
+    assert_eq!(machine.keeper.wrong(), 0);
 }
 
 /// The vault in use is open. What the disk answers would be changed, and noted as the newest.
@@ -268,6 +310,7 @@ fn no_vault_of_other_words_takes_the_place_of_one_that_opened() {
     let (forged, _) = &others[1];
     assert_eq!(keeper.check_words(forged), Ok(()));
     assert!(keeper.check_in_use(forged).is_err(), "none is in use");
+    keeper.begin_attempt();
     keeper.admit(forged).expect("it has a place");
     assert_eq!(keeper.check_in_use(forged), Ok(()));
     assert_eq!(keeper.check_in_use(&before), Err(NotInUse::Forged));
