@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use alknet_test_support::deadline;
 use alknet_tests::eventually;
+use alknet_tests::raw::within;
 use alknet_tests::sockets::{
     Carrier, Socket, almost, asks, closed, hears, hears_pong, is_answered_in_pieces, message,
     pings, request,
@@ -85,7 +86,7 @@ fn messages_without_their_ends_are_counted_together(web: &Machine, runtime: &Run
             }
             carriers.push(carrier);
         }
-        (carriers, all.join_all().await)
+        (carriers, within(all.join_all()).await)
     });
     let [kept, most] = counted(
         web,
