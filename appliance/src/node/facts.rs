@@ -258,6 +258,11 @@ pub(crate) fn resident_bytes() -> Option<u64> {
     kib(&read("/proc/self/status")?, "VmRSS:")
 }
 
+/// The most memory that this process has had since it started.
+pub(crate) fn resident_peak_bytes() -> Option<u64> {
+    kib(&read("/proc/self/status")?, "VmHWM:")
+}
+
 fn read(path: &str) -> Option<String> {
     Some(fs::read_to_string(path).ok()?.trim_end().to_owned())
 }

@@ -69,14 +69,7 @@ impl Meters {
             &[],
             self.people.reloader.current().generation as f64,
         );
-        if let Some(bytes) = facts::resident_bytes() {
-            metrics.gauge(
-                "alknet_resident_bytes",
-                "Memory of the node's process.",
-                &[],
-                bytes as f64,
-            );
-        }
+        memory(&mut metrics);
         if let Some(server) = self.people.server.get() {
             server.collect(&mut metrics);
         }
@@ -97,6 +90,26 @@ impl Meters {
 impl fmt::Debug for Meters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Meters")
+    }
+}
+
+/// What the kernel says of the process's memory.
+fn memory(into: &mut Metrics) {
+    if let Some(bytes) = facts::resident_bytes() {
+        into.gauge(
+            "alknet_resident_bytes",
+            "Memory of the node's process.",
+            &[],
+            bytes as f64,
+        );
+    }
+    if let Some(bytes) = facts::resident_peak_bytes() {
+        into.gauge(
+            "alknet_resident_peak_bytes",
+            "The most memory that the node's process has had since it started.",
+            &[],
+            bytes as f64,
+        );
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod crowd;
 mod initial;
+mod neighbour;
 mod unasked;
 
 use std::fs::File;

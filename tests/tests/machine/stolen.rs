@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use alknet_qemu::{Disk, Interposer, Mark, Recorder, Recording, Vm};
 use alknet_tests::tools::{RAW_DATA_AT, age, tool_says};
-use alknet_tests::{Bench, Boot, Cli, Node, READY, eventually};
+use alknet_tests::{Bench, Boot, Cli, Machine, Node, READY, eventually};
 use alknet_vault::slots::{Alkv, Argon2Params, NewSlot, NewVault, OpenAlkv};
 use alknet_vault::{Entropy, SecretStr, WordCount};
 use data_encoding::{BASE64, HEXLOWER};
@@ -19,6 +19,7 @@ use sha2::{Digest, Sha256};
 
 use crate::console::{commands, typed};
 use crate::knock::{self, SecondCard};
+use crate::memory::{Look, Opener};
 use crate::rescue;
 use crate::tpm::{DONE_WITHIN, TPM_ALONE, leave_commands, measured, set_up, type_line};
 use crate::vault::{VAULT_A_AT, VAULT_B_AT, asked, write_down};
@@ -57,6 +58,8 @@ const PROOF: &str = "of its recovery words: _";
 const WRONG_WORDS: &str = "these are not the words";
 /// Of the vault that a medium opens, which lies beside the machine.
 const VAULT: &str = "27209049-2f6c-46bf-a462-c718ee429cc0";
+/// What the medium has for it.
+const SEED_KEY: [u8; 32] = [0x5e; 32];
 
 /// The TPM would open this machine for anyone who switches it on. With a header that was blanked, marked as half
 /// formatted, or overwritten, and with a damaged file system, it stays closed; so it does for a medium that names
@@ -248,7 +251,11 @@ fn a_medium_that_opens_the_vault_gives_no_words_after_the_reminder_and_no_config
     let former = bench.somebody("former");
     let admins = [bench.admin(), &former].map(Cli::identity).join("\", \"");
     let owners = document(&admins, &format!("{unlock}{}", secrets()));
-    let machine = |document: &str| bench.machine(Boot::MicrovmErofs).config(document);
+    // As the image that is shipped has it on its command line.
+    let machine = |document: &str| {
+        let machine = bench.machine(Boot::MicrovmErofs).config(document);
+        machine.append("init_on_free=1")
+    };
     let start = |document: &str| machine(document).start();
     let boot = || Node::new(start(&owners), Boot::MicrovmErofs, bench.admin().clone());
     let recorder = Recorder::serve(&bench.data()).unwrap_or_else(|error| panic!("{error}"));
@@ -290,8 +297,12 @@ fn a_medium_that_opens_the_vault_gives_no_words_after_the_reminder_and_no_config
     // Nor does the console let anybody add what opens it.
     commands(node.vm());
     typed(node.vm(), "slot add passphrase", PROOF);
+    let entropy = Entropy::parse(&words).expect("they are the vault's");
+    let look = Look::new(&bench, &entropy, Opener::Medium(SEED_KEY), &bench.data(), 0);
+    look.sees_what_is_there(node.vm());
     node.end();
     put_back(&bench, &early, first);
+    forgets_what_it_opened(&bench, machine(&owners), &look);
 
     // An attacker without the words tries places; they say which ones matter. Another document than the last one, by
     // which the former administrator would be one again, is not left.
@@ -305,6 +316,7 @@ fn a_medium_that_opens_the_vault_gives_no_words_after_the_reminder_and_no_config
     let vm = link.join(machine(&document(&thief, &secrets()))).start();
     let told = "the stored configuration of this sealed node cannot be read";
     stays_closed(&vm, "config-lost", told);
+    look.sees_only(&vm, &[]);
     link.hears(&vm, "config-lost");
 }
 
@@ -353,6 +365,27 @@ fn a_first_configuration_that_was_pasted_gives_way_to_no_medium() {
     type_line(&vm, "correct horse");
     let told = "the stored configuration of this sealed node cannot be read";
     stays_closed(&vm, "config-lost", told);
+}
+
+/// The medium opens the vault of a disk whose file system was damaged since. The machine stays closed, and nothing of what
+/// it opened is in its memory: not the words, the seed, a key that is derived from it, or the master key.
+fn forgets_what_it_opened(bench: &Bench, machine: Machine<'_>, look: &Look) {
+    let disk = File::options().read(true).write(true).open(bench.data());
+    let disk = disk.expect("the disk is ours");
+    let mut whole = [0; 8192];
+    let read = disk.read_exact_at(&mut whole, DATA_AT);
+    read.expect("the disk is longer");
+    let put = |bytes: &[u8]| {
+        let put = disk.write_all_at(bytes, DATA_AT);
+        put.expect("the disk is ours");
+    };
+    put(&[0xa5; 8192]);
+    let vm = machine.start();
+    let told = "was decrypted, and no file system known here is in it";
+    stays_closed(&vm, "data-damaged", told);
+    look.sees_only(&vm, &[]);
+    drop(vm);
+    put(&whole);
 }
 
 /// A thief at the console, who knows some of the words, types them one by one, and learns of none of them whether it is
@@ -543,7 +576,7 @@ fn words_in(table: &str) -> String {
 
 /// What a medium has that opens the vault.
 fn secrets() -> String {
-    let key = BASE64.encode(&[0x5e; 32]);
+    let key = BASE64.encode(&SEED_KEY);
     format!("[secrets]\nseed_key = \"alknet-seed-1 {VAULT} {key}\"\n")
 }
 

@@ -1,20 +1,24 @@
 //! What it costs a node that a peer asks and asks, and reads nothing of what it is answered.
 
 use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use alknet_call::ALPN;
 use alknet_call::limits::{PeerLimits, UNREAD_SLACK_BYTES};
+use alknet_call::{ALPN, CallOptions, OperationSpec};
 use alknet_core::{Carriage, CloseCode, Connection};
 use alknet_endpoint::{Dialer, Target};
 use alknet_test_support::deadline;
 use alknet_tests::{Bench, HostNode, eventually, wire};
-use alknet_tls::NodeKey;
+use alknet_tls::{ClientTls, ClientTlsOptions, NodeKey, Place};
 use bytes::Bytes;
-use serde_json::Value;
-use tokio::task::JoinHandle;
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::by_hand::{Peer, caller, people, until_attached};
 
 /// What that may cost for a known peer, and for an unknown one: what it is answered, and as much again for what it
 /// sends. The node has not looked at all of that, and keeps it in the packets that it came in: of a known peer's, an
@@ -155,4 +159,168 @@ async fn answers_that_nobody_reads_are_bounded_for_the_whole_connection() {
         let served = admin.call(node.target(), "node/info", &Value::Null, &[]);
         assert_eq!(served.status, 0, "{served:?}");
     }
+}
+
+/// Requests of a client that asks for no more than that, and reads nothing.
+const THOUSAND: usize = 1000;
+
+/// Streams that an unknown peer may have open.
+const STREAMS_UNKNOWN: usize = 16;
+
+/// What these make the node keep, once nothing changes any more: of a known peer, whose answers are 900 KiB each, and of
+/// an unknown one.
+const THOUSAND_KNOWN_MAX: u64 = 16 << 20;
+const THOUSAND_UNKNOWN_MAX: u64 = 1 << 20;
+
+/// By how much resident memory may change between two looks that see the same, and how many have to in a row.
+const SAME_BYTES: u64 = 64 << 10;
+const SAME_LOOKS: usize = 4;
+
+/// How often a client has read some answers before, and how many at once: fewer than stop the node from beginning more.
+const WARM: usize = 5;
+const AT_ONCE: usize = 4;
+
+/// What a request that the hub passes on says.
+const PEER: &str = "bank";
+
+/// A client that takes a few bytes of each stream and no more: all that it does not take waits at the node.
+async fn connect(node: &HostNode, key: &NodeKey) -> (quinn::Endpoint, quinn::Connection) {
+    let target: Target = node.target().parse().expect("the node's own target");
+    let tls = ClientTls::new(ClientTlsOptions {
+        key: Some(key.clone()),
+        ..ClientTlsOptions::default()
+    });
+    let address: SocketAddr = target.address().parse().expect("an address");
+    let place = Place::Ip(address.ip());
+    let remote = tls.remote(None, &target.pins, place);
+    let remote = remote.expect("the node's key is known");
+    let config = remote.attempts(place, ALPN).swap_remove(0);
+    let tls = quinn::crypto::rustls::QuicClientConfig::try_from(config).expect("TLS 1.3");
+    let mut transport = quinn::TransportConfig::default();
+    transport
+        .stream_receive_window(256u32.into())
+        .receive_window((64u32 << 10).into());
+    let mut config = quinn::ClientConfig::new(Arc::new(tls));
+    config.transport_config(Arc::new(transport));
+    let endpoint = quinn::Endpoint::client((Ipv4Addr::UNSPECIFIED, 0).into()).expect("a socket");
+    let connecting = endpoint.connect_with(config, address, &remote.server_name(place).to_str());
+    let connection = connecting.expect("a valid configuration").await;
+    (endpoint, connection.expect("a connection"))
+}
+
+/// Makes so many requests on so many streams, and reads nothing; they end with what is returned.
+fn ask_on(
+    connection: &quinn::Connection,
+    streams: usize,
+    request: impl Fn(usize) -> Vec<u8>,
+) -> JoinSet<()> {
+    let each = THOUSAND.div_ceil(streams);
+    let mut asking = JoinSet::new();
+    for _ in 0..streams {
+        let requests: Vec<u8> = (0..each).flat_map(&request).collect();
+        let connection = connection.clone();
+        asking.spawn(async move {
+            let Ok((mut send, _unread)) = connection.open_bi().await else {
+                return;
+            };
+            // The node stops taking them.
+            let _ = send.write_all(&requests).await;
+            std::future::pending::<()>().await;
+        });
+    }
+    asking
+}
+
+/// Resident memory of the node once it stays the same.
+async fn settled(node: &HostNode) -> u64 {
+    let (mut before, mut same) = (0, 0);
+    while same < SAME_LOOKS {
+        tokio::time::sleep(deadline(QUIET)).await;
+        let now = memory(node, "VmRSS:");
+        same = match now.abs_diff(before) <= SAME_BYTES {
+            true => same + 1,
+            false => 0,
+        };
+        before = now;
+    }
+    before
+}
+
+/// What the node keeps of a thousand requests of this client on so many streams: none of the answers is read.
+async fn kept_of_a_thousand(
+    node: &HostNode,
+    key: &NodeKey,
+    streams: usize,
+    request: impl Fn(usize) -> Vec<u8>,
+    limits: PeerLimits,
+) -> u64 {
+    let (endpoint, connection) = connect(node, key).await;
+    let before = settled(node).await;
+    fs::write(format!("/proc/{}/clear_refs", node.pid()), "5").expect("it is our process");
+    let asking = ask_on(&connection, streams, request);
+    let waits = answers_wait(node, limits);
+    let peak = memory(node, "VmHWM:").saturating_sub(before);
+    let kept = settled(node).await.saturating_sub(before);
+    println!(
+        "figure answers that wait: {} KiB, {} KiB are kept, {} KiB at the peak",
+        waits >> 10,
+        kept >> 10,
+        peak >> 10
+    );
+    drop((asking, connection, endpoint));
+    kept
+}
+
+/// Each on a stream of its own, through a hub, of a peer whose answers are nearly as long as a frame.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_long_answers_that_a_known_peer_leaves_cost_little() {
+    let bench = Bench::new();
+    let [teller, ada] = ["bank", "ada"].map(|name| bench.somebody(name));
+    let scopes = &["peer:route:bank", "bank"][..];
+    let config = people([("bank", &teller, &[][..]), ("ada", &ada, scopes)]);
+    let hub = bench.host_at(0, &format!("[hub]\nenabled = true\n{config}"));
+    let wide = OperationSpec::query("node/wide", "Answers at length.").with_scope("bank");
+    let _bank = Peer::start(&hub, &teller, wide).await;
+    until_attached(&hub);
+    let (dialer, client) = caller(&hub, &ada).await;
+    let options = CallOptions {
+        peer: Some(PEER.to_owned()),
+        ..CallOptions::default()
+    };
+    // A client that reads makes what stays. So many answers at once may wait for it.
+    for _ in 0..WARM {
+        let calls = (0..AT_ONCE).map(|_| client.call_with("node/wide", &Value::Null, &options));
+        for answer in join_all(calls).await {
+            assert!(answer.is_ok(), "{answer:?}");
+        }
+    }
+    drop((client, dialer));
+    let key = NodeKey::load_or_create(&ada.state().join("identity.key"));
+    let key = key.expect("it was just made").0;
+    let request = |id: usize| {
+        let payload = json!({ "operationId": "/node/wide", "input": null, "peer": PEER });
+        let event = json!({ "type": "call.requested", "id": id.to_string(), "payload": payload });
+        wire::frame(event.to_string().as_bytes())
+    };
+    let limits = PeerLimits::AUTHENTICATED;
+    let kept = kept_of_a_thousand(&hub, &key, THOUSAND, request, limits).await;
+    assert!(kept <= THOUSAND_KNOWN_MAX, "{kept} bytes are kept");
+}
+
+/// On as many streams as it may have, of what is open to every peer. No operation of the program that an unknown peer may
+/// call answers longer than a list of operations.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_answers_that_an_unknown_peer_leaves_cost_little() {
+    let bench = Bench::new();
+    let key = NodeKey::generate().expect("the system has entropy");
+    let node = bench.host();
+    let dialer = Dialer::new(Some(key.clone()));
+    let honest = dial(&node, &dialer).await;
+    let asking = ask(&honest, true).await;
+    asking.iter().for_each(JoinHandle::abort);
+    honest.close(CloseCode::Normal, "");
+    let request = |id: usize| wire::request(&id.to_string(), "services/list", &Value::Null);
+    let limits = PeerLimits::UNAUTHENTICATED;
+    let kept = kept_of_a_thousand(&node, &key, STREAMS_UNKNOWN, request, limits).await;
+    assert!(kept <= THOUSAND_UNKNOWN_MAX, "{kept} bytes are kept");
 }

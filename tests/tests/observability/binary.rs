@@ -182,6 +182,9 @@ async fn log_metrics_and_problems_of_a_node_hold_no_secret() {
         assert_known_labels(series, &[("name", "good.test")]);
     }
     assert_eq!(values["alknet_config_generation"], json!(1.0));
+    for bytes in ["alknet_resident_bytes", "alknet_resident_peak_bytes"] {
+        assert!(values[bytes].as_f64() > Some(0.0), "{bytes}: {values:#}");
+    }
     assert_eq!(
         values["alknet_auth_total{method=\"token\",result=\"refused\"}"],
         json!(1.0)

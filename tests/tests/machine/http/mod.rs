@@ -12,13 +12,16 @@ mod generated;
 mod guesses;
 mod hidden;
 mod page;
+mod removals;
 mod slow;
+mod sockets;
 mod unread;
 
 use alknet_qemu::Nic;
 use alknet_tests::{Bench, Boot, Node, Web};
 use serde_json::json;
 
+use removals::Removed;
 use slow::Slow;
 use unread::Unread;
 
@@ -44,7 +47,9 @@ const VERSIONS: [(&str, &str); 2] = [("--http1.1", "HTTP/1.1"), ("--http2", "HTT
 fn a_booted_machine_serves_whoever_speaks_http() {
     let bench = Bench::set_up();
     let nic = Nic::user().forward(HTTP_PORT);
-    let web = Web::boot(bench.machine(Boot::MicrovmErofs).nic(nic), DOCUMENT);
+    let removed = Removed::new();
+    let document = format!("{DOCUMENT}{}", removed.entry());
+    let web = Web::boot(bench.machine(Boot::MicrovmErofs).nic(nic), &document);
 
     files::a_large_file_is_not_read_before_it_is_sent(&web);
     // These wait for limits of up to a minute: everything up to their ends is served beside them.
@@ -73,6 +78,7 @@ fn a_booted_machine_serves_whoever_speaks_http() {
 
     attacks::bodies_cost_little_memory(&web);
     framing::what_does_not_end_is_ended(&web);
+    sockets::are_bounded(&web);
     slow.end();
     unread.end(&bench, &web);
 
@@ -80,7 +86,7 @@ fn a_booted_machine_serves_whoever_speaks_http() {
     assert_eq!(info["problems"], json!([]), "{info:#}");
     assert_eq!(info["node_restarts"], 0, "{info:#}");
     guesses::a_guesser_is_told_to_wait_and_nobody_else_is_refused(&bench, &web);
-    hidden::is_to_hide(&bench, &web);
+    removed.reads_nothing_more(&web, || hidden::is_to_hide(&bench, &web));
     let token = web.admin.clone();
     page::a_link_restarts_the_machine(&bench, web);
     hidden::strangers_see_one_and_the_same_nothing(&bench, &token);

@@ -29,7 +29,7 @@ const TAKEN_EVERY: Duration = Duration::from_secs(2);
 const STAYS: u32 = 40;
 
 /// Connections of HTTP/2 that come besides, for a moment, and requests of each.
-const CONNECTIONS: usize = 5;
+const CONNECTIONS: usize = 20;
 const STREAMS: u32 = 120;
 
 /// Large files that are under way to one network of unknown clients, with this much memory.

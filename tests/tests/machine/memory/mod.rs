@@ -4,7 +4,7 @@
 mod secrets;
 
 use std::cell::RefCell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use alknet_qemu::Vm;
@@ -14,6 +14,7 @@ use alknet_vault::{Entropy, WordCount};
 use serde_json::{Value, json};
 
 use super::vault::{VAULT_A_AT, VAULT_B_AT, asked, shown, type_line};
+pub(crate) use secrets::Opener;
 use secrets::{IDENTITY, SEED, Secrets, VOLUME_KEY};
 
 /// Typed at the console.
@@ -68,17 +69,13 @@ fn remembers_nothing(boot: Boot, data_at: u64, command_line: &str) {
         Boot::UefiRaw => bench.raw(),
         _ => bench.data(),
     };
-    let look = Look {
-        secrets: Secrets::of(
-            &words,
-            PASSPHRASE,
-            &disk,
-            data_at,
-            &bench.path().join("head"),
-        ),
-        dump: bench.path().join("dump"),
-        memory: RefCell::default(),
-    };
+    let look = Look::new(
+        &bench,
+        &words,
+        Opener::Passphrase(PASSPHRASE),
+        &disk,
+        data_at,
+    );
     look.sees_what_is_there(node.vm());
     let identity = node.identity().to_owned();
     let status = node.call("vault/status", &Value::Null);
@@ -128,13 +125,29 @@ fn lock_hard(node: &Node, bench: &Bench) {
     });
 }
 
-struct Look {
+/// A search of a machine's memory for its secrets.
+pub(crate) struct Look {
     secrets: Secrets,
     dump: PathBuf,
     memory: RefCell<Vec<u8>>,
 }
 
 impl Look {
+    /// For what a machine has whose data partition begins at byte `at` of `disk`.
+    pub(crate) fn new(
+        bench: &Bench,
+        words: &Entropy,
+        opener: Opener<'_>,
+        disk: &Path,
+        at: u64,
+    ) -> Self {
+        Self {
+            secrets: Secrets::of(words, opener, disk, at, &bench.path().join("head")),
+            dump: bench.path().join("dump"),
+            memory: RefCell::default(),
+        }
+    }
+
     fn found(&self, vm: &Vm) -> Vec<(&'static str, String)> {
         let dumped = vm.dump_memory(&self.dump);
         dumped.unwrap_or_else(|error| panic!("{error}"));
@@ -143,7 +156,7 @@ impl Look {
     }
 
     /// The search finds what a node that serves has to have.
-    fn sees_what_is_there(&self, vm: &Vm) {
+    pub(crate) fn sees_what_is_there(&self, vm: &Vm) {
         let found = self.found(vm);
         for name in [IDENTITY, SEED, VOLUME_KEY] {
             let is_there = found.iter().any(|(what, _)| *what == name);
@@ -152,7 +165,7 @@ impl Look {
     }
 
     /// Nothing but these is there, as soon as the node is gone.
-    fn sees_only(&self, vm: &Vm, allowed: &[&str]) {
+    pub(crate) fn sees_only(&self, vm: &Vm, allowed: &[&str]) {
         let until = std::time::Instant::now() + vm.scale(GONE_WITHIN);
         loop {
             let mut found = self.found(vm);

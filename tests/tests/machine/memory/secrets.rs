@@ -1,5 +1,5 @@
-//! Everything that nobody may find in the memory of a locked machine, worked out from its words, its
-//! passphrase and its disk, and the search for it.
+//! Everything that may not be in the memory of a locked machine, worked out from its words, its
+//! passphrase or its medium, and its disk, and the search for it.
 
 use std::fs::File;
 use std::io::Read;
@@ -9,12 +9,13 @@ use aes_gcm::aead::{Aead, KeyInit, Payload};
 use aes_gcm::{Aes256Gcm, Nonce};
 use alknet_qemu::Search;
 use alknet_sealed::Sealed;
-use alknet_vault::slots::{Copies, FileArea, Key, OpenAlkv, luks_phrase};
+use alknet_vault::slots::{Copies, FileArea, Key, OpenAlkv, SeedKey, luks_phrase};
 use alknet_vault::{Curve, DerivationPath, Entropy, SecretStr};
 use argon2::{Algorithm, Argon2, Params, Version};
 use data_encoding::BASE64;
+use hmac::{Hmac, Mac};
 use serde_json::Value;
-use sha2::Sha512;
+use sha2::{Sha256, Sha512};
 
 /// So many bytes of a text in a row are no accident.
 const TELLING_TEXT: usize = 16;
@@ -47,24 +48,40 @@ const PATHS: [(&str, &str); 7] = [
     ("the branch of identities", "m/74'/0'/0'"),
 ];
 
+/// What opens the first slot of the vault.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Opener<'a> {
+    /// 32 bytes of a `seed.key`, on a medium.
+    Medium([u8; 32]),
+    /// Typed at the console.
+    Passphrase(&'a str),
+}
+
 /// Names and bytes.
 #[derive(Debug)]
-pub(super) struct Secrets(Vec<(&'static str, Vec<u8>)>);
+pub(crate) struct Secrets(Vec<(&'static str, Vec<u8>)>);
 
 impl Secrets {
     /// Of the machine whose data partition begins at byte `at` of `disk`. `head` is a file for a copy of
     /// that beginning: nothing here writes to the disk of a machine that runs.
-    pub(super) fn of(words: &Entropy, passphrase: &str, disk: &Path, at: u64, head: &Path) -> Self {
+    pub(crate) fn of(
+        words: &Entropy,
+        opener: Opener<'_>,
+        disk: &Path,
+        at: u64,
+        head: &Path,
+    ) -> Self {
         copy_head(disk, at, head);
-        let typed = SecretStr::from(passphrase);
-        let open = open(head, &typed);
+        let open = open(head, opener);
         let nothing = SecretStr::empty();
         let mut secrets = vec![
             ("the entropy", words.bytes().to_vec()),
             ("the words", words.phrase().expose().as_bytes().to_vec()),
             (SEED, seed(words)),
-            ("the passphrase", passphrase.as_bytes().to_vec()),
         ];
+        if let Opener::Passphrase(typed) = opener {
+            secrets.push(("the passphrase", typed.as_bytes().to_vec()));
+        }
         for (name, path) in PATHS {
             let path = DerivationPath::parse(path, Curve::Ed25519).expect("a path of the table");
             let key = words.key_at(&nothing, &path).expect("24 words");
@@ -74,7 +91,7 @@ impl Secrets {
             }
             secrets.push((name, key.expose().to_vec()));
         }
-        let [kek, master] = master_key(&open, passphrase);
+        let [kek, master] = master_key(&open, opener);
         let data = open.data_secret();
         let phrase = luks_phrase(&data);
         secrets.extend([
@@ -128,15 +145,25 @@ fn copy_head(disk: &Path, at: u64, head: &Path) {
     length.expect("the file is ours");
 }
 
-fn open(head: &Path, passphrase: &SecretStr) -> OpenAlkv {
+fn open(head: &Path, opener: Opener<'_>) -> OpenAlkv {
     let area = |at| FileArea::at(head, at);
     let mut copies = Copies::new(area(super::VAULT_A_AT), area(super::VAULT_B_AT));
     let found = copies.load().expect("a vault").expect("a vault");
-    let mut key = Key::Passphrase {
-        passphrase,
-        cap_kib: CAP_KIB,
-    };
-    found.open(&mut key).expect("its passphrase")
+    match opener {
+        Opener::Medium(bytes) => {
+            let (uuid, bytes) = (found.newest.uuid(), BASE64.encode(&bytes));
+            let line = format!("alknet-seed-1 {uuid} {bytes}");
+            let seed = SeedKey::parse(&line).expect("as docs/vault.md has it");
+            found.open(&mut Key::Seed(&seed)).expect("its medium")
+        }
+        Opener::Passphrase(typed) => {
+            let mut key = Key::Passphrase {
+                passphrase: &SecretStr::from(typed),
+                cap_kib: CAP_KIB,
+            };
+            found.open(&mut key).expect("its passphrase")
+        }
+    }
 }
 
 fn seed(words: &Entropy) -> Vec<u8> {
@@ -155,32 +182,19 @@ fn volume_key(head: &Path, phrase: &SecretStr) -> Vec<u8> {
 }
 
 /// The key of the first slot and what it wraps, by the text of the vault: the library gives out neither.
-fn master_key(open: &OpenAlkv, passphrase: &str) -> [Vec<u8>; 2] {
+fn master_key(open: &OpenAlkv, opener: Opener<'_>) -> [Vec<u8>; 2] {
     let alkv: Value = serde_json::from_str(&open.alkv().to_text()).expect("it is JSON");
     let slot = &alkv["slots"][0];
-    let number = |name: &str| {
-        let number = slot["params"][name].as_u64().expect("a number");
-        u32::try_from(number).expect("it is small")
+    let uuid = open.alkv().uuid().bytes();
+    let kek = match opener {
+        Opener::Medium(bytes) => key_of_medium(&bytes, &uuid),
+        Opener::Passphrase(typed) => key_of_passphrase(typed, &slot["params"]),
     };
-    let bytes = |text: &Value| {
-        let text = text.as_str().expect("a text");
-        BASE64.decode(text.as_bytes()).expect("base64")
-    };
-    let params = Params::new(number("m"), number("t"), number("p"), Some(32));
-    let argon = Argon2::new(
-        Algorithm::Argon2id,
-        Version::V0x13,
-        params.expect("a cost of ours"),
-    );
-    let mut kek = vec![0; 32];
-    let salt = bytes(&slot["params"]["salt"]);
-    let done = argon.hash_password_into(passphrase.as_bytes(), &salt, &mut kek);
-    done.expect("a cost of ours");
     let kind = slot["type"].as_str().expect("a text");
     let id = u32::try_from(slot["id"].as_u64().expect("a number")).expect("it is small");
     let length = u16::try_from(kind.len()).expect("it is short");
     let bound = [
-        open.alkv().uuid().bytes().as_slice(),
+        uuid.as_slice(),
         &id.to_be_bytes(),
         &length.to_be_bytes(),
         kind.as_bytes(),
@@ -197,4 +211,40 @@ fn master_key(open: &OpenAlkv, passphrase: &str) -> [Vec<u8>; 2] {
     };
     let master = cipher.decrypt(&Nonce::from(nonce), message);
     [kek, master.expect("the slot is as docs/vault.md has it")]
+}
+
+fn bytes(text: &Value) -> Vec<u8> {
+    let text = text.as_str().expect("a text");
+    BASE64.decode(text.as_bytes()).expect("base64")
+}
+
+/// Argon2id, with the costs that the slot has.
+fn key_of_passphrase(typed: &str, params: &Value) -> Vec<u8> {
+    let number = |name: &str| {
+        let number = params[name].as_u64().expect("a number");
+        u32::try_from(number).expect("it is small")
+    };
+    let costs = Params::new(number("m"), number("t"), number("p"), Some(32));
+    let argon = Argon2::new(
+        Algorithm::Argon2id,
+        Version::V0x13,
+        costs.expect("a cost of ours"),
+    );
+    let mut kek = vec![0; 32];
+    let salt = bytes(&params["salt"]);
+    let done = argon.hash_password_into(typed.as_bytes(), &salt, &mut kek);
+    done.expect("a cost of ours");
+    kek
+}
+
+/// HKDF-SHA256 of the bytes of the medium, one block long (RFC 5869).
+fn key_of_medium(seed: &[u8], uuid: &[u8]) -> Vec<u8> {
+    let mac = |key: &[u8], message: &[u8]| {
+        let mac = <Hmac<Sha256> as KeyInit>::new_from_slice(key);
+        let mut mac = mac.expect("any length");
+        mac.update(message);
+        mac.finalize().into_bytes().to_vec()
+    };
+    let extracted = mac(uuid, seed);
+    mac(&extracted, b"alknet/vault/slot/provisioning\x01")
 }

@@ -1,0 +1,259 @@
+//! WebSockets in connections of HTTP/2 (RFC 8441) by hand: messages that do not end, pings without end, and answers that
+//! the client does not read.
+
+use std::time::Duration;
+
+use alknet_core::{Carriage, Connection};
+use alknet_endpoint::{Dialer, Target};
+use alknet_tls::NodeKey;
+use bytes::Bytes;
+use hyper::Request;
+use hyper::client::conn::http2::{Builder, SendRequest};
+use hyper::ext::Protocol;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::raw::{H2, within};
+
+/// Bytes of the longest message of a known peer.
+pub const MESSAGE_BYTES: usize = 1 << 20;
+
+/// Kinds of frames (RFC 6455 section 5.2).
+const CONTINUATION: u8 = 0;
+const TEXT: u8 = 1;
+const CLOSE: u8 = 8;
+const PING: u8 = 9;
+const PONG: u8 = 10;
+
+/// Bytes of what a ping carries, as many as it may (RFC 6455 section 5.5).
+const PAYLOAD_BYTES: usize = 125;
+
+/// Bytes of each piece of a message that comes in pieces.
+const PIECE_BYTES: usize = 64 << 10;
+
+/// The stream of one WebSocket.
+pub type Socket = TokioIo<Upgraded>;
+
+/// A connection of HTTP/2.
+#[derive(Debug)]
+pub struct Carrier {
+    requests: SendRequest<String>,
+    _connection: Connection,
+}
+
+impl Carrier {
+    /// Each of its streams takes `window` bytes, and no more before the client has read them.
+    ///
+    /// # Panics
+    /// The node has no place for it.
+    pub async fn open(target: &Target, window: u32) -> Self {
+        let dialer = Dialer::new(Some(NodeKey::generate().expect("the system has entropy")));
+        let connection = dialer.dial_over(Carriage::Tcp, target, H2).await;
+        let connection = connection.expect("anybody may connect");
+        let (send, recv) = connection.accept_bi().await.expect("one stream");
+        let io = TokioIo::new(tokio::io::join(recv, send));
+        let mut builder = Builder::new(TokioExecutor::new());
+        builder.initial_stream_window_size(window);
+        let (mut requests, driver) = builder.handshake(io).await.expect("it speaks HTTP/2");
+        tokio::spawn(driver);
+        // The node says in its settings that it takes WebSockets.
+        within(requests.ready()).await.expect("it is connected");
+        Self {
+            requests,
+            _connection: connection,
+        }
+    }
+
+    /// Posts JSON with a token, and says with which status it is answered.
+    ///
+    /// # Panics
+    /// The connection ended.
+    pub async fn post(&mut self, token: &str, path: &str, call: &Value) -> u16 {
+        let request = Request::post(format!("https://localhost{path}"))
+            .header("authorization", format!("Bearer {token}"))
+            .header("content-type", "application/json")
+            // Of a subscription, which is answered with a ticket.
+            .header("prefer", "respond-async")
+            .body(call.to_string())
+            .expect("correct headers");
+        let answer = within(self.requests.send_request(request)).await;
+        answer.expect("an answer").status().as_u16()
+    }
+
+    /// A WebSocket, with this token or as an unknown peer.
+    ///
+    /// # Panics
+    /// The node refuses it.
+    pub async fn socket(&mut self, token: Option<&str>) -> Socket {
+        let mut request = Request::builder()
+            .method("CONNECT")
+            .uri("https://localhost/alknet/call")
+            .header("sec-websocket-version", "13")
+            .header("sec-websocket-protocol", "alknet.call")
+            .extension(Protocol::from_static("websocket"));
+        if let Some(token) = token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        let request = request.body(String::new()).expect("correct headers");
+        let response = within(self.requests.send_request(request)).await;
+        let response = response.expect("an answer");
+        assert_eq!(response.status(), 200);
+        let upgraded = within(hyper::upgrade::on(response)).await;
+        TokioIo::new(upgraded.expect("a WebSocket"))
+    }
+}
+
+/// The head of a client's frame, with a mask that changes nothing.
+fn head(opcode: u8, is_last: bool, len: usize) -> Vec<u8> {
+    let mut head = vec![opcode | if is_last { 0x80 } else { 0 }, 0x80 | 127];
+    head.extend((len as u64).to_be_bytes());
+    match len {
+        0..=125 => {
+            head.truncate(1);
+            head.push(0x80 | len as u8);
+        }
+        126..=0xffff => {
+            head.truncate(1);
+            head.push(0x80 | 126);
+            head.extend((len as u16).to_be_bytes());
+        }
+        _ => {}
+    }
+    head.extend([0; 4]);
+    head
+}
+
+/// A message of text.
+#[must_use]
+pub fn message(text: &str) -> Vec<u8> {
+    [&head(TEXT, true, text.len())[..], text.as_bytes()].concat()
+}
+
+/// The text of a message that asks for an operation.
+#[must_use]
+pub fn request(id: usize, operation: &str, input: &Value) -> String {
+    let payload = json!({ "operationId": format!("/{operation}"), "input": input });
+    json!({ "type": "call.requested", "id": id.to_string(), "payload": payload }).to_string()
+}
+
+/// A message of [`MESSAGE_BYTES`] but for its last byte, whole or in pieces.
+#[must_use]
+pub fn almost(in_pieces: bool) -> Bytes {
+    let text = vec![b' '; MESSAGE_BYTES];
+    let mut bytes = Vec::new();
+    match in_pieces {
+        false => {
+            bytes.extend(head(TEXT, true, text.len()));
+            bytes.extend(&text);
+        }
+        true => {
+            for (n, piece) in text.chunks(PIECE_BYTES).enumerate() {
+                let opcode = if n == 0 { TEXT } else { CONTINUATION };
+                let is_last = (n + 1) * PIECE_BYTES == text.len();
+                bytes.extend(head(opcode, is_last, piece.len()));
+                bytes.extend(piece);
+            }
+        }
+    }
+    bytes.pop();
+    bytes.into()
+}
+
+/// What a client asks until the node takes no more: `count` times, and once for what has no end.
+#[must_use]
+pub fn asks(count: usize) -> Bytes {
+    let follow = message(&request(0, "services/watch", &Value::Null));
+    let list = |id| message(&request(id, "services/list", &Value::Null));
+    let all: Vec<u8> = follow
+        .into_iter()
+        .chain((1..=count).flat_map(list))
+        .collect();
+    all.into()
+}
+
+/// Has a request answered that comes in two pieces.
+///
+/// # Panics
+/// The node does not answer it.
+pub async fn is_answered_in_pieces(socket: &mut Socket, request: &str) {
+    let (first, last) = request.split_at(request.len() / 2);
+    for (opcode, is_last, piece) in [(TEXT, false, first), (CONTINUATION, true, last)] {
+        let frame = [&head(opcode, is_last, piece.len())[..], piece.as_bytes()].concat();
+        socket.write_all(&frame).await.expect("it is taken");
+    }
+    hears(socket, b"call.responded").await;
+}
+
+/// Reads until this came.
+///
+/// # Panics
+/// The WebSocket ends before it.
+pub async fn hears(socket: &mut Socket, wanted: &[u8]) {
+    let mut heard = Vec::new();
+    while !heard.windows(wanted.len()).any(|bytes| bytes == wanted) {
+        let read = within(socket.read_buf(&mut heard)).await;
+        assert_ne!(read.expect("it goes on"), 0);
+    }
+}
+
+/// The code that a WebSocket is closed with; `None` where it goes on for so long.
+///
+/// # Panics
+/// It ends without a code.
+pub async fn closed(socket: &mut Socket, patience: Duration) -> Option<u16> {
+    let mut heard = Vec::new();
+    let hear = async {
+        loop {
+            // Nothing but its end is said to a client that never ended a message, and pings, which are empty.
+            match *heard.as_slice() {
+                [first, len, ref rest @ ..] if rest.len() >= len as usize => {
+                    if first & 0xf == CLOSE {
+                        return u16::from_be_bytes([rest[0], rest[1]]);
+                    }
+                    heard.drain(..2 + len as usize);
+                    continue;
+                }
+                _ => {}
+            }
+            let read = socket.read_buf(&mut heard).await.expect("it says why");
+            assert_ne!(read, 0, "it ended without a goodbye");
+        }
+    };
+    tokio::time::timeout(patience, hear).await.ok()
+}
+
+/// Sends so many pings, each of which the node reads by itself, and reads no answer.
+///
+/// # Panics
+/// The node does not take them.
+pub async fn pings(socket: &mut Socket, count: u32) {
+    // Beside each ping a pong, which is not answered: the node's library of HTTP/2 ends a connection on which too many
+    // frames of DATA below 256 bytes wait to be read, as they do on a busy machine.
+    let beside = [&head(PONG, true, PAYLOAD_BYTES)[..], &[b'x'; PAYLOAD_BYTES]].concat();
+    let pings = async {
+        for n in 1..=count {
+            let ping = [&head(PING, true, PAYLOAD_BYTES)[..], &payload(n), &beside].concat();
+            // Taken means read: the node grants room for as much as it has looked at.
+            socket.write_all(&ping).await.expect("it is taken");
+        }
+    };
+    within(pings).await;
+}
+
+/// A client that takes answers again has the one to ping number `n`.
+///
+/// # Panics
+/// It does not come.
+pub async fn hears_pong(socket: &mut Socket, n: u32) {
+    let pong = [&[PONG | 0x80, PAYLOAD_BYTES as u8][..], &payload(n)].concat();
+    hears(socket, &pong).await;
+}
+
+/// What ping number `n` carries.
+fn payload(n: u32) -> Vec<u8> {
+    let mut payload = n.to_be_bytes().to_vec();
+    payload.resize(PAYLOAD_BYTES, b'x');
+    payload
+}

@@ -1,0 +1,220 @@
+//! An administrator in the network of a crowd that uses up that network's handshakes, at the rates that a node has by
+//! default. Only a handshake tells that it is an administrator's, and each costs a signature: at an address that the node
+//! has not seen it gets in when the crowd pauses, or over the carriage that the crowd does not use. At one that it has
+//! seen, and from any other network, it gets in while the crowd goes on.
+
+use std::io::{self, Read, Write};
+use std::net::Ipv6Addr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use alknet_core::Carriage;
+use alknet_test_support::{deadline, took};
+use alknet_tests::{Bench, wire};
+use alknet_tls::NodeKey;
+use rustls::StreamOwned;
+use serde_json::Value;
+
+use super::crowd::{CROWD, Crowd, GETS_IN_WITHIN, Progress, Spread};
+use super::{Lab, Served, among, full};
+
+/// What only an administrator may ask for.
+const OPERATION: &str = "node/metrics";
+/// Bytes of a frame's length field.
+const HEADER_BYTES: usize = 4;
+/// Bytes of the longest answer.
+const ANSWER_BYTES_MAX: usize = 1 << 20;
+
+/// Tries at each address beside a crowd that goes on.
+const TRIES: usize = 5;
+/// Between two tries of a neighbour that is refused.
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// An address of the crowd's /56, in another /64 of it. The first one is that at which the node sees the administrator
+/// before the crowd comes.
+fn beside(n: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0x2001, 0xdb8, 0, 7, 0, 0, 0, n + 1)
+}
+
+/// An address of another site.
+fn elsewhere(n: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0x2001, 0xdb8, 0xf, n << 8, 0, 0, 0, 1)
+}
+
+/// The administrator, at any address of the crowd's prefix.
+struct Administrator {
+    ways: Crowd,
+    /// Addresses of the crowd's network, and of others, at which it was.
+    used: [u16; 2],
+}
+
+impl Administrator {
+    fn new(served: &Served, key: NodeKey) -> Self {
+        Self {
+            ways: Crowd::showing(served, Some(key)).with_quic(),
+            used: [0, 0],
+        }
+    }
+
+    /// An address of the crowd's network at which the node has not seen it.
+    fn beside(&mut self) -> Ipv6Addr {
+        self.used[0] += 1;
+        beside(self.used[0])
+    }
+
+    /// The same of another network, one for each.
+    fn elsewhere(&mut self) -> Ipv6Addr {
+        self.used[1] += 1;
+        elsewhere(self.used[1])
+    }
+
+    /// Connects over that carriage and is answered as an administrator.
+    async fn asks(&self, carriage: Carriage, from: Ipv6Addr) -> io::Result<()> {
+        let request = wire::request("1", OPERATION, &Value::Null);
+        let answer = match carriage {
+            Carriage::Quic => self.asks_over_quic(&request, from).await?,
+            _ => self.asks_over_tcp(&request, from)?,
+        };
+        let answer: Value = serde_json::from_slice(&answer).map_err(io::Error::other)?;
+        match answer["type"].as_str() {
+            Some("call.responded") => Ok(()),
+            _ => Err(io::Error::other(answer.to_string())),
+        }
+    }
+
+    fn asks_over_tcp(&self, request: &[u8], from: Ipv6Addr) -> io::Result<Vec<u8>> {
+        let (tcp, tls) = self.ways.connect(from)?;
+        let mut stream = StreamOwned::new(tls, tcp);
+        stream.write_all(request)?;
+        let mut header = [0; HEADER_BYTES];
+        stream.read_exact(&mut header)?;
+        let mut answer = vec![0; length(header)];
+        stream.read_exact(&mut answer)?;
+        Ok(answer)
+    }
+
+    async fn asks_over_quic(&self, request: &[u8], from: Ipv6Addr) -> io::Result<Vec<u8>> {
+        let (endpoint, connection) = self.ways.connect_quic(from).await?;
+        let asked = async {
+            let (mut send, mut recv) = connection.open_bi().await.map_err(io::Error::other)?;
+            send.write_all(request).await.map_err(io::Error::other)?;
+            let mut header = [0; HEADER_BYTES];
+            let read = recv.read_exact(&mut header).await;
+            read.map_err(io::Error::other)?;
+            let mut answer = vec![0; length(header)];
+            let read = recv.read_exact(&mut answer).await;
+            read.map_err(io::Error::other)?;
+            Ok(answer)
+        };
+        let answer = asked.await;
+        connection.close(0u32.into(), b"");
+        drop(endpoint);
+        answer
+    }
+
+    /// How long that takes at the first try.
+    async fn gets_in(&self, carriage: Carriage, from: Ipv6Addr) -> Duration {
+        let began = Instant::now();
+        let asked = tokio::time::timeout(deadline(GETS_IN_WITHIN), self.asks(carriage, from)).await;
+        let asked = asked.unwrap_or_else(|_| panic!("{carriage} from {from}: no answer"));
+        asked.unwrap_or_else(|error| panic!("{carriage} from {from}: {error}"));
+        began.elapsed()
+    }
+
+    /// How long that takes a client that tries again where it is refused.
+    async fn gets_in_at_last(&self, carriage: Carriage, from: Ipv6Addr) -> Duration {
+        let began = Instant::now();
+        let asks = async {
+            while self.asks(carriage, from).await.is_err() {
+                tokio::time::sleep(AGAIN).await;
+            }
+        };
+        let asked = tokio::time::timeout(deadline(GETS_IN_WITHIN), asks).await;
+        assert!(asked.is_ok(), "{carriage} from {from}: kept out");
+        began.elapsed()
+    }
+}
+
+fn length(header: [u8; HEADER_BYTES]) -> usize {
+    let length = u32::from_be_bytes(header) as usize;
+    assert!(length <= ANSWER_BYTES_MAX, "an answer of {length} bytes");
+    length
+}
+
+/// Runs `beside` while a crowd of one /64 makes connections again and again, once it has come from each of its addresses.
+async fn beside_a_crowd(crowd: Crowd, beside: impl AsyncFnOnce(&Progress)) {
+    let (crowd, progress) = (crowd.restless(), Arc::new(Progress::default()));
+    let coming = {
+        let progress = Arc::clone(&progress);
+        std::thread::spawn(move || crowd.come(Spread::OneNetwork, &progress))
+    };
+    while progress.done.load(Ordering::SeqCst) < full(CROWD) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    beside(&progress).await;
+    progress.stop.store(true, Ordering::SeqCst);
+    coming.join().expect("the crowd came");
+}
+
+async fn scenario(key: NodeKey, served: &Served) {
+    const BOTH: [Carriage; 2] = [Carriage::Quic, Carriage::Tcp];
+    let mut admin = Administrator::new(served, key);
+    let seen = beside(0);
+    let mut longest = admin.gets_in(Carriage::Tcp, seen).await;
+
+    // A crowd that dials TCP only. Each carriage has a rate of its own.
+    beside_a_crowd(Crowd::new(served), async |_| {
+        for _ in 0..TRIES {
+            let from = admin.beside();
+            longest = longest.max(admin.gets_in(Carriage::Quic, from).await);
+            // The address at which it was seen first stays one of the last four.
+            longest = longest.max(admin.gets_in(Carriage::Tcp, seen).await);
+        }
+    })
+    .await;
+
+    let mut let_in = 0;
+    beside_a_crowd(Crowd::new(served).with_quic(), async |progress| {
+        for turn in 0..TRIES {
+            for carriage in BOTH {
+                longest = longest.max(admin.gets_in(carriage, seen).await);
+                let from = admin.elsewhere();
+                longest = longest.max(admin.gets_in(carriage, from).await);
+            }
+            let from = admin.beside();
+            let asked = admin.asks(BOTH[turn % 2], from);
+            let asked = tokio::time::timeout(deadline(GETS_IN_WITHIN), asked).await;
+            let_in += usize::from(matches!(asked, Ok(Ok(()))));
+        }
+        // It keeps its connections, and makes no more.
+        progress.halt.store(true, Ordering::SeqCst);
+        for carriage in BOTH {
+            let from = admin.beside();
+            longest = longest.max(admin.gets_in_at_last(carriage, from).await);
+        }
+    })
+    .await;
+    println!(
+        "figure neighbour of a crowd: in after {} ms at most; {let_in} of {TRIES} tries from unseen addresses of its own \
+         network while it went on",
+        longest.as_millis()
+    );
+    took(
+        "an administrator beside a crowd of its network",
+        GETS_IN_WITHIN,
+        longest,
+    );
+}
+
+/// The crowd is in another /64 of the administrator's /56.
+#[test]
+fn a_neighbour_of_a_crowd_gets_in_where_it_was_seen_and_elsewhere_when_the_crowd_pauses() {
+    if let Some(lab) = Lab::new('w').map(Lab::crowded) {
+        let bench = Bench::new();
+        let served = lab.serve(&bench, "::", "[limits]\nconnections = 512\n");
+        let key = NodeKey::load_or_create(&bench.admin().state().join("identity.key"));
+        let (key, _) = key.expect("a key");
+        among(&lab, scenario(key, &served));
+    }
+}

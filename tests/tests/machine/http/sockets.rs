@@ -1,0 +1,221 @@
+//! WebSockets of a machine with 512 MiB: messages that do not end, answers that the client does not read, and pings; and
+//! tickets of one identity. What waits is compared with the limits by the node's own account.
+
+use std::thread;
+use std::time::Duration;
+
+use alknet_test_support::deadline;
+use alknet_tests::eventually;
+use alknet_tests::raw::within;
+use alknet_tests::sockets::{
+    Carrier, Socket, almost, asks, closed, hears, hears_pong, is_answered_in_pieces, message,
+    pings, request,
+};
+use bytes::Bytes;
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
+
+use super::Machine;
+use super::attacks::Watcher;
+
+/// WebSockets that one connection carries.
+const SOCKETS: usize = 16;
+
+/// Connections whose WebSockets do not end their messages of 1 MiB: half as many messages again as one identity of a
+/// machine with 512 MiB has room for, which is 32.
+const CONNECTIONS: usize = 3;
+const FIT: usize = 32;
+
+/// Connections of an unknown peer with one WebSocket each. Each alone may leave 256 KiB unread, and has what was begun by
+/// then answered: together half as much again as one network may, with 512 MiB of memory.
+const UNREAD: usize = 24;
+/// Requests on each, of which each is answered with some KiB.
+const REQUESTS: usize = 400;
+/// Of what the node has for unread answers, one network of unknown peers has one in so many.
+const NETWORK_PART: f64 = 16.0;
+/// What others may leave unread meanwhile.
+const OTHERS_BYTES: f64 = (128 << 10) as f64;
+/// Between two looks at what waits.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// Pings, whose answers would be 2.4 MiB and as much again for the places that they are kept in.
+const PINGS: u32 = 20_000;
+/// What they may make of the node's memory.
+const PINGS_BYTES: u64 = 2 << 20;
+
+/// Tickets that one identity may have at once: an eighth of all.
+const TICKETS: usize = 128;
+
+/// How long a WebSocket is asked whether it was closed.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// All of them, one after the other.
+pub(super) fn are_bounded(web: &Machine) {
+    let runtime = Runtime::new().expect("a runtime");
+    messages_without_their_ends_are_counted_together(web, &runtime);
+    answers_that_no_socket_reads_are_counted_together(web, &runtime);
+    pings_whose_answers_are_not_read_are_not_kept(web, &runtime);
+    tickets_of_one_identity_leave_the_others_theirs(web, &runtime);
+}
+
+/// What the node counts under these names.
+fn counted<const N: usize>(web: &Machine, names: [&str; N]) -> [f64; N] {
+    let told = web.node.call("node/metrics", &Value::Null);
+    let value = |name: &str| told["values"][name].as_f64();
+    names.map(|name| value(name).unwrap_or_else(|| panic!("no {name}: {told:#}")))
+}
+
+/// With a token of the least scope. Of another identity a long message in two pieces is answered.
+fn messages_without_their_ends_are_counted_together(web: &Machine, runtime: &Runtime) {
+    let forms = [false, true].map(almost);
+    let (carriers, mut sockets) = runtime.block_on(async {
+        let mut all = JoinSet::new();
+        let mut carriers = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let mut carrier = Carrier::open(&web.target(), 64 << 10).await;
+            for n in 0..SOCKETS {
+                let mut socket = carrier.socket(Some(&web.reader)).await;
+                let bytes = forms[n % 2].clone();
+                all.spawn(async move {
+                    // It may be refused before it has said all.
+                    let _ = socket.write_all(&bytes).await;
+                    socket
+                });
+            }
+            carriers.push(carrier);
+        }
+        (carriers, within(all.join_all()).await)
+    });
+    let [kept, most] = counted(
+        web,
+        [
+            "alknet_call_unfinished_bytes",
+            "alknet_call_unfinished_bytes_max",
+        ],
+    );
+    assert!(kept <= most / 2.0, "{kept} bytes of messages are kept");
+    let long = json!({ "prefix": "x".repeat(60_000) });
+    runtime.block_on(async {
+        let mut other = Carrier::open(&web.target(), 64 << 10).await;
+        let mut socket = other.socket(Some(&web.admin)).await;
+        is_answered_in_pieces(&mut socket, &request(1, "services/list", &long)).await;
+    });
+    let count = sockets.len();
+    let mut ended = Ended::default();
+    eventually("as many are ended as have no room", || {
+        sockets = ended.count(runtime, std::mem::take(&mut sockets));
+        (ended.refused + ended.late >= count - FIT).then_some(())
+    });
+    println!(
+        "figure {count} messages that do not end: {} KiB are kept, {ended:?}",
+        kept as u64 >> 10
+    );
+    assert!(ended.refused > 0, "{ended:?}");
+    drop(carriers);
+}
+
+/// WebSockets that the node closed.
+#[derive(Debug, Default)]
+struct Ended {
+    /// For want of room.
+    refused: usize,
+    /// Since they took too long, as on a busy machine: what they had is others' then.
+    late: usize,
+}
+
+impl Ended {
+    /// Counts those that are closed, and returns the rest.
+    fn count(&mut self, runtime: &Runtime, sockets: Vec<Socket>) -> Vec<Socket> {
+        runtime.block_on(async {
+            let mut rest = Vec::new();
+            for mut socket in sockets {
+                match closed(&mut socket, LOOK).await {
+                    Some(1013) => self.refused += 1,
+                    Some(4408) => self.late += 1,
+                    Some(code) => panic!("closed with {code}"),
+                    None => rest.push(socket),
+                }
+            }
+            rest
+        })
+    }
+}
+
+/// Without a token: each follows what is open to every peer, and asks for a list until the node takes no more.
+fn answers_that_no_socket_reads_are_counted_together(web: &Machine, runtime: &Runtime) {
+    const WAITS: [&str; 2] = ["alknet_call_unread_bytes", "alknet_call_unread_bytes_max"];
+    let asks = asks(REQUESTS);
+    let (carriers, asking) = runtime.block_on(async {
+        let (mut carriers, mut asking) = (Vec::new(), JoinSet::new());
+        for _ in 0..UNREAD {
+            // Not a byte of an answer is taken.
+            let mut carrier = Carrier::open(&web.target(), 0).await;
+            let mut socket = carrier.socket(None).await;
+            let asks: Bytes = asks.clone();
+            asking.spawn(async move {
+                // The node stops taking them.
+                let _ = socket.write_all(&asks).await;
+                std::future::pending::<()>().await;
+            });
+            carriers.push(carrier);
+        }
+        (carriers, asking)
+    });
+    let mut before = 0.0;
+    let (waits, room) = eventually("no more is begun", || {
+        thread::sleep(deadline(QUIET));
+        let [waits, most] = counted(web, WAITS);
+        let room = most / NETWORK_PART;
+        let is_settled = waits == before && waits >= room / 2.0;
+        before = waits;
+        is_settled.then_some((waits, room))
+    });
+    println!(
+        "figure unread by {UNREAD} WebSockets of unknown peers: {} KiB",
+        waits as u64 >> 10
+    );
+    let room = room + OTHERS_BYTES;
+    assert!(waits <= room, "{waits} bytes wait where {room} may");
+    drop((carriers, asking));
+}
+
+/// Without a token. Each would be answered behind the answers that the client has not read.
+fn pings_whose_answers_are_not_read_are_not_kept(web: &Machine, runtime: &Runtime) {
+    let mut watcher = Watcher::new(web);
+    let (carrier, mut socket) = runtime.block_on(async {
+        let mut carrier = Carrier::open(&web.target(), 8 << 10).await;
+        let mut socket = carrier.socket(None).await;
+        let follow = message(&request(0, "services/watch", &Value::Null));
+        socket.write_all(&follow).await.expect("it is taken");
+        hears(&mut socket, b"call.responded").await;
+        (carrier, socket)
+    });
+    let before = watcher.resident().expect("the machine has a place for it");
+    runtime.block_on(pings(&mut socket, PINGS));
+    let after = watcher.resident().expect("it is known");
+    let grown = after.saturating_sub(before);
+    println!("figure {PINGS} pings: {} KiB", grown >> 10);
+    assert!(grown <= PINGS_BYTES, "{grown} bytes for {PINGS} pings");
+    runtime.block_on(hears_pong(&mut socket, PINGS));
+    drop(carrier);
+}
+
+fn tickets_of_one_identity_leave_the_others_theirs(web: &Machine, runtime: &Runtime) {
+    // An identity of its own: others' requests count for its rate otherwise.
+    let made = web
+        .node
+        .call("token/make", &json!({ "scopes": ["node:read"] }));
+    let token = made["token"].as_str().expect("a token");
+    let watch = json!({ "operation": "/services/watch" });
+    runtime.block_on(async {
+        let mut carrier = Carrier::open(&web.target(), 64 << 10).await;
+        for n in 0..TICKETS {
+            let told = carrier.post(token, "/subscribe", &watch).await;
+            assert_eq!(told, 201, "{n}");
+        }
+        assert_eq!(carrier.post(token, "/subscribe", &watch).await, 429);
+        assert_eq!(carrier.post(&web.admin, "/subscribe", &watch).await, 201);
+    });
+}
