@@ -12,6 +12,7 @@ mod parameter;
 mod plan;
 mod read;
 mod refs;
+mod room;
 mod schema;
 mod server;
 
