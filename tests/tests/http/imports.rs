@@ -26,9 +26,9 @@ const ANSWER_WITHIN: Duration = Duration::from_millis(100);
 /// written of one, and copies of the input.
 const REQUEST_GROWTH_BYTES: u64 = 48 << 20;
 
-/// What it may grow by while servers answer with lists of short values: of tools the texts of four answers, of 16 MiB
-/// each and twice while they come, and never a tree, which would be 600 MiB of each.
-const ANSWERS_GROWTH_BYTES: u64 = 192 << 20;
+/// What it may grow by while servers answer with lists of short values: what is counted of one server is 128 MiB at
+/// most, beside which buffers are copied where they grow. A tree of one answer of 16 MiB is 600 MiB.
+const ANSWERS_GROWTH_BYTES: u64 = 288 << 20;
 
 /// Calls at once of each kind of answer.
 const ASKED_AT_ONCE: usize = 4;
