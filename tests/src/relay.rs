@@ -9,8 +9,9 @@ use crate::bench::Bench;
 use crate::cli::Cli;
 
 const SOURCE: &str = "
-export async function relay({ operation, input, follow, list }) {
+export async function relay({ operation, input, follow, list, text }) {
   try {
+    if (text) return { output: 'x'.repeat(text) };
     if (list) return { output: ops.list(list).map((one) => one.path).sort() };
     if (!follow) return { output: await ops.call(operation, input) };
     const output = [];
@@ -104,6 +105,12 @@ impl Relay {
         let mut input = Self::input(operation, input);
         input["follow"] = true.into();
         run(who, target, &input)
+    }
+
+    /// What has to be given to it for an answer of so many bytes.
+    #[must_use]
+    pub fn long(bytes: usize) -> Value {
+        json!({ "text": bytes })
     }
 
     /// The operations that it finds at a node and whose names begin so.

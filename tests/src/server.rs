@@ -47,6 +47,16 @@ impl Server {
         Self::start(command, 0, None)
     }
 
+    /// An API and tools whose answers are lists of short values.
+    ///
+    /// # Panics
+    /// It does not serve.
+    pub fn trees() -> Self {
+        let mut command = Command::new("python3");
+        command.arg(client("trees.py"));
+        Self::start(command, 0, None)
+    }
+
     fn start(mut command: Command, port: u16, token_file: Option<&str>) -> Self {
         command.arg(port.to_string());
         if let Some(file) = token_file {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use alknet_call::{Dispatcher, OperationAdapter, Registration};
+use alknet_call::{Dispatcher, ImportMemory, OperationAdapter, Registration};
 use alknet_core::config::{ImportConfig, ImportKind, NodeConfig};
 use alknet_core::{Backoff, Capability, Dialer, PeerAddr, Reach};
 use alknet_http_client::{ClientOptions, HttpClient};
@@ -17,6 +17,7 @@ use anyhow::{Context, anyhow};
 use bytes::Bytes;
 use http::Uri;
 
+use super::facts;
 use super::powers::Powers;
 
 /// First pause before a server that could not be asked is asked again, and the longest.
@@ -45,6 +46,8 @@ struct Means {
     folder: PathBuf,
     powers: Powers,
     problems: Problems,
+    /// What all servers together may make the node keep.
+    memory: ImportMemory,
 }
 
 impl Imports {
@@ -60,6 +63,7 @@ impl Imports {
         if !config.http.enabled {
             return imports;
         }
+        let memory = ImportMemory::for_machine(facts::memory_total_bytes());
         for import in &config.http.import {
             let means = Means {
                 dispatcher: Arc::clone(dispatcher),
@@ -67,6 +71,7 @@ impl Imports {
                 folder: folder.to_owned(),
                 powers: powers.clone(),
                 problems: Arc::clone(&imports.problems),
+                memory: memory.clone(),
             };
             tokio::spawn(means.follow(import.clone()));
         }
@@ -93,7 +98,8 @@ impl Means {
 
     /// What a document describes: it is read once.
     async fn once(&self, import: &ImportConfig) -> anyhow::Result<()> {
-        let options = OpenApiOptions::of(import, self.capability(import))?;
+        let mut options = OpenApiOptions::of(import, self.capability(import))?;
+        options.memory = self.memory.clone();
         let fetched = match import.document_url() {
             Some(url) => Some(self.fetched(import, url, &options).await),
             None => None,
@@ -125,7 +131,9 @@ impl Means {
 
     /// What a server tells: it is asked again when it says so, and after a while anyway.
     async fn again_and_again(&self, import: &ImportConfig) -> anyhow::Result<()> {
-        let adapter = FromMcp::new(self.client(import)?, asked(import), self.capability(import))?;
+        let capability = self.capability(import);
+        let client = self.client(import)?;
+        let adapter = FromMcp::new(client, asked(import), capability, &self.memory)?;
         let mut pause = Backoff::new(PAUSE.0, PAUSE.1);
         loop {
             let outcome = match adapter.import().await {

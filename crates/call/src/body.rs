@@ -8,12 +8,13 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
-use crate::error::CallError;
+use crate::error::{CallError, ErrorCode};
 use crate::inline::inline;
-use crate::json;
+use crate::json::{self, Flaw};
 use crate::memory::InputMemory;
-use crate::tape::{Node, Size, TREE_BYTES_FREE, TREE_FACTOR, Tape};
+use crate::tape::{NESTING_MAX, Node, Size, TREE_BYTES_FREE, TREE_FACTOR, Tape};
 use crate::text;
 
 /// A received value: its JSON text, parsed when somebody asks, and the binary data its
@@ -221,6 +222,15 @@ impl From<Body> for Output {
     }
 }
 
+/// Bytes that a tree of JSON text would take, which may be 75 times those of the text. What comes from a server is
+/// counted so before anything parses it; of text that is no JSON it is what a parser makes before it finds that out.
+///
+/// # Errors
+/// `INVALID_INPUT` where the text nests too deep, is too long, or holds a number beyond `f64`.
+pub fn tree_bytes(text: &[u8]) -> Result<usize, CallError> {
+    Size::of(text).map(Size::tree_bytes)
+}
+
 /// What an operation answers with.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -245,6 +255,27 @@ impl Output {
         text::to_vec(value)
             .map(|text| Self::Raw(text.into()))
             .map_err(|error| CallError::internal(format!("the output has no JSON form: {error}")))
+    }
+
+    /// Of JSON text that comes from elsewhere, without a tree of it.
+    ///
+    /// # Errors
+    /// `INVALID_OUTPUT` where it is no JSON, nests too deep, or holds a number beyond `f64`; or where an object names a
+    /// member twice and a tree of it, in which the last counts, would take more than any tree may.
+    pub fn from_foreign_text(text: &Bytes) -> Result<Self, CallError> {
+        let wrong = |reason: String| CallError::new(ErrorCode::InvalidOutput, reason);
+        let parsed = serde_json::from_slice::<&RawValue>(text);
+        let own = parsed.map_err(|error| wrong(error.to_string()))?.get();
+        let size = Size::of(own.as_bytes()).map_err(|error| wrong(error.message))?;
+        match json::check(own, NESTING_MAX) {
+            Ok(()) => Ok(Self::Raw(text.slice_ref(own.as_bytes()))),
+            Err(Flaw::Duplicate) if size.tree_bytes() <= TREE_BYTES_FREE => {
+                let value = serde_json::from_str(own).map_err(|error| wrong(error.to_string()))?;
+                Ok(Self::Value(value))
+            }
+            Err(Flaw::Duplicate) => Err(wrong("an object names a member twice".to_owned())),
+            Err(Flaw::Nesting) => Err(wrong(format!("nested deeper than {NESTING_MAX}"))),
+        }
     }
 
     /// Appends its JSON text; binary data as base64.
@@ -412,6 +443,27 @@ mod tests {
     fn mixed_output_becomes_base64_for_peers_without_it() {
         let mixed = Output::Mixed(json!({"a":[{"$bin":[0,2]}]}), Bytes::from_static(b"hi"));
         assert!(matches!(mixed.inlined(), Output::Value(v) if v == json!({"a":["aGk="]})));
+    }
+
+    #[test]
+    fn text_of_a_server_is_passed_on_without_a_tree() {
+        let list = Bytes::from(format!(" [{}0]\n", "0,".repeat(1 << 19)));
+        let Ok(Output::Raw(passed)) = Output::from_foreign_text(&list) else {
+            panic!("made into something else");
+        };
+        assert!(passed.as_ptr() == list[1..].as_ptr() && passed.len() == list.len() - 2);
+        let twice = Bytes::from_static(br#"{"a":1,"a":2}"#);
+        let read = Output::from_foreign_text(&twice).map(|read| Body::from(read).value().clone());
+        assert_eq!(read, Ok(json!({"a":2})));
+        let many = Bytes::from(format!("{{\"a\":1,\"a\":[{}0]}}", "0,".repeat(1 << 19)));
+        let deep = Bytes::from(["[".repeat(200), "]".repeat(200)].concat());
+        for bad in ["", "[", "1 2", "[1e999]", "\u{feff}1"].map(Bytes::from) {
+            let refused = Output::from_foreign_text(&bad).expect_err("no JSON");
+            assert_eq!(refused.code, ErrorCode::InvalidOutput, "{bad:?}");
+        }
+        for bad in [many, deep, Bytes::from_static(b"\"\xff\"")] {
+            assert!(Output::from_foreign_text(&bad).is_err());
+        }
     }
 
     /// A tree of it has 75 times its bytes.

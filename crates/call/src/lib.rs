@@ -86,7 +86,7 @@ mod watch;
 
 pub use access::{AccessControl, OwnershipProvider, Verdict};
 pub use batch::Batch;
-pub use body::{Body, Item, Output};
+pub use body::{Body, Item, Output, tree_bytes};
 pub use client::{CallClient, CallConnection, CallOptions, Caller, Route, Subscription};
 pub use compose::{
     CompositionAuthority, Env, Followed, InvokeOptions, Lookup, OnAbort, OperationEnv,
@@ -101,7 +101,8 @@ pub use frame::{FrameBody, FrameError, FrameReader};
 pub use generation::Generation;
 pub use handler::{BoxStream, HandlerKind, OnSlow, OnceHandler, StreamHandler};
 pub use import::{
-    AdapterError, Disclose, FromCall, FromJsonSchema, ImportOptions, OperationAdapter, from_call,
+    AdapterError, Disclose, FromCall, FromJsonSchema, ImportClaim, ImportMemory, ImportOptions,
+    ImportShare, OperationAdapter, from_call,
 };
 pub use json::read_object;
 pub use local::{Events, Gate, Incoming, LocalEvent, ProvedBy, Refused};

@@ -78,14 +78,12 @@ mod tests {
 
     #[test]
     fn a_vector_that_differs_in_one_digit_fails() {
-        for (name, text, check) in suites::ALL {
-            let lines: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
-            let last = lines
-                .iter()
-                .find(|line| line.ends_with(|c: char| c.is_ascii_hexdigit()));
-            let Some(line) = last.filter(|_| *name != "bip39") else {
-                continue;
-            };
+        // The lines of this one end with words.
+        let suites = suites::ALL.iter().filter(|(name, ..)| *name != "bip39");
+        for (name, text, check) in suites {
+            let mut lines = text.lines().filter(|line| !line.starts_with('#'));
+            let line = lines.find(|line| line.ends_with(|c: char| c.is_ascii_hexdigit()));
+            let line = line.expect(name);
             let (rest, digit) = line.split_at(line.len() - 1);
             let bad = format!("{rest}{}", if digit == "0" { "1" } else { "0" });
             let failed = run(name, &bad, *check).expect_err(name);

@@ -1,4 +1,5 @@
-//! No test returns early or is an `if` that may not hold, where it would pass without having run.
+//! No test returns early, passes over cases of its own, or is an `if` that may not hold, where it would pass without
+//! having run.
 
 use super::tree::sources;
 
@@ -53,6 +54,92 @@ const RECORD: [(&str, &str); 4] = [
 const STARTED_AGAIN_AT_END: [(&str, usize); 2] = [
     ("crates/tasks/src/lib.rs", 2),
     ("crates/test-support/src/port.rs", 1),
+];
+
+/// So many times tests in these files go on to the next case, or the next event, each for a reason that is right: what
+/// is passed over is no case of the test, or was asserted before, or is counted, and the count is asserted at the end.
+const PASSED_OVER: [(&str, usize, &str); 17] = [
+    (
+        "crates/call/tests/call/hostile.rs",
+        1,
+        "an event that may come before the answer is asserted, and the answer has to come",
+    ),
+    (
+        "crates/http/openapi/tests/openapi/documents.rs",
+        1,
+        "what is wrong with a document is collected, and nothing may be",
+    ),
+    (
+        "crates/hub/tests/hub/join.rs",
+        1,
+        "a character in place of itself damages nothing",
+    ),
+    (
+        "crates/runtime/tests/runtime/documented.rs",
+        1,
+        "blocks in other languages are no examples; those that ran are counted",
+    ),
+    (
+        "crates/tls/src/acme/plan.rs",
+        1,
+        "a plan that does not order begins nothing; all that began are counted",
+    ),
+    (
+        "crates/vault/src/slots/copies/tests.rs",
+        2,
+        "a cut at an equal byte is the cut before it, and those that differ are counted; the whole copy is asserted",
+    ),
+    (
+        "crates/vault/tests/vault/area.rs",
+        1,
+        "a kind of memory that the kernel lacks is recorded as a skip",
+    ),
+    ("image/src/tree.rs", 1, "an entry at the root has no parent"),
+    (
+        "init/sealed/src/luks2/tests.rs",
+        1,
+        "the second half of the field of the checksum is not read",
+    ),
+    (
+        "init/src/machine/tests.rs",
+        1,
+        "other events come before the one that is waited for, which has to come",
+    ),
+    (
+        "provisioning/src/tests/words.rs",
+        1,
+        "of words that were erased is asserted that they are no problem",
+    ),
+    (
+        "tests/tests/house/arguments.rs",
+        1,
+        "lines without arguments have none to look at",
+    ),
+    (
+        "tests/tests/house/documentation.rs",
+        1,
+        "files in no package have no examples; packages are counted",
+    ),
+    (
+        "tests/tests/house/early_returns.rs",
+        1,
+        "a test without a condition at its end is what is wanted; the others are counted",
+    ),
+    (
+        "tests/tests/house/promises.rs",
+        5,
+        "heads of tables, and rows without the cells that a rule is about; those with them are counted",
+    ),
+    (
+        "tests/tests/machine/power.rs",
+        1,
+        "a moment that cuts nothing of the growth; those that do are counted",
+    ),
+    (
+        "tests/tests/node/tokens.rs",
+        1,
+        "a connection that finds no place; those that got in are counted",
+    ),
 ];
 
 /// How often code has this keyword, beside what is in its texts and comments: many texts are scripts.
@@ -177,6 +264,50 @@ fn no_test_returns_early_without_a_named_skip() {
         );
     }
     assert!(tests > 2000, "{tests} tests were found");
+}
+
+#[test]
+fn a_case_that_is_passed_over_is_found_however_it_is_written() {
+    let passes = [
+        "for a in b { if a == 413 { continue; } c(); }",
+        "for a in b {\n    match a {\n        413 => continue,\n        _ => c(),\n    }\n}",
+        "'outer: for a in b { for c in a { let Some(d) = c else { continue 'outer }; } }",
+    ];
+    for code in passes {
+        assert_eq!(keywords(code, "continue"), 1, "{code}");
+    }
+    for code in [
+        "a(\"Expect: 100-continue\");",
+        "// continue\na();",
+        "for a in b.filter(|a| c(a)) { continues(a); }",
+    ] {
+        assert_eq!(keywords(code, "continue"), 0, "{code}");
+    }
+}
+
+/// A test that goes on to the next case where an outcome is not the one it is about passes whatever that outcome is:
+/// one answered 413 to everything.
+#[test]
+fn no_test_passes_over_a_case_without_a_reason() {
+    for file in sources() {
+        let all = tests_of(&file.text);
+        let passes = all
+            .iter()
+            .map(|(line, body)| (*line, keywords(&body.join("\n"), "continue")))
+            .filter(|(_, count)| *count > 0);
+        let passes: Vec<_> = passes.collect();
+        let known = PASSED_OVER.iter().find(|(known, ..)| file.path == *known);
+        assert_eq!(
+            passes.iter().map(|(_, count)| count).sum::<usize>(),
+            known.map_or(0, |(_, count, _)| *count),
+            "{}, tests at lines {passes:?}: assert why a case is passed over, or choose the cases before the loop",
+            file.path
+        );
+    }
+    for (path, _, reason) in PASSED_OVER {
+        let exists = sources().iter().any(|file| file.path == path);
+        assert!(exists && reason.len() > 20, "{path}: {reason}");
+    }
 }
 
 /// What a function takes, and what it does, of code without texts.

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
 use alknet_test_support::{Port, took};
@@ -21,6 +22,17 @@ const HELLO: &str = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938
 /// What the node answers within while schemas of others are checked.
 const ANSWER_WITHIN: Duration = Duration::from_millis(100);
 
+/// What the node may grow by while an input asks for requests that would repeat a long name: the longest that is
+/// written of one, and copies of the input.
+const REQUEST_GROWTH_BYTES: u64 = 48 << 20;
+
+/// What it may grow by while servers answer with lists of short values: what is counted of one server is 128 MiB at
+/// most, beside which buffers are copied where they grow. A tree of one answer of 16 MiB is 600 MiB.
+const ANSWERS_GROWTH_BYTES: u64 = 288 << 20;
+
+/// Calls at once of each kind of answer.
+const ASKED_AT_ONCE: usize = 4;
+
 /// Lets an import go to this host, without TLS.
 const HERE: &str = "private = [\"127.0.0.1\"]";
 
@@ -32,9 +44,13 @@ fn openapi(namespace: &str, port: u16, document: &str, more: &str) -> String {
 }
 
 fn mcp(namespace: &str, port: u16) -> String {
+    mcp_at(namespace, port, "/mcp")
+}
+
+fn mcp_at(namespace: &str, port: u16, path: &str) -> String {
     format!(
         "[[http.import]]\nkind = \"mcp\"\nnamespace = \"{namespace}\"\nplain = true\n\
-         url = \"http://127.0.0.1:{port}/mcp\"\n{HERE}\n"
+         url = \"http://127.0.0.1:{port}{path}\"\n{HERE}\n"
     )
 }
 
@@ -111,6 +127,44 @@ impl Importer {
         let accept = "Accept: application/json, text/event-stream";
         let arguments = ["--header", accept, "--json", &body.to_string()];
         self.web.curl_as(token, "/mcp", &arguments)
+    }
+
+    /// Has the operation that uses them ask with an input that is longer than an argument of a command, and returns
+    /// what it answers.
+    fn relay(&self, input: &Value) -> Told {
+        let body = json!({ "operation": format!("/{}", Relay::PATH), "input": input });
+        let file = self
+            .bench
+            .path()
+            .join(format!("input-{:?}", thread::current().id()));
+        fs::write(&file, body.to_string()).expect("the folder is ours");
+        let (json, body) = (
+            "Content-Type: application/json",
+            format!("@{}", file.display()),
+        );
+        let arguments = ["--header", json, "--data-binary", &body];
+        self.web.curl_as(&self.web.admin, "/call", &arguments)
+    }
+
+    /// A line of the kernel's about the node's memory, in bytes.
+    fn memory(&self, name: &str) -> u64 {
+        let text = fs::read_to_string(format!("/proc/{}/status", self.web.node.pid()));
+        let text = text.expect("the node runs");
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        kib.expect("the kernel says it") << 10
+    }
+
+    /// By how much `work` made the node grow while it was done.
+    fn growth(&self, what: &str, work: impl FnOnce()) -> u64 {
+        // From now on the peak is that of the work.
+        let file = format!("/proc/{}/clear_refs", self.web.node.pid());
+        fs::write(file, "5").expect("it is our process");
+        let before = self.memory("VmRSS:");
+        work();
+        let grown = self.memory("VmHWM:").saturating_sub(before);
+        println!("figure {what}: {} KiB", grown >> 10);
+        grown
     }
 
     fn call(&self, token: &str, operation: &str, input: &Value) -> Told {
@@ -429,5 +483,128 @@ fn schemas_of_servers_cost_the_node_little_time() {
     assert_eq!(asked(), 0, "nothing was sent");
     node.answer("tools/fine", &json!({ "v": list }));
     assert_eq!(asked(), 1);
+    assert_eq!(node.health(), "ok\n");
+}
+
+/// A caller names something once in its input that the request would have for each of 4,000 values: of 256 KiB they
+/// are 1 GiB.
+#[test]
+fn a_request_that_would_repeat_a_long_name_is_not_written() {
+    let server = Server::trees();
+    let document = server.url("/api.json");
+    let imports = openapi("trees", server.port(), &document, HERE);
+    let node = Importer::start(Bench::new(), &imports, &["trees/*"]);
+    node.until_there("trees/parts");
+    let asked = || curl(&server.url("/count/api"), &[]).json();
+    let name = "n".repeat(256 << 10);
+    let tree = |name: &str| json!({ (name): vec![0; 4_000] });
+    // Asked once, so that what stays of a first call is there.
+    node.answer("trees/fields", &json!({ "body": { "a": [1, 2] } }));
+    let asking = Asking::begin(node.target(), node.bench.admin());
+    let grown = node.growth("requests that would repeat a long name", || {
+        for (operation, input) in [
+            ("trees/fields", json!({ "body": tree(&name) })),
+            ("trees/parts", json!({ "body": tree(&name) })),
+            ("trees/find", json!({ "created": tree(&name) })),
+        ] {
+            let mut answer = node.relay(&Relay::input(operation, &input)).json();
+            let error = answer["output"]["error"].take();
+            assert_eq!(error["code"], "INVALID_INPUT", "{operation}: {error}");
+            let message = error["message"].as_str().unwrap_or_default();
+            assert!(
+                message.contains("the request would have"),
+                "{operation}: {message}"
+            );
+        }
+        // As it looked for a boundary that is in no part: each that it tried is in this one.
+        let guesses: String = (0..20_000).map(|n| format!("alknet-{n:016x} ")).collect();
+        let input = Relay::input("trees/parts", &json!({ "body": { "a": guesses } }));
+        let answer = node.relay(&input).json();
+        assert_eq!(answer["output"], json!({ "output": null }), "{answer}");
+    });
+    let what = "an answer beside requests that would repeat a long name";
+    took(what, ANSWER_WITHIN, asking.end());
+    assert!(grown < REQUEST_GROWTH_BYTES, "{grown} bytes");
+    assert_eq!(asked(), 2, "what would be too long was not sent");
+    assert_eq!(node.health(), "ok\n");
+}
+
+/// A value of two bytes has 72 and more in a tree: an answer of 16 MiB had 600 MiB, and a server of tools could send it
+/// unasked.
+#[test]
+fn answers_of_servers_cost_no_trees() {
+    let server = Server::trees();
+    let document = server.url("/api.json");
+    let tools = |name: &str| mcp_at(name, server.port(), &format!("/{name}/mcp"));
+    let imports = [
+        openapi("trees", server.port(), &document, HERE),
+        tools("answers"),
+        tools("listing"),
+        tools("unasked"),
+    ];
+    let uses = ["trees/*", "answers/*", "listing/*", "unasked/*"];
+    let node = Importer::start(Bench::new(), &imports.concat(), &uses);
+    for there in ["trees/list", "answers/list", "listing/list", "unasked/list"] {
+        node.until_there(there);
+    }
+    let count = |what: &str| curl(&server.url(&format!("/count/{what}")), &[]).json();
+    let arm = |what: &str| assert_eq!(curl(&server.url(&format!("/arm/{what}")), &[]).status, 200);
+    node.answer("answers/list", &json!({}));
+    let at_once = |input: &Value| {
+        thread::scope(|scope| {
+            for _ in 0..ASKED_AT_ONCE {
+                // Whether a script takes so long a list is its own limits' business.
+                scope.spawn(|| node.relay(input));
+            }
+        });
+    };
+
+    let lists = node.growth("lists that an API answers with", || {
+        at_once(&Relay::input("trees/list", &Value::Null));
+    });
+    assert_eq!(count("api"), ASKED_AT_ONCE);
+    let events = node.growth("events that are lists", || {
+        let mut input = Relay::input("trees/events", &Value::Null);
+        input["follow"] = true.into();
+        at_once(&input);
+    });
+    assert!(
+        count("api").as_u64() > Some(ASKED_AT_ONCE as u64),
+        "events were sent"
+    );
+    arm("answers");
+    let answers = node.growth("lists that a tool answers with", || {
+        let before = count("answers").as_u64().expect("a number");
+        at_once(&Relay::input("answers/list", &json!({})));
+        assert_eq!(count("answers"), before + ASKED_AT_ONCE as u64);
+    });
+    // One that comes alone has room, and is refused for what it would become.
+    assert_eq!(node.code("answers/list", &json!({})), "PAYLOAD_TOO_LARGE");
+    let listing = node.growth("a tool with a list in its schema", || {
+        arm("listing");
+        eventually("the listing is refused", || {
+            node.log()
+                .contains("more values in its tools")
+                .then_some(())
+        });
+    });
+    assert!(count("listing").as_u64() > Some(0));
+    let unasked = node.growth("lists that answer no request", || {
+        arm("unasked");
+        eventually("the stream was opened again", || {
+            (count("unasked").as_u64() >= Some(2)).then_some(())
+        });
+    });
+    for (what, grown) in [
+        ("lists", lists),
+        ("events", events),
+        ("answers", answers),
+        ("listing", listing),
+        ("unasked", unasked),
+    ] {
+        assert!(grown < ANSWERS_GROWTH_BYTES, "{what}: {grown} bytes");
+    }
+    // What its list had before is there, and everything else is as it was.
+    node.answer("listing/list", &json!({}));
     assert_eq!(node.health(), "ok\n");
 }

@@ -2,6 +2,7 @@
 
 mod call;
 mod jsonschema;
+mod memory;
 
 use alknet_core::BoxFuture;
 use thiserror::Error;
@@ -14,6 +15,7 @@ use crate::services::OperationSummary;
 
 pub use call::FromCall;
 pub use jsonschema::FromJsonSchema;
+pub use memory::{ImportClaim, ImportMemory, ImportShare};
 
 pub(crate) use call::{Imports, read_peer};
 

@@ -27,7 +27,7 @@ const SEARCHED_MEMBERS: u32 = 17;
 /// Words of that list for each member: the hash of the name, and where the name is.
 const SEARCH_WORDS: u32 = 2;
 /// Nested arrays and objects that are read: as many as serde_json reads.
-const NESTING_MAX: usize = 128;
+pub(crate) const NESTING_MAX: usize = 128;
 /// Bytes that a tree may always have, whatever its text is: 14,563 values.
 pub(crate) const TREE_BYTES_FREE: usize = 2 << 20;
 /// How many times the bytes of its text a larger tree may have.

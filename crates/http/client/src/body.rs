@@ -60,7 +60,20 @@ impl ResponseBody {
     ///
     /// # Errors
     /// It is longer, late, or breaks off.
-    pub async fn collect_bounded(mut self, max: usize) -> Result<Bytes, HttpError> {
+    pub async fn collect_bounded(self, max: usize) -> Result<Bytes, HttpError> {
+        self.collect_counted(max, |_| true).await
+    }
+
+    /// The same. `has_room` is called with the bytes of memory that the body is about to take, each time that these
+    /// become more, and says whether it may.
+    ///
+    /// # Errors
+    /// The same, and [`NoRoom`](HttpError::NoRoom) once `has_room` refuses.
+    pub async fn collect_counted(
+        mut self,
+        max: usize,
+        mut has_room: impl FnMut(usize) -> bool + Send,
+    ) -> Result<Bytes, HttpError> {
         if self.inner.size_hint().lower() > max as u64 {
             return Err(HttpError::TooLong(max));
         }
@@ -71,6 +84,14 @@ impl ResponseBody {
             };
             if data.len() > max - whole.len() {
                 return Err(HttpError::TooLong(max));
+            }
+            // The buffer grows by doubling.
+            let bytes = match whole.len() + data.len() {
+                bytes if bytes > whole.capacity() => bytes.max(2 * whole.capacity()),
+                _ => whole.capacity(),
+            };
+            if !has_room(bytes) {
+                return Err(HttpError::NoRoom);
             }
             // Most bodies are one frame, which needs no copy.
             match whole.is_empty() && self.is_end_stream() {

@@ -41,6 +41,9 @@ pub enum HttpError {
     /// Nothing came for so long.
     #[error("nothing more of the answer came within {} s", .0.as_secs())]
     Idle(Duration),
+    /// The memory for answers is taken by others now.
+    #[error("there is no room for the answer now; ask again later")]
+    NoRoom,
     /// A server without TLS.
     #[error("{0} is not https; list it as plain where this server is configured if that is meant")]
     Plain(String),

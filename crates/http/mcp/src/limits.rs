@@ -25,14 +25,27 @@ pub const SCHEMA_BYTES_MAX: usize = 256 << 10;
 pub const DESCRIPTION_CHARS_MAX: usize = 2000;
 /// Bytes of one answer.
 pub const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// Bytes that the trees of one answer take, or those of all pages of a list: 233,016 values. The library makes them, and
+/// a value of two bytes takes 144.
+pub const TREE_BYTES_MAX: usize = 32 << 20;
+/// The same of a message that answers nothing: what a server tells or asks by itself, and its greeting.
+pub const NOTE_TREE_BYTES_MAX: usize = 2 << 20;
 /// Bytes of the body of an answer that only tells an error.
 pub const REFUSAL_BYTES_MAX: usize = 64 << 10;
+/// Bytes of the answer of a tool that failed, beyond which only its message is passed on: an error keeps its tree.
+pub const ERROR_BYTES_MAX: usize = 1 << 20;
 /// Bytes of one event of a stream.
 pub const EVENT_BYTES_MAX: usize = 16 << 20;
 /// Bytes of one answer that comes as a stream, with everything that comes before it.
 pub const STREAM_BYTES_MAX: usize = 64 << 20;
 /// Calls of one server that are under way at once.
 pub const CALLS_MAX: usize = 32;
+/// Of these, calls that belong to requests of one identity, or of the unknown peers of one network.
+pub const CALLS_OF_ONE_MAX: usize = CALLS_MAX / 2;
+/// Calls under way beyond which a requester gets a place only if it has none.
+pub const CALLS_SHARED: usize = CALLS_MAX / 4 * 3;
+/// Calls that belong to requests of all unknown peers.
+pub const CALLS_UNKNOWN_MAX: usize = CALLS_MAX / 4;
 /// A list of tools is read within this time, greeting included.
 pub const LISTING_TIMEOUT: Duration = Duration::from_secs(60);
 /// A call without a deadline of its own is answered within this time.

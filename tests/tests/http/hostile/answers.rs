@@ -10,11 +10,11 @@ use alknet_tests::idle::{Idle, not_taken};
 use alknet_tests::raw::{
     DATA, END_HEADERS, END_STREAM, HEADERS, Raw, frame, get, hung, literals, within,
 };
-use alknet_tests::{Bench, Web};
+use alknet_tests::{Bench, Relay, Told, Web, eventually};
 use serde_json::json;
 use tokio::task::block_in_place;
 
-use super::{GROWTH_BYTES, resident, survives};
+use super::{GROWTH_BYTES, forget_peak, peak, resident, share, survives};
 
 /// Streams of events of the test below: one identity may have 64.
 const READERS: u32 = 60;
@@ -117,6 +117,72 @@ async fn the_past_of_the_log_is_kept_once_for_all_who_read_it() {
     assert_ne!(next().await["target"], "log");
 }
 
+/// Batches of the test below, and what each of their answers has: together more than an identity may have of any
+/// machine.
+const BATCHES: u32 = 60;
+const BATCH_BYTES: usize = 8 << 20;
+
+/// The client takes one byte of each answer. A batch has the answers of all its calls, and is written when the last of
+/// them is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_that_are_not_read_have_one_share() {
+    const CALLS: usize = 4;
+    let bench = Bench::new();
+    let relay = Relay::new(&bench, &["services/list"]);
+    let web = Web::start(&bench, &relay.configuration());
+    block_in_place(|| relay.promote(web.node.target()));
+    let calls: Vec<_> = (0..CALLS)
+        .map(|n| {
+            let input = Relay::long(BATCH_BYTES / CALLS);
+            let operation = format!("/{}", Relay::PATH);
+            json!({ "id": n.to_string(), "operation": operation, "input": input })
+        })
+        .collect();
+    let batch = json!({ "calls": calls, "mode": "sequential" }).to_string();
+    let post = || block_in_place(|| web.post(&web.admin, "/batch", &batch));
+    // The first makes what stays: a worker, the buffers of connections.
+    let told = post();
+    assert_eq!(told.status, 200, "{told:?}");
+    let results = told.json()["results"].take();
+    assert!(told.text().len() > BATCH_BYTES, "{results}");
+    let before = resident(&web);
+    forget_peak(&web);
+    let mut raw = Raw::open_left_alone(&web.target()).await;
+    for n in 0..BATCHES {
+        let stream = n * 2 + 1;
+        let head = asks_for(&web.admin, "/batch", "application/json");
+        let head = frame(HEADERS, END_HEADERS, stream, &head);
+        let body = frame(DATA, END_STREAM, stream, batch.as_bytes());
+        raw.say(&[head, body].concat()).await;
+        // One after the other, so that only what was answered is in the way of the next.
+        raw.until(|tally| tally.begun() > n).await;
+    }
+    let begun = raw.until(|tally| tally.begun() == BATCHES).await;
+    let grown = peak(&web).saturating_sub(before);
+    println!(
+        "figure {BATCHES} batches of {BATCH_BYTES} bytes: {} KiB",
+        grown >> 10
+    );
+    assert!(begun.served > 0, "{begun:?}");
+    // There is no room for one more: what is held is all that may be.
+    let told = post();
+    let refused = |told: &Told| {
+        let answer = told.json();
+        let results = answer["results"].as_array().expect("results").iter();
+        results.filter(|one| one["status"] != 200).count()
+    };
+    assert!(told.status != 200 || refused(&told) > 0, "{told:?}");
+    let most = share() + GROWTH_BYTES;
+    assert!(grown < most, "{grown} bytes are held of {most}");
+    drop(raw);
+    // They are given back with the connection.
+    block_in_place(|| {
+        eventually("a batch has room again", || {
+            (post().status == 200).then_some(())
+        });
+    });
+}
+
 /// Begins a stream of events for each reader.
 async fn ask_all(raw: &mut Raw, web: &Web, body: &str) {
     for n in 0..READERS {
@@ -131,14 +197,19 @@ async fn ask_all(raw: &mut Raw, web: &Web, body: &str) {
 
 /// Fields of a request for a stream of events.
 fn follows(token: &str) -> Vec<u8> {
+    asks_for(token, "/subscribe", "text/event-stream")
+}
+
+/// Fields of a request of JSON.
+fn asks_for(token: &str, path: &str, accept: &str) -> Vec<u8> {
     let bearer = format!("Bearer {token}");
     literals(&[
         (":method", "POST"),
         (":scheme", "https"),
         (":authority", "localhost"),
-        (":path", "/subscribe"),
+        (":path", path),
         ("authorization", &bearer),
-        ("accept", "text/event-stream"),
+        ("accept", accept),
         ("content-type", "application/json"),
     ])
 }

@@ -1,22 +1,29 @@
 //! What a server answered to a call, as the outcome of an operation.
 
-use alknet_call::{CallError, ErrorCode, Output};
-use rmcp::model::{CallToolResponse, CallToolResult, ContentBlock};
+use alknet_call::{CallError, ErrorCode, Output, tree_bytes};
+use bytes::Bytes;
+use rmcp::model::{CallToolResult, ContentBlock, ServerResult};
+use serde::Serialize;
 use serde_json::json;
 
 use crate::client::tools::{SERVER_ERROR, TOOL_ERROR, shortened};
+use crate::limits::{ERROR_BYTES_MAX, NOTE_TREE_BYTES_MAX};
 
 /// Characters of a message that are passed on.
 const MESSAGE_CHARS_MAX: usize = 1000;
 
-pub(super) fn outcome(response: CallToolResponse, typed: bool) -> Result<Output, CallError> {
+/// The text of the output. The answer itself is gone then, which has a tree where it holds values.
+pub(super) fn outcome(response: ServerResult, typed: bool) -> Result<Bytes, CallError> {
     match response {
-        CallToolResponse::Complete(result) => complete(result, typed),
-        CallToolResponse::InputRequired(_) => Err(refused(
+        ServerResult::CallToolResult(result) => complete(result, typed),
+        ServerResult::InputRequiredResult(_) => Err(refused(
             "the tool wants to be told more by a person or a model, which this node refuses",
         )),
-        _ => Err(refused(
+        ServerResult::CreateTaskResult(_) => Err(refused(
             "the server put the call off, which nobody asked it to",
+        )),
+        _ => Err(refused(
+            "the server does not speak as it should: its answer is not one to what it was asked",
         )),
     }
 }
@@ -25,7 +32,11 @@ fn refused(message: &str) -> CallError {
     CallError::operation(SERVER_ERROR, message)
 }
 
-fn complete(result: CallToolResult, typed: bool) -> Result<Output, CallError> {
+fn complete(result: CallToolResult, typed: bool) -> Result<Bytes, CallError> {
+    #[derive(Serialize)]
+    struct Content {
+        content: Vec<ContentBlock>,
+    }
     let CallToolResult {
         content,
         structured_content,
@@ -33,17 +44,37 @@ fn complete(result: CallToolResult, typed: bool) -> Result<Output, CallError> {
         ..
     } = result;
     if is_error == Some(true) {
-        let message = format!("the tool failed: {}", text(&content));
-        let details = json!({"content": content, "structuredContent": structured_content});
-        return Err(CallError::operation(TOOL_ERROR, message).with_details(details));
+        return Err(failed(&content, structured_content));
     }
     match (typed, structured_content) {
-        (false, _) => Ok(Output::Value(json!({ "content": content }))),
-        (true, Some(value)) => Ok(Output::Value(value)),
+        (false, _) => text_of(&Content { content }),
+        (true, Some(value)) => text_of(&value),
         (true, None) => Err(CallError::new(
             ErrorCode::InvalidOutput,
             "the tool did not answer with what it promised",
         )),
+    }
+}
+
+fn text_of(output: &impl Serialize) -> Result<Bytes, CallError> {
+    match Output::json(output)? {
+        Output::Raw(text) => Ok(text),
+        _ => Err(CallError::internal("text of JSON is no text")),
+    }
+}
+
+/// What a tool says of its failure, with all that it answers where that is short: who has an error keeps it as a tree.
+fn failed(content: &[ContentBlock], structured: Option<serde_json::Value>) -> CallError {
+    let message = format!("the tool failed: {}", text(content));
+    let error = CallError::operation(TOOL_ERROR, message);
+    let details = json!({"content": content, "structuredContent": structured});
+    let short = text_of(&details).is_ok_and(|text| {
+        text.len() <= ERROR_BYTES_MAX
+            && tree_bytes(&text).is_ok_and(|bytes| bytes <= NOTE_TREE_BYTES_MAX)
+    });
+    match short {
+        true => error.with_details(details),
+        false => error.with_details(json!({"omitted": "it is too long"})),
     }
 }
 

@@ -2,9 +2,11 @@
 
 mod answer;
 mod names;
+mod places;
 mod remote;
 mod tools;
 mod transport;
+mod weight;
 
 #[cfg(test)]
 mod tests;
@@ -12,7 +14,9 @@ mod tests;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use alknet_call::{AdapterError, HandlerKind, OperationAdapter, Provenance, Registration};
+use alknet_call::{
+    AdapterError, HandlerKind, ImportMemory, OperationAdapter, Provenance, Registration,
+};
 use alknet_core::{BoxFuture, Capabilities, Capability};
 use alknet_http_client::HttpClient;
 use http::Uri;
@@ -46,7 +50,7 @@ pub struct FromMcp {
 
 impl FromMcp {
     /// Of the server of `import`, by `client`, which decides what may be reached. `capability` is the
-    /// credential that `import` names.
+    /// credential that `import` names, and what the server says counts against `memory`.
     ///
     /// # Errors
     /// The address is none.
@@ -54,6 +58,7 @@ impl FromMcp {
         client: HttpClient,
         import: McpImport,
         capability: Option<Capability>,
+        memory: &ImportMemory,
     ) -> Result<Self, AdapterError> {
         let uri: Result<Uri, _> = import.url.parse();
         let fits = uri.is_ok_and(|uri| uri.scheme().is_some() && uri.authority().is_some());
@@ -64,7 +69,7 @@ impl FromMcp {
             });
         }
         Ok(Self {
-            remote: Arc::new(Remote::new(client, import)),
+            remote: Arc::new(Remote::new(client, import, memory.share())),
             capability,
             left_out: Mutex::default(),
             listed: Mutex::default(),
@@ -91,7 +96,9 @@ impl FromMcp {
     async fn read(&self) -> Result<Vec<Registration>, AdapterError> {
         *lock(&self.listed) = Some(Instant::now());
         self.remote.authorise(self.capability.as_ref());
-        let tools = timeout(LISTING_TIMEOUT, self.remote.list()).await;
+        // Counted until its schemas are taken over, which are no longer than they were.
+        let counted = self.remote.counted();
+        let tools = timeout(LISTING_TIMEOUT, self.remote.list(&counted)).await;
         let tools = tools.unwrap_or_else(|_| Err(remote::Failed::late(LISTING_TIMEOUT)))?;
         let McpImport {
             namespace, only, ..

@@ -3,17 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use alknet_call::{AdapterError, Body, CallError, Ctx, ErrorCode, Output};
+use alknet_call::{AdapterError, Body, CallError, Ctx, ErrorCode, ImportShare, Output};
 use alknet_core::{Capability, DialErrorKind};
 use alknet_http_client::{HttpClient, HttpError};
 use rmcp::model::{
-    CallToolRequestParams, ClientCapabilities, ClientConfig, ClientRequest, ElicitRequestParams,
-    ElicitResult, ErrorCode as RpcCode, Implementation, ListRootsRequestMethod, ListToolsRequest,
-    PaginatedRequestParams, ProtocolVersion, ServerResult, SubscriptionFilter, Tool,
+    CallToolRequest, CallToolRequestParams, CancelledNotificationParam, ClientCapabilities,
+    ClientConfig, ClientRequest, ElicitRequestParams, ElicitResult, ErrorCode as RpcCode,
+    Implementation, ListRootsRequestMethod, ListToolsRequest, PaginatedRequestParams,
+    ProtocolVersion, RequestId, ServerResult, SubscriptionFilter, Tool,
 };
 use rmcp::service::{
     ClientInitializeError, ClientLifecycleMode, ClientServiceExt, NotificationContext, Peer,
-    RequestContext, RunningService, ServiceError,
+    PeerRequestOptions, RequestContext, RunningService, ServiceError,
 };
 use rmcp::transport::StreamableHttpClientTransport;
 use rmcp::transport::streamable_http_client::{
@@ -21,11 +22,13 @@ use rmcp::transport::streamable_http_client::{
 };
 use rmcp::{ClientHandler, ErrorData, RoleClient};
 use serde_json::Value;
-use tokio::sync::{Mutex, Notify, Semaphore};
+use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::client::places::Places;
 use crate::client::tools::{SERVER_ERROR, bytes, shown};
 use crate::client::transport::Http;
+use crate::client::weight::Counted;
 use crate::client::{McpImport, answer};
 use crate::limits::{
     CALL_TIMEOUT, CALLS_MAX, EVENT_BYTES_MAX, LISTING_BYTES_MAX, LISTING_TIMEOUT, PAGES_MAX,
@@ -37,7 +40,8 @@ pub(super) struct Remote {
     pub(super) import: McpImport,
     http: Http,
     state: Mutex<State>,
-    calls: Semaphore,
+    places: Arc<Places>,
+    memory: ImportShare,
     changed: Arc<Notify>,
 }
 
@@ -50,13 +54,14 @@ struct State {
 }
 
 impl Remote {
-    pub(super) fn new(client: HttpClient, import: McpImport) -> Self {
+    pub(super) fn new(client: HttpClient, import: McpImport, memory: ImportShare) -> Self {
         let changed: Arc<Notify> = Arc::default();
         Self {
             import,
-            http: Http::new(client, Arc::clone(&changed)),
+            http: Http::new(client, Arc::clone(&changed), memory.clone()),
             state: Mutex::default(),
-            calls: Semaphore::new(CALLS_MAX),
+            places: Arc::default(),
+            memory,
             changed,
         }
     }
@@ -73,17 +78,32 @@ impl Remote {
         self.changed.notified().await;
     }
 
-    /// Every tool on every page.
-    pub(super) async fn list(&self) -> Result<Vec<Tool>, Failed> {
+    /// For one request, or several whose answers are kept together.
+    pub(super) fn counted(&self) -> Counted {
+        Counted::new(&self.memory)
+    }
+
+    /// Every tool on every page, which count as long as `counted` is kept.
+    pub(super) async fn list(&self, counted: &Counted) -> Result<Vec<Tool>, Failed> {
+        tokio::select! {
+            // First: what the library says of it is less.
+            biased;
+            why = counted.refused() => Err(Failed::Refusing(why)),
+            tools = self.pages(counted) => tools,
+        }
+    }
+
+    async fn pages(&self, counted: &Counted) -> Result<Vec<Tool>, Failed> {
         let peer = self.peer().await?;
         let mut tools = Vec::new();
         let mut size = 0;
         let mut cursor = None;
         for _ in 0..PAGES_MAX {
-            let request = ListToolsRequest {
+            let mut request = ListToolsRequest {
                 params: Some(PaginatedRequestParams::default().with_cursor(cursor)),
                 ..ListToolsRequest::default()
             };
+            request.extensions.insert(counted.clone());
             let request = ClientRequest::ListToolsRequest(request);
             let ServerResult::ListToolsResult(page) = peer.send_request(request).await? else {
                 return Err(Failed::Protocol("its list of tools is none".to_owned()));
@@ -120,15 +140,16 @@ impl Remote {
             Value::Null => None,
             _ => return Err(CallError::invalid_input("a tool takes an object")),
         };
-        let _place = self.calls.try_acquire().map_err(|_| {
-            let message = format!("{CALLS_MAX} calls of this server are under way");
-            CallError::new(ErrorCode::Overloaded, message)
-        })?;
-        let mut request = CallToolRequestParams::new(tool.to_owned());
-        request.arguments = arguments;
+        let _place = self.places.take(ctx)?;
+        let mut params = CallToolRequestParams::new(tool.to_owned());
+        params.arguments = arguments;
+        let counted = self.counted();
         let work = async {
-            let peer = self.peer().await?;
-            Ok::<_, Failed>(peer.call_tool_once(request).await?)
+            tokio::select! {
+                biased;
+                why = counted.refused() => Err(Failed::Refusing(why)),
+                answer = self.ask(params, &counted) => answer,
+            }
         };
         // Requests from outside have deadlines; calls between operations may have none.
         let response = match ctx.deadline() {
@@ -137,7 +158,26 @@ impl Remote {
                 .await
                 .unwrap_or_else(|_| Err(Failed::late(CALL_TIMEOUT))),
         };
-        answer::outcome(response.map_err(CallError::from)?, typed)
+        let output = answer::outcome(response.map_err(CallError::from)?, typed)?;
+        Ok(Output::Raw(counted.pass_on(output)?))
+    }
+
+    /// As [`Peer::call_tool_once`], with what counts the answer.
+    async fn ask(
+        &self,
+        params: CallToolRequestParams,
+        counted: &Counted,
+    ) -> Result<ServerResult, Failed> {
+        let peer = self.peer().await?;
+        let mut request = CallToolRequest::new(params);
+        request.extensions.insert(counted.clone());
+        let request = ClientRequest::CallToolRequest(request);
+        let options = PeerRequestOptions::no_options();
+        let handle = peer.send_request_with_option(request, options).await?;
+        let mut unanswered = Unanswered(Some((peer, handle.id.clone())));
+        let answer = handle.await_response().await;
+        unanswered.0 = None;
+        Ok(answer?)
     }
 
     /// The connection, made anew where it is lost and the time for that has come.
@@ -206,6 +246,22 @@ impl Remote {
             return;
         }
         tokio::spawn(listen(peer.clone(), Arc::clone(&self.changed)));
+    }
+}
+
+/// A request of which the server gets a `notifications/cancelled` when this is dropped: its caller waits no more.
+struct Unanswered(Option<(Peer<RoleClient>, RequestId)>);
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        let Some((peer, id)) = self.0.take() else {
+            return;
+        };
+        let why = "the caller does not wait any more".to_owned();
+        let cancelled = CancelledNotificationParam::new(Some(id), Some(why));
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { peer.notify_cancelled(cancelled).await });
+        }
     }
 }
 
@@ -292,6 +348,8 @@ pub(super) enum Failed {
     Protocol(String),
     /// It refuses: an error of JSON-RPC.
     Refused(ErrorData),
+    /// What it says would take more memory than there is for it.
+    Refusing(CallError),
     /// It says more than is taken.
     TooLarge(&'static str),
     /// It does not believe that the node may.
@@ -349,6 +407,9 @@ impl Failed {
             E::Client(HttpError::Credential(error)) => Self::Here((*error).into()),
             E::Client(HttpError::TimedOut(limit) | HttpError::Idle(limit)) => Self::Late(*limit),
             E::Client(HttpError::TooLong(_)) => Self::TooLarge("bytes in an answer"),
+            E::Client(error @ HttpError::NoRoom) => {
+                Self::Refusing(CallError::new(ErrorCode::Overloaded, error.to_string()))
+            }
             E::Client(HttpError::Dial(error)) if error.kind == DialErrorKind::OutOfReach => {
                 Self::Here(CallError::unavailable(error.to_string()))
             }
@@ -367,7 +428,7 @@ impl Failed {
 impl From<Failed> for CallError {
     fn from(failed: Failed) -> Self {
         match failed {
-            Failed::Here(error) => error,
+            Failed::Here(error) | Failed::Refusing(error) => error,
             Failed::Late(limit) => {
                 let message = format!("the server did not answer within {} s", limit.as_secs());
                 Self::new(ErrorCode::Timeout, message)
@@ -400,6 +461,9 @@ impl From<Failed> for AdapterError {
     fn from(failed: Failed) -> Self {
         match failed {
             Failed::TooLarge(what) => Self::TooLarge(what),
+            Failed::Refusing(error) if error.code == ErrorCode::PayloadTooLarge => {
+                Self::TooLarge("values in its tools")
+            }
             Failed::Unauthorized => Self::Unauthorized(failed.into()),
             Failed::Refused(_) | Failed::Protocol(_) => Self::Transport(failed.into()),
             other => Self::Transport(other.into()),

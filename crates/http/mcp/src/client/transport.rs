@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use alknet_call::{CallError, ErrorCode, ImportShare, tree_bytes};
 use alknet_core::Capability;
 use alknet_http_client::{Exchange, HttpClient, HttpError, ResponseBody};
 use arc_swap::ArcSwapOption;
@@ -14,7 +15,7 @@ use http::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue, WWW_AUTHENTICA
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use rmcp::ErrorData;
-use rmcp::model::{ClientJsonRpcMessage, ClientRequest, ServerJsonRpcMessage};
+use rmcp::model::{ClientJsonRpcMessage, ClientRequest, GetExtensions, ServerJsonRpcMessage};
 use rmcp::transport::streamable_http_client::{
     AuthRequiredError, InsufficientScopeError, SseError, StreamableHttpClient, StreamableHttpError,
     StreamableHttpPostResponse,
@@ -22,7 +23,10 @@ use rmcp::transport::streamable_http_client::{
 use sse_stream::{Sse, SseStream};
 use tokio::sync::Notify;
 
-use crate::limits::{ANSWER_BYTES_MAX, EVENT_BYTES_MAX, REFUSAL_BYTES_MAX, STREAM_BYTES_MAX};
+use crate::client::weight::{Counted, Scale};
+use crate::limits::{
+    ANSWER_BYTES_MAX, EVENT_BYTES_MAX, NOTE_TREE_BYTES_MAX, REFUSAL_BYTES_MAX, STREAM_BYTES_MAX,
+};
 
 const JSON: &str = "application/json";
 const EVENTS: &str = "text/event-stream";
@@ -40,16 +44,18 @@ pub(super) struct Http {
     client: HttpClient,
     pub(super) credential: Arc<ArcSwapOption<Capability>>,
     changed: Arc<Notify>,
+    memory: ImportShare,
 }
 
 impl Http {
     /// `changed` is notified when the server begins to say what changed on a stream of its own: what changed before
-    /// that, it may have said to no client.
-    pub(super) fn new(client: HttpClient, changed: Arc<Notify>) -> Self {
+    /// that, it may have said to no client. What the server says counts against `memory`.
+    pub(super) fn new(client: HttpClient, changed: Arc<Notify>, memory: ImportShare) -> Self {
         Self {
             client,
             credential: Arc::default(),
             changed,
+            memory,
         }
     }
 
@@ -138,6 +144,12 @@ impl StreamableHttpClient for Http {
             custom_headers,
         )?;
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
+        let counted = match &message {
+            ClientJsonRpcMessage::Request(request) => {
+                request.request.extensions().get::<Counted>().cloned()
+            }
+            _ => None,
+        };
         let body = serde_json::to_vec(&message)?;
         let answer = self.send(Method::POST, &uri, headers, body.into()).await?;
         let (head, body) = answer.into_parts();
@@ -157,12 +169,16 @@ impl StreamableHttpClient for Http {
             .and_then(|value| value.to_str().ok())
             .map(str::to_owned);
         if is(&head.headers, EVENTS) {
-            let events = events(body, EVENT_BYTES_MAX);
+            let events = events(body, EVENT_BYTES_MAX, &self.memory, counted);
             return Ok(StreamableHttpPostResponse::Sse(events, session));
         }
         let waits = matches!(message, ClientJsonRpcMessage::Request(_));
-        let text = body.collect_bounded(ANSWER_BYTES_MAX).await;
+        let mut claim = self.memory.claim();
+        let has_room = |bytes| claim.becomes(bytes).is_ok();
+        let text = body.collect_counted(ANSWER_BYTES_MAX, has_room).await;
         let text = text.map_err(StreamableHttpError::Client)?;
+        let mut scale = Scale::new(&self.memory, counted);
+        scale.weigh(&text).map_err(|why| too_heavy(&why))?;
         match serde_json::from_slice(&text) {
             _ if !waits => Ok(StreamableHttpPostResponse::Accepted),
             Ok(answer) if is(&head.headers, JSON) => {
@@ -205,7 +221,8 @@ impl StreamableHttpClient for Http {
         match answer.status() {
             status if status.is_success() && is(answer.headers(), EVENTS) => {
                 self.changed.notify_one();
-                Ok(events(answer.into_body(), EVENT_BYTES_MAX))
+                let body = answer.into_body();
+                Ok(events(body, EVENT_BYTES_MAX, &self.memory, None))
             }
             status if status.is_success() => Err(StreamableHttpError::UnexpectedContentType(None)),
             StatusCode::METHOD_NOT_ALLOWED => Err(StreamableHttpError::ServerDoesNotSupportSse),
@@ -214,6 +231,14 @@ impl StreamableHttpClient for Http {
             }
             status => Err(unexpected(status)),
         }
+    }
+}
+
+/// Why an answer is not parsed.
+fn too_heavy(why: &CallError) -> Refusal {
+    match why.code {
+        ErrorCode::Overloaded => StreamableHttpError::Client(HttpError::NoRoom),
+        _ => StreamableHttpError::UnexpectedServerResponse(why.message.clone().into()),
     }
 }
 
@@ -229,8 +254,9 @@ fn refused(
     status: StatusCode,
     body: &[u8],
 ) -> Result<StreamableHttpPostResponse, Refusal> {
-    let told = match serde_json::from_slice(body) {
-        Ok(ServerJsonRpcMessage::Error(error)) => Some(error.error),
+    let small = tree_bytes(body).is_ok_and(|bytes| bytes <= NOTE_TREE_BYTES_MAX);
+    let told = match small.then(|| serde_json::from_slice(body)) {
+        Some(Ok(ServerJsonRpcMessage::Error(error))) => Some(error.error),
         _ => None,
     };
     let ClientJsonRpcMessage::Request(request) = message else {
@@ -248,9 +274,35 @@ fn refused(
     Ok(StreamableHttpPostResponse::Json(answer, None))
 }
 
-/// The events of a body, none longer than `longest`.
-fn events(body: ResponseBody, longest: usize) -> BoxStream<'static, Result<Sse, SseError>> {
-    SseStream::from_bytes_stream(bounded(body.into_data_stream(), longest)).boxed()
+/// The events of a body, none longer than `longest`. Each is counted before the library parses it.
+fn events(
+    body: ResponseBody,
+    longest: usize,
+    memory: &ImportShare,
+    counted: Option<Counted>,
+) -> BoxStream<'static, Result<Sse, SseError>> {
+    let mut scale = Scale::new(memory, counted.clone());
+    let bytes = bounded(body.into_data_stream(), longest, memory, counted);
+    let weighed = SseStream::from_bytes_stream(bytes).map(move |event| {
+        let event = event?;
+        let data = event.data.as_deref().unwrap_or_default();
+        let weighed = scale.weigh(data.as_bytes());
+        weighed.map_err(|why| SseError::Body(Box::new(Cut::Room(why))))?;
+        Ok(event)
+    });
+    until_error(weighed).boxed()
+}
+
+/// The items up to the first that is an error.
+fn until_error<T: Send + 'static, E: Send + 'static>(
+    items: impl Stream<Item = Result<T, E>> + Send + 'static,
+) -> impl Stream<Item = Result<T, E>> + Send + 'static {
+    let mut over = false;
+    items.take_while(move |item| {
+        let goes_on = !over;
+        over = item.is_err();
+        std::future::ready(goes_on)
+    })
 }
 
 /// Why no more of a stream is read.
@@ -260,28 +312,36 @@ enum Cut {
     Event(usize),
     #[error(transparent)]
     Http(#[from] HttpError),
+    #[error("{0}")]
+    Room(CallError),
     #[error("a stream is longer than {0} bytes")]
     Whole(usize),
 }
 
-/// Ends a stream of events where it is too long, or one of its events. An event ends at an empty line
-/// (WHATWG HTML, section 9.2.5); lines end with CR, LF or both.
+/// Ends a stream of events where it is too long, or one of its events, or where there is no room for one. An event ends
+/// at an empty line (WHATWG HTML, section 9.2.5); lines end with CR, LF or both.
 fn bounded(
     body: impl Stream<Item = Result<Bytes, HttpError>> + Send + 'static,
     longest: usize,
+    memory: &ImportShare,
+    counted: Option<Counted>,
 ) -> impl Stream<Item = Result<Bytes, Cut>> + Send + 'static {
     let mut meter = Meter::new(longest);
-    let mut over = false;
-    body.map(move |chunk| {
+    let mut claim = memory.claim();
+    let pieces = body.map(move |chunk| {
         let chunk = chunk?;
         meter.take(&chunk)?;
+        // The line that it is read in, and the data that its lines become.
+        let room = claim.becomes(2 * meter.event + chunk.len());
+        room.map_err(|why| {
+            if let Some(counted) = &counted {
+                counted.refuse(&why);
+            }
+            Cut::Room(why)
+        })?;
         Ok(chunk)
-    })
-    .take_while(move |chunk| {
-        let goes_on = !over;
-        over = chunk.is_err();
-        std::future::ready(goes_on)
-    })
+    });
+    until_error(pieces)
 }
 
 /// Counts.

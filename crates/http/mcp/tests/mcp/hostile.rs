@@ -3,14 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use alknet_call::{AdapterError, CallError, OperationAdapter};
-use alknet_mcp::limits::{EVENT_BYTES_MAX, PAGES_MAX, SCHEMA_BYTES_MAX, TOOLS_MAX};
+use alknet_call::{AdapterError, CallError, ErrorCode, ImportMemory, OperationAdapter};
+use alknet_mcp::limits::{
+    CALLS_MAX, CALLS_OF_ONE_MAX, EVENT_BYTES_MAX, PAGES_MAX, SCHEMA_BYTES_MAX, TOOLS_MAX,
+};
 use alknet_test_support::deadline;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 
-use crate::imports::{Importer, adapter};
+use crate::imports::{Importer, adapter, adapter_in};
 
 /// What a server does with a message.
 enum Reply {
@@ -168,6 +171,13 @@ async fn streams_that_never_end() {
 
 /// A node with the tools of a server that lists two, and answers calls as `reply` says.
 async fn importer(reply: impl Fn(&Value) -> Reply + Send + Sync + 'static) -> Importer {
+    importer_in(&ImportMemory::default(), reply).await
+}
+
+async fn importer_in(
+    memory: &ImportMemory,
+    reply: impl Fn(&Value) -> Reply + Send + Sync + 'static,
+) -> Importer {
     let port = server(move |message| match message["method"].as_str() {
         Some("tools/list") => {
             let mut typed = tool("typed");
@@ -181,7 +191,8 @@ async fn importer(reply: impl Fn(&Value) -> Reply + Send + Sync + 'static) -> Im
         _ => reply(message),
     })
     .await;
-    Importer::of(adapter(port, None).import().await.expect("tools"))
+    let adapter = adapter_in(memory, port, None);
+    Importer::of(adapter.import().await.expect("tools"))
 }
 
 #[tokio::test]
@@ -265,4 +276,91 @@ async fn colliding_names_are_told_apart() {
     let names: std::collections::HashSet<_> = found.iter().map(|one| &one.spec().name).collect();
     assert_eq!((found.len(), names.len()), (4, 4), "{names:?}");
     assert_eq!(adapter.left_out().len(), 1, "one was listed twice");
+}
+
+/// A list of so many values of two bytes.
+fn zeros(count: usize) -> String {
+    format!("[{}0]", "0,".repeat(count))
+}
+
+/// The protocol's library makes a tree of each, of 72 bytes and more for two.
+#[tokio::test]
+async fn answers_of_short_values_are_refused_before_they_are_parsed() {
+    let many = |message: &Value, list: &str| {
+        let id = &message["id"];
+        format!(
+            "{{\"jsonrpc\":\"2.0\",\"id\":{id},\"result\":{{\"content\":[],\"structuredContent\":{list}}}}}"
+        )
+    };
+    let memory = ImportMemory::default();
+    let node = importer_in(&memory, move |message| {
+        let arguments = &message["params"]["arguments"];
+        let count = arguments["count"].as_u64().expect("a number");
+        let body = many(message, &zeros(count as usize));
+        match arguments["stream"] == true {
+            true => Reply::Body("text/event-stream", format!("data: {body}\n\n")),
+            false => Reply::Body("application/json", body),
+        }
+    })
+    .await;
+    for stream in [false, true] {
+        let input = json!({"count": 1 << 20, "stream": stream});
+        let called = node.call("plain", input);
+        let ended = tokio::time::timeout(deadline(Duration::from_secs(60)), called).await;
+        let refused = ended
+            .expect("it ends by itself")
+            .expect_err("they are too many");
+        assert_eq!(refused.code, ErrorCode::PayloadTooLarge, "{refused}");
+        assert!(refused.message.contains("values"), "{refused}");
+        // The connection stays, and what was refused counts no more.
+        let input = json!({"count": 100, "stream": stream});
+        node.call("plain", input).await.expect("they are few");
+    }
+    let listing = listed(|message| {
+        let schema = format!("{{\"type\":\"object\",\"default\":{}}}", zeros(1 << 20));
+        let id = &message["id"];
+        Reply::Body(
+            "application/json",
+            format!(
+                "{{\"jsonrpc\":\"2.0\",\"id\":{id},\"result\":{{\"tools\":[{{\"name\":\"a\",\
+                 \"inputSchema\":{schema}}}]}}}}"
+            ),
+        )
+    });
+    assert_eq!(listing.await, AdapterError::TooLarge("values in its tools"));
+    assert_eq!(memory.taken(), 0);
+}
+
+#[tokio::test]
+async fn calls_of_one_identity_leave_others_places_of_a_server() {
+    let node = importer(
+        |message| match message["params"]["arguments"]["hangs"] == true {
+            true => Reply::Silence,
+            false => Reply::Result(json!({"content": []})),
+        },
+    )
+    .await;
+    let node = Arc::new(node);
+    let mut hanging = JoinSet::new();
+    for _ in 0..=CALLS_MAX {
+        let node = Arc::clone(&node);
+        hanging.spawn(async move { node.call_as("eve", "plain", json!({"hangs": true})).await });
+    }
+    // The others run until their deadlines.
+    for _ in 0..=CALLS_MAX - CALLS_OF_ONE_MAX {
+        let ended = tokio::time::timeout(deadline(Duration::from_secs(30)), hanging.join_next());
+        let ended = ended
+            .await
+            .expect("it is refused")
+            .expect("there are as many");
+        let refused = ended.expect("no panic").expect_err("all places are taken");
+        assert_eq!(refused.code, ErrorCode::Overloaded, "{refused}");
+    }
+    assert_eq!(hanging.len(), CALLS_OF_ONE_MAX);
+    let answered = node.call_as("ada", "plain", json!({})).await;
+    answered.expect("another identity has places");
+    hanging.shutdown().await;
+    node.call_as("eve", "plain", json!({}))
+        .await
+        .expect("they are free again");
 }

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alknet_call::{
-    Body, CallError, CompositionAuthority, Ctx, Dispatcher, Gate, HandlerKind, Incoming,
-    OperationAdapter, OperationSpec, OperationType, Output, Registration, Registry, ScopedPeerEnv,
+    Body, CallError, CompositionAuthority, Ctx, Dispatcher, Gate, HandlerKind, ImportMemory,
+    Incoming, OperationAdapter, OperationSpec, OperationType, Output, Registration, Registry,
+    ScopedPeerEnv,
 };
 use alknet_core::{
     BoxFuture, Capability, CapabilityError, CapabilityKind, DialError, DialErrorKind, DialRequest,
-    Dialer, Dialled, Power, Reach, Secret, capability, memory_pair,
+    Dialer, Dialled, Identity, Power, Reach, Secret, capability, memory_pair,
 };
 use alknet_http_client::{ClientOptions, HttpClient};
 use alknet_mcp::{FromMcp, McpImport};
@@ -20,7 +21,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 
 use crate::kits::{node_script, python};
-use crate::node::{ADMIN, By, Node};
+use crate::node::{ADMIN, By, Node, identity};
 
 /// Reaches nobody: the servers of these tests are spoken to without TLS.
 #[derive(Debug)]
@@ -43,13 +44,22 @@ pub(crate) fn http(port: u16) -> HttpClient {
 }
 
 pub(crate) fn adapter(port: u16, capability: Option<Capability>) -> FromMcp {
+    adapter_in(&ImportMemory::default(), port, capability)
+}
+
+/// One whose answers count against `memory`.
+pub(crate) fn adapter_in(
+    memory: &ImportMemory,
+    port: u16,
+    capability: Option<Capability>,
+) -> FromMcp {
     let import = McpImport {
         namespace: "tools".to_owned(),
         url: format!("http://127.0.0.1:{port}/mcp"),
         credential: capability.is_some().then(|| "tools".to_owned()),
         only: Vec::new(),
     };
-    FromMcp::new(http(port), import, capability).expect("an address")
+    FromMcp::new(http(port), import, capability, memory).expect("an address")
 }
 
 /// A node that has the tools, and an operation that calls whichever its input names.
@@ -94,9 +104,31 @@ impl Importer {
         input: Value,
         timeout: Option<Duration>,
     ) -> Result<Value, CallError> {
+        self.call_of(None, tool, input, timeout).await
+    }
+
+    /// The same for this identity.
+    pub(crate) async fn call_as(
+        &self,
+        who: &str,
+        tool: &str,
+        input: Value,
+    ) -> Result<Value, CallError> {
+        let who = identity(who, &["*"]);
+        self.call_of(Some(who), tool, input, None).await
+    }
+
+    async fn call_of(
+        &self,
+        identity: Option<Arc<Identity>>,
+        tool: &str,
+        input: Value,
+        timeout: Option<Duration>,
+    ) -> Result<Value, CallError> {
         let input = json!({"op": format!("tools/{tool}"), "input": input}).to_string();
         let incoming = Incoming {
             input: Some(input.into()),
+            identity,
             timeout,
             ..Incoming::new("r1", "test/relay")
         };

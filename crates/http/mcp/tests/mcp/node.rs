@@ -162,7 +162,7 @@ async fn answer(
     server.respond(request).await
 }
 
-fn identity(name: &str, scopes: &[&str]) -> Arc<Identity> {
+pub(crate) fn identity(name: &str, scopes: &[&str]) -> Arc<Identity> {
     Arc::new(Identity {
         id: name.parse::<PeerId>().expect("a name"),
         kind: IdentityKind::Token,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use alknet_call::{CallError, ErrorCode, ErrorDef};
+use alknet_call::{CallError, ErrorCode, ErrorDef, ImportClaim, ImportShare, Output, tree_bytes};
 use alknet_http_client::{HttpError, ResponseBody};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::body::{bytes_schema, kind};
 use super::error::DocumentError;
-use super::limits::{ANSWER_BYTES_MAX, ERROR_BYTES_MAX, REMARK_CHARS_MAX};
+use super::limits::{ANSWER_BYTES_MAX, ERROR_BYTES_MAX, ERROR_TREE_BYTES_MAX, REMARK_CHARS_MAX};
 use super::refs::{Document, escaped};
 use super::schema::{Schemas, Way, brief};
 
@@ -199,18 +199,28 @@ fn error(
 /// Bytes of the schema of an error: servers describe the same one with every operation.
 const ERROR_SCHEMA_BYTES: usize = 512;
 
-/// The output that `answer` is, or the error.
-pub(super) async fn output(answer: Response<ResponseBody>) -> Result<Value, CallError> {
+/// The output that `answer` is, or the error. Both count against `memory` while they are read, and the output for as
+/// long as it is kept.
+pub(super) async fn output(
+    answer: Response<ResponseBody>,
+    memory: &ImportShare,
+) -> Result<Output, CallError> {
     let (head, body) = answer.into_parts();
     if !head.status.is_success() {
-        return Err(refusal(head.status, &head.headers, body).await);
+        return Err(refusal(head.status, &head.headers, body, memory).await);
     }
-    let body = body.collect_bounded(ANSWER_BYTES_MAX).await;
-    let body = body.map_err(of_http)?;
-    value(&head.headers, &body).map_err(|reason| {
-        let message = format!("the server's answer cannot be read: {reason}");
-        CallError::new(ErrorCode::InvalidOutput, message)
-    })
+    let mut claim = memory.claim();
+    let body = collect(body, ANSWER_BYTES_MAX, &mut claim).await?;
+    value(&head.headers, body, claim)
+}
+
+async fn collect(
+    body: ResponseBody,
+    max: usize,
+    claim: &mut ImportClaim,
+) -> Result<Bytes, CallError> {
+    let has_room = |bytes| claim.becomes(bytes).is_ok();
+    body.collect_counted(max, has_room).await.map_err(of_http)
 }
 
 /// The error that an answer with another status is.
@@ -218,13 +228,11 @@ pub(super) async fn refusal(
     status: StatusCode,
     headers: &HeaderMap,
     body: ResponseBody,
+    memory: &ImportShare,
 ) -> CallError {
     // What is too long or broken says nothing; the status still does.
-    let body = body.collect_bounded(ERROR_BYTES_MAX).await;
-    let body = body.map_or(Value::Null, |body| {
-        let text = String::from_utf8_lossy(&body);
-        serde_json::from_slice(&body).unwrap_or_else(|_| text.into_owned().into())
-    });
+    let body = collect(body, ERROR_BYTES_MAX, &mut memory.claim()).await;
+    let body = body.map_or(Value::Null, |body| told(&body));
     let number = status.as_u16();
     let said = message(&body).unwrap_or_default();
     let reason = status.canonical_reason().unwrap_or("status");
@@ -243,6 +251,13 @@ pub(super) async fn refusal(
     error
 }
 
+/// The body of an error: JSON, or text.
+fn told(body: &[u8]) -> Value {
+    let small = tree_bytes(body).is_ok_and(|bytes| bytes <= ERROR_TREE_BYTES_MAX);
+    let parsed = small.then(|| serde_json::from_slice(body).ok()).flatten();
+    parsed.unwrap_or_else(|| String::from_utf8_lossy(body).into_owned().into())
+}
+
 /// What people are told, wherever the server put it.
 fn message(body: &Value) -> Option<String> {
     let text = match body {
@@ -257,18 +272,43 @@ fn message(body: &Value) -> Option<String> {
     text.map(|text| brief(text, MESSAGE_CHARS_MAX))
 }
 
-/// A body as JSON has it: by its media type, never by what it looks like.
-fn value(headers: &HeaderMap, body: &Bytes) -> Result<Value, String> {
+/// How many times its bytes a body may take while it becomes a text of JSON: three where each byte is replaced as no
+/// UTF-8, and six where each is escaped, beside its own.
+const TEXT_FACTOR: usize = 8;
+
+/// A body as JSON has it: by its media type, never by what it looks like. Never as a tree, which takes up to 75 times
+/// the bytes of its text.
+fn value(headers: &HeaderMap, body: Bytes, mut claim: ImportClaim) -> Result<Output, CallError> {
     if body.is_empty() {
-        return Ok(Value::Null);
+        return Ok(Value::Null.into());
     }
     let media = headers
         .get(CONTENT_TYPE)
         .and_then(|media| media.to_str().ok());
-    Ok(match kind(media.unwrap_or("application/octet-stream")) {
-        "json" => serde_json::from_slice(body).map_err(|error| error.to_string())?,
-        "text" | "form" | "events" => String::from_utf8_lossy(body).into_owned().into(),
-        _ => BASE64.encode(body).into(),
+    let kind = kind(media.unwrap_or("application/octet-stream"));
+    if kind != "json" {
+        claim.becomes(claim.bytes().max(TEXT_FACTOR * body.len()))?;
+    }
+    let output = match kind {
+        "json" => Output::from_foreign_text(&body).map_err(|error| {
+            let message = format!("the server's answer cannot be read: {}", error.message);
+            CallError::new(error.code, message)
+        })?,
+        "text" | "form" | "events" => Output::json(&String::from_utf8_lossy(&body))?,
+        _ => Output::json(&BASE64.encode(&body))?,
+    };
+    drop(body);
+    counted(output, claim)
+}
+
+/// The same output, which counts until it is dropped.
+pub(super) fn counted(output: Output, mut claim: ImportClaim) -> Result<Output, CallError> {
+    Ok(match output {
+        Output::Raw(text) => {
+            claim.becomes(text.len())?;
+            Output::Raw(claim.hold(text))
+        }
+        other => other,
     })
 }
 
@@ -277,6 +317,7 @@ pub(super) fn of_http(error: HttpError) -> CallError {
     let code = match &error {
         HttpError::Credential(error) => return (*error).into(),
         HttpError::TimedOut(_) | HttpError::Idle(_) => ErrorCode::Timeout,
+        HttpError::NoRoom => ErrorCode::Overloaded,
         HttpError::TooLong(_) => ErrorCode::PayloadTooLarge,
         HttpError::UriTooLong => ErrorCode::InvalidInput,
         _ => ErrorCode::Unavailable,

@@ -1,13 +1,17 @@
 //! Bodies of requests.
 
+use std::collections::BTreeMap;
+
 use alknet_call::CallError;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use data_encoding::HEXLOWER;
 use serde_json::{Map, Value, json};
 
 use super::error::DocumentError;
-use super::parameter::{Place, Style, Writing, pairs, query, scalar};
+use super::parameter::{ESCAPED, Pairs, Place, Style, Writing};
 use super::refs::{Document, escaped};
+use super::room::Room;
 use super::schema::Schemas;
 
 /// A body that an operation takes.
@@ -24,10 +28,10 @@ enum Form {
     /// Bytes, as base64 in JSON.
     Bytes,
     /// Pairs, with how each member is written.
-    Fields(Vec<(String, Writing)>),
+    Fields(BTreeMap<String, Writing>),
     Json,
     /// Parts, with what is known of each member.
-    Parts(Vec<(String, Part)>),
+    Parts(BTreeMap<String, Part>),
     Text,
 }
 
@@ -107,14 +111,14 @@ impl BodyPlan {
                     Some(_) => schemas.add(own)?,
                     None => json!({}),
                 };
-                let mut parts = Vec::new();
+                let mut parts = BTreeMap::new();
                 for (name, node) in members(own) {
                     let node = document.resolve(node, &at)?;
                     let part = Part::of(node, encoding(described, name));
                     if part.is_bytes {
                         set_bytes(&mut schema, name, node);
                     }
-                    parts.push((name.clone(), part));
+                    parts.insert(name.clone(), part);
                 }
                 (Form::Parts(parts), schema)
             }
@@ -146,16 +150,16 @@ impl BodyPlan {
         };
         Ok(match &self.form {
             Form::Json => (media, value.to_string().into_bytes()),
-            Form::Text => (media, scalar(value).into_bytes()),
+            Form::Text => (media, text(value).into_bytes()),
             Form::Bytes => (media, decoded(value, "body")?),
             Form::Fields(fields) => {
-                let mut all = Vec::new();
+                let mut room = Room::body();
+                let mut pairs = Pairs::new(&mut room, "&");
                 for (name, value) in object()? {
-                    let known = fields.iter().find(|(own, _)| own == name);
-                    let writing = known.map_or(Writing::FORM, |(_, writing)| *writing);
-                    all.extend(field(name, value, writing));
+                    let writing = fields.get(name).copied().unwrap_or(Writing::FORM);
+                    field(&mut pairs, name, value, writing)?;
                 }
-                (media, query(&all, false).into_bytes())
+                (media, pairs.finish().into_bytes())
             }
             Form::Parts(parts) => multipart(object()?, parts)?,
         })
@@ -173,14 +177,31 @@ fn encoding<'a>(described: &'a Map<String, Value>, name: &str) -> Option<&'a Val
 }
 
 /// A member of a form. What has no form of its own as pairs is JSON, as the specification has it.
-fn field(name: &str, value: &Value, writing: Writing) -> Vec<(String, String)> {
+fn field(
+    pairs: &mut Pairs<'_>,
+    name: &str,
+    value: &Value,
+    writing: Writing,
+) -> Result<(), CallError> {
     let nested = |value: &Value| value.is_object() || value.is_array();
-    let json = |value: &Value| vec![(name.to_owned(), value.to_string())];
+    let writing = Writing {
+        reserved: false,
+        ..writing
+    };
     match value {
-        _ if writing.style == Style::DeepObject => pairs(name, value, writing),
-        Value::Object(_) => json(value),
-        Value::Array(list) if list.iter().any(nested) => json(value),
-        value => pairs(name, value, writing),
+        _ if writing.style == Style::DeepObject => pairs.add(name, value, writing),
+        Value::Object(_) => pairs.json(name, value, ESCAPED),
+        Value::Array(list) if list.iter().any(nested) => pairs.json(name, value, ESCAPED),
+        value => pairs.add(name, value, writing),
+    }
+}
+
+/// A body that is text.
+fn text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Null => String::new(),
+        other => other.to_string(),
     }
 }
 
@@ -240,67 +261,88 @@ fn decoded(value: &Value, what: &str) -> Result<Vec<u8>, CallError> {
 /// RFC 7578.
 fn multipart(
     object: &Map<String, Value>,
-    parts: &[(String, Part)],
+    parts: &BTreeMap<String, Part>,
 ) -> Result<(String, Vec<u8>), CallError> {
-    let mut written = Vec::new();
+    let boundary = boundary()?;
+    let begin = format!("--{boundary}\r\n");
+    let unknown = Part::default();
+    let mut room = Room::body();
+    let mut body = Vec::new();
     for (name, value) in object {
-        let known = parts.iter().find(|(own, _)| own == name);
-        let part = known.map_or_else(Part::default, |(_, part)| part.clone());
+        let part = parts.get(name).unwrap_or(&unknown);
         let each = match value {
             Value::Array(list) => list.as_slice(),
             one => std::slice::from_ref(one),
         };
         for value in each.iter().filter(|value| !value.is_null()) {
-            written.push(written_part(name, value, &part)?);
+            room.push_bytes(&mut body, begin.as_bytes())?;
+            write_part(&mut body, &mut room, name, value, part)?;
+            room.push_bytes(&mut body, b"\r\n")?;
         }
-    }
-    let boundary = boundary(&written);
-    let mut body = Vec::new();
-    for part in &written {
-        body.extend_from_slice(format!("--{boundary}\r\n").as_bytes());
-        body.extend_from_slice(part);
-        body.extend_from_slice(b"\r\n");
     }
     body.extend_from_slice(format!("--{boundary}--\r\n").as_bytes());
     Ok((format!("multipart/form-data; boundary={boundary}"), body))
 }
 
-fn written_part(name: &str, value: &Value, part: &Part) -> Result<Vec<u8>, CallError> {
-    let quoted = name
-        .replace('"', "%22")
-        .replace('\r', "%0D")
-        .replace('\n', "%0A");
-    let mut head = format!("content-disposition: form-data; name=\"{quoted}\"");
+fn write_part(
+    body: &mut Vec<u8>,
+    room: &mut Room,
+    name: &str,
+    value: &Value,
+    part: &Part,
+) -> Result<(), CallError> {
+    room.push_bytes(body, b"content-disposition: form-data; name=")?;
+    write_quoted(body, room, name)?;
     if part.is_bytes {
-        head.push_str(&format!("; filename=\"{quoted}\""));
+        room.push_bytes(body, b"; filename=")?;
+        write_quoted(body, room, name)?;
     }
-    let (usual, bytes) = match value {
-        _ if part.is_bytes => (
-            Some("application/octet-stream"),
-            decoded(value, &format!("the member '{name}' of the body"))?,
-        ),
-        Value::Object(_) => (Some("application/json"), value.to_string().into_bytes()),
-        value => (None, scalar(value).into_bytes()),
+    let usual = match value {
+        _ if part.is_bytes => Some("application/octet-stream"),
+        Value::Object(_) => Some("application/json"),
+        _ => None,
     };
     if let Some(media) = part.media.as_deref().or(usual) {
-        head.push_str(&format!("\r\ncontent-type: {media}"));
+        room.push_bytes(body, b"\r\ncontent-type: ")?;
+        room.push_bytes(body, media.as_bytes())?;
     }
-    head.push_str("\r\n\r\n");
-    Ok([head.as_bytes(), &bytes].concat())
+    room.push_bytes(body, b"\r\n\r\n")?;
+    match part.is_bytes {
+        true => {
+            let bytes = decoded(value, &format!("the member '{name}' of the body"))?;
+            room.push_bytes(body, &bytes)
+        }
+        false => {
+            let text = room.scalar(value)?;
+            room.push_bytes(body, text.as_bytes())
+        }
+    }
 }
 
-/// Something that is in none of the parts.
-fn boundary(parts: &[Vec<u8>]) -> String {
-    let mut number = 0u64;
-    loop {
-        let boundary = format!("alknet-{number:016x}");
-        let taken = |part: &Vec<u8>| {
-            part.windows(boundary.len())
-                .any(|window| window == boundary.as_bytes())
+/// A name between quotes, as browsers write it (WHATWG HTML, section 4.10.21.8).
+fn write_quoted(body: &mut Vec<u8>, room: &mut Room, name: &str) -> Result<(), CallError> {
+    room.push_bytes(body, b"\"")?;
+    for piece in name.split_inclusive(['"', '\r', '\n']) {
+        let plain = piece.trim_end_matches(['"', '\r', '\n']);
+        room.push_bytes(body, plain.as_bytes())?;
+        let escaped: &[u8] = match piece.as_bytes().last() {
+            Some(b'"') => b"%22",
+            Some(b'\r') => b"%0D",
+            Some(b'\n') => b"%0A",
+            _ => b"",
         };
-        if !parts.iter().any(taken) {
-            return boundary;
-        }
-        number += 1;
+        room.push_bytes(body, escaped)?;
     }
+    room.push_bytes(body, b"\"")
+}
+
+/// Bytes of a boundary that are drawn.
+const BOUNDARY_BYTES: usize = 16;
+
+/// Something that is in none of the parts. They are not searched for it: who wrote them could not know it, and by
+/// chance 128 bits are in none.
+fn boundary() -> Result<String, CallError> {
+    let mut bytes = [0; BOUNDARY_BYTES];
+    getrandom::fill(&mut bytes).map_err(|error| CallError::internal(error.to_string()))?;
+    Ok(format!("alknet-{}", HEXLOWER.encode(&bytes)))
 }

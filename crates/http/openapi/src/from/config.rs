@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Component, Path};
 
+use alknet_call::ImportMemory;
 use alknet_core::config::{ImportAuth, ImportConfig};
 use alknet_core::{Capability, CapabilityKind};
 use bytes::Bytes;
@@ -75,6 +76,7 @@ impl OpenApiOptions {
             pins: config.pins.clone(),
             plain: config.plain,
             only: config.only.clone(),
+            memory: ImportMemory::default(),
         })
     }
 }

@@ -1,9 +1,11 @@
 //! Streams of server-sent events (WHATWG HTML, section 9.2).
 
-use bytes::Bytes;
-use serde_json::{Map, Value};
+use alknet_call::{CallError, ErrorCode, Output};
+use bytes::{Buf, Bytes};
+use serde::Serialize;
+use serde_json::value::RawValue;
 
-use super::limits::EVENT_BYTES_MAX;
+use super::limits::{EVENT_BYTES_MAX, EVENT_ID_BYTES_MAX};
 
 /// Takes bytes apart into events.
 #[derive(Debug, Default)]
@@ -18,35 +20,56 @@ pub(super) struct Events {
     id: String,
 }
 
-/// An event was longer than is taken.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct TooLong;
+/// As an operation gives it.
+#[derive(Serialize)]
+struct Event<'a, T: ?Sized> {
+    event: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    id: &'a str,
+    data: &'a T,
+}
 
 impl Events {
-    /// Events that end within `bytes`.
-    pub(super) fn take(&mut self, bytes: &Bytes) -> Result<Vec<Value>, TooLong> {
-        let mut events = Vec::new();
-        for byte in bytes {
+    /// The next event that ends within `bytes`, of which it takes what belongs to it; where there is none, all of them.
+    /// One at a time: a short text may hold thousands.
+    ///
+    /// # Errors
+    /// `PAYLOAD_TOO_LARGE` where an event is longer than is taken.
+    pub(super) fn take(&mut self, bytes: &mut Bytes) -> Result<Option<Output>, CallError> {
+        let mut taken = 0;
+        let mut found = None;
+        for byte in bytes.iter() {
+            taken += 1;
             match byte {
                 b'\n' if self.after_cr => self.after_cr = false,
                 b'\n' | b'\r' => {
                     self.after_cr = *byte == b'\r';
                     let line = std::mem::take(&mut self.line);
-                    events.extend(self.end_of_line(&line));
+                    found = self.end_of_line(&line);
                 }
                 byte => {
                     self.after_cr = false;
                     self.line.push(*byte);
                 }
             }
-            if self.line.len() + self.data.len() > EVENT_BYTES_MAX {
-                return Err(TooLong);
+            if self.bytes() > EVENT_BYTES_MAX {
+                let message = "the server sent an event that is too long";
+                return Err(CallError::new(ErrorCode::PayloadTooLarge, message));
+            }
+            if found.is_some() {
+                break;
             }
         }
-        Ok(events)
+        bytes.advance(taken);
+        found.transpose()
     }
 
-    fn end_of_line(&mut self, line: &[u8]) -> Option<Value> {
+    /// Bytes of the event in the making.
+    pub(super) fn bytes(&self) -> usize {
+        self.line.len() + self.data.len() + self.event.len() + self.id.len()
+    }
+
+    fn end_of_line(&mut self, line: &[u8]) -> Option<Result<Output, CallError>> {
         let line = match self.begun {
             true => line,
             false => line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(line),
@@ -71,7 +94,9 @@ impl Events {
                 self.data.extend_from_slice(value);
             }
             b"id" if !value.contains(&0) => {
-                self.id = String::from_utf8_lossy(value).into_owned();
+                let fits = value.len() <= EVENT_ID_BYTES_MAX;
+                let id = if fits { value } else { &[][..] };
+                self.id = String::from_utf8_lossy(id).into_owned();
             }
             // Comments, and what is not known.
             _ => {}
@@ -79,29 +104,44 @@ impl Events {
         None
     }
 
-    fn dispatch(&mut self) -> Option<Value> {
+    fn dispatch(&mut self) -> Option<Result<Output, CallError>> {
         let event = std::mem::take(&mut self.event);
-        let data = std::mem::take(&mut self.data);
+        let data = Bytes::from(std::mem::take(&mut self.data));
         if !std::mem::take(&mut self.has_data) {
             return None;
         }
-        let text = String::from_utf8_lossy(&data);
-        let data = serde_json::from_str(&text).unwrap_or_else(|_| text.into_owned().into());
-        let mut object = Map::new();
         let event = if event.is_empty() { "message" } else { &event };
-        object.insert("event".to_owned(), event.into());
-        if !self.id.is_empty() {
-            object.insert("id".to_owned(), self.id.clone().into());
+        Some(self.output(event, &data))
+    }
+
+    /// Data that are JSON are passed on as they came, without a tree.
+    fn output(&self, event: &str, data: &Bytes) -> Result<Output, CallError> {
+        let id = self.id.as_str();
+        match Output::from_foreign_text(data) {
+            Ok(Output::Raw(text)) => {
+                let text = serde_json::from_slice::<&RawValue>(&text);
+                let data = text.map_err(|error| CallError::internal(error.to_string()))?;
+                Output::json(&Event { event, id, data })
+            }
+            Ok(Output::Value(value)) => Output::json(&Event {
+                event,
+                id,
+                data: &value,
+            }),
+            _ => Output::json(&Event {
+                event,
+                id,
+                data: &String::from_utf8_lossy(data),
+            }),
         }
-        object.insert("data".to_owned(), data);
-        Some(Value::Object(object))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use alknet_call::Body;
     use proptest::prelude::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -110,10 +150,15 @@ mod tests {
 
     fn all(parts: &[&[u8]]) -> Vec<Value> {
         let mut events = Events::default();
-        let each = parts
-            .iter()
-            .map(|part| events.take(&Bytes::copy_from_slice(part)));
-        each.flat_map(|some| some.expect("short")).collect()
+        let mut all = Vec::new();
+        for part in parts {
+            let mut part = Bytes::copy_from_slice(part);
+            while let Some(event) = events.take(&mut part).expect("short") {
+                all.push(Body::from(event).value().clone());
+            }
+            assert!(part.is_empty());
+        }
+        all
     }
 
     #[test]
@@ -132,10 +177,44 @@ mod tests {
 
     #[test]
     fn what_never_ends_is_too_long() {
-        let mut events = Events::default();
-        let part = Bytes::from(vec![b'x'; 1 << 16]);
-        let ends = (0..=EVENT_BYTES_MAX >> 16).any(|_| events.take(&part) == Err(TooLong));
-        assert!(ends);
+        for part in ["x", "event: x\n", "data: x\n"] {
+            let part = Bytes::from(part.repeat(1 << 12));
+            let mut events = Events::default();
+            let mut ends = || events.take(&mut part.clone()).is_err();
+            let most = 2 * EVENT_BYTES_MAX / part.len();
+            let ended = (0..most.max(1 << 9)).any(|_| ends());
+            assert_eq!(ended, !part.starts_with(b"event"), "{part:?}");
+        }
+        let name = ["event: ", &"x".repeat(EVENT_BYTES_MAX), "\ndata: 1\n\n"].concat();
+        assert!(Events::default().take(&mut name.into()).is_err());
+    }
+
+    /// An id counts for every later event, each of which may be seven bytes.
+    #[test]
+    fn an_id_is_short() {
+        let stream = |id: usize| format!("id: {}\ndata:\n\ndata:\n\n", "x".repeat(id));
+        let fits = all(&[stream(EVENT_ID_BYTES_MAX).as_bytes()]);
+        assert_eq!(
+            fits[1]["id"].as_str().map(str::len),
+            Some(EVENT_ID_BYTES_MAX)
+        );
+        let long = all(&[stream(EVENT_ID_BYTES_MAX + 1).as_bytes()]);
+        assert_eq!(
+            long,
+            [(); 2].map(|()| json!({"event": "message", "data": ""}))
+        );
+    }
+
+    #[test]
+    fn data_of_short_values_become_no_tree() {
+        let list = format!("[{}0]", "0,".repeat(1 << 18));
+        let mut stream = Bytes::from(format!("data: {list}\n\ndata: next\n\n"));
+        let event = Events::default().take(&mut stream).expect("short");
+        let Some(Output::Raw(text)) = event else {
+            panic!("made into something else");
+        };
+        assert_eq!(text, format!("{{\"event\":\"message\",\"data\":{list}}}"));
+        assert_eq!(stream, "data: next\n\n", "one at a time");
     }
 
     proptest! {

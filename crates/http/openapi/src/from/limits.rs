@@ -28,11 +28,20 @@ pub const SCHEMA_NESTING_MAX: usize = 24;
 pub const DESCRIPTION_CHARS_MAX: usize = 1_000;
 /// Longest description within a schema.
 pub const REMARK_CHARS_MAX: usize = 200;
+/// Bytes that values become in the address, the headers and the cookies of one request, all together. The client takes
+/// addresses of [`URI_BYTES_MAX`](alknet_http_client::limits::URI_BYTES_MAX).
+pub const HEAD_BYTES_MAX: usize = 16 << 10;
+/// Bytes of a form, or of the parts of one: what repeats names, which may be much longer than the input.
+pub const BODY_BYTES_MAX: usize = 4 << 20;
 /// Longest answer.
 pub const ANSWER_BYTES_MAX: usize = 4 << 20;
 /// Longest body of an answer that is an error.
 pub const ERROR_BYTES_MAX: usize = 64 << 10;
-/// Longest event of a stream.
+/// Bytes of a tree of such a body. Where it would take more, the error has the body as text.
+pub const ERROR_TREE_BYTES_MAX: usize = 256 << 10;
+/// Longest event of a stream, with its name and its id.
 pub const EVENT_BYTES_MAX: usize = 1 << 20;
+/// Longest id of an event, which all later events have until there is another; longer ones are left out.
+pub const EVENT_ID_BYTES_MAX: usize = 1 << 10;
 /// Longest answer with an access token.
 pub const TOKEN_BYTES_MAX: usize = 64 << 10;

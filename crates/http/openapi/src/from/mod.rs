@@ -12,15 +12,16 @@ mod parameter;
 mod plan;
 mod read;
 mod refs;
+mod room;
 mod schema;
 mod server;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use alknet_call::{
-    AdapterError, Body, CallError, Ctx, ErrorCode, HandlerKind, OperationAdapter, OperationType,
-    Provenance, Registration,
+    AdapterError, Body, CallError, Ctx, HandlerKind, ImportClaim, ImportMemory, OperationAdapter,
+    OperationType, Output, Provenance, Registration,
 };
 use alknet_core::{AddressRange, BoxFuture, Capabilities, Capability, Dialer, PeerAddr, Reach};
 use alknet_http_client::{ClientOptions, HostRule, HttpClient, Redirects, ResponseBody};
@@ -29,7 +30,9 @@ use futures_util::Stream;
 use http::Uri;
 use http::header::CONTENT_TYPE;
 use http_body_util::BodyExt;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
 use thiserror::Error;
 
 use answer::of_http;
@@ -70,6 +73,8 @@ pub struct OpenApiOptions {
     pub plain: bool,
     /// Only operations whose names, without the namespace, begin with one of these; empty for all.
     pub only: Vec<String>,
+    /// What requests and answers count against: the account of the node's imports.
+    pub memory: ImportMemory,
 }
 
 impl OpenApiOptions {
@@ -86,6 +91,7 @@ impl OpenApiOptions {
             pins: Vec::new(),
             plain: false,
             only: Vec::new(),
+            memory: ImportMemory::default(),
         }
     }
 }
@@ -122,6 +128,7 @@ impl FromOpenApi {
             base: options.base_url.trim_end_matches('/').to_owned(),
             credential: options.credential.as_ref().map(|one| one.name().to_owned()),
             tokens: options.tokens.clone().map(Tokens::new),
+            memory: options.memory.share(),
         };
         Ok(Self {
             document,
@@ -168,7 +175,7 @@ impl FromOpenApi {
                 let (server, plan) = (Arc::clone(&server), Arc::clone(&plan));
                 async move {
                     let answer = server.ask(&plan, input.try_value()?, false, &ctx).await?;
-                    answer::output(answer).await
+                    answer::output(answer, &server.memory).await
                 }
             }),
         };
@@ -310,8 +317,19 @@ fn keys(document: &Document) -> Result<BTreeSet<(Place, String)>, DocumentError>
 /// What a subscription is doing.
 enum Reading {
     Asking(Arc<Server>, Arc<Plan>, Body, Ctx),
-    Events(ResponseBody, Events, VecDeque<Value>),
+    Events(Box<Following>),
     Done,
+}
+
+/// A stream of events.
+struct Following {
+    server: Arc<Server>,
+    body: ResponseBody,
+    /// What came, and is no event yet.
+    rest: Bytes,
+    events: Events,
+    /// Counts it, and the event in the making.
+    claim: ImportClaim,
 }
 
 /// The events of a stream. An answer that is none is one event.
@@ -320,7 +338,7 @@ fn stream(
     plan: Arc<Plan>,
     input: Body,
     ctx: Ctx,
-) -> impl Stream<Item = Result<Value, CallError>> + Send {
+) -> impl Stream<Item = Result<Output, CallError>> + Send {
     let begin = Reading::Asking(server, plan, input, ctx);
     futures_util::stream::unfold(begin, |state| async move {
         match next(state).await {
@@ -331,41 +349,68 @@ fn stream(
     })
 }
 
-async fn next(mut state: Reading) -> Result<Option<(Value, Reading)>, CallError> {
-    loop {
-        state = match state {
-            Reading::Asking(server, plan, input, ctx) => {
-                let answer = server.ask(&plan, input.try_value()?, true, &ctx).await?;
-                let media = answer.headers().get(CONTENT_TYPE);
-                let media = media
-                    .and_then(|media| media.to_str().ok())
-                    .unwrap_or_default();
-                if !answer.status().is_success() || kind(media) != "events" {
-                    let output = answer::output(answer).await?;
-                    let event = json!({ "event": "message", "data": output });
-                    return Ok(Some((event, Reading::Done)));
-                }
-                Reading::Events(answer.into_body(), Events::default(), VecDeque::new())
+async fn next(state: Reading) -> Result<Option<(Output, Reading)>, CallError> {
+    let mut following = match state {
+        Reading::Asking(server, plan, input, ctx) => {
+            let answer = server.ask(&plan, input.try_value()?, true, &ctx).await?;
+            let media = answer.headers().get(CONTENT_TYPE);
+            let media = media
+                .and_then(|media| media.to_str().ok())
+                .unwrap_or_default();
+            if !answer.status().is_success() || kind(media) != "events" {
+                let output = answer::output(answer, &server.memory).await?;
+                return Ok(Some((only_event(output, &server)?, Reading::Done)));
             }
-            Reading::Events(mut body, mut events, mut waiting) => {
-                if let Some(event) = waiting.pop_front() {
-                    return Ok(Some((event, Reading::Events(body, events, waiting))));
+            Box::new(Following {
+                body: answer.into_body(),
+                rest: Bytes::new(),
+                events: Events::default(),
+                claim: server.memory.claim(),
+                server,
+            })
+        }
+        Reading::Events(following) => following,
+        Reading::Done => return Ok(None),
+    };
+    let event = following.next().await?;
+    Ok(event.map(|event| (event, Reading::Events(following))))
+}
+
+impl Following {
+    async fn next(&mut self) -> Result<Option<Output>, CallError> {
+        loop {
+            if let Some(event) = self.events.take(&mut self.rest)? {
+                let mut claim = self.server.memory.claim();
+                if let Output::Raw(text) = &event {
+                    claim.becomes(text.len())?;
                 }
-                let Some(frame) = body.frame().await else {
-                    return Ok(None);
-                };
-                if let Ok(bytes) = frame.map_err(of_http)?.into_data() {
-                    let some = events.take(&bytes).map_err(|_| {
-                        let message = "the server sent an event that is too long";
-                        CallError::new(ErrorCode::PayloadTooLarge, message)
-                    })?;
-                    waiting.extend(some);
-                }
-                Reading::Events(body, events, waiting)
+                return answer::counted(event, claim).map(Some);
             }
-            Reading::Done => return Ok(None),
-        };
+            let Some(frame) = self.body.frame().await else {
+                return Ok(None);
+            };
+            if let Ok(bytes) = frame.map_err(of_http)?.into_data() {
+                self.claim.becomes(self.events.bytes() + bytes.len())?;
+                self.rest = bytes;
+            }
+        }
     }
+}
+
+/// An answer that is no stream as an event of one.
+fn only_event(output: Output, server: &Server) -> Result<Output, CallError> {
+    #[derive(Serialize)]
+    struct Only<'a> {
+        event: &'a str,
+        data: &'a RawValue,
+    }
+    let body = Body::from(output);
+    let data = serde_json::from_slice(body.raw());
+    let data = data.map_err(|error| CallError::internal(error.to_string()))?;
+    let mut claim = server.memory.claim();
+    claim.becomes(body.raw().len())?;
+    let event = "message";
+    answer::counted(Output::json(&Only { event, data })?, claim)
 }
 
 #[cfg(test)]

@@ -13,8 +13,9 @@ use super::body::BodyPlan;
 use super::error::DocumentError;
 use super::limits::{DESCRIPTION_CHARS_MAX, PARAMETERS_MAX, REMARK_CHARS_MAX};
 use super::names::Names;
-use super::parameter::{Parameter, Place, Style, Writing, pairs, plain, query, segment};
+use super::parameter::{Pairs, Parameter, Place, Style, Writing, plain, segment};
 use super::refs::{Document, escaped};
+use super::room::Room;
 use super::schema::{Schemas, Way, brief};
 
 /// Methods that a document describes, but for `trace`, which no client sends.
@@ -309,43 +310,26 @@ impl Plan {
             Value::Null => &none,
             _ => return Err(CallError::invalid_input("the input has to be an object")),
         };
+        let mut room = Room::head();
         let mut uri = base.to_owned();
-        uri.push_str(&self.path(members)?);
-        let mut asked = Vec::new();
-        let mut cookies = Vec::new();
-        let mut request = Request::builder().method(self.method.clone());
-        for one in &self.inputs {
-            let Some(value) = members.get(&one.member).filter(|value| !value.is_null()) else {
-                continue;
-            };
-            match one.place {
-                Place::Path => {}
-                Place::Query => {
-                    let pairs = pairs(&one.name, value, one.writing);
-                    if !pairs.is_empty() {
-                        asked.push(query(&pairs, one.writing.reserved));
-                    }
-                }
-                Place::Header => {
-                    let name = HeaderName::try_from(one.name.as_str());
-                    let value = HeaderValue::try_from(plain(value, one.writing));
-                    let (Ok(name), Ok(value)) = (name, value) else {
-                        return Err(unfit(&one.member, "a header"));
-                    };
-                    request = request.header(name, value);
-                }
-                Place::Cookie => {
-                    let pairs = pairs(&one.name, value, one.writing);
-                    cookies.push(query(&pairs, false).replace('&', "; "));
-                }
-            }
-        }
+        uri.push_str(&self.path(members, &mut room)?);
+        let asked = self.pairs(Place::Query, members, &mut room)?;
         if !asked.is_empty() {
             uri.push('?');
-            uri.push_str(&asked.join("&"));
+            uri.push_str(&asked);
         }
+        let mut request = Request::builder().method(self.method.clone());
+        for (one, value) in self.given(Place::Header, members) {
+            let name = HeaderName::try_from(one.name.as_str());
+            let value = HeaderValue::try_from(plain(value, one.writing, &mut room)?);
+            let (Ok(name), Ok(value)) = (name, value) else {
+                return Err(unfit(&one.member, "a header"));
+            };
+            request = request.header(name, value);
+        }
+        let cookies = self.pairs(Place::Cookie, members, &mut room)?;
         if !cookies.is_empty() {
-            request = request.header(COOKIE, cookies.join("; "));
+            request = request.header(COOKIE, cookies);
         }
         let mut body = Bytes::new();
         if let Some(plan) = &self.body
@@ -365,7 +349,41 @@ impl Plan {
             .map_err(wrong)
     }
 
-    fn path(&self, members: &Map<String, Value>) -> Result<String, CallError> {
+    /// The values that are given for parameters of a place.
+    fn given<'a>(
+        &'a self,
+        place: Place,
+        members: &'a Map<String, Value>,
+    ) -> impl Iterator<Item = (&'a Input, &'a Value)> {
+        let inputs = self.inputs.iter().filter(move |one| one.place == place);
+        inputs.filter_map(|one| {
+            let value = members.get(&one.member)?;
+            (!value.is_null()).then_some((one, value))
+        })
+    }
+
+    fn pairs(
+        &self,
+        place: Place,
+        members: &Map<String, Value>,
+        room: &mut Room,
+    ) -> Result<String, CallError> {
+        let (between, is_query) = match place {
+            Place::Cookie => ("; ", false),
+            _ => ("&", true),
+        };
+        let mut pairs = Pairs::new(room, between);
+        for (one, value) in self.given(place, members) {
+            let writing = Writing {
+                reserved: one.writing.reserved && is_query,
+                ..one.writing
+            };
+            pairs.add(&one.name, value, writing)?;
+        }
+        Ok(pairs.finish())
+    }
+
+    fn path(&self, members: &Map<String, Value>, room: &mut Room) -> Result<String, CallError> {
         let mut path = String::new();
         for piece in &self.path {
             match piece {
@@ -373,7 +391,7 @@ impl Plan {
                 Piece::Value(at) => {
                     let one = &self.inputs[*at];
                     let value = members.get(&one.member).unwrap_or(&Value::Null);
-                    let text = segment(&one.name, value, one.writing);
+                    let text = segment(&one.name, value, one.writing, room)?;
                     path.push_str(&text.ok_or_else(|| unfit(&one.member, "a path"))?);
                 }
             }

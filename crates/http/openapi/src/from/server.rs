@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use alknet_call::{CallError, Ctx, ErrorCode};
+use alknet_call::{CallError, Ctx, ErrorCode, ImportShare};
 use alknet_core::{Capability, CapabilityError, Secret};
 use alknet_http_client::{Exchange, HttpClient, ResponseBody};
 use bytes::Bytes;
@@ -43,6 +43,8 @@ pub(super) struct Server {
     /// The name of the capability that makes requests the node's.
     pub(super) credential: Option<String>,
     pub(super) tokens: Option<Tokens>,
+    /// What requests and answers count against.
+    pub(super) memory: ImportShare,
 }
 
 /// The access token of the moment.
@@ -81,6 +83,9 @@ impl Server {
         ctx: &Ctx,
     ) -> Result<Response<ResponseBody>, CallError> {
         let request = plan.request(&self.base, input)?;
+        // Names that the input has once may be in it many times.
+        let mut claim = self.memory.claim();
+        claim.becomes(request.body().len())?;
         let mut exchange = match streams {
             true => Exchange::streaming(),
             false => Exchange::default(),

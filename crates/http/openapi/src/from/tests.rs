@@ -258,23 +258,31 @@ fn bodies_are_json_where_they_can_be() {
     assert_eq!(spec.input_schema["type"], json!(["object", "null"]));
 }
 
+/// What an operation at `path` sends for an input.
+fn request(
+    path: &str,
+    operation: &Value,
+    input: &Value,
+) -> Result<http::Request<Bytes>, CallError> {
+    let document = json!({ "openapi": "3.1.0", "paths": { path: { "post": operation } } });
+    let document = Document::parse(document.to_string().as_bytes()).expect("a document");
+    let found = found(&document).expect("operations");
+    let mut names = Names::new("ns");
+    let (plan, _) =
+        plan::read(&document, &found[0], &BTreeSet::new(), &mut names, 4096).expect("an operation");
+    plan.request("https://api.example", input)
+}
+
+fn media(request: &http::Request<Bytes>) -> &str {
+    request.headers()[CONTENT_TYPE].to_str().expect("text")
+}
+
 #[test]
 fn forms_are_written_as_they_are_described() {
     let plan = |content: Value, input: Value| {
-        let document = json!({ "openapi": "3.1.0", "paths": { "/a": { "post": {
-            "requestBody": { "content": content } } } } });
-        let document = Document::parse(document.to_string().as_bytes()).expect("a document");
-        let found = found(&document).expect("operations");
-        let mut names = Names::new("ns");
-        let (plan, _) = plan::read(&document, &found[0], &BTreeSet::new(), &mut names, 4096)
-            .expect("an operation");
-        let request = plan
-            .request("https://api.example", &input)
-            .expect("a request");
-        let media = request.headers()[CONTENT_TYPE]
-            .to_str()
-            .expect("text")
-            .to_owned();
+        let operation = json!({ "requestBody": { "content": content } });
+        let request = request("/a", &operation, &input).expect("a request");
+        let media = media(&request).to_owned();
         (
             media,
             String::from_utf8(request.into_body().to_vec()).expect("text"),
@@ -317,4 +325,103 @@ fn forms_are_written_as_they_are_described() {
          content-type: application/json\r\n\r\n{\"a\":1}\r\n\
          --B\r\ncontent-disposition: form-data; name=\"t%22%0D%0Ax\"\r\n\r\nalknet-\r\n--B--\r\n"
     );
+}
+
+/// An input has a name once for many values, and a request may have it for each of them.
+#[test]
+fn what_a_request_would_be_is_bounded_before_it_is_written() {
+    let list = json!(vec![0; 4_000]);
+    // As a caller calls it, and as a document calls it.
+    let (long, name) = ("n".repeat(64 << 10), "n".repeat(500));
+    let parameter = |place: &str, style: &str| {
+        let path = if place == "path" {
+            format!("/{{{name}}}")
+        } else {
+            "/a".to_owned()
+        };
+        let one = json!({ "name": name, "in": place, "style": style, "explode": true });
+        (path, json!({ "parameters": [one] }))
+    };
+    let form = |style: &str| {
+        let encoding = json!({ "a": { "style": style, "explode": true } });
+        let form = json!({ "encoding": encoding, "schema": { "properties": { "a": {} } } });
+        let content = json!({ "application/x-www-form-urlencoded": form });
+        json!({ "requestBody": { "content": content } })
+    };
+    let parts = json!({ "requestBody": content("multipart/form-data", &json!({})) });
+    let bodies = [
+        (
+            form("deepObject"),
+            json!({ "body": { "a": { (&long): list } } }),
+        ),
+        (form("form"), json!({ "body": { (&long): list } })),
+        (parts.clone(), json!({ "body": { (&long): list } })),
+        (
+            parts,
+            json!({ "body": { (&long): vec![json!({ "a": 1 }); 4_000] } }),
+        ),
+    ];
+    let bodies = bodies
+        .map(|(operation, input)| ("/a".to_owned(), operation, input, limits::BODY_BYTES_MAX));
+    let heads = [
+        ("query", "form", list.clone()),
+        ("query", "deepObject", json!({ (&long): list })),
+        ("query", "pipeDelimited", list.clone()),
+        ("cookie", "form", list.clone()),
+        ("header", "simple", json!([list])),
+        ("header", "simple", json!({ (&long): 1 })),
+        ("path", "matrix", list.clone()),
+        ("path", "label", json!({ (&long): list })),
+    ];
+    let heads = heads.map(|(place, style, value)| {
+        let (path, operation) = parameter(place, style);
+        (
+            path,
+            operation,
+            json!({ (&name): value }),
+            limits::HEAD_BYTES_MAX,
+        )
+    });
+    for (path, operation, input, most) in bodies.into_iter().chain(heads) {
+        let refused = request(&path, &operation, &input).expect_err("it is too long");
+        assert_eq!(
+            refused.code,
+            alknet_call::ErrorCode::InvalidInput,
+            "{operation}"
+        );
+        assert!(
+            refused.message.contains(&most.to_string()),
+            "{operation}: {refused}"
+        );
+    }
+    // What is as long as may be.
+    let fits = |bytes: usize| {
+        let text = "x".repeat(bytes - "a=".len());
+        request("/a", &form("form"), &json!({ "body": { "a": text } }))
+    };
+    let whole = fits(limits::BODY_BYTES_MAX).expect("a request");
+    assert_eq!(whole.body().len(), limits::BODY_BYTES_MAX);
+    assert!(fits(limits::BODY_BYTES_MAX + 1).is_err());
+    let (path, operation) = parameter("header", "simple");
+    let fits = |bytes: usize| request(&path, &operation, &json!({ (&name): "x".repeat(bytes) }));
+    assert!(fits(limits::HEAD_BYTES_MAX).is_ok() && fits(limits::HEAD_BYTES_MAX + 1).is_err());
+}
+
+/// A caller that could guess the boundary would end its part with it, or make the node look for another again and again.
+#[test]
+fn the_boundary_of_parts_is_drawn() {
+    let operation = json!({ "requestBody": content("multipart/form-data", &json!({})) });
+    let guesses: String = (0..10_000)
+        .map(|n| format!("--alknet-{n:016x}\r\n"))
+        .collect();
+    let input = json!({ "body": { "a": guesses } });
+    let drawn = [(); 2].map(|()| {
+        let request = request("/a", &operation, &input).expect("a request");
+        let drawn = media(&request).strip_prefix("multipart/form-data; boundary=alknet-");
+        let drawn = drawn.expect("a boundary").to_owned();
+        let body = String::from_utf8(request.body().to_vec()).expect("text");
+        assert_eq!(body.matches(&drawn).count(), 2);
+        drawn
+    });
+    assert!(drawn[0] != drawn[1] && drawn[0].len() == 32, "{drawn:?}");
 }

@@ -168,15 +168,9 @@ async fn only_its_author_proposes_a_bundle_and_with_a_key_of_theirs() {
         .expect_err("bob's key");
     assert_eq!(refused.code, ErrorCode::Forbidden);
     // Changed after it was signed.
-    for (from, to) in [
-        ("({1})", "({2})"),
-        ("=> (1)", "=> (2)"),
-        ("\"p99\":5000", "\"p99\":4999"),
-    ] {
+    for (from, to) in [("=> (1)", "=> (2)"), ("\"p99\":5000", "\"p99\":4999")] {
         let document = good.sign().document().replace(from, to);
-        if document == good.sign().document() {
-            continue;
-        }
+        assert_ne!(document, good.sign().document(), "{from} is in it");
         let refused = node.code("ada", "ops/propose", &input(&document)).await;
         assert_eq!(refused, ErrorCode::InvalidInput, "{to}");
     }

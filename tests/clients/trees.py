@@ -1,0 +1,162 @@
+"""A server whose answers are lists of short values: text of a few bytes, of which a parser makes a tree of many.
+
+python3 trees.py PORT
+
+It says its port. An API is at /api, described by /api.json. Tools are at /answers/mcp, /listing/mcp and /unasked/mcp,
+which behave until somebody asks for /arm/answers, /arm/listing or /arm/unasked. /count/api, /count/answers,
+/count/listing and /count/unasked say how many requests came, or how many lists were sent."""
+
+import json
+import sys
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+# What the node takes of one answer, but for what stands around the list.
+API_BYTES = (4 << 20) - 1000
+EVENT_BYTES = (1 << 20) - 1000
+MCP_BYTES = (16 << 20) - 1000
+
+armed = set()
+count = Counter()
+
+
+def zeros(size):
+    return b"[" + b"0," * (size // 2 - 1) + b"0]"
+
+
+API = zeros(API_BYTES)
+EVENT = zeros(EVENT_BYTES)
+MCP = zeros(MCP_BYTES)
+# In place of a list where JSON is written.
+HERE = '"put the list here"'
+
+
+def described():
+    anything = {"200": {"description": "A list.", "content": {"application/json": {}}}}
+    events = {"200": {"description": "Lists.", "content": {"text/event-stream": {}}}}
+    fields = {"content": {"application/x-www-form-urlencoded": {"schema": {"type": "object"}}}}
+    parts = {"content": {"multipart/form-data": {"schema": {"type": "object"}}}}
+    created = {"name": "created", "in": "query", "style": "deepObject", "explode": True, "schema": {"type": "object"}}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Trees", "version": "1"},
+        "paths": {
+            "/list": {"get": {"operationId": "list", "responses": anything}},
+            "/events": {"get": {"operationId": "events", "responses": events}},
+            "/fields": {"post": {"operationId": "fields", "requestBody": fields, "responses": anything}},
+            "/parts": {"post": {"operationId": "parts", "requestBody": parts, "responses": anything}},
+            "/find": {"get": {"operationId": "find", "parameters": [created], "responses": anything}},
+        },
+    }
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def say(self, status, body=b"", headers=()):
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        for name, value in headers:
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def begin_events(self):
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+
+    def event(self, text):
+        self.wfile.write(b"data: " + text + b"\n\n")
+        self.wfile.flush()
+
+    def do_GET(self):
+        parts = self.path.split("?")[0].strip("/").split("/")
+        match parts:
+            case ["arm", what]:
+                armed.add(what)
+                self.say(200)
+            case ["count", what]:
+                self.say(200, str(count[what]).encode())
+            case ["api.json"]:
+                self.say(200, json.dumps(described()).encode())
+            case ["api", "list"]:
+                count["api"] += 1
+                self.say(200, API)
+            case ["api", "events"]:
+                self.begin_events()
+                for _ in range(4):
+                    self.event(EVENT)
+                    count["api"] += 1
+            case ["api", *_]:
+                count["api"] += 1
+                self.say(200, b"null")
+            case [what, "mcp"]:
+                self.begin_events()
+                self.unasked(what)
+            case _:
+                self.say(404)
+
+    def unasked(self, what):
+        """The stream on which a server says what changed."""
+        while what not in armed:
+            time.sleep(0.1)
+        note = {"jsonrpc": "2.0", "method": "notifications/tools/list_changed"}
+        if what == "unasked":
+            note = {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "info", "data": "x"}}
+        text = json.dumps(note).encode()
+        while True:
+            if what == "unasked":
+                self.event(text.replace(b'"x"', MCP))
+                count[what] += 1
+            else:
+                self.event(text)
+                time.sleep(3600)
+
+    def do_DELETE(self):
+        self.say(200)
+
+    def do_POST(self):
+        text = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.path.startswith("/api/"):
+            count["api"] += 1
+            return self.say(200, b"null")
+        what = self.path.split("/")[1]
+        message = json.loads(text)
+        if "id" not in message:
+            return self.say(202)
+        result = self.told(what, message["method"], message.get("params", {}))
+        answer = {"error": {"code": -32601, "message": "no such method"}} if result is None else {"result": result}
+        body = json.dumps({"jsonrpc": "2.0", "id": message["id"], **answer}).encode()
+        self.say(200, body.replace(HERE.encode(), MCP), [("Mcp-Session-Id", "one")])
+
+    def told(self, what, method, params):
+        if method == "initialize":
+            return {
+                "protocolVersion": "2025-06-18",
+                "capabilities": {"tools": {"listChanged": True}},
+                "serverInfo": {"name": "trees", "version": "1"},
+            }
+        if method == "tools/list":
+            schema = {"type": "object"}
+            if what == "listing" and what in armed:
+                count[what] += 1
+                schema["default"] = json.loads(HERE)
+            return {"tools": [{"name": "list", "inputSchema": schema}]}
+        if method == "tools/call":
+            count[what] += 1
+            full = what in armed
+            return {"content": [], "structuredContent": json.loads(HERE) if full else {"few": True}}
+        return None
+
+
+server = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler)
+print(server.server_address[1], flush=True)
+server.serve_forever()
