@@ -198,15 +198,22 @@ impl Incoming for QuinnIncoming {
         self.incoming.retry().is_ok()
     }
 
-    async fn finish(self, window: Arc<Window>) -> io::Result<Arrived> {
-        let config = self.config.of(window);
+    /// What is over before the handshake goes on is not kept in its future, which lasts as long as the connection.
+    fn finish(self, window: Arc<Window>) -> impl Future<Output = io::Result<Arrived>> + Send {
+        let Self {
+            incoming,
+            bound,
+            config,
+        } = self;
         // The address that the handshake proves. The connection's own changes with the first packet behind it that comes from
         // elsewhere, before that path is validated (RFC 9000, 9.3), and that may be before this task goes on.
-        let remote = canonical(self.incoming.remote_address());
-        let connecting = self.incoming.accept_with(config);
-        let connecting = connecting.map_err(io::Error::other)?;
-        let connection = connecting.await.map_err(io::Error::other)?;
-        Ok(arrived(connection, remote, self.bound))
+        let remote = canonical(incoming.remote_address());
+        let connecting = incoming.accept_with(config.of(window));
+        async move {
+            let connecting = connecting.map_err(io::Error::other)?;
+            let connection = connecting.await.map_err(io::Error::other)?;
+            Ok(arrived(connection, remote, bound))
+        }
     }
 }
 
