@@ -5,10 +5,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use alknet_core::{Identity, PeerId, ScopeSet};
-use serde::{Deserialize, Serialize};
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::compose::CompositionAuthority;
 use crate::error::{CallError, ErrorCode};
+use crate::limits::{SCOPE_BYTES_MAX, SCOPES_MAX};
 
 /// The rule of one operation. Empty means open to everybody, strangers included.
 ///
@@ -54,10 +56,14 @@ use crate::error::{CallError, ErrorCode};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AccessControl {
-    /// All of these scopes.
+    /// All of these scopes; at most [`SCOPES_MAX`].
+    #[serde(deserialize_with = "scopes")]
     pub required_scopes: Vec<String>,
-    /// One of these scopes.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// One of these scopes; as many at most.
+    #[serde(
+        deserialize_with = "some_scopes",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub required_scopes_any: Option<Vec<String>>,
     /// The kind of resource the operation acts on.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -69,6 +75,51 @@ pub struct AccessControl {
     /// their caller's own.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub identified: bool,
+}
+
+/// A list of scopes, which is read no further than it may go: one from a peer may have a million.
+struct Scopes(Vec<String>);
+
+impl<'de> Deserialize<'de> for Scopes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(ReadScopes).map(Self)
+    }
+}
+
+struct ReadScopes;
+
+impl<'de> Visitor<'de> for ReadScopes {
+    type Value = Vec<String>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a list of at most {SCOPES_MAX} scopes")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let mut scopes = Vec::new();
+        while let Some(scope) = list.next_element()? {
+            if scopes.len() == SCOPES_MAX {
+                return Err(serde::de::Error::custom(too_many()));
+            }
+            scopes.push(scope);
+        }
+        Ok(scopes)
+    }
+}
+
+fn scopes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    Scopes::deserialize(deserializer).map(|scopes| scopes.0)
+}
+
+fn some_scopes<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Vec<String>>, D::Error> {
+    let scopes = Option::<Scopes>::deserialize(deserializer)?;
+    Ok(scopes.map(|scopes| scopes.0))
+}
+
+fn too_many() -> String {
+    format!("a list of a rule has at most {SCOPES_MAX} scopes")
 }
 
 /// Knows who owns which resource.
@@ -118,6 +169,33 @@ impl Verdict {
 }
 
 impl AccessControl {
+    /// What of the rule exceeds its bounds, if anything does.
+    pub(crate) fn excess(&self) -> Option<String> {
+        let any = self.required_scopes_any.as_deref().unwrap_or_default();
+        if self.required_scopes.len().max(any.len()) > SCOPES_MAX {
+            return Some(too_many());
+        }
+        let resource = self.resource_type.iter().chain(&self.resource_action);
+        let mut texts = self.required_scopes.iter().chain(any).chain(resource);
+        let is_long = texts.any(|text| text.len() > SCOPE_BYTES_MAX);
+        is_long.then(|| {
+            format!("scopes, resource type and action have at most {SCOPE_BYTES_MAX} bytes each")
+        })
+    }
+
+    /// Bytes that a copy of it takes, about.
+    pub(crate) fn kept_bytes(&self) -> usize {
+        let any = self.required_scopes_any.iter().flatten();
+        let scopes = self.required_scopes.iter().chain(any);
+        let texts = scopes
+            .chain(&self.resource_type)
+            .chain(&self.resource_action);
+        size_of::<Self>()
+            + texts
+                .map(|text| size_of::<String>() + text.len())
+                .sum::<usize>()
+    }
+
     /// Whether everybody may call, strangers included.
     #[must_use]
     pub fn is_open(&self) -> bool {
@@ -254,6 +332,41 @@ mod tests {
             required_scopes: own(all),
             required_scopes_any: any.map(own),
             ..AccessControl::default()
+        }
+    }
+
+    #[test]
+    fn rules_have_bounds() {
+        for (many, bytes, fits) in [
+            (SCOPES_MAX, SCOPE_BYTES_MAX, true),
+            (SCOPES_MAX + 1, 1, false),
+            (1, SCOPE_BYTES_MAX + 1, false),
+        ] {
+            let scopes = vec!["s".repeat(bytes); many];
+            let all = AccessControl {
+                required_scopes: scopes.clone(),
+                ..AccessControl::default()
+            };
+            let any = AccessControl {
+                required_scopes_any: Some(scopes),
+                ..AccessControl::default()
+            };
+            for rule in [all, any] {
+                assert_eq!(rule.excess().is_none(), fits, "{many} {bytes}");
+                // What is too long is read first: its text is bounded where it comes from.
+                let text = serde_json::to_string(&rule).expect("JSON");
+                let read = serde_json::from_str::<AccessControl>(&text);
+                assert_eq!(read.ok(), (many <= SCOPES_MAX).then_some(rule));
+            }
+        }
+        for resource in [true, false] {
+            let long = Some("r".repeat(SCOPE_BYTES_MAX + 1));
+            let rule = AccessControl {
+                resource_type: long.clone().filter(|_| resource),
+                resource_action: long.filter(|_| !resource),
+                ..AccessControl::default()
+            };
+            assert!(rule.excess().is_some());
         }
     }
 

@@ -1,5 +1,6 @@
 //! What a request has to pass before its operation runs, in this order: lookup, visibility,
-//! identity, access, room, schema. Whoever may not call learns nothing about the schema.
+//! identity, access, room, schema, and what its idempotency key says. A requester that may not call
+//! learns nothing about the schema.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -15,6 +16,7 @@ use crate::envelope::{self, Envelope, ForwardedFor, Request as Payload};
 use crate::error::CallError;
 use crate::frame::FrameBody;
 use crate::handler::HandlerKind;
+use crate::idempotency::Name;
 use crate::keyed::{self, Keyed};
 use crate::lane::{End, Lane};
 use crate::limits::{
@@ -108,7 +110,7 @@ fn check(
         |payload| identify(link, payload),
         || input(body, &payload),
     )?;
-    let (mut head, keyed, input) = (checked.head, checked.keyed, checked.input);
+    let (mut head, name, input) = (checked.head, checked.name, checked.input);
     let kept = match is_subscription(&checked.operation) {
         true => Kept::Subscribed,
         false => Kept::Once,
@@ -117,6 +119,8 @@ fn check(
     let in_flight = make_room(head, link, lane, checked.operation)?;
     let request = in_flight.request();
     check_schema(request.operation(), &input, request.identity())?;
+    let begin = |name| keyed::begin(link, request.operation(), name, &input);
+    let keyed = name.map(begin).transpose()?;
     Ok(Admitted {
         in_flight,
         input,
@@ -153,7 +157,8 @@ pub(crate) struct Checked {
     pub(crate) operation: Arc<Compiled>,
     pub(crate) head: Head,
     pub(crate) input: Body,
-    pub(crate) keyed: Option<Keyed>,
+    /// What its result is found by, where it has an idempotency key that counts.
+    pub(crate) name: Option<Name>,
 }
 
 /// Everything that has to be true of a request before it takes its place and its input is looked at.
@@ -186,15 +191,12 @@ pub(crate) fn passed<'a>(
         resource,
         route,
     });
-    let keyed = keyed::begin(link, &operation, identity.as_deref(), payload, &input)?;
+    let name = keyed::name(link, &operation, identity.as_deref(), payload);
     let asked = timeout(payload.timeout_ms, payload.deadline)?;
     let deadline = deadline(&link.dispatcher, &operation, asked, now);
     let hurried = asked.is_some() && is_hurried(&link.dispatcher, &operation, deadline, now);
     let head = Head {
-        key: keyed
-            .as_ref()
-            .and(payload.idempotency_key.as_deref())
-            .map(Into::into),
+        key: name.as_ref().map(|name| name.key.clone()),
         id: id.into(),
         forwarded_for: forwarded_for(link, payload.forwarded_for.clone()),
         trace: payload.trace.as_deref().map(Into::into),
@@ -212,7 +214,7 @@ pub(crate) fn passed<'a>(
         operation,
         head,
         input,
-        keyed,
+        name,
     })
 }
 

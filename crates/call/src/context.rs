@@ -191,7 +191,11 @@ impl Ctx {
     /// Whether a list names an operation with this rule: the peer that asked from outside may call it, and so may the
     /// operation or the script that asks here, where one does. Otherwise its author would learn what its callers may do.
     pub(crate) fn is_shown(&self, rule: &AccessControl) -> bool {
-        let identity = self.identity().map(AsRef::as_ref);
+        self.shows(rule, self.identity().map(AsRef::as_ref))
+    }
+
+    /// The same where the peer that asked from outside is `identity` by now.
+    pub(crate) fn shows(&self, rule: &AccessControl, identity: Option<&Identity>) -> bool {
         let asks = self.calling_authority();
         rule.check_scopes(identity) == Verdict::Allowed
             && (!self.internal()

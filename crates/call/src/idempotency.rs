@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use alknet_core::{ConnId, PeerId, PeerKey};
 
+use crate::tape::Digest;
+
 /// Who used a key: the same key of somebody else is another one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Owner {
@@ -38,9 +40,6 @@ pub(crate) struct Name {
     pub(crate) peer: Option<Box<str>>,
     pub(crate) key: Box<str>,
 }
-
-/// SHA-256 of an input.
-pub(crate) type InputHash = [u8; 32];
 
 /// How much is kept, and for how long.
 #[derive(Clone, Copy, Debug)]
@@ -86,7 +85,7 @@ pub(crate) struct Results<R, T> {
 
 #[derive(Debug)]
 struct Entry<R, T> {
-    hash: InputHash,
+    hash: Digest,
     serial: Serial,
     state: State<R, T>,
 }
@@ -126,7 +125,7 @@ impl<R: Clone, T: Clone> Results<R, T> {
         &mut self,
         now: Duration,
         name: &Arc<Name>,
-        hash: InputHash,
+        hash: Digest,
         waiting: R,
     ) -> Begin<R, T> {
         self.forget_old(now);
@@ -300,7 +299,7 @@ mod tests {
     }
 
     fn run(results: &mut Tested, now: u64, name: &Arc<Name>) -> Serial {
-        match results.begin(at(now), name, [0; 32], 0) {
+        match results.begin(at(now), name, [0; 2], 0) {
             Begin::Run(serial) => serial,
             other => panic!("{other:?}"),
         }
@@ -310,15 +309,15 @@ mod tests {
     fn a_duplicate_joins_and_a_later_one_is_answered() {
         let mut results = Tested::new(ROOM);
         let a = name("a", "k");
-        let serial = match results.begin(at(0), &a, [1; 32], 7) {
+        let serial = match results.begin(at(0), &a, [1; 2], 7) {
             Begin::Run(serial) => serial,
             other => panic!("{other:?}"),
         };
-        assert_eq!(results.begin(at(1), &a, [1; 32], 8), Begin::Join(7));
-        assert_eq!(results.begin(at(1), &a, [2; 32], 8), Begin::Conflict);
+        assert_eq!(results.begin(at(1), &a, [1; 2], 8), Begin::Join(7));
+        assert_eq!(results.begin(at(1), &a, [2; 2], 8), Begin::Conflict);
         results.end(at(2), &a, serial, Some((42, 10)));
-        assert_eq!(results.begin(at(3), &a, [1; 32], 8), Begin::Ended(42));
-        assert_eq!(results.begin(at(3), &a, [2; 32], 8), Begin::Conflict);
+        assert_eq!(results.begin(at(3), &a, [1; 2], 8), Begin::Ended(42));
+        assert_eq!(results.begin(at(3), &a, [2; 2], 8), Begin::Conflict);
         // Another identity, another key, and another peer are another call.
         run(&mut results, 3, &name("b", "k"));
         run(&mut results, 3, &name("a", "l"));
@@ -335,7 +334,7 @@ mod tests {
         let a = name("a", "k");
         let serial = run(&mut results, 0, &a);
         results.end(at(100), &a, serial, Some((1, 10)));
-        assert_eq!(results.begin(at(699), &a, [0; 32], 0), Begin::Ended(1));
+        assert_eq!(results.begin(at(699), &a, [0; 2], 0), Begin::Ended(1));
         run(&mut results, 700, &a);
         assert_eq!(results.bytes, 0);
     }
@@ -348,9 +347,9 @@ mod tests {
         results.end(at(1), &a, first, None);
         let second = run(&mut results, 2, &a);
         results.end(at(3), &a, first, Some((9, 1)));
-        assert_eq!(results.begin(at(3), &a, [0; 32], 5), Begin::Join(0));
+        assert_eq!(results.begin(at(3), &a, [0; 2], 5), Begin::Join(0));
         results.end(at(4), &a, second, Some((3, 1)));
-        assert_eq!(results.begin(at(5), &a, [0; 32], 5), Begin::Ended(3));
+        assert_eq!(results.begin(at(5), &a, [0; 2], 5), Begin::Ended(3));
     }
 
     #[test]
@@ -364,7 +363,7 @@ mod tests {
         run(&mut results, 2, &names[3]);
         run(&mut results, 2, &names[0]);
         run(&mut results, 2, &names[1]);
-        assert_eq!(results.begin(at(2), &names[2], [0; 32], 0), Begin::Full);
+        assert_eq!(results.begin(at(2), &names[2], [0; 2], 0), Begin::Full);
         run(&mut results, 2, &name("b", "0"));
     }
 
@@ -383,7 +382,7 @@ mod tests {
             run(&mut results, 0, &stranger(Owner::Connection(ConnId(n))));
         }
         let key = stranger(Owner::Key(PeerKey::Ed25519([1; 32])));
-        assert_eq!(results.begin(at(0), &key, [0; 32], 0), Begin::Full);
+        assert_eq!(results.begin(at(0), &key, [0; 2], 0), Begin::Full);
     }
 
     #[test]
@@ -396,7 +395,7 @@ mod tests {
         }
         assert_eq!(results.bytes, 60);
         run(&mut results, 2, &a);
-        assert_eq!(results.begin(at(2), &b, [0; 32], 0), Begin::Ended(0));
+        assert_eq!(results.begin(at(2), &b, [0; 2], 0), Begin::Ended(0));
     }
 
     #[test]
@@ -415,10 +414,10 @@ mod tests {
             ends(&mut results, &name("large", &n.to_string()), 20);
             ends(&mut results, &name("other", &n.to_string()), 15);
         }
-        assert_eq!(results.begin(at(2), &small, [0; 32], 0), Begin::Ended(7));
+        assert_eq!(results.begin(at(2), &small, [0; 2], 0), Begin::Ended(7));
         let newest = [("large", "49"), ("other", "49")].map(|(owner, key)| name(owner, key));
         for name in &newest {
-            assert_eq!(results.begin(at(2), name, [0; 32], 0), Begin::Ended(7));
+            assert_eq!(results.begin(at(2), name, [0; 2], 0), Begin::Ended(7));
         }
         assert!(results.bytes <= ROOM.bytes && results.bytes > ROOM.bytes - 20);
     }
@@ -436,7 +435,7 @@ mod tests {
                 now += passed;
                 let name = name(&owner.to_string(), &key.to_string());
                 match what {
-                    0 => if let Begin::Run(serial) = results.begin(at(now), &name, [0; 32], 0) {
+                    0 => if let Begin::Run(serial) = results.begin(at(now), &name, [0; 2], 0) {
                         running.push((name, serial));
                     },
                     _ => if let Some((name, serial)) = running.pop() {

@@ -10,8 +10,7 @@ use std::sync::{Arc, Mutex};
 use alknet_core::{BoxFuture, Identity, PeerId};
 use data_encoding::HEXLOWER;
 use futures_util::FutureExt;
-use jsonschema::json::{Node as _, Object as _};
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
@@ -25,7 +24,7 @@ use crate::dispatcher::Dispatcher;
 use crate::envelope::Request as Payload;
 use crate::error::{CallError, ErrorCode};
 use crate::handler::OnceHandler;
-use crate::idempotency::{Begin, InputHash, Name, Owner, Results, Room, Serial};
+use crate::idempotency::{Begin, Name, Owner, Results, Room, Serial};
 use crate::limits::{
     IDEMPOTENCY_BYTES, IDEMPOTENCY_ENTRIES, IDEMPOTENCY_ENTRY_BYTES, IDEMPOTENCY_RESULT_BYTES,
     IDEMPOTENCY_TIME,
@@ -34,7 +33,7 @@ use crate::link::Link;
 use crate::request::panicked;
 use crate::spec::{Idempotence, OperationSpec, OperationType};
 use crate::sync::lock;
-use crate::tape::Node;
+use crate::tape::{Digest, digest};
 
 type Outcome = Result<Output, CallError>;
 type Waiting = watch::Receiver<Option<Ended>>;
@@ -89,25 +88,21 @@ pub(crate) fn is_keyed(spec: &OperationSpec) -> bool {
     spec.op_type == OperationType::Mutation && spec.idempotent == Idempotence::Keyed
 }
 
-/// Looks up what a request has to do; `None` when it has no key, or the key means nothing here.
-pub(crate) fn begin(
+/// What the result of a request is found by; `None` when it has no key, or the key means nothing here.
+pub(crate) fn name(
     link: &Link,
-    operation: &Arc<Compiled>,
+    operation: &Compiled,
     identity: Option<&Identity>,
     payload: &Payload<'_>,
-    input: &Body,
-) -> Result<Option<Keyed>, CallError> {
+) -> Option<Name> {
     let key = payload.idempotency_key.as_deref();
-    let Some(key) = key.filter(|_| is_keyed(&operation.spec)) else {
-        return Ok(None);
-    };
-    let name = Name {
+    let key = key.filter(|_| is_keyed(&operation.spec))?;
+    Some(Name {
         owner: owner(link, identity),
         operation: operation.spec.name.as_str().into(),
         peer: payload.peer.as_deref().map(Into::into),
         key: key.into(),
-    };
-    begin_named(link, operation, name, input).map(Some)
+    })
 }
 
 /// The same for a call of an operation by another, which belongs to whoever asked for that.
@@ -126,10 +121,11 @@ pub(crate) fn begin_child(
         peer: peer.map(|peer| peer.to_string().into()),
         key,
     };
-    begin_named(link, &child.operation, name, input).map(Some)
+    begin(link, &child.operation, name, input).map(Some)
 }
 
-fn begin_named(
+/// Looks up what a request has to do. It has its place by then, and its input fits: the whole of that is looked at.
+pub(crate) fn begin(
     link: &Link,
     operation: &Arc<Compiled>,
     name: Name,
@@ -369,52 +365,8 @@ fn too_long(bytes: usize) -> CallError {
 }
 
 /// The same for inputs that mean the same: the order of members does not count.
-fn hash(input: &Body) -> Result<InputHash, CallError> {
-    let mut hash = Sha256::new();
-    input.look(|value| add(&mut hash, &value))?;
-    hash.update(input.tail());
-    Ok(hash.finalize().into())
-}
-
-/// Every part says its kind and length first, so that no two values run together. Nesting is
-/// bounded by the frame it came in.
-fn add(hash: &mut Sha256, value: &Node<'_>) {
-    let text = |hash: &mut Sha256, kind: u8, text: &[u8]| {
-        hash.update([kind]);
-        hash.update((text.len() as u64).to_le_bytes());
-        hash.update(text);
-    };
-    if let Some(items) = value.as_array() {
-        hash.update(b"[");
-        items.for_each(|item| add(hash, &item));
-        hash.update(b"]");
-    } else if let Some(object) = value.as_object() {
-        // Summed up, and not sorted: that would take several times the bytes of the text.
-        let mut all = [0_u64; 4];
-        for (name, value) in object.members() {
-            let mut member = Sha256::new();
-            text(&mut member, b'"', name.as_bytes());
-            add(&mut member, &value);
-            let member = member.finalize();
-            let (parts, _) = member.as_chunks::<8>();
-            for (sum, part) in all.iter_mut().zip(parts) {
-                *sum = sum.wrapping_add(u64::from_le_bytes(*part));
-            }
-        }
-        hash.update(b"{");
-        all.iter().for_each(|sum| hash.update(sum.to_le_bytes()));
-        hash.update(b"}");
-    } else if let Some(number) = value.as_number() {
-        text(hash, b'#', number.to_string().as_bytes());
-    } else if let Some(string) = value.as_string() {
-        text(hash, b'"', string.as_bytes());
-    } else {
-        hash.update(match value.as_boolean() {
-            Some(true) => b"t",
-            Some(false) => b"f",
-            None => b"n",
-        });
-    }
+fn hash(input: &Body) -> Result<Digest, CallError> {
+    input.look(|value| digest(&value, input.tail()))
 }
 
 #[cfg(test)]
@@ -430,7 +382,7 @@ mod tests {
     use crate::handler::HandlerKind;
     use crate::registry::{Registration, Registry};
 
-    fn of(text: &'static str, tail: &'static [u8]) -> InputHash {
+    fn of(text: &'static str, tail: &'static [u8]) -> Digest {
         let body = Body::from_parts(Bytes::from_static(text.as_bytes()), tail.into());
         hash(&body).expect("JSON")
     }
@@ -487,7 +439,7 @@ mod tests {
                     peer: None,
                     key: "k".into(),
                 };
-                let begun = begin_named(&link, &operation, name, &Body::null());
+                let begun = begin(&link, &operation, name, &Body::null());
                 begun.expect("room").0
             };
             let Step::Run(run, _) = begin() else {

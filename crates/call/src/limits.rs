@@ -130,10 +130,20 @@ pub const HASTE_PART: u32 = 16;
 /// Operations one session registers.
 pub const SESSION_OPERATIONS_MAX: usize = 256;
 
+/// Scopes in one list of an operation's rule. A peer brings the rules of what it serves, and a reviewer says those of
+/// promoted operations.
+pub const SCOPES_MAX: usize = 16;
+/// Bytes of one of them, and of the resource type and of the action in a rule.
+pub const SCOPE_BYTES_MAX: usize = 200;
 /// Operations imported from one peer.
 pub const IMPORT_OPERATIONS_MAX: usize = 1000;
 /// Bytes of listings and schemas read to import from one peer.
 pub const IMPORT_BYTES_MAX: usize = 4 << 20;
+/// Bytes of a peer's name for the set of its operations: a hash in hex has 64.
+pub const REGISTRY_BYTES_MAX: usize = 128;
+/// Bytes of past changes of operations that a node keeps for those that watch, of all sources together, however often
+/// operations change. The source with most loses its oldest.
+pub const WATCH_HISTORY_BYTES: usize = 4 << 20;
 /// How long an import may take.
 pub const IMPORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Schemas asked for in one request.

@@ -24,6 +24,7 @@ use crate::dispatcher::{Counters, Dispatcher, Timed};
 use crate::envelope::Request as Payload;
 use crate::error::{CallError, ErrorCode};
 use crate::handler::{HandlerKind, OnceHandler};
+use crate::keyed;
 use crate::lane::Lane;
 use crate::limits::LOCAL_EVENTS_AHEAD;
 use crate::link::Link;
@@ -281,7 +282,9 @@ impl Gate {
         admission::check_schema(&operation, &checked.input, running.0.identity())
             .map_err(refused)?;
         let handler = Arc::clone(handler);
-        let handler = match checked.keyed {
+        let begin = |name| keyed::begin(&self.link, &operation, name, &checked.input);
+        let keyed = checked.name.map(begin).transpose().map_err(refused)?;
+        let handler = match keyed {
             Some(keyed) => keyed.handler(handler),
             None => handler,
         };

@@ -18,6 +18,12 @@ pub(crate) fn check(registration: &Registration) -> Result<(), RegistryError> {
     if spec.name.split('/').next() != Some(spec.namespace.as_str()) {
         return Err(RegistryError::Namespace(name()));
     }
+    if let Some(reason) = spec.access_control.excess() {
+        return Err(RegistryError::Rule {
+            name: name(),
+            reason,
+        });
+    }
     let streams = matches!(registration.handler, HandlerKind::Stream(_));
     if streams != (spec.op_type == OperationType::Subscription) {
         return Err(RegistryError::HandlerKind(name()));
@@ -129,6 +135,14 @@ pub enum RegistryError {
     /// The namespace belongs to the protocol.
     #[error("operation '{0}': its namespace belongs to the node itself; choose another")]
     Reserved(String),
+    /// Its access control is too large.
+    #[error("operation '{name}': {reason}")]
+    Rule {
+        /// The operation.
+        name: String,
+        /// What of it is.
+        reason: String,
+    },
     /// A schema does not compile.
     #[error("operation '{name}' has an invalid schema: {reason}")]
     Schema {

@@ -1,24 +1,27 @@
 //! `services/watch`: tells callers when the operations they may call change.
 //!
-//! What is announced is kept whole, and each watcher compares what it saw last with what is there
-//! now: a slow one misses steps and never a change.
+//! A watcher keeps the number of the last change that it heard of and nothing else: a slow one misses steps and never a
+//! change, and keeps nothing in the node's memory meanwhile.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
+mod history;
 
-use alknet_core::{Identity, PeerId};
+use std::sync::{Arc, Mutex};
+
+use alknet_core::PeerId;
 use futures_util::{Stream, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::access::{AccessControl, Verdict};
+use self::history::History;
+use crate::access::AccessControl;
 use crate::body::Output;
 use crate::context::Ctx;
 use crate::error::CallError;
 use crate::handler::HandlerKind;
 use crate::registry::{Registration, Registry};
 use crate::spec::{OperationSpec, Visibility};
+use crate::sync::lock;
 
 /// Scope that lets a caller hear of other peers' operations.
 const PEERS_SCOPE: &str = "peer:list";
@@ -34,6 +37,10 @@ pub struct Change {
     /// Names of operations the caller can call no longer.
     #[serde(default)]
     pub removed: Vec<String>,
+    /// `added` is everything of this source that the caller may call now, whatever it heard of before: so much changed
+    /// since then that this node does not keep what.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub whole: bool,
     /// Whose they are; absent for the node's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<PeerId>,
@@ -41,24 +48,32 @@ pub struct Change {
 
 /// Where a node says what operations there are. Cheap to clone; every clone is the same.
 #[derive(Clone, Debug)]
-pub struct Announcer(Arc<watch::Sender<Arc<Snapshot>>>);
+pub struct Announcer(Arc<Announced>);
+
+#[derive(Debug)]
+struct Announced {
+    history: Mutex<History>,
+    /// Wakes watchers; the history says of what.
+    changed: watch::Sender<()>,
+}
 
 impl Announcer {
     pub(crate) fn new(registry: &Registry) -> Self {
+        let announcer = Self(Arc::new(Announced {
+            history: Mutex::default(),
+            changed: watch::Sender::default(),
+        }));
         let promoted = registry.generation();
         let specs = registry.specs().chain(promoted.specs());
-        let own = Source::new(promoted.digest(), external(specs));
-        let snapshot = Snapshot {
-            own: Arc::new(own),
-            peers: BTreeMap::new(),
-        };
-        Self(Arc::new(watch::Sender::new(Arc::new(snapshot))))
+        announcer.own(promoted.digest(), specs);
+        announcer
     }
 
     /// The node's own operations are these now, with this hash. Internal ones are left out.
     pub fn own<'a>(&self, registry: &str, specs: impl IntoIterator<Item = &'a OperationSpec>) {
-        let own = Arc::new(Source::new(registry, external(specs)));
-        self.change(|snapshot| snapshot.own = own);
+        let specs = specs.into_iter();
+        let external = specs.filter(|spec| spec.visibility == Visibility::External);
+        self.set(None, registry, external);
     }
 
     /// The operations imported from `peer` are these now, with the hash the peer gives.
@@ -68,111 +83,23 @@ impl Announcer {
         registry: &str,
         specs: impl IntoIterator<Item = &'a OperationSpec>,
     ) {
-        let source = Arc::new(Source::new(registry, specs));
-        self.change(|snapshot| {
-            snapshot.peers.insert(peer.clone(), source);
-        });
+        self.set(Some(peer), registry, specs);
     }
 
     /// Nothing of `peer` can be called any longer.
     pub fn peer_gone(&self, peer: &PeerId) {
-        self.change(|snapshot| {
-            snapshot.peers.remove(peer);
-        });
+        self.set(Some(peer), "", []);
     }
 
-    fn change(&self, change: impl FnOnce(&mut Snapshot)) {
-        self.0.send_if_modified(|current| {
-            let mut next = Snapshot::clone(current);
-            change(&mut next);
-            let changed = next != **current;
-            *current = Arc::new(next);
-            changed
-        });
-    }
-}
-
-fn external<'a>(
-    specs: impl IntoIterator<Item = &'a OperationSpec>,
-) -> impl Iterator<Item = &'a OperationSpec> {
-    let specs = specs.into_iter();
-    specs.filter(|spec| spec.visibility == Visibility::External)
-}
-
-/// Every operation there is, by whose it is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Snapshot {
-    own: Arc<Source>,
-    peers: BTreeMap<PeerId, Arc<Source>>,
-}
-
-/// The operations of this node or of one peer, and who may hear of each.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Source {
-    registry: String,
-    operations: BTreeMap<String, AccessControl>,
-}
-
-impl Source {
-    fn new<'a>(registry: &str, specs: impl IntoIterator<Item = &'a OperationSpec>) -> Self {
-        let entry = |spec: &OperationSpec| (spec.name.clone(), spec.access_control.clone());
-        Self {
-            registry: registry.to_owned(),
-            operations: specs.into_iter().map(entry).collect(),
-        }
-    }
-
-    fn shows(&self, name: &str, who: Option<&Identity>) -> bool {
-        let access = self.operations.get(name);
-        access.is_some_and(|access| access.check_scopes(who) == Verdict::Allowed)
-    }
-
-    /// What `who` can call here and not in `other`.
-    fn beyond(&self, other: &Self, who: Option<&Identity>) -> Vec<String> {
-        let names = self.operations.keys();
-        names
-            .filter(|name| self.shows(name, who) && !other.shows(name, who))
-            .cloned()
-            .collect()
-    }
-
-    fn change_to(
+    fn set<'a>(
         &self,
-        now: &Self,
-        who: Option<&Identity>,
-        peer: Option<&PeerId>,
-    ) -> Option<Change> {
-        (self != now).then(|| Change {
-            registry: now.registry.clone(),
-            added: now.beyond(self, who),
-            removed: self.beyond(now, who),
-            peer: peer.cloned(),
-        })
-    }
-}
-
-impl Snapshot {
-    /// What `who` is told when this became `now`.
-    fn changes_to(&self, now: &Self, who: Option<&Identity>) -> VecDeque<Change> {
-        let mut changes = VecDeque::new();
-        changes.extend(self.own.change_to(&now.own, who, None));
-        if who.is_some_and(|who| who.scopes.allows(PEERS_SCOPE)) {
-            changes.extend(self.peer_changes(now, who));
+        whose: Option<&PeerId>,
+        registry: &str,
+        specs: impl IntoIterator<Item = &'a OperationSpec>,
+    ) {
+        if lock(&self.0.history).set(whose, registry, specs) {
+            self.0.changed.send_replace(());
         }
-        changes
-    }
-
-    fn peer_changes(&self, now: &Self, who: Option<&Identity>) -> Vec<Change> {
-        let nothing = Source::default();
-        let gone = self.peers.keys().filter(|id| !now.peers.contains_key(*id));
-        let peers = now.peers.keys().chain(gone);
-        peers
-            .filter_map(|peer| {
-                let before = self.peers.get(peer).map_or(&nothing, AsRef::as_ref);
-                let after = now.peers.get(peer).map_or(&nothing, AsRef::as_ref);
-                before.change_to(after, who, Some(peer))
-            })
-            .collect()
     }
 }
 
@@ -195,6 +122,7 @@ fn change_schema() -> Value {
             "registry": { "type": "string" },
             "added": names,
             "removed": names,
+            "whole": { "type": "boolean" },
             "peer": { "type": "string" },
         },
         "required": ["registry", "added", "removed"],
@@ -202,138 +130,194 @@ fn change_schema() -> Value {
 }
 
 fn run(ctx: &Ctx) -> impl Stream<Item = Result<Output, CallError>> + Send + use<> {
-    let changes = ctx.dispatcher().announcer().0.subscribe();
-    let seen = Arc::clone(&changes.borrow());
-    let first = Change {
-        registry: seen.own.registry.clone(),
-        ..Change::default()
-    };
-    let watcher = Watcher {
-        changes,
-        seen,
-        ready: VecDeque::from([first]),
-        who: Box::new({
-            let ctx = ctx.clone();
-            move || ctx.identity_now()
-        }),
-    };
+    let ctx = ctx.clone();
+    let announcer = ctx.dispatcher().announcer().clone();
+    let watcher = Watcher::new(announcer, move || {
+        // Asked at each change: scopes come and go.
+        let (ctx, who) = (ctx.clone(), ctx.identity_now());
+        Box::new(move |rule| ctx.shows(rule, who.as_deref()))
+    });
     stream::unfold(watcher, |mut watcher| async move {
         let change = watcher.next().await?;
-        Some((Output::json(&change), watcher))
+        let output = change.and_then(|change| Output::json(&change));
+        Some((output, watcher))
     })
 }
 
+/// Says whether operations with a rule are shown.
+type View = Box<dyn Fn(&AccessControl) -> bool + Send>;
+
 struct Watcher {
-    changes: watch::Receiver<Arc<Snapshot>>,
-    seen: Arc<Snapshot>,
-    ready: VecDeque<Change>,
-    /// Asked at each change: scopes come and go.
-    who: Box<dyn Fn() -> Option<Arc<Identity>> + Send>,
+    announcer: Announcer,
+    changes: watch::Receiver<()>,
+    /// The number of the last change that it has heard of.
+    seen: u64,
+    first: Option<Change>,
+    view: Box<dyn Fn() -> View + Send>,
 }
 
 impl Watcher {
-    async fn next(&mut self) -> Option<Change> {
+    fn new(announcer: Announcer, view: impl Fn() -> View + Send + 'static) -> Self {
+        let changes = announcer.0.changed.subscribe();
+        let (seen, registry) = {
+            let history = lock(&announcer.0.history);
+            (history.last(), history.registry().to_owned())
+        };
+        Self {
+            announcer,
+            changes,
+            seen,
+            first: Some(Change {
+                registry,
+                ..Change::default()
+            }),
+            view: Box::new(view),
+        }
+    }
+
+    async fn next(&mut self) -> Option<Result<Change, CallError>> {
+        if let Some(first) = self.first.take() {
+            return Some(Ok(first));
+        }
         loop {
-            if let Some(change) = self.ready.pop_front() {
+            // Before it is looked: a change in between is seen the next time.
+            self.changes.mark_unchanged();
+            if let Some(change) = self.look() {
                 return Some(change);
             }
             self.changes.changed().await.ok()?;
-            let now = Arc::clone(&self.changes.borrow_and_update());
-            self.ready = self.seen.changes_to(&now, (self.who)().as_deref());
-            self.seen = now;
         }
+    }
+
+    fn look(&mut self) -> Option<Result<Change, CallError>> {
+        let view = (self.view)();
+        let lists = view(&AccessControl {
+            required_scopes: vec![PEERS_SCOPE.to_owned()],
+            ..AccessControl::default()
+        });
+        lock(&self.announcer.0.history).next(&mut self.seen, &*view, lists)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use alknet_core::IdentityKind;
+    use alknet_core::{Identity, IdentityKind};
 
     use super::*;
+    use crate::access::Verdict;
+    use crate::limits::{PEERS_MAX, SCOPE_BYTES_MAX, SCOPES_MAX, WATCH_HISTORY_BYTES};
 
     fn who(scopes: &[&str]) -> Identity {
         Identity {
             id: "watcher".parse().expect("a peer id"),
             kind: IdentityKind::Peer,
             scopes: scopes.iter().collect(),
-            resources: BTreeMap::default(),
+            resources: Default::default(),
             generation: 0,
         }
     }
 
-    fn snapshot(announcer: &Announcer) -> Arc<Snapshot> {
-        Arc::clone(&announcer.0.borrow())
+    fn announcer() -> Announcer {
+        Announcer::new(&Registry::empty())
+    }
+
+    /// Of an identity with these scopes, or of an unknown peer, past its first event.
+    fn watcher(announcer: &Announcer, scopes: Option<&[&str]>) -> Watcher {
+        let who = scopes.map(who);
+        let mut watcher = Watcher::new(announcer.clone(), move || {
+            let who = who.clone();
+            Box::new(move |rule| rule.check_scopes(who.as_ref()) == Verdict::Allowed)
+        });
+        watcher.first = None;
+        watcher
+    }
+
+    fn told(watcher: &mut Watcher) -> Vec<Change> {
+        let told = std::iter::from_fn(|| watcher.look());
+        told.map(|change| change.expect("it is not too far behind"))
+            .collect()
     }
 
     fn query(name: &str) -> OperationSpec {
         OperationSpec::query(name, "")
     }
 
+    /// With as large a rule as there may be, which `n` makes another one.
+    fn large(name: &str, n: usize) -> OperationSpec {
+        let mut spec = query(name);
+        let scope = |m: usize| format!("{n}-{m}-{:0>1$}", "", SCOPE_BYTES_MAX - 10);
+        spec.access_control.required_scopes = (0..SCOPES_MAX).map(scope).collect();
+        spec
+    }
+
+    fn worker() -> PeerId {
+        "worker".parse().expect("a peer id")
+    }
+
     #[test]
     fn everybody_hears_of_what_they_may_call() {
-        let announcer = Announcer::new(&Registry::empty());
-        let before = snapshot(&announcer);
+        let announcer = announcer();
+        let (mut unknown, mut admin) = (
+            watcher(&announcer, None),
+            watcher(&announcer, Some(&["admin"])),
+        );
         let open = query("a/open");
         let closed = query("a/closed").with_scope("admin");
         let internal = query("a/internal").internal();
         announcer.own("h1", [&open, &closed, &internal]);
-        let now = snapshot(&announcer);
-        let told = |who: Option<&Identity>| before.changes_to(&now, who)[0].clone();
-        assert_eq!(told(None).added, ["a/open"]);
-        assert_eq!(told(Some(&who(&["admin"]))).added, ["a/closed", "a/open"]);
-        let back = &now.changes_to(&before, Some(&who(&["admin"])))[0];
+        assert_eq!(told(&mut unknown)[0].added, ["a/open"]);
+        assert_eq!(told(&mut admin)[0].added, ["a/closed", "a/open"]);
+        announcer.own("", []);
+        let back = &told(&mut admin)[0];
         assert_eq!(back.removed, ["a/closed", "a/open"]);
         assert!(back.added.is_empty() && back.registry.is_empty());
     }
 
     #[test]
     fn a_changed_rule_adds_or_removes_and_a_changed_schema_is_a_new_hash() {
-        let announcer = Announcer::new(&Registry::empty());
+        let announcer = announcer();
         announcer.own("h1", [&query("a/x")]);
-        let before = snapshot(&announcer);
+        let mut unknown = watcher(&announcer, None);
         announcer.own("h2", [&query("a/x").with_scope("admin")]);
-        let closed = snapshot(&announcer);
-        assert_eq!(before.changes_to(&closed, None)[0].removed, ["a/x"]);
+        assert_eq!(told(&mut unknown)[0].removed, ["a/x"]);
         announcer.own("h3", [&query("a/x").with_scope("admin")]);
-        let told = closed.changes_to(&snapshot(&announcer), None);
         let expected = Change {
             registry: "h3".to_owned(),
             ..Change::default()
         };
-        assert_eq!(told, [expected]);
+        assert_eq!(told(&mut unknown), [expected]);
     }
 
     #[test]
     fn peers_operations_are_for_those_who_may_list_them() {
-        let announcer = Announcer::new(&Registry::empty());
-        let before = snapshot(&announcer);
-        let peer: PeerId = "worker".parse().expect("a peer id");
-        announcer.peer(&peer, "p1", [&query("gpu/run").internal()]);
-        let now = snapshot(&announcer);
-        assert!(before.changes_to(&now, None).is_empty());
-        assert!(before.changes_to(&now, Some(&who(&["admin"]))).is_empty());
-        let told = before.changes_to(&now, Some(&who(&[PEERS_SCOPE])));
-        assert_eq!(told[0].added, ["gpu/run"]);
-        assert_eq!(told[0].peer, Some(peer.clone()));
-        announcer.peer_gone(&peer);
-        let told = now.changes_to(&snapshot(&announcer), Some(&who(&[PEERS_SCOPE])));
-        assert_eq!(told[0].removed, ["gpu/run"]);
+        let announcer = announcer();
+        let mut unknown = watcher(&announcer, None);
+        let mut admin = watcher(&announcer, Some(&["admin"]));
+        let mut lister = watcher(&announcer, Some(&[PEERS_SCOPE]));
+        announcer.peer(&worker(), "p1", [&query("gpu/run").internal()]);
+        assert!(told(&mut unknown).is_empty() && told(&mut admin).is_empty());
+        let first = &told(&mut lister)[0];
+        assert_eq!(first.added, ["gpu/run"]);
+        assert_eq!(first.peer, Some(worker()));
+        announcer.peer_gone(&worker());
+        assert_eq!(told(&mut lister)[0].removed, ["gpu/run"]);
+        announcer.peer_gone(&worker());
+        assert!(told(&mut lister).is_empty(), "it is gone already");
     }
 
     #[tokio::test]
     async fn a_slow_watcher_sees_the_sum() {
-        let announcer = Announcer::new(&Registry::empty());
-        let changes = announcer.0.subscribe();
-        let mut watcher = Watcher {
-            seen: snapshot(&announcer),
-            changes,
-            ready: VecDeque::new(),
-            who: Box::new(|| None),
-        };
+        let announcer = announcer();
+        let mut watcher = watcher(&announcer, None);
         announcer.own("h1", [&query("a/x")]);
+        announcer.peer(&worker(), "p1", [&query("gpu/run")]);
         announcer.own("h2", [&query("a/x"), &query("a/y")]);
         announcer.own("h3", [&query("a/y")]);
-        let change = watcher.next().await.expect("a change");
+        let mut next = async || {
+            let change = watcher.next().await.expect("a change");
+            change.expect("it is not too far behind")
+        };
+        let change = next().await;
         assert_eq!(
             (change.registry.as_str(), change.added),
             ("h3", vec!["a/y".to_owned()])
@@ -341,6 +325,111 @@ mod tests {
         // The same again is no change.
         announcer.own("h3", [&query("a/y")]);
         announcer.own("h4", []);
-        assert_eq!(watcher.next().await.expect("a change").registry, "h4");
+        assert_eq!(next().await.registry, "h4");
+    }
+
+    /// Changes of several sources are told in their order, each from what was there when the one before was told.
+    #[test]
+    fn changes_of_two_sources_are_told_in_turn() {
+        let announcer = announcer();
+        let mut lister = watcher(&announcer, Some(&[PEERS_SCOPE]));
+        announcer.own("h1", [&query("a/x")]);
+        announcer.peer(&worker(), "p1", [&query("gpu/run")]);
+        announcer.peer(&worker(), "p2", [&query("gpu/run"), &query("gpu/stop")]);
+        announcer.own("h2", []);
+        let told = told(&mut lister);
+        let names: Vec<_> = told
+            .iter()
+            .map(|change| {
+                (
+                    change.registry.as_str(),
+                    change.added.len(),
+                    change.removed.len(),
+                )
+            })
+            .collect();
+        assert_eq!(names, [("h1", 1, 0), ("p2", 2, 0), ("h2", 0, 1)]);
+    }
+
+    /// A peer changes the rules of its operations again and again while watchers take nothing.
+    #[test]
+    fn a_watcher_that_is_not_read_keeps_nothing_old() {
+        const OPERATIONS: usize = 200;
+        let announcer = announcer();
+        announcer.own("h1", [&query("a/x")]);
+        let (mut unread, mut rules) = (Vec::new(), Vec::new());
+        for n in 0..10 {
+            let specs: Vec<_> = (0..OPERATIONS)
+                .map(|m| large(&format!("gpu/run{m}"), n))
+                .collect();
+            announcer.peer(&worker(), &format!("p{n}"), &specs);
+            unread.push(watcher(&announcer, Some(&[PEERS_SCOPE, "*"])));
+            let rule = lock(&announcer.0.history).rule(&worker(), "gpu/run0");
+            rules.push(rule.expect("it was announced"));
+        }
+        let kept = lock(&announcer.0.history).kept_bytes();
+        assert!(kept <= WATCH_HISTORY_BYTES, "{kept}");
+        let is_kept: Vec<_> = rules.iter().map(|rule| rule.strong_count() > 0).collect();
+        // Each takes some 0.7 MiB: the newest is there, and as many before it as there is room for.
+        assert!(is_kept[9] && !is_kept[0] && !is_kept[3], "{is_kept:?}");
+        // What a watcher missed it cannot be told; it hears what there is.
+        announcer.peer(&worker(), "p10", [&query("gpu/new")]);
+        let mut told = told(&mut unread[0]);
+        let whole = told.remove(0);
+        assert!(
+            whole.whole && whole.peer == Some(worker()),
+            "{:?}",
+            whole.registry
+        );
+        let mut known: std::collections::BTreeSet<_> = whole.added.into_iter().collect();
+        for change in told {
+            change
+                .removed
+                .iter()
+                .for_each(|name| assert!(known.remove(name)));
+            known.extend(change.added);
+            assert!(!change.whole);
+        }
+        assert_eq!(known.into_iter().collect::<Vec<_>>(), ["gpu/new"]);
+    }
+
+    /// One peer changes as much as all changes may have, and another changes as well.
+    #[test]
+    fn a_peer_that_changes_much_costs_others_no_change_of_theirs() {
+        let announcer = announcer();
+        let mut lister = watcher(&announcer, Some(&[PEERS_SCOPE]));
+        announcer.own("h1", [&query("a/x")]);
+        let other = "other".parse().expect("a peer id");
+        announcer.peer(&other, "o1", [&query("b/y")]);
+        for n in 0..20 {
+            let specs: Vec<_> = (0..200).map(|m| large(&format!("c/{m}"), n)).collect();
+            announcer.peer(&worker(), &format!("p{n}"), &specs);
+        }
+        let told = told(&mut lister);
+        let wholes = told.iter().filter(|change| change.whole);
+        assert!(wholes.clone().all(|change| change.peer == Some(worker())));
+        assert_eq!(wholes.count(), 1);
+        assert_eq!(told[0].added, ["a/x"]);
+        assert_eq!(told[1].added, ["b/y"]);
+    }
+
+    /// More peers come and go than may be attached.
+    #[test]
+    fn of_peers_that_are_gone_few_are_kept() {
+        let announcer = announcer();
+        let mut early = watcher(&announcer, Some(&[PEERS_SCOPE]));
+        let mut unknown = watcher(&announcer, None);
+        let mut late = None;
+        for n in 0..3 * PEERS_MAX {
+            let peer = format!("peer-{n}").parse().expect("a peer id");
+            announcer.peer(&peer, "p", [&query("a/b")]);
+            late = Some(watcher(&announcer, Some(&[PEERS_SCOPE])));
+            announcer.peer_gone(&peer);
+        }
+        assert!(lock(&announcer.0.history).sources() <= 2 * PEERS_MAX + 1);
+        let refused = early.look().expect("a word").expect_err("too far behind");
+        assert!(refused.retryable, "{refused:?}");
+        assert!(told(&mut unknown).is_empty());
+        assert_eq!(told(&mut late.expect("a watcher"))[0].removed, ["a/b"]);
     }
 }

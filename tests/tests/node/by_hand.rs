@@ -13,6 +13,7 @@ use alknet_tests::{Cli, HostNode, eventually, wire};
 use alknet_tls::NodeKey;
 use bytes::Bytes;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 /// Characters of what `node/long` answers: nearly as many as a result may have to be kept.
@@ -29,6 +30,7 @@ const EVENT: usize = 700 << 10;
 
 pub(super) struct Peer {
     _dialer: Dialer,
+    served: watch::Sender<Served>,
     pub(super) connection: Connection,
     /// What it was asked for.
     asked: Arc<Mutex<Vec<String>>>,
@@ -36,6 +38,20 @@ pub(super) struct Peer {
     deaf: Arc<AtomicBool>,
     /// Those that answer, each on a stream.
     answering: Arc<Mutex<JoinSet<()>>>,
+}
+
+/// What a peer says that it serves.
+#[derive(Clone, Default)]
+struct Served {
+    specs: Arc<[Value]>,
+    /// How often that changed.
+    changes: usize,
+}
+
+impl Served {
+    fn registry(&self) -> String {
+        format!("r{}", self.changes)
+    }
 }
 
 /// A connection to a node, and what made it.
@@ -80,7 +96,8 @@ impl Peer {
     ) -> Self {
         let (asked, deaf) = (Arc::default(), Arc::<AtomicBool>::default());
         let answering = Arc::<Mutex<JoinSet<()>>>::default();
-        let specs: Arc<[Value]> = specs.into_iter().map(|spec| json!(spec)).collect();
+        let (served, serves) = watch::channel(Served::default());
+        let is_multi = connection.is_multi();
         let (incoming, note, is_deaf) = (connection.clone(), Arc::clone(&asked), Arc::clone(&deaf));
         let answers = Arc::clone(&answering);
         tokio::spawn(async move {
@@ -89,18 +106,29 @@ impl Peer {
                 if is_deaf.load(Ordering::SeqCst) {
                     unread.push((send, recv));
                 } else {
-                    let answer = answer(send, recv, Arc::clone(&specs), Arc::clone(&note));
+                    let answer = answer((send, recv), is_multi, serves.clone(), Arc::clone(&note));
                     answers.lock().expect("no panic").spawn(answer);
                 }
             }
         });
-        Self {
+        let peer = Self {
             _dialer: dialer,
+            served,
             connection,
             asked,
             deaf,
             answering,
-        }
+        };
+        peer.serves(specs);
+        peer
+    }
+
+    /// From now on it serves these, and tells those that watch on a stream of their own.
+    pub(super) fn serves(&self, specs: Vec<OperationSpec>) {
+        self.served.send_modify(|served| {
+            served.specs = specs.into_iter().map(|spec| json!(spec)).collect();
+            served.changes += 1;
+        });
     }
 
     /// How often it was asked for an operation.
@@ -159,9 +187,9 @@ fn mixed(id: &str, output: &Value, data: &[u8]) -> Bytes {
 }
 
 async fn answer(
-    mut send: SendStream,
-    mut recv: RecvStream,
-    specs: Arc<[Value]>,
+    (mut send, mut recv): (SendStream, RecvStream),
+    is_multi: bool,
+    mut served: watch::Receiver<Served>,
     asked: Arc<Mutex<Vec<String>>>,
 ) {
     let mut frames = FrameReader::new();
@@ -184,8 +212,15 @@ async fn answer(
             };
             let pointer = json!({ "$bin": [0, POINTED] });
             let bytes = match operation.as_str() {
-                // It tells of no changes, and holds what it is to hold.
-                "services/watch" | "node/hold" => continue,
+                // It holds what it is to hold.
+                "node/hold" => continue,
+                "services/watch" => {
+                    // Other requests come on the same stream where there is no other.
+                    if !is_multi {
+                        continue;
+                    }
+                    return tell(send, &event.id, &mut served).await;
+                }
                 "node/full" | "node/never" if is_first || operation == "node/never" => {
                     let error = json!({ "code": "OVERLOADED", "retryable": true });
                     encode_event(EventKind::Error, &event.id, &error.to_string())
@@ -198,7 +233,7 @@ async fn answer(
                     return;
                 }
                 _ => {
-                    let output = output(&operation, &specs, &payload["input"]);
+                    let output = output(&operation, &served, &payload["input"]);
                     let payload = json!({ "output": output }).to_string();
                     encode_event(EventKind::Responded, &event.id, &payload)
                 }
@@ -210,13 +245,27 @@ async fn answer(
     }
 }
 
-fn output(operation: &str, specs: &[Value], input: &Value) -> Value {
+/// Tells what the set of operations is called, and again each time that it changes.
+async fn tell(mut send: SendStream, id: &str, served: &mut watch::Receiver<Served>) {
+    loop {
+        let registry = served.borrow_and_update().registry();
+        let change = json!({ "registry": registry, "added": [], "removed": [] });
+        let payload = json!({ "output": change }).to_string();
+        let event = encode_event(EventKind::Responded, id, &payload);
+        if send.write_chunk(event).await.is_err() || served.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn output(operation: &str, served: &watch::Receiver<Served>, input: &Value) -> Value {
     match operation {
         "services/list" => {
-            let all: Value = specs.iter().map(listed).collect();
-            json!({ "operations": all, "registry": "r" })
+            let served = served.borrow();
+            let all: Value = served.specs.iter().map(listed).collect();
+            json!({ "operations": all, "registry": served.registry() })
         }
-        "services/schema" => json!({ "specs": asked_for(specs, input) }),
+        "services/schema" => json!({ "specs": asked_for(&served.borrow().specs, input) }),
         "node/long" => json!("x".repeat(LONG)),
         "node/wide" => json!("x".repeat(WIDE)),
         "compute/dispatch" => {

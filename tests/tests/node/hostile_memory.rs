@@ -4,8 +4,9 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use alknet_call::limits::{SCOPE_BYTES_MAX, SCOPES_MAX};
 use alknet_call::{CallConnection, CallOptions, ErrorCode, Idempotence, OperationSpec};
-use alknet_core::{Carriage, StreamError};
+use alknet_core::{Carriage, Connection, StreamError};
 use alknet_endpoint::{Dialer, Target};
 use alknet_test_support::deadline;
 use alknet_tests::{Bench, Cli, Elsewhere, HostNode, eventually, wire};
@@ -15,6 +16,7 @@ use serde_json::{Value, json};
 use tokio::task::{JoinSet, block_in_place};
 
 use super::by_hand::{Peer, caller, dial_over, people, until_attached};
+use super::unread::memory;
 
 const MIB: usize = 1 << 20;
 /// The least machine that there is, as far as requests go: 4 MiB for them, half of it for an identity, and 2 MiB for
@@ -350,5 +352,89 @@ async fn padded_subscriptions_of_unknown_peers_leave_known_ones_theirs() {
         let first = within(events.next()).await.expect("an event");
         assert!(first.is_ok(), "{first:?}");
         drop(held);
+    }
+}
+
+/// What operations that are gone may cost a hub: 4 MiB, and what the allocator keeps of the texts that they came in.
+const OLD_MAX: u64 = 24 << 20;
+
+/// With the largest rule there may be.
+fn ruled(name: &str) -> OperationSpec {
+    let mut spec = OperationSpec::query(name, "Has a large rule.");
+    let width = SCOPE_BYTES_MAX - name.len() - 1;
+    let scope = |n: usize| format!("{name}-{n:-<width$}");
+    let scopes = || (0..SCOPES_MAX).map(scope).collect();
+    spec.access_control.required_scopes = scopes();
+    spec.access_control.required_scopes_any = Some(scopes());
+    spec
+}
+
+/// Follows what there is on a stream of its own, takes the first event and no more.
+async fn watches(connection: &Connection) -> impl Sized {
+    let (mut send, mut recv) = wire::stream(connection).await.expect("it goes on");
+    let payload = json!({ "operationId": "/services/watch", "input": {}, "window": 1 });
+    let event = json!({ "type": "call.requested", "id": "1", "payload": payload });
+    let request = wire::frame(event.to_string().as_bytes());
+    let sent = within(send.write_chunk(request.into())).await;
+    sent.expect("it is taken");
+    let event = within(wire::event(&mut recv)).await.expect("an event");
+    assert_eq!(event["type"], "call.responded", "{event}");
+    (send, recv)
+}
+
+/// Waits until each of the peers serves what is named so.
+fn until_all_serve(hub: &HostNode, peers: usize, name: &str) {
+    eventually("what is new is read", || {
+        let listed = hub.call("services/list-peers", &Value::Null);
+        let is_new = |peer: &&Value| {
+            let first = peer["operations"][0]["name"].as_str();
+            first.is_some_and(|first| first.starts_with(name))
+        };
+        let new = listed["peers"].as_array()?.iter().filter(is_new).count();
+        (new == peers).then_some(())
+    });
+}
+
+/// Peers replace all that they serve, 32 times in all, and before each time a known peer begins to watch.
+#[tokio::test(flavor = "multi_thread")]
+async fn watchers_that_take_nothing_keep_no_old_operations() {
+    const ROUNDS: usize = 8;
+    const OPERATIONS: usize = 300;
+    let bench = Bench::new();
+    let eve = bench.somebody("eve");
+    let names = ["worker-1", "worker-2", "worker-3", "worker-4"];
+    let workers = names.map(|name| bench.somebody(name));
+    let entries = names.iter().zip(&workers);
+    let known = entries.map(|(name, who)| (*name, who, &[][..]));
+    let config = people(known.chain([("eve", &eve, &["peer:list"][..])]));
+    let config = format!("[hub]\nenabled = true\n{config}");
+    if let Some(hub) = bench.host_on(SMALL, &config) {
+        let serves = |n: usize| {
+            let ruled = |m: usize| ruled(&format!("old/r{n}-{m}"));
+            (0..OPERATIONS).map(ruled).collect::<Vec<_>>()
+        };
+        let mut peers = Vec::new();
+        for worker in &workers {
+            let connected = dial_over(Carriage::Quic, &hub, worker).await;
+            peers.push(Peer::on(connected, serves(0)));
+        }
+        block_in_place(|| until_all_serve(&hub, peers.len(), "old/r0-"));
+        let (_dialer, connection) = dial_over(Carriage::Quic, &hub, &eve).await;
+        let mut watching = vec![watches(&connection).await];
+        // What the first import takes is paid for: from now on there is as much of everything as before.
+        let before = memory(&hub, "VmRSS:");
+        for n in 1..=ROUNDS {
+            for peer in &peers {
+                peer.serves(serves(n));
+                watching.push(watches(&connection).await);
+            }
+            block_in_place(|| until_all_serve(&hub, peers.len(), &format!("old/r{n}-")));
+        }
+        let grown = memory(&hub, "VmRSS:").saturating_sub(before);
+        println!("figure operations that are gone: {} KiB", grown >> 10);
+        assert!(grown < OLD_MAX, "{grown} bytes are kept");
+        let (_admins, admin) = caller(&hub, bench.admin()).await;
+        assert!(is_answered(&admin, MIB / 2).await);
+        drop(watching);
     }
 }

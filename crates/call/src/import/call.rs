@@ -12,7 +12,9 @@ use crate::client::Caller;
 use crate::compose::Provenance;
 use crate::error::{CallError, ErrorCode};
 use crate::import::{AdapterError, ImportOptions, OperationAdapter};
-use crate::limits::{IMPORT_BATCH, IMPORT_BYTES_MAX, IMPORT_OPERATIONS_MAX, IMPORT_TIMEOUT};
+use crate::limits::{
+    IMPORT_BATCH, IMPORT_BYTES_MAX, IMPORT_OPERATIONS_MAX, IMPORT_TIMEOUT, REGISTRY_BYTES_MAX,
+};
 use crate::peers::forwarding;
 use crate::registry::Registration;
 use crate::rules;
@@ -102,6 +104,10 @@ impl Reading<'_> {
             let input = json!({ "limit": PAGE, "cursor": cursor });
             let page: Listing = self.ask("services/list", &input).await?;
             self.heed(&page);
+            if page.registry.len() > REGISTRY_BYTES_MAX {
+                let reason = format!("it has more than {REGISTRY_BYTES_MAX} bytes");
+                return Err(AdapterError::schema("/registry", reason));
+            }
             let before = seen.len();
             for operation in page.operations {
                 if !seen.insert(operation.name.clone()) {

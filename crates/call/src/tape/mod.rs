@@ -6,6 +6,7 @@
 //! enough to be searched: at most four times the bytes of the text, and twelve.
 
 mod build;
+mod digest;
 mod node;
 mod same;
 
@@ -16,6 +17,7 @@ use serde_json::Value;
 use crate::error::CallError;
 use crate::memory::{InputMemory, Taken};
 
+pub(crate) use digest::{Digest, digest};
 pub(crate) use node::{Node, TapeJson};
 
 /// Set in the first word of an array or object; the other bits are the offset of its bracket.

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use jsonschema::JsonType;
 use jsonschema::json::{Array, Json, Node as JsonNode, NodeIdentity, Object, cmp};
-use memchr::memchr2;
+use memchr::{memchr, memchr2};
 use serde_json::value::RawValue;
 use serde_json::{Number, Value};
 
@@ -97,6 +97,28 @@ impl<'t> Node<'t> {
         (self.first() == b'"').then(|| unquoted(self.rest()))
     }
 
+    /// Gives a string as it reads, in parts; nothing of what is no string. No copy is made of one with escapes.
+    pub(super) fn parts(&self, mut part: impl FnMut(&str)) {
+        if self.at == NAME {
+            return part(self.text);
+        }
+        if self.first() != b'"' {
+            return;
+        }
+        let mut rest = quoted(self.rest());
+        while let Some(at) = memchr(b'\\', rest.as_bytes()) {
+            let (plain, escaped) = rest.split_at(at);
+            part(plain);
+            let (character, behind) = unescaped(escaped);
+            match character {
+                Some(character) => part(character.encode_utf8(&mut [0; 4])),
+                None => part(&escaped[..escaped.len() - behind.len()]),
+            }
+            rest = behind;
+        }
+        part(rest);
+    }
+
     /// Whether it is a string that reads as `text`. Takes time by the length of `text`, never by its own: what a
     /// schema compares is short, and a string from outside may have megabytes.
     fn reads_as(&self, text: &str) -> bool {
@@ -155,6 +177,44 @@ impl<'t> Node<'t> {
 
     pub(super) fn address(&self) -> (usize, u32) {
         (self.words.as_ptr() as usize, self.at)
+    }
+}
+
+/// What stands between the quotes, as it is written.
+fn quoted(rest: &str) -> &str {
+    let end = string_end(rest.as_bytes(), 0).saturating_sub(1);
+    rest.get(1..end).unwrap_or_default()
+}
+
+/// What the escape stands for that `text` begins with, and what is behind it: `None` for half a pair of two.
+fn unescaped(text: &str) -> (Option<char>, &str) {
+    let plain = match text.as_bytes().get(1) {
+        Some(b'b') => '\u{8}',
+        Some(b'f') => '\u{c}',
+        Some(b'n') => '\n',
+        Some(b'r') => '\r',
+        Some(b't') => '\t',
+        Some(b'u') => return from_hex(text),
+        Some(other) => char::from(*other),
+        None => return (None, ""),
+    };
+    (Some(plain), text.get(2..).unwrap_or_default())
+}
+
+/// The same where it is `\u` and four digits, or two of them (RFC 8259, section 7).
+fn from_hex(text: &str) -> (Option<char>, &str) {
+    let unit = |text: &str| {
+        let digits = text.strip_prefix("\\u")?.get(..4)?;
+        u16::from_str_radix(digits, 16).ok()
+    };
+    let behind = text.get(6..).unwrap_or_default();
+    let units = [unit(text), unit(behind)].map(Option::unwrap_or_default);
+    match char::decode_utf16(units).next() {
+        Some(Ok(pair)) if pair.len_utf16() == 2 => {
+            (Some(pair), behind.get(6..).unwrap_or_default())
+        }
+        Some(Ok(single)) => (Some(single), behind),
+        _ => (None, behind),
     }
 }
 

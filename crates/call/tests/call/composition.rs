@@ -164,6 +164,76 @@ async fn an_operation_learns_only_what_it_may_call_itself() {
     assert!(soon(client.call("app/blind", &open)).await.is_ok());
 }
 
+/// A subscription that passes on what `services/watch` tells it.
+fn watches(name: &str, scopes: &[&str]) -> Registration {
+    let spec = OperationSpec::subscription(name, "Watches.");
+    let handler = HandlerKind::stream(|_, ctx: Ctx| {
+        let input = Body::json(&json!({})).expect("JSON");
+        let options = InvokeOptions::default();
+        let followed = ctx.env().follow("services/watch", input, &options);
+        followed.expect("it may watch")
+    });
+    Registration::new(spec, handler)
+        .composing(authority(scopes), ScopedPeerEnv::new(["services/*"]))
+}
+
+/// An operation watches on behalf of a caller who may do more than its author, and of one who may do less.
+#[tokio::test]
+async fn an_operation_that_watches_learns_only_what_it_may_call_itself() {
+    let node = node(
+        Registry::builder()
+            .with(watches("app/sees", &["fs:read", "peer:list"]))
+            .with(watches("app/blind", &["other"])),
+    );
+    let may_all = identity("reader", &["fs:read", "peer:list"]);
+    let client = node.client(Carriage::Memory, Some(may_all));
+    let guest = node.client(Carriage::Memory, Some(identity("guest", &["nothing"])));
+    let mut all = Vec::new();
+    for (client, operation, sees) in [
+        (&client, "app/sees", true),
+        (&client, "app/blind", false),
+        (&guest, "app/sees", false),
+    ] {
+        let events = soon(client.subscribe(operation, &Value::Null)).await;
+        let mut events = events.expect("it is sent");
+        soon(events.next()).await.expect("more").expect("a hash");
+        all.push((events, sees));
+    }
+    let announcer = node.dispatcher.announcer();
+    let closed = query("fs/read").with_scope("fs:read");
+    let worker = "worker".parse().expect("a peer id");
+    announcer.peer(&worker, "p1", [&query("gpu/run"), &closed]);
+    let own: Vec<_> = node.dispatcher.registry().specs().cloned().collect();
+    announcer.own("h2", own.iter().chain([&closed, &query("fs/open")]));
+    announcer.own("h3", &own);
+    for (mut events, sees) in all {
+        let mut next = async || -> Change {
+            let event = soon(events.next()).await.expect("more").expect("an event");
+            event.output.parse().expect("a change")
+        };
+        let mut names = vec!["fs/open"];
+        if sees {
+            // What is of peers comes first, and only to what may list them.
+            let change = next().await;
+            assert_eq!(change.peer.as_ref(), Some(&worker));
+            assert_eq!(change.added, ["fs/read", "gpu/run"]);
+            names.push("fs/read");
+        }
+        // A slow reader hears both changes as one, of which nothing is left but the hash.
+        let mut change = next().await;
+        assert_eq!(change.peer, None);
+        while change.registry != "h3" {
+            assert_eq!(change.added, names);
+            change = next().await;
+        }
+        assert!(change.added.is_empty());
+        assert!(
+            change.removed.is_empty() || change.removed == names,
+            "{change:?}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn a_forged_originator_changes_nothing() {
     let node = node(files());

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use alknet_call::limits::PeerLimits;
 use alknet_call::*;
 use alknet_core::{Carriage, CloseCode};
 use alknet_test_support::deadline;
@@ -76,6 +77,53 @@ async fn a_key_runs_once_for_each_identity() {
             let answer = soon(first.call_with("test/flaky-mutation", &json!(0), &options)).await;
             assert_eq!(*answer.expect("runs").value(), json!(n));
         }
+    }
+}
+
+/// A key is compared with what was asked under it only once the request has its place and its input fits: until then the
+/// whole of the input is looked at for nothing.
+#[tokio::test]
+async fn what_has_no_room_or_does_not_fit_is_not_compared_with_what_its_key_was_used_for() {
+    let mut spec = OperationSpec::mutation("bank/pay", "Runs once for a key.")
+        .with_input(json!({ "type": "object" }));
+    spec.idempotent = Idempotence::Keyed;
+    let pay = HandlerKind::once(|_, _| async { Ok(json!("paid")) });
+    let hold = HandlerKind::once(|_, _| std::future::pending::<Result<Value, CallError>>());
+    let registry = Registry::builder()
+        .with(Registration::new(spec, pay).open())
+        .with(Registration::new(
+            OperationSpec::query("bank/hold", "Does not end."),
+            hold,
+        ));
+    let limits = PeerLimits {
+        requests: 1,
+        ..PeerLimits::AUTHENTICATED
+    };
+    let registry = registry.build().expect("every rule is kept");
+    let node = Node::of(
+        Dispatcher::new(registry).with_limits(limits),
+        Arc::default(),
+    );
+    for carriage in CARRIAGES {
+        let (dialled, _served) = node.serve(carriage, Some(identity("peer", &[])));
+        let mut peer = RawPeer::new(dialled).await;
+        let pay = async |peer: &mut RawPeer, input: Value| {
+            let payload = json!({
+                "operationId": "/bank/pay", "input": input, "idempotency_key": "k",
+            });
+            peer.send(EventKind::Requested, "pay", payload).await;
+            let (_, id, told) = peer.event().await;
+            assert_eq!(id, "pay");
+            told.get("code").unwrap_or(&told["output"]).clone()
+        };
+        assert_eq!(pay(&mut peer, json!({ "n": 1 })).await, "paid");
+        assert_eq!(pay(&mut peer, json!({ "n": 2 })).await, "CONFLICT");
+        // Both have another input than the key was used with.
+        assert_eq!(pay(&mut peer, json!("another")).await, "INVALID_INPUT");
+        peer.request("hold", "/bank/hold", Value::Null).await;
+        assert_eq!(pay(&mut peer, json!({ "n": 2 })).await, "OVERLOADED");
+        peer.send(EventKind::Aborted, "hold", json!({})).await;
+        assert_eq!(pay(&mut peer, json!({ "n": 1 })).await, "paid");
     }
 }
 

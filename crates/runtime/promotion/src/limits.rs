@@ -51,9 +51,9 @@ pub const WATCHED_CALLS: u32 = 100;
 /// By how much of a hundred the errors of a new version may exceed those of the one before.
 pub const WORSE_PERCENT_MAX: u32 = 20;
 /// Scopes that a reviewer may ask of callers.
-pub const SCOPES_MAX: usize = 16;
+pub const SCOPES_MAX: usize = alknet_call::limits::SCOPES_MAX;
 /// Bytes of one of them.
-pub const SCOPE_BYTES_MAX: usize = 200;
+pub const SCOPE_BYTES_MAX: usize = alknet_call::limits::SCOPE_BYTES_MAX;
 /// Calls of one promoted operation that run or wait at the same time.
 pub const CALLS_AT_ONCE: u32 = 128;
 /// The same of all promoted operations of one author: half of the sessions that the author may have, so that whoever

@@ -1,16 +1,51 @@
 //! Guessed tokens.
 
+use alknet_call::{ALPN, CallClient, CallConnection};
+use alknet_core::Carriage;
+use alknet_endpoint::Dialer;
 use alknet_tests::{Bench, Web, guesses_refuse_nobody_else};
+use alknet_tls::NodeKey;
+use serde_json::Value;
+use tokio::task::block_in_place;
 
-/// More wrong tokens than a minute may have, and whatever else is behind the same address.
-#[test]
-fn a_guesser_is_told_to_wait_and_nobody_else_is_refused() {
+/// A connection of the administrator's, who proves a key on it, from the address that everything here comes from.
+async fn by_key(bench: &Bench, web: &Web, carriage: Carriage) -> (Dialer, CallConnection) {
+    let file = bench.admin().state().join("identity.key");
+    let (key, _) = NodeKey::load_or_create(&file).expect("a key");
+    let dialer = Dialer::new(Some(key));
+    let dialled = dialer.dial_over(carriage, &web.target(), ALPN).await;
+    let connection = dialled.expect("it is known");
+    let client = CallClient::without_operations().attach(connection, None);
+    (dialer, client)
+}
+
+/// Calls what only an administrator may.
+async fn is_known(client: &CallConnection) {
+    let answer = client.call("node/info", &Value::Null).await;
+    assert!(answer.is_ok(), "{answer:?}");
+}
+
+/// More wrong tokens than a minute may have, and what else is behind the same address: a stream of events that a token
+/// opened, and connections whose peer proved a key.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guesser_is_told_to_wait_and_nobody_else_is_refused() {
     let bench = Bench::new();
-    let web = Web::start(&bench, "");
-    let follow = r#"{"operation":"/node/log","input":{"follow":true,"last":1}}"#;
-    let mut events = web.events(&web.admin, follow, &["--http2"]);
-    assert!(events.next().is_some(), "it follows the log");
-    guesses_refuse_nobody_else(&bench, &web);
-    // Its last call made a line of the log.
-    assert!(events.next().is_some(), "what a token opened goes on");
+    let web = block_in_place(|| Web::start(&bench, ""));
+    let mut sessions = Vec::new();
+    for carriage in [Carriage::Quic, Carriage::Tcp] {
+        let (dialer, client) = by_key(&bench, &web, carriage).await;
+        is_known(&client).await;
+        sessions.push((dialer, client));
+    }
+    block_in_place(|| {
+        let follow = r#"{"operation":"/node/log","input":{"follow":true,"last":1}}"#;
+        let mut events = web.events(&web.admin, follow, &["--http2"]);
+        assert!(events.next().is_some(), "it follows the log");
+        guesses_refuse_nobody_else(&bench, &web);
+        // Its last call made a line of the log.
+        assert!(events.next().is_some(), "what a token opened goes on");
+    });
+    for (_dialer, client) in &sessions {
+        is_known(client).await;
+    }
 }

@@ -2,13 +2,17 @@
 
 use std::time::{Duration, Instant};
 
-use alknet_core::{Carriage, CloseReason, Connection, StreamCode};
+use alknet_core::{Carriage, CloseReason, Connection, StreamCode, StreamError};
 use alknet_endpoint::Dialer;
 use alknet_test_support::took;
 use alknet_tests::{Bench, wire};
+use bytes::Bytes;
 use serde_json::Value;
 
 use super::{Ended, Site, TIMEOUT, answers, key, send, within};
+
+/// Requests of one write.
+const ASKED_TOGETHER: usize = 50;
 
 /// Waits for the end of `what`, which in a campaign comes a second after its time at the latest.
 async fn timed<T>(what: &str, patience: Duration, end: impl Future<Output = T>) -> T {
@@ -27,14 +31,31 @@ async fn begins_and_gives_up(connection: &Connection) -> CloseReason {
             return reason;
         }
         if let Ok((mut send, _recv)) = wire::stream(connection).await {
-            send.write_chunk(bytes::Bytes::from_static(&[0])).await.ok();
+            send.write_chunk(Bytes::from_static(&[0])).await.ok();
             send.reset(StreamCode::Cancelled);
         }
     }
 }
 
-/// A frame that begins and never ends is given up after half a minute, on either carriage; so is, after
-/// three quarters of one, an unknown peer who connects and asks nothing. On QUIC it may keep the connection
+/// Asks on one stream until the node takes no more, reads none of the answers, and waits for the stream's end.
+async fn reads_nothing(connection: &Connection) -> Ended {
+    let (mut send, mut recv) = wire::stream(connection).await.expect("it is connected");
+    let ids = 0..ASKED_TOGETHER;
+    let asks = ids.flat_map(|id| wire::request(&id.to_string(), "services/list", &Value::Null));
+    let asks = Bytes::from(asks.collect::<Vec<u8>>());
+    while send.write_chunk(asks.clone()).await.is_ok() {}
+    // The node has ended the stream: what was not read is gone with it.
+    loop {
+        match recv.read_chunk(usize::MAX).await {
+            Ok(Some(_)) => {}
+            Err(StreamError::Reset(code)) => return Ended::Reset(code),
+            end => panic!("{end:?}"),
+        }
+    }
+}
+
+/// A frame that begins and never ends is given up after half a minute, on either carriage, and so is a stream of which
+/// nothing is read; so is, after three quarters of one, an unknown peer who connects and asks nothing. On QUIC it may keep the connection
 /// open, as the dialer does.
 #[tokio::test(flavor = "multi_thread")]
 async fn half_open_streams_end_in_code_8() {
@@ -47,11 +68,13 @@ async fn half_open_streams_end_in_code_8() {
     let silent = dial(Carriage::Tcp).await;
     let kept_open = dial(Carriage::Quic).await;
     let busy = dial(Carriage::Quic).await;
+    let unread = dial(Carriage::Quic).await;
     let (frame, stranger) = (Duration::from_secs(30), Duration::from_secs(45));
     let all = async {
         tokio::join!(
             timed("half a frame over QUIC", frame, send(&quic, half, false)),
             timed("half a frame over TCP", frame, send(&tcp, half, false)),
+            timed("an unread answer", frame, reads_nothing(&unread)),
             timed("silence over TCP", stranger, send(&silent, b"", false)),
             timed("silence over QUIC", stranger, kept_open.closed()),
             timed(
@@ -67,11 +90,14 @@ async fn half_open_streams_end_in_code_8() {
         site.serves();
     };
     let (ended, ()) = within(async { tokio::join!(all, served) }).await;
-    let (of_quic, of_tcp, of_silent, of_kept_open, of_busy) = ended;
+    let (of_quic, of_tcp, of_unread, of_silent, of_kept_open, of_busy) = ended;
+    assert_eq!((of_quic, of_tcp), (Ended::Reset(TIMEOUT), Ended::Closed));
     assert_eq!(
-        (of_quic, of_tcp, of_silent),
-        (Ended::Reset(TIMEOUT), Ended::Closed, Ended::Closed)
+        (of_unread, of_silent),
+        (Ended::Reset(TIMEOUT), Ended::Closed)
     );
+    // The stream alone ends: what is read on another one is answered.
+    answers(&unread).await;
     for reason in [of_kept_open, of_busy] {
         assert!(
             matches!(reason, CloseReason::Peer(Some(TIMEOUT), _)),
