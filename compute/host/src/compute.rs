@@ -10,15 +10,14 @@ use alknet_call::{CallError, Ctx};
 use alknet_compute_wire::limits::BUFFERS_BYTES_MAX;
 use alknet_compute_wire::{Info, Measured, Variant};
 use alknet_core::BoxFuture;
-use alknet_worker::{Role, RoleConfig, Sealed, Workers};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use alknet_worker::{Revocable, Role, RoleConfig, Workers};
 
 use crate::choose::{Kernel, Records, Why};
+use crate::copies::{Claim, Room};
 use crate::error::{Error, Result};
 use crate::kept::{Kept, Machine};
 use crate::limits::{
-    GPU_TIME, IDLE, LEASE, ORPHAN_LEASE, REFERENCED_BYTES_MAX, REFERENCED_BYTES_UNIT, TENANTS_MAX,
-    TICK,
+    GPU_TIME, IDLE, LEASE, ORPHAN_LEASE, REFERENCED_BYTES_MAX, REFERENCED_WAIT, TENANTS_MAX, TICK,
 };
 use crate::tenant::Tenant;
 use crate::tensor::Kind;
@@ -45,6 +44,8 @@ pub struct Settings {
     pub tenant_bytes: u64,
     /// Bytes of the copies of stored tensors that the requests of all identities refer to.
     pub referenced_bytes: u64,
+    /// How long a request waits for others to end that have the room for these.
+    pub referenced_wait: Duration,
     /// Identities with a worker of theirs at the same time.
     pub tenants_max: usize,
     /// How long a handle lives after its last use.
@@ -72,6 +73,7 @@ impl Default for Settings {
             gpu_time: GPU_TIME,
             tenant_bytes: BUFFERS_BYTES_MAX,
             referenced_bytes: REFERENCED_BYTES_MAX,
+            referenced_wait: REFERENCED_WAIT,
             tenants_max: TENANTS_MAX,
             lease: LEASE,
             orphan_lease: ORPHAN_LEASE,
@@ -82,11 +84,6 @@ impl Default for Settings {
             measured: None,
         }
     }
-}
-
-/// What so many bytes of copies are counted as.
-fn units(bytes: u64) -> u64 {
-    bytes.div_ceil(REFERENCED_BYTES_UNIT)
 }
 
 /// Processors of this machine.
@@ -132,7 +129,7 @@ pub struct Referenced {
     /// Elements in each dimension.
     pub shape: Vec<u64>,
     /// Copies all of its bytes, densely. It is called on a thread that may wait for the disk, once there is room for them.
-    pub copy: Box<dyn FnOnce() -> std::result::Result<Sealed, CallError> + Send>,
+    pub copy: Box<dyn FnOnce() -> std::result::Result<Revocable, CallError> + Send>,
 }
 
 impl fmt::Debug for Referenced {
@@ -160,8 +157,8 @@ pub(crate) struct Inner {
     pub(crate) workers: Workers,
     pub(crate) settings: Settings,
     references: Option<Arc<dyn References>>,
-    /// Room for copies of stored tensors, in units of [`REFERENCED_BYTES_UNIT`].
-    copies: Arc<Semaphore>,
+    /// For copies of stored tensors.
+    copies: Arc<Room>,
     tenants: Mutex<HashMap<String, Arc<Tenant>>>,
     known: Mutex<Known>,
 }
@@ -192,13 +189,12 @@ impl Compute {
     }
 
     fn make(workers: Workers, settings: Settings, references: Option<Arc<dyn References>>) -> Self {
-        let units = usize::try_from(units(settings.referenced_bytes));
-        let units = units.unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        let copies = Arc::new(Room::new(settings.referenced_bytes));
         Self(Arc::new(Inner {
             workers,
             settings,
             references,
-            copies: Arc::new(Semaphore::new(units)),
+            copies,
             tenants: Mutex::default(),
             known: Mutex::default(),
         }))
@@ -245,20 +241,13 @@ impl Compute {
         Ok((found, kind))
     }
 
-    /// Waits until so many bytes may be copied, beside what the requests of all identities have.
+    /// Waits until so many bytes may be copied for a tenant, beside what the requests of all identities have.
     ///
     /// # Errors
-    /// They are more than may ever be.
-    pub(crate) async fn room_for_copies(&self, bytes: u64) -> Result<OwnedSemaphorePermit> {
-        let most = self.0.settings.referenced_bytes;
-        let units = u32::try_from(units(bytes)).ok().filter(|_| bytes <= most);
-        let Some(units) = units else {
-            return Err(Error::TooLarge(format!(
-                "the stored tensors that this request refers to have {bytes} bytes; {most} are the most"
-            )));
-        };
-        let room = Arc::clone(&self.0.copies).acquire_many_owned(units).await;
-        room.map_err(|closed| Error::Internal(closed.to_string()))
+    /// They are more than may ever be, or there was no room for too long.
+    pub(crate) async fn room_for_copies(&self, tenant: &Tenant, bytes: u64) -> Result<Claim> {
+        let patience = self.0.settings.referenced_wait;
+        self.0.copies.claim(tenant.name(), bytes, patience).await
     }
 
     fn tenant(&self, ctx: &Ctx) -> Result<Arc<Tenant>> {

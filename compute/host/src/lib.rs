@@ -23,6 +23,7 @@ pub mod limits;
 mod budget;
 mod choose;
 mod compute;
+mod copies;
 mod error;
 mod kept;
 mod ops;

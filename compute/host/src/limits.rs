@@ -10,8 +10,17 @@ pub const INLINE_BYTES_MAX: usize = 64 << 10;
 /// Bytes of one `tensor/read`: what a peer takes in one frame is often less.
 pub const READ_BYTES_MAX: u64 = 16 << 20;
 /// Bytes of the copies of stored tensors that the requests of all identities refer to, where the settings name no other
-/// number. A node has a quarter of the machine's memory for them, and at least [`TENSOR_BYTES_MAX`].
+/// number. A node has a quarter of the machine's memory for them, and at least [`REFERENCED_BYTES_MIN`].
 pub const REFERENCED_BYTES_MAX: u64 = 1 << 30;
+/// The least of these bytes on any machine: three quarters, which are for copies of any length, hold one tensor of
+/// [`TENSOR_BYTES_MAX`].
+pub const REFERENCED_BYTES_MIN: u64 = 176 << 20;
+/// How long a request waits for others to end that have the room for such copies. Beside [`GPU_TIME`] it leaves a request
+/// without a deadline of its own the time to be answered.
+pub const REFERENCED_WAIT: Duration = Duration::from_secs(20);
+/// Time that a request which refers to stored tensors has beside its time on the GPU, for kernels of ours to be
+/// compiled: it bounds how long a worker that was taken over keeps the copies, whatever deadline its caller names.
+pub const REFERENCED_BESIDES: Duration = Duration::from_secs(20);
 /// Bytes by which these copies are counted.
 pub(crate) const REFERENCED_BYTES_UNIT: u64 = 64 << 10;
 /// Dimensions of a tensor.

@@ -1,18 +1,16 @@
 //! One identity: its place in the queue, its worker, its tensors.
 
-use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
 use alknet_compute_wire::{Ask, Info, Made, Upload};
-use alknet_worker::{
-    Blob, Body, CallError, CallLimits, Hash, Reply, Request, Sealed, Session, Told,
-};
+use alknet_worker::{Blob, Body, CallError, CallLimits, Hash, Reply, Request, Session, Told};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::compute::{Inner, lock};
+use crate::copies::Copied;
 use crate::error::{Error, Result};
 use crate::limits::{QUEUE_MAX, READ_BYTES_MAX, WALL_TIME};
 use crate::shelf::Shelf;
@@ -48,7 +46,7 @@ struct Live {
 #[derive(Clone, Debug)]
 pub(crate) enum Data {
     Bytes(Bytes),
-    Sealed(Arc<Sealed>),
+    Copied(Arc<Copied>),
 }
 
 /// A request, ready to be sent.
@@ -56,8 +54,6 @@ pub(crate) enum Data {
 pub(crate) struct Sending {
     pub(crate) body: Body,
     pub(crate) uploads: Vec<(u64, Data)>,
-    /// Counts the copies of stored tensors among these.
-    pub(crate) copies: Option<OwnedSemaphorePermit>,
     pub(crate) limits: CallLimits,
     pub(crate) operation: Option<Hash>,
 }
@@ -185,7 +181,6 @@ impl Desk {
         let sending = Sending {
             body,
             uploads: Vec::new(),
-            copies: None,
             limits: CallLimits {
                 wall: WALL_TIME,
                 cpu: None,
@@ -209,10 +204,13 @@ impl Desk {
         let Some(live) = &self.live else {
             return Err(Error::Lost("it ended".to_owned()));
         };
-        // The worker has the memory until it has answered, also where the caller gave up.
-        let _copies = sending.copies;
+        // The worker has the memory until it has answered, also where the caller gave up. Then it is taken back, whatever
+        // descriptors of it the worker keeps.
+        let mut handed_over = Vec::new();
         for (number, data) in sending.uploads {
-            upload(&live.session, number, data)?;
+            let copied = data.copied()?;
+            hand_over(&live.session, number, &copied)?;
+            handed_over.push(copied);
         }
         let request = Request::Role { body: sending.body };
         let mut call = live
@@ -249,19 +247,29 @@ impl Desk {
     }
 }
 
-fn upload(session: &Session, number: u64, data: Data) -> Result<()> {
-    let mut fds = Vec::new();
-    let blob = match data {
-        Data::Bytes(bytes) => Blob::pack(bytes.to_vec(), &mut fds)?,
-        Data::Sealed(sealed) => {
-            let fd = sealed.as_fd().try_clone_to_owned();
-            fds.push(fd.map_err(|error| Error::Internal(error.to_string()))?);
-            let len = sealed.len();
-            Blob::Sealed { at: 0, len }
+impl Data {
+    /// Whether it is a copy of a stored tensor.
+    pub(crate) const fn is_stored(&self) -> bool {
+        matches!(self, Self::Copied(_))
+    }
+
+    fn copied(self) -> Result<Arc<Copied>> {
+        match self {
+            Self::Bytes(bytes) => {
+                let copied = Copied::of(&bytes).map(Arc::new);
+                copied.map_err(|error| Error::Internal(error.to_string()))
+            }
+            Self::Copied(copied) => Ok(copied),
         }
-    };
-    let blobs = vec![(number, blob)];
-    session.tell(Told::Role(Body::of(&Upload { blobs })?), fds)?;
+    }
+}
+
+fn hand_over(session: &Session, number: u64, copied: &Copied) -> Result<()> {
+    let fd = copied.hand_over();
+    let fd = fd.map_err(|error| Error::Internal(error.to_string()))?;
+    let len = copied.len();
+    let blobs = vec![(number, Blob::Sealed { at: 0, len })];
+    session.tell(Told::Role(Body::of(&Upload { blobs })?), vec![fd])?;
     Ok(())
 }
 

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use alknet_call::Body;
 use alknet_compute_wire::limits::TENSOR_BYTES_MAX;
-use alknet_worker::Sealed;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::copies::Copied;
 use crate::error::{Error, Result};
 use crate::limits::{INLINE_BYTES_MAX, RANK_MAX};
 
@@ -139,7 +139,7 @@ pub(crate) enum Arg {
     Inline(Bytes, Kind),
     Ref(String),
     /// A reference that was looked up.
-    Stored(Arc<Sealed>, Kind),
+    Stored(Arc<Copied>, Kind),
 }
 
 /// As it is written. What answers say about a handle may be handed back with it.

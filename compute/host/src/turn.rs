@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use alknet_call::Ctx;
+use alknet_call::{CallError, Ctx};
 use alknet_compute_wire::limits::INLINE_BYTES_MAX as FRAME_BYTES_MAX;
 use alknet_compute_wire::{Ask, Info, Sink, Source};
 use alknet_worker::{Body, CallLimits, Hash, Lease, Role};
@@ -13,8 +13,9 @@ use serde_json::{Value, json};
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, oneshot};
 
 use crate::compute::Compute;
+use crate::copies::Copied;
 use crate::error::{Error, Result};
-use crate::limits::{INLINE_BYTES_MAX, WALL_TIME};
+use crate::limits::{INLINE_BYTES_MAX, REFERENCED_BESIDES, WALL_TIME};
 use crate::shelf::{Shelf, User};
 use crate::tenant::{Data, Desk, Sending, Tenant};
 use crate::tensor::{Arg, Kind};
@@ -33,8 +34,6 @@ pub(crate) struct Turn {
     uploads: Vec<(u64, Data)>,
     /// Numbers and bytes of tensors that this turn makes.
     fresh: Vec<(u64, u64)>,
-    /// Counts the copies of stored tensors among `uploads`, until the worker has answered.
-    copies: Option<OwnedSemaphorePermit>,
 }
 
 /// A tensor that is at hand.
@@ -42,6 +41,14 @@ pub(crate) struct Turn {
 pub(crate) struct Operand {
     pub(crate) source: Source,
     pub(crate) kind: Kind,
+}
+
+/// Time of a request whose caller would wait for `wanted`; `gpu` is its time on the GPU where it has copies of stored
+/// tensors. What of a request is time on the GPU the worker says, which may have been taken over.
+fn wall_time(wanted: Duration, gpu: Option<Duration>) -> Duration {
+    gpu.map_or(wanted, |gpu| {
+        wanted.min(gpu.saturating_add(REFERENCED_BESIDES))
+    })
 }
 
 /// How a caller wants a tensor back.
@@ -78,7 +85,6 @@ impl Turn {
             info: info.unwrap_or_default(),
             uploads: Vec::new(),
             fresh: Vec::new(),
-            copies: None,
         };
         if fresh {
             let info: Arc<Info> = Arc::new(turn.ask(&Ask::Info, None).await?);
@@ -112,9 +118,8 @@ impl Turn {
         let lost = || Error::Internal("a request came to no end".to_owned());
         let sending = Sending {
             body: Body::of(ask)?,
-            uploads: std::mem::take(&mut self.uploads),
-            copies: self.copies.take(),
             limits: self.limits(ask),
+            uploads: std::mem::take(&mut self.uploads),
             operation,
         };
         let mut desk = self.desk.take().ok_or_else(lost)?;
@@ -139,11 +144,14 @@ impl Turn {
         let left = |deadline: tokio::time::Instant| {
             deadline.saturating_duration_since(tokio::time::Instant::now())
         };
+        let gpu = (!own).then_some(self.compute.0.settings.gpu_time);
+        let holds_copies = self.uploads.iter().any(|(_, data)| data.is_stored());
+        let wall = self.ctx.deadline().map_or(WALL_TIME, left);
         CallLimits {
-            wall: self.ctx.deadline().map_or(WALL_TIME, left),
+            wall: wall_time(wall, gpu.filter(|_| holds_copies)),
             // Threads of the worker use several seconds of it in one.
             cpu: None,
-            gpu: (!own).then_some(self.compute.0.settings.gpu_time),
+            gpu,
         }
     }
 
@@ -165,23 +173,25 @@ impl Turn {
         if named.is_empty() {
             return Ok(());
         }
-        let room = self.compute.room_for_copies(bytes).await?;
-        // The room goes along: a caller that gives up does not end what is copied, which has it until then.
+        let claim = self.compute.room_for_copies(&self.tenant, bytes).await?;
+        // The claim goes along: a caller that gives up does not end what is copied, which has it until then.
         let copying = tokio::task::spawn_blocking(move || {
-            let copied: std::result::Result<Vec<_>, _> =
-                copies.into_iter().map(|copy| copy()).collect();
-            (copied, room)
+            let claim = Arc::new(claim);
+            let copied = copies.into_iter().map(|copy| {
+                let memory = copy()?;
+                Ok(Copied::stored(memory, &claim))
+            });
+            copied.collect::<std::result::Result<Vec<_>, CallError>>()
         });
-        let (copied, room) = copying
+        let copied = copying
             .await
             .map_err(|error| Error::Internal(error.to_string()))?;
-        self.copies = Some(room);
-        for ((arg, kind), data) in named.into_iter().zip(copied?) {
-            if kind.bytes() != data.len() {
+        for ((arg, kind), copied) in named.into_iter().zip(copied?) {
+            if kind.bytes() != copied.len() {
                 let why = "a stored tensor of another length".to_owned();
                 return Err(Error::Internal(why));
             }
-            **arg = Arg::Stored(Arc::new(data), kind);
+            **arg = Arg::Stored(Arc::new(copied), kind);
         }
         Ok(())
     }
@@ -210,8 +220,8 @@ impl Turn {
                 let source = self.source(Data::Bytes(bytes));
                 Ok(Operand { source, kind })
             }
-            Arg::Stored(sealed, kind) => {
-                let source = self.source(Data::Sealed(sealed));
+            Arg::Stored(copied, kind) => {
+                let source = self.source(Data::Copied(copied));
                 Ok(Operand { source, kind })
             }
             Arg::Ref(_) => Err(Error::Internal("a reference nobody looked up".to_owned())),
@@ -303,5 +313,24 @@ impl Drop for Turn {
         let numbers = self.fresh.drain(..).map(|(number, _)| number);
         self.tenant.shelf(|shelf| shelf.discard(numbers));
         self.tenant.touch();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::GPU_TIME;
+
+    #[test]
+    fn copies_of_stored_tensors_are_held_for_a_bounded_time() {
+        let longest = Duration::from_secs(600);
+        assert_eq!(wall_time(longest, None), longest);
+        let held = wall_time(longest, Some(GPU_TIME));
+        assert_eq!(held, GPU_TIME + REFERENCED_BESIDES);
+        // A request without a deadline of its own has no less.
+        assert_eq!(wall_time(WALL_TIME, Some(GPU_TIME)), WALL_TIME);
+        let short = Duration::from_secs(1);
+        assert_eq!(wall_time(short, Some(GPU_TIME)), short);
+        assert_eq!(wall_time(longest, Some(Duration::MAX)), longest);
     }
 }

@@ -8,9 +8,11 @@ mod blob;
 mod cbor;
 pub(crate) mod channel;
 mod decoder;
+mod revocable;
 mod sealed;
 
 pub use blob::Blob;
 pub use cbor::{Body, Hash};
 pub use decoder::{Decoder, encode};
+pub use revocable::Revocable;
 pub use sealed::{Mapped, Sealed};

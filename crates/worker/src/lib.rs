@@ -39,7 +39,7 @@ mod setup;
 mod sys;
 
 pub use error::{CallError, Cause, FrameError, GuestError, Loss, Reason, WorkerError};
-pub use frame::{Blob, Body, Decoder, Hash, Mapped, Sealed, encode};
+pub use frame::{Blob, Body, Decoder, Hash, Mapped, Revocable, Sealed, encode};
 pub use guest::{Call as GuestCall, Entered, Guest, Incoming, OnThread, enter, started_as_worker};
 pub use host::{
     Answer, Call, CallLimits, Config, Deaths, Delegated, Executable, Lease, Make, Request,

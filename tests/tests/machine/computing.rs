@@ -268,8 +268,8 @@ fn dispatch(wgsl: &str, entry: &str) -> Value {
 #[test]
 fn an_old_processor_computes() {
     let bench = Bench::new();
-    // Enough for a quick shader here, and no longer: one of these does not end, and what the node brings along is to
-    // take longer to compile, on a machine at rest as on one that is busy.
+    // Enough for a quick shader here, and no longer: one of these does not end. What the node brings along takes longer to
+    // compile on most machines.
     let seconds = deadline(Duration::from_secs(2)).as_secs().min(600);
     let admin = bench.admin().identity();
     let node = bench
@@ -287,7 +287,7 @@ fn an_old_processor_computes() {
     assert_eq!(there, here);
 
     if has_driver() {
-        compiling_our_kernels_is_no_time_on_the_gpu(&node, seconds);
+        our_kernels_are_compiled(&node, seconds);
         judges_shaders(&node);
     } else {
         skipped("Vulkan driver", "no shader is judged");
@@ -299,10 +299,10 @@ fn an_old_processor_computes() {
     );
 }
 
-/// A request is not ended for the time that the node's own kernels take to compile on an emulated processor. `seconds`
-/// is the machine's limit, which its other shaders need as well, and not shorter for this: where a kernel is compiled
-/// within it, a node that counts compiling would answer too, and it is said that nothing was tested.
-fn compiling_our_kernels_is_no_time_on_the_gpu(node: &Node, seconds: u64) {
+/// A request is answered whose kernel an emulated processor has to compile first, on a machine whose requests have so many
+/// `seconds` on the GPU. That these do not count compiling, also where that takes no longer, is for
+/// `compute/gpu/tests/gpu/operations/clock.rs`.
+fn our_kernels_are_compiled(node: &Node, seconds: u64) {
     let matrix = json!({ "inline": MATRIX, "dtype": "F32", "shape": [2, 2] });
     let input = json!({ "a": matrix, "b": matrix, "variant": "wgsl" });
     let answer = node.call("compute/matmul", &input);
@@ -312,12 +312,6 @@ fn compiling_our_kernels_is_no_time_on_the_gpu(node: &Node, seconds: u64) {
     println!(
         "figure compiling on an emulated processor, of {seconds} s on the GPU: {compiling:.0} ms"
     );
-    if compiling <= 1e3 * seconds as f64 {
-        skipped(
-            "slow processor",
-            "the kernel was compiled before the time on the GPU would have ended",
-        );
-    }
 }
 
 fn judges_shaders(node: &Node) {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alknet_call::{Dispatcher, RegistryBuilder};
-use alknet_compute::limits::TENSOR_BYTES_MAX;
+use alknet_compute::limits::REFERENCED_BYTES_MIN;
 use alknet_compute::{Compute, Settings};
 use alknet_core::config::{Activation, ComputeSection, PromotionSection, RuntimeSection};
 use alknet_core::{Capabilities, Clock, HandlerRegistry, HttpMount, Identities, Metrics};
@@ -93,7 +93,8 @@ impl Computing {
         settings.driver.clone_from(&around.compute.driver);
         settings.host_kernels = around.compute.host_kernels;
         settings.gpu_time = Duration::from_secs(around.compute.gpu_seconds.into());
-        settings.referenced_bytes = (memory_total_bytes() / REFERENCED_PART).max(TENSOR_BYTES_MAX);
+        settings.referenced_bytes =
+            (memory_total_bytes() / REFERENCED_PART).max(REFERENCED_BYTES_MIN);
         let workers = workers::start(&settings, around.runtime.min_sandbox)?;
         let mut problems = Vec::new();
         let store = open_store(around.state_dir, &mut problems);

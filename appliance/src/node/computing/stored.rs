@@ -11,7 +11,7 @@ use alknet_core::BoxFuture;
 use alknet_sessions::TensorFiles;
 use alknet_tensor::FileId;
 use alknet_tensor_serve::{Asker, Encoding, Object, Part, Src, Store, Want};
-use alknet_worker::Sealed;
+use alknet_worker::Revocable;
 use serde_json::Value;
 
 /// What a reference begins with: `alknet-tensor://NODE/ID#NAME`.
@@ -100,10 +100,10 @@ fn find(store: &Store, object: &Arc<Object>, name: String) -> Result<Referenced,
     })
 }
 
-fn copy(mut part: Part) -> Result<Sealed, CallError> {
+fn copy(mut part: Part) -> Result<Revocable, CallError> {
     // What went wrong with the file says more than what the memory says about it.
     let mut failed = None;
-    let data = Sealed::written(|memory| {
+    let data = Revocable::written(|memory| {
         loop {
             match part.next_block() {
                 Ok(Some(block)) => memory.write_all(&block)?,

@@ -30,14 +30,14 @@ pub(super) struct Shelf {
 #[derive(Debug)]
 enum Held {
     Inline(Vec<u8>),
-    Sealed(Mapped),
+    Mapped(Mapped),
 }
 
 impl Held {
     fn bytes(&self) -> &[u8] {
         match self {
             Self::Inline(bytes) => bytes,
-            Self::Sealed(mapped) => mapped,
+            Self::Mapped(mapped) => mapped,
         }
     }
 }
@@ -58,8 +58,8 @@ impl Shelf {
             if self.uploads.len() >= UPLOADS_MAX {
                 return;
             }
-            let held = match blob.sealed(fds) {
-                Ok(Some(sealed)) => sealed.map().map(Held::Sealed),
+            let held = match blob.mapped(fds) {
+                Ok(Some(mapped)) => Ok(Held::Mapped(mapped)),
                 Ok(None) => blob.read(fds, u64::MAX).map(Held::Inline),
                 Err(error) => Err(error),
             };

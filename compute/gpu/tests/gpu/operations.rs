@@ -1,5 +1,6 @@
 //! The operations, asked over a connection, with real workers and the real driver.
 
+mod clock;
 mod ends;
 mod hashes;
 mod heavy;

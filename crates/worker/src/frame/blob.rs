@@ -4,9 +4,11 @@ use std::os::fd::OwnedFd;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Body, Sealed};
+use super::{Body, Mapped, Sealed};
 use crate::FrameError;
 use crate::limits::{FRAME_FDS_MAX, INLINE_BYTES_MAX};
+
+const OTHER_LENGTH: FrameError = FrameError::NotSealed("of another length than the message says");
 
 /// Bytes inside the frame, or in a sealed descriptor that travels with it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,20 +71,42 @@ impl Blob {
     /// # Errors
     /// If the descriptor is missing, no sealed memory, or of another length than is said.
     pub fn sealed(&self, fds: &[OwnedFd]) -> Result<Option<Sealed>, FrameError> {
+        let Some((fd, len)) = self.descriptor(fds)? else {
+            return Ok(None);
+        };
+        let sealed = Sealed::check(fd.try_clone()?)?;
+        if sealed.len() != len {
+            return Err(OTHER_LENGTH);
+        }
+        Ok(Some(sealed))
+    }
+
+    /// What the host handed over, mapped, where that is where the bytes are. Only for workers: the host takes back
+    /// [`Revocable`](super::Revocable) memory once the request that it was for is answered, and the map may not be read
+    /// after that.
+    ///
+    /// # Errors
+    /// If the descriptor is missing, no file, or of another length than is said.
+    pub fn mapped(&self, fds: &[OwnedFd]) -> Result<Option<Mapped>, FrameError> {
+        let Some((fd, len)) = self.descriptor(fds)? else {
+            return Ok(None);
+        };
+        let mapped = Mapped::of_file(fd.try_clone()?)?;
+        if mapped.len() as u64 != len {
+            return Err(OTHER_LENGTH);
+        }
+        Ok(Some(mapped))
+    }
+
+    /// The descriptor that it names, and how many bytes that is said to hold.
+    fn descriptor<'a>(&self, fds: &'a [OwnedFd]) -> Result<Option<(&'a OwnedFd, u64)>, FrameError> {
         let Self::Sealed { at, len } = self else {
             return Ok(None);
         };
-        let Some(fd) = fds.get(*at) else {
-            let (named, came) = (at.saturating_add(1), fds.len());
-            return Err(FrameError::Descriptors { named, came });
-        };
-        let sealed = Sealed::check(fd.try_clone()?)?;
-        if sealed.len() != *len {
-            return Err(FrameError::NotSealed(
-                "of another length than the message says",
-            ));
-        }
-        Ok(Some(sealed))
+        let (named, came) = (at.saturating_add(1), fds.len());
+        let fd = fds.get(*at);
+        let fd = fd.ok_or(FrameError::Descriptors { named, came })?;
+        Ok(Some((fd, *len)))
     }
 
     /// The bytes, copied: for the node, which maps nothing that others made.

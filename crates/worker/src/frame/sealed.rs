@@ -45,26 +45,14 @@ impl Sealed {
         Self::seal(file)
     }
 
-    /// Sealed memory as `write` fills it.
+    /// Sealed memory as `write` fills it, which can be executed.
     ///
     /// # Errors
     /// Those of `write`; and if there is too much, or the kernel refuses the memory.
-    pub fn written(write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<Self> {
-        Self::fill(memfd_create(c"alknet", FLAGS)?, write)
-    }
-
-    /// The same, and it can be executed.
-    ///
-    /// # Errors
-    /// As [`written`](Self::written).
     pub fn program(write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<Self> {
         // Older kernels do not know the flag, and let every memfd be executed.
         let memory = memfd_create(c"alknet", FLAGS | MemfdFlags::EXEC)
             .or_else(|_| memfd_create(c"alknet", FLAGS))?;
-        Self::fill(memory, write)
-    }
-
-    fn fill(memory: OwnedFd, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<Self> {
         let mut memory = File::from(memory);
         write(&mut memory)?;
         Self::seal(memory).map_err(io::Error::other)
@@ -126,17 +114,6 @@ impl Sealed {
         self.file.read_exact_at(&mut bytes, 0)?;
         Ok(bytes)
     }
-
-    /// The bytes as they lie in the descriptor. For workers: where the machine runs out of memory
-    /// while a page is brought in, whoever maps dies of it.
-    ///
-    /// # Errors
-    /// If the kernel refuses the map.
-    pub fn map(&self) -> Result<Mapped, FrameError> {
-        let len = usize::try_from(self.len).unwrap_or(usize::MAX);
-        let mapping = Mapping::of_sealed(self, len)?;
-        Ok(Mapped(mapping))
-    }
 }
 
 impl AsFd for Sealed {
@@ -151,14 +128,14 @@ impl From<Sealed> for OwnedFd {
     }
 }
 
-/// Sealed memory, mapped to be read.
+/// What the host passed, mapped to be read.
 #[derive(Debug)]
 pub struct Mapped(Mapping);
 
 impl Mapped {
     /// Maps a file that the host passed, to be read. Only for workers, and only of files that the
-    /// host never changes: one that is cut short while it is mapped ends the process by a signal,
-    /// which is what workers are for.
+    /// host does not change while the map is read: one that is cut short meanwhile ends the process by a signal,
+    /// which is what workers are for. So does a machine that runs out of memory while a page is brought in.
     ///
     /// # Errors
     /// If it is no ordinary file, or the kernel refuses the map.
@@ -200,9 +177,10 @@ mod tests {
     fn sealed_bytes_are_read_and_mapped_and_cannot_change() {
         let sealed = Sealed::of(b"some bytes").expect("sealed");
         assert_eq!(sealed.read(10).expect("readable"), b"some bytes");
-        let mapped = sealed.map().expect("mapped");
+        let copy = || sealed.as_fd().try_clone_to_owned().expect("a copy");
+        let mapped = Mapped::of_file(copy()).expect("mapped");
         assert_eq!(&mapped[..], b"some bytes");
-        let again = Sealed::check(sealed.as_fd().try_clone_to_owned().expect("a copy"));
+        let again = Sealed::check(copy());
         assert_eq!(again.expect("still sealed").len(), 10);
         let mut file = sealed.file;
         assert!(file.write_all(b"x").is_err());
@@ -229,7 +207,9 @@ mod tests {
     fn nothing_is_bytes_too() {
         let sealed = Sealed::of(b"").expect("sealed");
         assert!(sealed.is_empty());
-        assert_eq!(&sealed.map().expect("mapped")[..], b"");
+        assert_eq!(sealed.read(0).expect("readable"), b"");
+        let mapped = Mapped::of_file(sealed.into()).expect("mapped");
+        assert_eq!(&mapped[..], b"");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Read-only maps: of sealed memory, and of files that stay as they are.
+//! Read-only maps of files that stay as they are for as long as they are read.
 
 use std::ffi::c_void;
 use std::fs::File;
@@ -6,8 +6,6 @@ use std::io;
 use std::ptr::NonNull;
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-
-use crate::Sealed;
 
 /// Pages of a descriptor.
 #[derive(Debug)]
@@ -22,23 +20,10 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps the `bytes` that `sealed` holds.
-    pub(crate) fn of_sealed(sealed: &Sealed, bytes: usize) -> io::Result<Self> {
-        if bytes == 0 {
-            // The kernel maps no nothing.
-            let start = NonNull::dangling();
-            return Ok(Self { start, bytes });
-        }
-        let nowhere = std::ptr::null_mut();
-        // SAFETY: a new map at a place of the kernel's choice touches no memory of ours.
-        let start = unsafe { mmap(nowhere, bytes, ProtFlags::READ, MapFlags::SHARED, sealed, 0)? };
-        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
-        Ok(Self { start, bytes })
-    }
-
     /// Maps the first `bytes` of a file that whoever passed it leaves as it is.
     pub(crate) fn of_file(file: &File, bytes: usize) -> io::Result<Self> {
         if bytes == 0 {
+            // The kernel maps no nothing.
             let start = NonNull::dangling();
             return Ok(Self { start, bytes });
         }
@@ -51,8 +36,9 @@ impl Mapping {
 
     pub(crate) const fn bytes(&self) -> &[u8] {
         // SAFETY: the map lives as long as `self` and is `bytes` long (or empty). What is behind it
-        // is sealed against writing and shrinking, or is a file that the host, which passed it, never
-        // changes; one that is cut short all the same ends the worker by a signal.
+        // is memory sealed against writing, or a file that the host, which passed it, never changes.
+        // What is cut short while it is read (memory that the host takes back is not read any more by then)
+        // ends the worker by a signal.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.bytes) }
     }
 }

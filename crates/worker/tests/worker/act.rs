@@ -29,6 +29,8 @@ pub(crate) enum Act {
     Garbage(Vec<u8>),
     /// What it found before its last wall closed.
     Inside,
+    /// How many descriptors it kept of those that the host handed it, and how many bytes of memory those hold.
+    Kept,
     /// Logs this many lines of this many bytes.
     Log(u64, usize),
     /// Sends a frame with more descriptors than a frame may have.

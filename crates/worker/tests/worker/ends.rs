@@ -1,10 +1,11 @@
 //! Workers that end by themselves, or say what is no message.
 
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use alknet_worker::{
-    CallError, FromWorker, Hash, Lease, Loss, Reason, Reply, Role, Session, Told, WorkerError,
-    Workers,
+    Body, CallError, FromWorker, Hash, Lease, Loss, Reason, Reply, Revocable, Role, Session, Told,
+    WorkerError, Workers,
 };
 
 use crate::act::{Act, Said};
@@ -264,7 +265,7 @@ fn a_worker_calls_its_host_and_logs_within_bounds() {
         panic!("{message:?}");
     };
     assert_eq!((sid, &*op), (session.sid(), "fs/read"));
-    let body = alknet_worker::Body::of(&Said::Errno(42)).expect("CBOR");
+    let body = Body::of(&Said::Errno(42)).expect("CBOR");
     let reply = Reply::Ok(alknet_worker::Blob::Inline(body));
     session
         .tell(Told::Reply { id, reply }, Vec::new())
@@ -289,4 +290,27 @@ fn a_worker_calls_its_host_and_logs_within_bounds() {
         errno(&session, &Act::Try(crate::act::Call::Open)),
         libc::EPERM
     );
+}
+
+/// A worker that was taken over answers, and gives back neither a descriptor nor a map of what it was handed.
+#[test]
+fn memory_that_a_worker_was_handed_is_taken_back_whatever_it_keeps() {
+    const BYTES: usize = 8 << 20;
+    const TIMES: usize = 8;
+    let workers = workers();
+    let session = open(&workers, Role::Gpu, "hostile");
+    let keeps = |count: usize, bytes: usize| {
+        let kept = said(ask(&session, &Act::Kept).expect("an answer"));
+        kept == Said::Text(format!("{count} of {bytes}"))
+    };
+    for count in 1..=TIMES {
+        let memory = Revocable::written(|memory| memory.write_all(&vec![7; BYTES]));
+        let memory = memory.expect("memory");
+        let fds = vec![memory.hand_over().expect("a descriptor")];
+        let told = Told::Role(Body::default());
+        session.tell(told, fds).expect("it reads");
+        until("it has the memory", || keeps(count, BYTES));
+        drop(memory);
+        assert!(keeps(count, 0), "{count}");
+    }
 }

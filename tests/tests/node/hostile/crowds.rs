@@ -292,7 +292,7 @@ async fn a_crowd_keeps_nobody_out(site: &Site<'_>, kinds: &[Silence]) {
     let many = count(CROWD[0], CROWD[1]);
     let before = site.info(&[])["endpoint"].clone();
     let crowd = Crowd::gather(site, kinds.iter().copied().cycle().take(many)).await;
-    // Some are under way, within the limits; what became of the others is counted.
+    // Some are under way, within the limits; the others were ended for these.
     let under_way = kinds.len().min(2) * HANDSHAKES_AT_ONCE;
     site.counted(&before, many - under_way).await;
     site.serves();

@@ -93,12 +93,17 @@ impl<'a> Site<'a> {
         }
     }
 
-    /// Calls until the node has counted `enough` ends of handshakes: each call is served, too.
-    async fn counted(&self, before: &Value, enough: usize) {
+    /// Calls until the node has ended `many` handshakes for its limits since `before`, less those that ran out of
+    /// time by now: each of these made room for another one. Each call is served, too.
+    async fn counted(&self, before: &Value, many: usize) {
+        let now = self.info(&[])["endpoint"].clone();
+        let expired = ended(&now, &["timeout"]) - ended(before, &["timeout"]);
+        assert!(expired < many, "{many} came too slowly: {now}");
+        let enough = ended(before, &BY_LIMITS) + many - expired;
         let until = Instant::now() + hung();
         loop {
             let now = &self.info(&[])["endpoint"];
-            if number(now) >= number(before) + enough {
+            if ended(now, &BY_LIMITS) >= enough {
                 return;
             }
             assert!(
@@ -110,11 +115,14 @@ impl<'a> Site<'a> {
     }
 }
 
-/// Handshakes that came to nothing, and those that were asked for proof first.
-fn number(counters: &Value) -> usize {
-    let ends = ["evicted", "ignored", "refused", "retried", "timeout"];
-    let all = ends.map(|end| counters[format!("handshakes_{end}")].as_u64());
-    all.into_iter().flatten().sum::<u64>() as usize
+/// How handshakes end that a limit leaves no room for, and those that are asked for proof first. Those that run out of
+/// time would end without any limit.
+const BY_LIMITS: [&str; 4] = ["evicted", "ignored", "refused", "retried"];
+
+/// Handshakes that ended so.
+fn ended(counters: &Value, ends: &[&str]) -> usize {
+    let count = |end| counters[format!("handshakes_{end}")].as_u64();
+    ends.iter().filter_map(count).sum::<u64>() as usize
 }
 
 fn key() -> NodeKey {

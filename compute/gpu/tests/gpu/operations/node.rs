@@ -40,6 +40,7 @@ pub(super) fn patient() -> Settings {
     let mut settings = Settings::default();
     settings.gpu_time = deadline(LONG);
     settings.lease = deadline(LONG);
+    settings.referenced_wait = deadline(LONG);
     settings.tenants_max = 64;
     settings
 }

@@ -1,21 +1,29 @@
 //! Stored tensors that requests refer to are copied for the node's account.
 
+use std::fs::File;
 use std::io::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use alknet_call::{CallError, Ctx};
-use alknet_compute::{Referenced, References};
+use alknet_compute::{Referenced, References, Settings};
 use alknet_core::{BoxFuture, CloseCode};
-use alknet_test_support::eventually;
-use alknet_worker::Sealed;
+use alknet_test_support::{deadline, eventually};
+use alknet_worker::Revocable;
 use serde_json::{Value, json};
 
-use super::node::{LONG, Node, Person, patient};
+use super::node::{LONG, Node, Person, binary, codes, patient};
 
-/// Bytes of each stored tensor.
-const BYTES: usize = 1 << 20;
+/// Bytes of a stored tensor that is not short.
+const BYTES: usize = 8 << 20;
+
+/// Bytes of one that is copied at once, also where the store is slow.
+const SHORT: usize = 1 << 10;
+
+/// Room for all copies that leaves room for one of [`BYTES`], beside short ones.
+const ROOM_FOR_ONE: u64 = BYTES as u64 / 2 * 3;
 
 /// A store whose tensors are copied once it is opened.
 #[derive(Default)]
@@ -24,6 +32,8 @@ struct SlowStore {
     begun: AtomicUsize,
     is_open: Mutex<bool>,
     opened: Condvar,
+    /// A descriptor of each copy, such as a worker gets that gives none back.
+    kept: Mutex<Vec<File>>,
 }
 
 impl SlowStore {
@@ -32,13 +42,22 @@ impl SlowStore {
         self.opened.notify_all();
     }
 
-    fn copy(&self) -> Result<Sealed, CallError> {
+    fn copy(&self, bytes: usize) -> Result<Revocable, CallError> {
         self.begun.fetch_add(1, Ordering::SeqCst);
-        let is_open = self.is_open.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.opened.wait_while(is_open, |is_open| !*is_open);
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
-        let copied = Sealed::written(|memory| memory.write_all(&[7; BYTES]));
-        copied.map_err(|error| CallError::internal(error.to_string()))
+        if bytes > SHORT {
+            let is_open = self.is_open.lock().unwrap_or_else(PoisonError::into_inner);
+            let waited = self.opened.wait_while(is_open, |is_open| !*is_open);
+            drop(waited.unwrap_or_else(PoisonError::into_inner));
+        }
+        let copied = Revocable::written(|memory| memory.write_all(&vec![7; bytes]));
+        let copied = copied.map_err(|error| CallError::internal(error.to_string()))?;
+        let kept = copied.hand_over().expect("a descriptor");
+        self.kept().push(kept.into());
+        Ok(copied)
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Vec<File>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -58,30 +77,41 @@ impl References for SlowReferences {
     fn find(
         &self,
         _ctx: &Ctx,
-        _reference: &str,
+        reference: &str,
     ) -> BoxFuture<'static, Result<Referenced, CallError>> {
         let store = Arc::clone(&self.0);
+        let (_, bytes) = reference.split_once('#').expect("a tensor's name");
+        let bytes = bytes.parse().expect("its bytes");
         Box::pin(async move {
             store.found.fetch_add(1, Ordering::SeqCst);
             Ok(Referenced {
-                dtype: "U8".to_owned(),
-                shape: vec![BYTES as u64],
-                copy: Box::new(move || store.copy()),
+                dtype: "F32".to_owned(),
+                shape: vec![bytes as u64 / 4],
+                copy: Box::new(move || store.copy(bytes)),
             })
         })
     }
 }
 
-fn create() -> Value {
-    json!({ "dtype": "U8", "shape": [BYTES], "from": { "ref": "alknet-tensor://node/id#name" } })
+fn node(store: &Arc<SlowStore>, change: impl FnOnce(&mut Settings)) -> Node {
+    let mut settings = patient();
+    settings.referenced_bytes = ROOM_FOR_ONE;
+    change(&mut settings);
+    Node::with_references(settings, Arc::new(SlowReferences(Arc::clone(store))))
+}
+
+fn reference(bytes: usize) -> Value {
+    json!({ "ref": format!("alknet-tensor://node/id#{bytes}") })
+}
+
+fn create(bytes: usize) -> Value {
+    json!({ "dtype": "F32", "shape": [bytes / 4], "from": reference(bytes) })
 }
 
 #[test]
 fn stored_tensors_are_copied_in_turn_and_where_there_is_room() {
     let store = Arc::<SlowStore>::default();
-    let mut settings = patient();
-    settings.referenced_bytes = BYTES as u64 + 1;
-    let node = Node::with_references(settings, Arc::new(SlowReferences(Arc::clone(&store))));
+    let node = node(&store, |_| {});
     let counts = || {
         let [found, begun] = [&store.found, &store.begun].map(|count| count.load(Ordering::SeqCst));
         (found, begun)
@@ -90,7 +120,7 @@ fn stored_tensors_are_copied_in_turn_and_where_there_is_room() {
         let opens = OpenAtTheEnd(&store);
         let ask = |person: Person| {
             scope.spawn(move || {
-                let made = person.try_ask("tensor/create", &create());
+                let made = person.try_ask("tensor/create", &create(BYTES));
                 made.map(|made| made.value()["handle"].is_string())
             })
         };
@@ -116,11 +146,87 @@ fn stored_tensors_are_copied_in_turn_and_where_there_is_room() {
     assert_eq!(counts(), (3, 3));
 
     // More than there is room for is not copied at all.
-    let reference = json!({ "ref": "alknet-tensor://node/id#name" });
-    let two = json!({ "data": reference, "offsets": reference });
+    let two = json!({ "a": reference(BYTES), "b": reference(BYTES), "variant": "host" });
     let too_large = ("TENSOR_TOO_LARGE".to_owned(), "E_TOO_LARGE".to_owned());
     let person = node.person("first");
-    assert_eq!(person.refused("compute/sha256", &two), too_large);
+    assert_eq!(person.refused("compute/matmul", &two), too_large);
     assert_eq!(counts(), (5, 3));
-    person.ask("tensor/create", &create());
+    person.ask("tensor/create", &create(BYTES));
+}
+
+#[test]
+fn one_identity_that_has_all_room_for_copies_that_it_may_leaves_others_theirs() {
+    let store = Arc::<SlowStore>::default();
+    let node = node(&store, |settings| settings.referenced_wait = Duration::ZERO);
+    thread::scope(|scope| {
+        let _opens = OpenAtTheEnd(&store);
+        let first = node.person("first");
+        let holds = scope.spawn(move || first.try_ask("tensor/create", &create(BYTES)));
+        eventually("it has the room", LONG, || {
+            store.begun.load(Ordering::SeqCst) == 1
+        });
+        let second = node.person("second");
+        // A short one is copied beside it, and one that is not comes again later.
+        second.ask("tensor/create", &create(SHORT));
+        let refused = second.try_ask("tensor/create", &create(BYTES));
+        let refused = refused.expect_err("no room");
+        let busy = ("OVERLOADED".to_owned(), "E_BUSY".to_owned());
+        assert_eq!(codes(&refused), busy);
+        assert!(refused.retryable && refused.retry_after_ms.is_some());
+        second.ask("tensor/create", &create(SHORT));
+        store.open();
+        let made = holds.join().expect("it is answered");
+        made.expect("a tensor");
+        second.ask("tensor/create", &create(BYTES));
+    });
+}
+
+/// Over every element of the tensor at once, for longer than any request may take.
+fn endless(bytes: usize) -> Value {
+    let view = |rows: usize, columns: usize| json!({ "shape": [rows, columns], "strides": [0, 0] });
+    json!({
+        "a": reference(bytes), "b": reference(bytes), "variant": "host",
+        "a_view": view(4096, 1 << 20), "b_view": view(1 << 20, 4096),
+    })
+}
+
+#[test]
+fn a_request_that_computes_without_end_has_its_copies_as_long_as_its_time_on_the_gpu() {
+    let store = Arc::<SlowStore>::default();
+    store.open();
+    let node = node(&store, |settings| {
+        settings.gpu_time = deadline(Duration::from_secs(1));
+    });
+    let (first, second) = (node.person("first"), node.person("second"));
+    let timed_out = ("TIMEOUT".to_owned(), "E_GPU_TIMEOUT".to_owned());
+    // Its caller would wait for longer, and its worker does not look at being stopped.
+    assert_eq!(
+        first.refused("compute/matmul", &endless(BYTES / 2)),
+        timed_out
+    );
+    second.ask("tensor/create", &create(BYTES));
+}
+
+#[test]
+fn copies_are_taken_back_from_a_worker_that_keeps_their_descriptors() {
+    const TIMES: usize = 8;
+    let store = Arc::<SlowStore>::default();
+    store.open();
+    let node = node(&store, |_| {});
+    let person = node.person("taken over");
+    for count in 1..=TIMES {
+        let made = person.ask("tensor/create", &create(BYTES));
+        let last = json!({ "handle": made.value()["handle"], "rows": [BYTES / 4 - 1, BYTES / 4] });
+        let read = person.ask("tensor/read", &last);
+        assert_eq!(binary(&read, &read.value()["bytes"]), [7; 4]);
+        person.ask("tensor/drop", &json!({ "handle": last["handle"] }));
+        assert_eq!(store.kept().len(), count);
+        // By then there is room for another one.
+        let lengths = store.kept().iter().map(length).sum::<u64>();
+        assert_eq!(lengths, 0, "after {count}");
+    }
+}
+
+fn length(file: &File) -> u64 {
+    file.metadata().expect("a file").len()
 }

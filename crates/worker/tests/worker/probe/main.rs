@@ -94,7 +94,9 @@ static REPLIES: Mutex<Vec<(u64, Reply)>> = Mutex::new(Vec::new());
 
 fn take_calls(guest: &Guest, seen: &Inside) -> ! {
     loop {
-        let Incoming { message, call, .. } = guest.next();
+        let Incoming {
+            message, fds, call, ..
+        } = guest.next();
         match (message, call) {
             (ToWorker::Run { body, .. }, Some(call)) => {
                 let act: Act = body.read().expect("the test's own words");
@@ -117,6 +119,7 @@ fn take_calls(guest: &Guest, seen: &Inside) -> ! {
                     .expect("no thread panics with it")
                     .push((id, reply));
             }
+            (ToWorker::Tell { .. }, _) => tricks::keep(fds),
             _ => {}
         }
     }
@@ -168,6 +171,10 @@ fn perform(guest: &Guest, call: &GuestCall, act: Act, seen: &Inside) -> Option<O
         Act::Flood(count) => (0..count).for_each(|id| send_call(guest, call, id, "flood")),
         Act::Garbage(bytes) => tricks::send_raw(&bytes),
         Act::Inside => return say(&Said::Inside(seen.clone())),
+        Act::Kept => {
+            let (count, bytes) = tricks::kept();
+            return say(&Said::Text(format!("{count} of {bytes}")));
+        }
         Act::Log(lines, bytes) => {
             for _ in 0..lines {
                 let log = FromWorker::Log {

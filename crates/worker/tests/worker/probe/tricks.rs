@@ -1,7 +1,9 @@
 //! What no honest worker does.
 
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr;
+use std::sync::Mutex;
 
 use crate::act::Call;
 
@@ -14,6 +16,45 @@ pub(crate) fn open_descriptors() -> Vec<i32> {
     (0..64)
         .filter(|fd| unsafe { libc::fcntl(*fd, libc::F_GETFD) } >= 0)
         .collect()
+}
+
+/// What the host handed over, none of which is given back.
+static KEPT: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
+
+/// Keeps the descriptors, and a map of each.
+pub(crate) fn keep(fds: Vec<OwnedFd>) {
+    for fd in &fds {
+        // SAFETY: a new map at a place of the kernel's choice, which is not read and never unmapped.
+        unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                about(fd).0,
+                libc::PROT_READ,
+                libc::MAP_SHARED,
+                fd.as_raw_fd(),
+                0,
+            );
+        }
+    }
+    KEPT.lock().expect("no thread panics with it").extend(fds);
+}
+
+/// How many there are, and the memory behind them.
+pub(crate) fn kept() -> (usize, usize) {
+    let kept = KEPT.lock().expect("no thread panics with it");
+    (kept.len(), kept.iter().map(|fd| about(fd).1).sum())
+}
+
+/// Length of a file, and bytes of its pages.
+fn about(fd: &OwnedFd) -> (usize, usize) {
+    // SAFETY: all zeros are a valid value of these numbers, which the kernel overwrites.
+    let about = unsafe {
+        let mut about: libc::stat = std::mem::zeroed();
+        assert_eq!(libc::fstat(fd.as_raw_fd(), &raw mut about), 0);
+        about
+    };
+    let size = |number: i64| usize::try_from(number).expect("not below nothing");
+    (size(about.st_size), size(about.st_blocks) * 512)
 }
 
 pub(crate) fn allocate(bytes: u64) {

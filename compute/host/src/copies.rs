@@ -1,0 +1,397 @@
+//! Copies of stored tensors, and the room for them.
+//!
+//! Of all that there may be, three quarters are for copies of any length. One identity has at most half of all of it,
+//! and at least one tensor of the largest kind; a request that finds no room waits behind those that came before it.
+//! The last quarter is for small copies: an identity may have there a part of what is left, at once or not at all, so
+//! that a request with little to copy never waits for one with much.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{self, Write};
+use std::ops::Deref;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use alknet_core::limits::leaves_room;
+use alknet_worker::Revocable;
+use tokio::sync::Notify;
+
+use crate::compute::lock;
+use crate::error::{Error, Result};
+use crate::limits::{REFERENCED_BYTES_UNIT, TENSOR_BYTES_MAX};
+
+/// Bytes that a worker is handed for one request. They are taken back when this is dropped, and only then is there
+/// room for others.
+#[derive(Debug)]
+pub(crate) struct Copied {
+    // Dropped in this order.
+    memory: Revocable,
+    _claim: Option<Arc<Claim>>,
+}
+
+impl Copied {
+    /// A copy of a stored tensor.
+    pub(crate) fn stored(memory: Revocable, claim: &Arc<Claim>) -> Self {
+        let claim = Some(Arc::clone(claim));
+        Self {
+            memory,
+            _claim: claim,
+        }
+    }
+
+    /// Bytes of the request itself, which are counted where requests are.
+    pub(crate) fn of(bytes: &[u8]) -> io::Result<Self> {
+        let memory = Revocable::written(|memory| memory.write_all(bytes))?;
+        Ok(Self {
+            memory,
+            _claim: None,
+        })
+    }
+}
+
+impl Deref for Copied {
+    type Target = Revocable;
+
+    fn deref(&self) -> &Revocable {
+        &self.memory
+    }
+}
+
+/// The room of a node.
+#[derive(Debug)]
+pub(crate) struct Room {
+    /// Bytes of all copies.
+    most: usize,
+    /// Of these, bytes of copies of any length.
+    long: usize,
+    /// Of those, bytes of one identity.
+    each: usize,
+    counted: Mutex<Counted>,
+    /// A claim was given back, or a request stopped waiting.
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Counted {
+    long: Bytes,
+    short: Bytes,
+    /// In the order in which they came.
+    waiting: VecDeque<Waiting>,
+    /// The last number that one of these got.
+    number: u64,
+}
+
+/// Bytes of one of the two parts.
+#[derive(Debug, Default)]
+struct Bytes {
+    all: usize,
+    each: HashMap<Arc<str>, usize>,
+}
+
+#[derive(Clone, Debug)]
+struct Waiting {
+    number: u64,
+    identity: Arc<str>,
+    bytes: usize,
+}
+
+/// Which part of the room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Long,
+    Short,
+}
+
+impl Bytes {
+    fn of(&self, identity: &str) -> usize {
+        self.each.get(identity).copied().unwrap_or_default()
+    }
+
+    fn add(&mut self, identity: &Arc<str>, bytes: usize) {
+        self.all += bytes;
+        *self.each.entry(Arc::clone(identity)).or_default() += bytes;
+    }
+
+    fn take(&mut self, identity: &Arc<str>, bytes: usize) {
+        self.all -= bytes;
+        if let Some(own) = self.each.get_mut(identity) {
+            *own -= bytes;
+            if *own == 0 {
+                self.each.remove(identity);
+            }
+        }
+    }
+}
+
+impl Counted {
+    fn part(&mut self, part: Part) -> &mut Bytes {
+        match part {
+            Part::Long => &mut self.long,
+            Part::Short => &mut self.short,
+        }
+    }
+}
+
+impl Room {
+    /// For so many bytes of all copies.
+    pub(crate) fn new(most: u64) -> Self {
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        let long = most / 4 * 3;
+        let tensor = usize::try_from(TENSOR_BYTES_MAX).unwrap_or(usize::MAX);
+        Self {
+            most,
+            long,
+            each: (most / 2).max(tensor).min(long),
+            counted: Mutex::default(),
+            changed: Notify::new(),
+        }
+    }
+
+    /// Counts `bytes` for an identity until the claim is dropped. A request that finds no room waits, for `patience` at
+    /// most.
+    ///
+    /// # Errors
+    /// They are more than one identity may ever have, or others have the room for too long.
+    pub(crate) async fn claim(
+        self: &Arc<Self>,
+        identity: &str,
+        bytes: u64,
+        patience: Duration,
+    ) -> Result<Claim> {
+        let bytes = self.counted_as(bytes)?;
+        let identity = Arc::from(identity);
+        if let Some(claim) = self.take_short(&identity, bytes) {
+            return Ok(claim);
+        }
+        let place = self.queue(identity, bytes);
+        let served = tokio::time::timeout(patience, place.served()).await;
+        served.map_err(|_| {
+            let most = self.most;
+            Error::Overloaded(format!(
+                "others have the room for copies of stored tensors: {most} bytes"
+            ))
+        })
+    }
+
+    /// What so many bytes are counted as.
+    fn counted_as(&self, bytes: u64) -> Result<usize> {
+        let counted = bytes.checked_next_multiple_of(REFERENCED_BYTES_UNIT);
+        let counted = counted.and_then(|bytes| usize::try_from(bytes).ok());
+        counted.filter(|bytes| *bytes <= self.each).ok_or_else(|| {
+            let most = self.each;
+            Error::TooLarge(format!(
+                "the stored tensors that this request refers to have {bytes} bytes; {most} are the most"
+            ))
+        })
+    }
+
+    /// A claim on the last quarter, which leaves others their parts of it.
+    fn take_short(self: &Arc<Self>, identity: &Arc<str>, bytes: usize) -> Option<Claim> {
+        let mut counted = lock(&self.counted);
+        let own = counted.short.of(identity) + bytes;
+        let all = self.long + counted.short.all + bytes;
+        leaves_room(own, all, self.most)
+            .then(|| self.count(&mut counted, Part::Short, identity, bytes))
+    }
+
+    /// A claim on the rest, for a request that waits, where there is room and no other has to be served first.
+    fn take_long(self: &Arc<Self>, number: u64) -> Option<Claim> {
+        let mut counted = lock(&self.counted);
+        let at = (counted.waiting.iter()).position(|waiting| waiting.number == number)?;
+        let has_its_share =
+            |waiting: &Waiting| counted.long.of(&waiting.identity) + waiting.bytes > self.each;
+        // A request that waits for copies of its own identity to end keeps no other one waiting.
+        let is_next = counted.waiting.iter().take(at).all(has_its_share);
+        let Waiting {
+            identity, bytes, ..
+        } = counted.waiting[at].clone();
+        let fits = !has_its_share(&counted.waiting[at]) && counted.long.all + bytes <= self.long;
+        if !(is_next && fits) {
+            return None;
+        }
+        counted.waiting.remove(at);
+        Some(self.count(&mut counted, Part::Long, &identity, bytes))
+    }
+
+    fn count(
+        self: &Arc<Self>,
+        counted: &mut Counted,
+        part: Part,
+        identity: &Arc<str>,
+        bytes: usize,
+    ) -> Claim {
+        counted.part(part).add(identity, bytes);
+        Claim {
+            room: Arc::clone(self),
+            part,
+            identity: Arc::clone(identity),
+            bytes,
+        }
+    }
+
+    fn queue(self: &Arc<Self>, identity: Arc<str>, bytes: usize) -> Place {
+        let mut counted = lock(&self.counted);
+        counted.number += 1;
+        let number = counted.number;
+        counted.waiting.push_back(Waiting {
+            number,
+            identity,
+            bytes,
+        });
+        let room = Arc::clone(self);
+        Place { room, number }
+    }
+}
+
+/// Bytes that are counted.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    room: Arc<Room>,
+    part: Part,
+    identity: Arc<str>,
+    bytes: usize,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut counted = lock(&self.room.counted);
+        counted.part(self.part).take(&self.identity, self.bytes);
+        drop(counted);
+        self.room.changed.notify_waiters();
+    }
+}
+
+/// Place of a request that waits; dropping it gives it up.
+#[derive(Debug)]
+struct Place {
+    room: Arc<Room>,
+    number: u64,
+}
+
+impl Place {
+    async fn served(&self) -> Claim {
+        loop {
+            // Before the look, so that no change is missed.
+            let changed = self.room.changed.notified();
+            if let Some(claim) = self.room.take_long(self.number) {
+                return claim;
+            }
+            changed.await;
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut counted = lock(&self.room.counted);
+        (counted.waiting).retain(|waiting| waiting.number != self.number);
+        drop(counted);
+        // The next one may have its turn.
+        self.room.changed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::limits::{REFERENCED_BYTES_MIN, REFERENCED_WAIT};
+
+    const MIB: u64 = 1 << 20;
+
+    /// Of a machine with 512 MiB of memory.
+    fn small() -> Arc<Room> {
+        Arc::new(Room::new(REFERENCED_BYTES_MIN))
+    }
+
+    /// A claim that there is room for now.
+    fn now(room: &Arc<Room>, identity: &str, bytes: u64) -> Option<Claim> {
+        let claim = room.claim(identity, bytes, REFERENCED_WAIT);
+        claim
+            .now_or_never()
+            .map(|claim| claim.expect("not too large"))
+    }
+
+    #[tokio::test]
+    async fn an_identity_that_has_all_it_may_leaves_others_what_is_small() {
+        let room = small();
+        let eve = now(&room, "eve", TENSOR_BYTES_MAX).expect("one tensor");
+        assert!(now(&room, "eve", 4 * MIB).is_none());
+        for name in ["ada", "bob"] {
+            assert!(now(&room, name, MIB).is_some(), "{name}");
+        }
+        // That would be too large a part of the last quarter.
+        let refused = room.claim("ada", 4 * MIB, Duration::ZERO).await;
+        assert!(matches!(refused, Err(Error::Overloaded(_))), "{refused:?}");
+        drop(eve);
+        assert!(now(&room, "ada", TENSOR_BYTES_MAX).is_some());
+    }
+
+    #[tokio::test]
+    async fn one_identity_has_half_where_that_is_more_than_a_tensor() {
+        let room = Arc::new(Room::new(1 << 30));
+        let too_large = room.claim("eve", 513 * MIB, REFERENCED_WAIT).await;
+        assert!(matches!(too_large, Err(Error::TooLarge(_))));
+        let eve: Vec<_> = (0..4)
+            .map(|_| now(&room, "eve", TENSOR_BYTES_MAX).expect("room"))
+            .collect();
+        assert!(now(&room, "eve", TENSOR_BYTES_MAX).is_none());
+        assert!(now(&room, "ada", 2 * TENSOR_BYTES_MAX).is_some());
+        // The last quarter is for what is small, also of one that has its half.
+        assert!(now(&room, "eve", MIB).is_some());
+        drop(eve);
+    }
+
+    #[tokio::test]
+    async fn requests_that_wait_are_served_in_order_and_one_that_gave_up_is_skipped() {
+        let room = small();
+        let first = now(&room, "eve", TENSOR_BYTES_MAX).expect("room");
+        let mut waits = Box::pin(room.claim("ada", TENSOR_BYTES_MAX, REFERENCED_WAIT));
+        assert!(waits.as_mut().now_or_never().is_none());
+        drop(first);
+        // It would fit, and another request came before it.
+        let later = room.claim("eve", TENSOR_BYTES_MAX, REFERENCED_WAIT);
+        let mut later = Box::pin(later);
+        assert!(later.as_mut().now_or_never().is_none());
+        let claim = waits.await.expect("its turn");
+        let mut gives_up = Box::pin(room.claim("bob", TENSOR_BYTES_MAX, REFERENCED_WAIT));
+        assert!(gives_up.as_mut().now_or_never().is_none());
+        drop(gives_up);
+        drop(claim);
+        later.await.expect("no other waits");
+    }
+
+    #[tokio::test]
+    async fn a_request_that_waits_for_its_own_identity_keeps_no_other_waiting() {
+        let room = Arc::new(Room::new(1 << 30));
+        let eve: Vec<_> = (0..4)
+            .map(|_| now(&room, "eve", TENSOR_BYTES_MAX).expect("room"))
+            .collect();
+        let mut waits = Box::pin(room.claim("eve", TENSOR_BYTES_MAX, REFERENCED_WAIT));
+        assert!(waits.as_mut().now_or_never().is_none());
+        assert!(now(&room, "ada", TENSOR_BYTES_MAX).is_some());
+        drop(eve);
+        waits.await.expect("its turn");
+    }
+
+    #[tokio::test]
+    async fn what_is_dropped_leaves_nothing_behind() {
+        let room = small();
+        let claims = [("eve", TENSOR_BYTES_MAX), ("ada", MIB), ("bob", 1)];
+        let claims = claims.map(|(name, bytes)| now(&room, name, bytes).expect("room"));
+        drop(claims);
+        let counted = lock(&room.counted);
+        for bytes in [&counted.long, &counted.short] {
+            assert_eq!(bytes.all, 0);
+            assert!(bytes.each.is_empty());
+        }
+        assert!(counted.waiting.is_empty());
+    }
+
+    #[test]
+    fn a_tensor_of_the_largest_kind_fits_on_every_machine() {
+        let room = small();
+        assert_eq!(room.each as u64, TENSOR_BYTES_MAX);
+        assert!(room.long as u64 >= TENSOR_BYTES_MAX);
+    }
+}
