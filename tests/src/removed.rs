@@ -15,7 +15,7 @@ const AT_ONCE: Duration = Duration::from_secs(15);
 /// What such a peer has.
 #[derive(Debug)]
 pub struct Follower {
-    /// Anybody's connection: the address of the ticket is all that is asked for.
+    /// An unknown peer's connection: the address of the ticket is all that is asked for.
     reader: Raw,
     /// The address of a ticket that was not used.
     pub kept: String,
