@@ -316,12 +316,12 @@ mod tests {
     async fn an_identity_that_has_all_it_may_leaves_others_what_is_small() {
         let room = small();
         let eve = now(&room, "eve", TENSOR_BYTES_MAX).expect("one tensor");
-        assert!(now(&room, "eve", 4 * MIB).is_none());
+        assert!(now(&room, "eve", 5 * MIB).is_none());
         for name in ["ada", "bob"] {
             assert!(now(&room, name, MIB).is_some(), "{name}");
         }
-        // That would be too large a part of the last quarter.
-        let refused = room.claim("ada", 4 * MIB, Duration::ZERO).await;
+        // More than the tensor leaves of the three quarters, and too large a part of the last one.
+        let refused = room.claim("ada", 5 * MIB, Duration::ZERO).await;
         assert!(matches!(refused, Err(Error::Overloaded(_))), "{refused:?}");
         drop(eve);
         assert!(now(&room, "ada", TENSOR_BYTES_MAX).is_some());

@@ -92,7 +92,7 @@ mod tests {
         let mapped = mapped.expect("mapped");
         assert!(mapped.iter().all(|byte| *byte == 7));
         let pages = |file: &File| file.metadata().expect("a file").blocks() * 512;
-        assert_eq!(pages(&kept), BYTES as u64);
+        assert!(pages(&kept) >= BYTES as u64);
 
         drop(memory);
         assert_eq!(pages(&kept), 0);

@@ -195,7 +195,7 @@ fn a_request_that_computes_without_end_has_its_copies_as_long_as_its_time_on_the
     let store = Arc::<SlowStore>::default();
     store.open();
     let node = node(&store, |settings| {
-        settings.gpu_time = deadline(Duration::from_secs(1));
+        settings.gpu_time = deadline(Duration::from_secs(2));
     });
     let (first, second) = (node.person("first"), node.person("second"));
     let timed_out = ("TIMEOUT".to_owned(), "E_GPU_TIMEOUT".to_owned());

@@ -1,5 +1,7 @@
 //! The file: made, checked and opened.
 
+use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -100,7 +102,31 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
     if empty {
         create(&mut connection)?;
     }
+    // What a power cut left in the log is in force from now on.
+    empty_log(&connection)?;
     Ok(connection)
+}
+
+/// Moves what the log has into the file, and empties the log. Returns when both are on the disk.
+///
+/// SQLite ends a log at the first frame whose checksum is wrong, and reports no error: an attacker who damages one block of
+/// it after a power cut would undo every decision from there on, and a version that was taken back would run again.
+pub(super) fn empty_log(connection: &Connection) -> Result<(), StoreError> {
+    let checkpoint = "PRAGMA wal_checkpoint(TRUNCATE)";
+    let is_busy: bool = connection.query_row(checkpoint, [], |row| row.get(0))?;
+    if is_busy {
+        return Err(StoreError::Unusable("another process reads it".to_owned()));
+    }
+    let Some(path) = connection.path() else {
+        return Ok(());
+    };
+    // SQLite does not wait until the disk has the new length.
+    match File::open(format!("{path}-wal")).and_then(|log| log.sync_all()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(StoreError::Unusable(format!("its log: {error}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether there is nothing yet; an error for what is not ours.

@@ -197,6 +197,10 @@ impl Store {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let done = write(&transaction)?;
         transaction.commit()?;
+        // The decision is made and durable all the same; the next one tries again.
+        if let Err(error) = file::empty_log(&connection) {
+            tracing::error!("the log of the store of promoted operations is not emptied: {error}");
+        }
         Ok(done)
     }
 

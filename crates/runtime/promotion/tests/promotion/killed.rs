@@ -160,3 +160,36 @@ fn a_killed_writer_leaves_everything_whole() {
         done = found;
     }
 }
+
+/// The author of a version that was taken back has the machine: they cut the power right after the answer, and damage each
+/// block of the log in turn, which SQLite takes for the log's end.
+#[test]
+fn a_damaged_log_brings_no_version_back_that_was_taken_back() {
+    let folder = folder();
+    let file = folder.path().join("promotion.db");
+    let store = Store::open(&file).expect("a file");
+    for n in 1..=3 {
+        step(&store, n).expect("room");
+    }
+    let taken_back = store.heads().expect("it can be read");
+    let log = |of: &Path| of.with_file_name("promotion.db-wal");
+    let written = std::fs::read(log(&file)).expect("the log of an open file");
+    let blocks = written.len().div_ceil(4096);
+    for damaged in (0..blocks).map(Some).chain([None]) {
+        let other = self::folder();
+        let cut = other.path().join("promotion.db");
+        let mut written = written.clone();
+        if let Some(block) = damaged.and_then(|n| written.chunks_mut(4096).nth(n)) {
+            block.fill(0xa5);
+        }
+        std::fs::copy(&file, &cut).expect("the folder is ours");
+        std::fs::write(log(&cut), written).expect("the folder is ours");
+        let cut = Store::open(&cut).expect("a whole file");
+        assert_eq!(
+            cut.heads().expect("it can be read"),
+            taken_back,
+            "{damaged:?}"
+        );
+    }
+    assert_eq!(blocks, 0, "a decision that was answered is in the file");
+}

@@ -16,12 +16,9 @@ pub(super) fn answered(blob: Blob, fds: &[OwnedFd]) -> Result<Reply, OpError> {
     Ok(match answer {
         Answer::Json(value) => Reply::Json(value),
         Answer::Mixed(value, tail) => {
-            let sealed = tail.sealed(fds).map_err(|error| unsendable(&error))?;
-            let bytes = match sealed {
-                Some(sealed) => {
-                    let mapped = sealed.map().map_err(|error| unsendable(&error))?;
-                    Bytes::from_owner(mapped)
-                }
+            let mapped = tail.mapped(fds).map_err(|error| unsendable(&error))?;
+            let bytes = match mapped {
+                Some(mapped) => Bytes::from_owner(mapped),
                 None => tail
                     .read(fds, u64::MAX)
                     .map_err(|error| unsendable(&error))?
