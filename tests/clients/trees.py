@@ -152,7 +152,7 @@ class Handler(BaseHTTPRequestHandler):
             return {"tools": [{"name": "list", "inputSchema": schema}]}
         if method == "tools/call":
             count[what] += 1
-            full = what in armed
+            full = what == "answers" and what in armed
             return {"content": [], "structuredContent": json.loads(HERE) if full else {"few": True}}
         return None
 

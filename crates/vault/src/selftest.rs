@@ -78,8 +78,11 @@ mod tests {
 
     #[test]
     fn a_vector_that_differs_in_one_digit_fails() {
-        // The lines of this one end with words.
-        let suites = suites::ALL.iter().filter(|(name, ..)| *name != "bip39");
+        // The lines of these end with words.
+        let words = ["bip39", "ed25519-wycheproof"];
+        let suites = suites::ALL
+            .iter()
+            .filter(|(name, ..)| !words.contains(name));
         for (name, text, check) in suites {
             let mut lines = text.lines().filter(|line| !line.starts_with('#'));
             let line = lines.find(|line| line.ends_with(|c: char| c.is_ascii_hexdigit()));

@@ -213,7 +213,7 @@ fn copies_are_taken_back_from_a_worker_that_keeps_their_descriptors() {
     let store = Arc::<SlowStore>::default();
     store.open();
     let node = node(&store, |_| {});
-    let person = node.person("taken over");
+    let person = node.person("taken-over");
     for count in 1..=TIMES {
         let made = person.ask("tensor/create", &create(BYTES));
         let last = json!({ "handle": made.value()["handle"], "rows": [BYTES / 4 - 1, BYTES / 4] });

@@ -368,7 +368,7 @@ fn what_a_request_would_be_is_bounded_before_it_is_written() {
         ("query", "deepObject", json!({ (&long): list })),
         ("query", "pipeDelimited", list.clone()),
         ("cookie", "form", list.clone()),
-        ("header", "simple", json!([list])),
+        ("header", "simple", json!([list, list, list])),
         ("header", "simple", json!({ (&long): 1 })),
         ("path", "matrix", list.clone()),
         ("path", "label", json!({ (&long): list })),
