@@ -370,10 +370,10 @@ fn ruled(name: &str) -> OperationSpec {
 }
 
 /// Follows what there is on a stream of its own, takes the first event and no more.
-async fn watches(connection: &Connection) -> impl Sized {
+async fn watches(connection: &Connection, id: usize) -> impl Sized {
     let (mut send, mut recv) = wire::stream(connection).await.expect("it goes on");
     let payload = json!({ "operationId": "/services/watch", "input": {}, "window": 1 });
-    let event = json!({ "type": "call.requested", "id": "1", "payload": payload });
+    let event = json!({ "type": "call.requested", "id": id.to_string(), "payload": payload });
     let request = wire::frame(event.to_string().as_bytes());
     let sent = within(send.write_chunk(request.into())).await;
     sent.expect("it is taken");
@@ -420,13 +420,13 @@ async fn watchers_that_take_nothing_keep_no_old_operations() {
         }
         block_in_place(|| until_all_serve(&hub, peers.len(), "old/r0-"));
         let (_dialer, connection) = dial_over(Carriage::Quic, &hub, &eve).await;
-        let mut watching = vec![watches(&connection).await];
+        let mut watching = vec![watches(&connection, 0).await];
         // What the first import takes is paid for: from now on there is as much of everything as before.
         let before = memory(&hub, "VmRSS:");
         for n in 1..=ROUNDS {
             for peer in &peers {
                 peer.serves(serves(n));
-                watching.push(watches(&connection).await);
+                watching.push(watches(&connection, watching.len()).await);
             }
             block_in_place(|| until_all_serve(&hub, peers.len(), &format!("old/r{n}-")));
         }

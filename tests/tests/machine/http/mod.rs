@@ -48,8 +48,8 @@ fn a_booted_machine_serves_whoever_speaks_http() {
     let bench = Bench::set_up();
     let nic = Nic::user().forward(HTTP_PORT);
     let removed = Removed::new();
-    let document = format!("{DOCUMENT}{}", removed.entry());
-    let web = Web::boot(bench.machine(Boot::MicrovmErofs).nic(nic), &document);
+    let machine = bench.machine(Boot::MicrovmErofs).nic(nic);
+    let web = Web::boot(machine.config(removed.document(&bench)), DOCUMENT);
 
     files::a_large_file_is_not_read_before_it_is_sent(&web);
     // These wait for limits of up to a minute: everything up to their ends is served beside them.

@@ -1,12 +1,12 @@
 //! A peer of a booted machine that is removed, and the tickets that it was given before.
 
-use alknet_tests::Follower;
+use alknet_tests::{Bench, Follower};
 use alknet_tls::NodeKey;
 use tokio::runtime::Runtime;
 
 use super::Machine;
 
-/// A peer that may follow the log, of which the next configuration knows nothing.
+/// A second administrator, whom the next configuration does not name.
 pub(super) struct Removed {
     key: NodeKey,
 }
@@ -18,10 +18,12 @@ impl Removed {
         }
     }
 
-    /// Its entry in the configuration.
-    pub(super) fn entry(&self) -> String {
-        let key = self.key.public();
-        format!("[[peers]]\npeer_id = \"second\"\nkeys = [\"{key}\"]\nscopes = [\"admin\"]\n")
+    /// The document of a machine with this administrator beside the bench's: administrators alone may follow something.
+    pub(super) fn document(&self, bench: &Bench) -> String {
+        let (admin, second) = (bench.admin().identity(), self.key.public());
+        format!(
+            "[compute]\ngpu_seconds = 600\n[node]\nname = \"alknet\"\nadmin_keys = [\"{admin}\", \"{second}\"]\n"
+        )
     }
 
     /// It reads nothing more by its tickets, once `removal` has applied another configuration.
