@@ -295,7 +295,8 @@ async fn a_crowd_keeps_nobody_out(site: &Site<'_>, kinds: &[Silence]) {
     // Some are under way, within the limits; the others were ended for these. A few more are under way than the limit
     // says while many come at once: 68 of 64 were seen.
     let under_way = kinds.len().min(2) * HANDSHAKES_AT_ONCE;
-    site.counted(&before, many - under_way - under_way / 8).await;
+    site.counted(&before, many - under_way - under_way / 8)
+        .await;
     site.serves();
     crowd.disperse().await;
     site.serves();
