@@ -19,8 +19,10 @@ const COUNT_VARIABLE: &str = "ALKNET_SOAK";
 const SEED_VARIABLE: &str = "ALKNET_SEED";
 
 /// What a campaign is called, and what it does.
-const CAMPAIGNS: [(&str, Kind); 7] = [
+const CAMPAIGNS: [(&str, Kind); 8] = [
     ("counts", Kind::Tests(&COUNTS)),
+    // Most of the time is spent waiting, and no time is measured: it may run beside other work.
+    ("crowds", Kind::Tests(&["hostile_crowds"])),
     (
         "flood",
         Kind::Measured(&["flood_of_forged", "host_with_thousands"]),
@@ -29,9 +31,12 @@ const CAMPAIGNS: [(&str, Kind); 7] = [
     (
         "hostile",
         Kind::Measured(&[
-            "hostile_",
-            "every_case_ends_with_its_code",
             "a_node_answers_as_its_document",
+            "every_case_ends_with_its_code",
+            "hostile_frames",
+            "hostile_headers_end_in_errors",
+            "hostile_noise",
+            "hostile_scripts",
         ]),
     ),
     ("pipelines", Kind::Measured(&["pipelines_that"])),
@@ -87,7 +92,7 @@ const FIGURE: &str = "figure ";
 /// Arguments of `soak`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Campaign: counts, flood, fuzz, hostile, pipelines, power-cuts or times [default: all]
+    /// Campaign: counts, crowds, flood, fuzz, hostile, pipelines, power-cuts or times [default: all]
     name: Option<String>,
     /// Folder for the summaries, DATE-NAME.md [default: soak in the cache]
     #[arg(long, value_name = "DIR")]
