@@ -35,6 +35,8 @@ const UNREAD: usize = 24;
 const REQUESTS: usize = 400;
 /// Of what the node has for unread answers, one network of unknown peers has one in so many.
 const NETWORK_PART: f64 = 16.0;
+/// What each connection may leave unread beside that.
+const EACH_BYTES: f64 = (8 << 10) as f64;
 /// What others may leave unread meanwhile.
 const OTHERS_BYTES: f64 = (128 << 10) as f64;
 /// Between two looks at what waits.
@@ -176,7 +178,7 @@ fn answers_that_no_socket_reads_are_counted_together(web: &Machine, runtime: &Ru
         "figure unread by {UNREAD} WebSockets of unknown peers: {} KiB",
         waits as u64 >> 10
     );
-    let room = room + OTHERS_BYTES;
+    let room = room + UNREAD as f64 * EACH_BYTES + OTHERS_BYTES;
     assert!(waits <= room, "{waits} bytes wait where {room} may");
     drop((carriers, asking));
 }
