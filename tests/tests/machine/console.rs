@@ -68,9 +68,6 @@ fn a_machine_that_nobody_configured_is_given_everything_in_one_line() {
     assert_eq!(info["config"]["source"], "config.toml", "{info:#}");
 }
 
-/// How long the list of commands takes where nothing else is under way.
-const LISTED_WITHIN: Duration = Duration::from_secs(5);
-
 /// Opens the list of commands, whatever the console asks now: what a command wants to know is given up by Ctrl-C
 /// only, and new words are shown by the first key. A machine that changes its vault at this moment takes no key.
 pub(super) fn commands(vm: &Vm) {
@@ -78,7 +75,7 @@ pub(super) fn commands(vm: &Vm) {
         let mark = vm.console().mark();
         let sent = vm.console().send("\x03\r\x1bv");
         sent.unwrap_or_else(|error| panic!("{error}"));
-        vm.wait_for_after(mark, "factory-reset", LISTED_WITHIN).ok()
+        vm.wait_for_after(mark, "factory-reset", DONE_WITHIN).ok()
     });
 }
 
