@@ -56,8 +56,9 @@ pub(crate) fn close() -> io::Result<()> {
             let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
             mount(None::<&str>, DATA, None::<&str>, flags, None::<&str>)
         }
-        // Nothing is mounted there.
-        Err(Errno::EINVAL) => Ok(()),
+        // Nothing is mounted there. The kernel has the key all the same where the partition was decrypted and its file
+        // system is damaged.
+        Err(Errno::EINVAL) => return sealed::close(),
         other => other,
     };
     Ok(outcome?)

@@ -177,8 +177,9 @@ const OPEN: [&str; 4] = [
 
 /// What these make the node keep, once nothing changes any more: of a known peer, whose answers are 900 KiB each, and of
 /// an unknown one. Beside the answers that are counted the library for QUIC keeps what was sent to it and not
-/// acknowledged, up to 8 MiB and 256 KiB, and of an unknown peer's requests some 100 KiB with their packets.
-const THOUSAND_KNOWN_MAX: u64 = 16 << 20;
+/// acknowledged, up to 8 MiB and 256 KiB, a hub what its own peer sent and it did not pass on (22.7 MB in all were seen
+/// beside other tests), and of an unknown peer's requests some 100 KiB with their packets.
+const THOUSAND_KNOWN_MAX: u64 = 24 << 20;
 const THOUSAND_UNKNOWN_MAX: u64 = 3 << 19;
 
 /// By how much resident memory may change between two looks that see the same, and how many have to in a row.

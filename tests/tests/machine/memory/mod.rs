@@ -15,8 +15,7 @@ use serde_json::{Value, json};
 
 use super::vault::{VAULT_A_AT, VAULT_B_AT, asked, shown, type_line};
 pub(crate) use secrets::Opener;
-pub(crate) use secrets::VOLUME_KEY;
-use secrets::{IDENTITY, SEED, Secrets};
+use secrets::{IDENTITY, SEED, Secrets, VOLUME_KEY};
 
 /// Typed at the console.
 const PASSPHRASE: &str = "quagga vexes plumb jinx of nettle wharf dozy";

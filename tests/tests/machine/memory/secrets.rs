@@ -31,7 +31,7 @@ const MORE_BYTES: u64 = 1 << 20;
 const CAP_KIB: u32 = 1 << 20;
 
 /// The key of the data: the one that a locked machine still needs.
-pub(crate) const VOLUME_KEY: &str = "the volume key";
+pub(super) const VOLUME_KEY: &str = "the volume key";
 /// What TLS signs with: in the memory of any node that serves.
 pub(super) const IDENTITY: &str = "the node's key";
 /// What everything is derived from: in the page that PID 1 and the node share.
